@@ -1,0 +1,54 @@
+"""Pre-trained residual networks for TensorFlow and Keras 3, and transfer learning with them.
+
+The public names are imported on first use: ``import resfit`` loads neither TensorFlow nor Keras.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "load": "resfit.zoo",
+    "list_models": "resfit.zoo",
+    "describe": "resfit.zoo",
+    "summary": "resfit.summary",
+    "fit": "resfit.classifier",
+    "Classifier": "resfit.classifier",
+    "InputSpec": "resfit.preprocessing",
+    "ArchitectureSpec": "resfit.architecture.spec",
+    "ResfitError": "resfit.errors",
+    "pretrain": "resfit.transfer.pretrain",
+}
+_MODULES = ("applications",)
+
+__all__ = ["__version__", *_EXPORTS, *_MODULES]
+
+if TYPE_CHECKING:
+    from resfit import applications as applications
+    from resfit.architecture.spec import ArchitectureSpec as ArchitectureSpec
+    from resfit.classifier import Classifier as Classifier
+    from resfit.classifier import fit as fit
+    from resfit.errors import ResfitError as ResfitError
+    from resfit.preprocessing import InputSpec as InputSpec
+    from resfit.summary import summary as summary
+    from resfit.transfer.pretrain import pretrain as pretrain
+    from resfit.zoo import describe as describe
+    from resfit.zoo import list_models as list_models
+    from resfit.zoo import load as load
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"resfit.{name}")
+    if name in _EXPORTS:
+        value = getattr(importlib.import_module(_EXPORTS[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'resfit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,191 @@
+"""The few layers that Keras does not have. All are registered under the package name ``resfit``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+_register = keras.saving.register_keras_serializable(package="resfit")
+
+
+@_register
+class StandardizedConv2D(keras.layers.Conv2D):
+    """A convolution whose kernel has zero mean and unit variance for each output channel.
+
+    Weight standardisation (Qiao et al. 2019, arXiv:1903.10520), as BiT uses it (Kolesnikov et al. 2020).
+
+    Args:
+        filters: Output channels.
+        kernel_size: Side of the kernel in pixels.
+        standardization_epsilon: Added to the variance of the kernel.
+        **kwargs: As ``keras.layers.Conv2D`` takes them.
+    """
+
+    def __init__(self, filters: int, kernel_size: Any, standardization_epsilon: float = 1e-8, **kwargs: Any):
+        super().__init__(filters, kernel_size, **kwargs)
+        self.standardization_epsilon = standardization_epsilon
+
+    @property
+    def standardized_kernel(self) -> Any:
+        """The kernel that the convolution uses, shape ``(k, k, in, out)``."""
+        kernel = ops.cast(self.kernel, "float32")
+        mean, variance = ops.moments(kernel, axes=(0, 1, 2), keepdims=True)
+        scaled = (kernel - mean) * ops.rsqrt(variance + self.standardization_epsilon)
+        return ops.cast(scaled, self.compute_dtype)
+
+    def call(self, inputs: Any) -> Any:
+        """Convolves ``(batch, height, width, channels)`` with the standardised kernel."""
+        outputs = ops.conv(
+            inputs,
+            self.standardized_kernel,
+            strides=list(self.strides),
+            padding=self.padding,
+            dilation_rate=self.dilation_rate,
+            data_format=self.data_format,
+        )
+        return outputs if self.bias is None else outputs + ops.cast(self.bias, outputs.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        return {**super().get_config(), "standardization_epsilon": self.standardization_epsilon}
+
+
+@_register
+class BlurPool2D(keras.layers.Layer):
+    """Anti-aliased subsampling: a 3x3 binomial filter over reflected borders, then a stride.
+
+    Zhang 2019, arXiv:1904.11486.
+
+    Args:
+        stride: Stride in pixels.
+        **kwargs: As ``keras.layers.Layer`` takes them.
+    """
+
+    def __init__(self, stride: int = 2, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.stride = stride
+
+    def call(self, inputs: Any) -> Any:
+        """Filters ``(batch, height, width, channels)``."""
+        channels = inputs.shape[-1]
+        line = ops.array([0.25, 0.5, 0.25], dtype=self.compute_dtype)
+        kernel = ops.reshape(line[:, None] * line[None, :], (3, 3, 1, 1))
+        kernel = ops.tile(kernel, (1, 1, channels, 1))
+        padded = ops.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+        return ops.depthwise_conv(
+            padded, kernel, strides=self.stride, padding="valid", data_format="channels_last"
+        )
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
+        """Returns the shape after the stride."""
+        batch, height, width, channels = input_shape
+        return (batch, _ceil(height, self.stride), _ceil(width, self.stride), channels)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        return {**super().get_config(), "stride": self.stride}
+
+
+@_register
+class LowestPadding2D(keras.layers.Layer):
+    """Pads both sides with the lowest number of the dtype, so that a max pooling never picks the border.
+
+    Args:
+        padding: Pixels on each side.
+        **kwargs: As ``keras.layers.Layer`` takes them.
+    """
+
+    def __init__(self, padding: int = 1, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.padding = padding
+
+    def call(self, inputs: Any) -> Any:
+        """Pads ``(batch, height, width, channels)``."""
+        lowest = -65504.0 if self.compute_dtype == "float16" else -3e38
+        width = (self.padding, self.padding)
+        return ops.pad(inputs, ((0, 0), width, width, (0, 0)), constant_values=lowest)
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
+        """Returns the padded shape."""
+        batch, height, width, channels = input_shape
+        more = 2 * self.padding
+        return (batch, height and height + more, width and width + more, channels)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        return {**super().get_config(), "padding": self.padding}
+
+
+@_register
+class PaddedShortcut(keras.layers.Layer):
+    """The parameter-free shortcut (type A): every n-th pixel, and new channels of zeros on both sides.
+
+    He et al. 2015, arXiv:1512.03385, section 3.3.
+
+    Args:
+        channels: Output channels, at least the input's.
+        stride: Stride in pixels.
+        **kwargs: As ``keras.layers.Layer`` takes them.
+    """
+
+    def __init__(self, channels: int, stride: int = 1, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.channels = channels
+        self.stride = stride
+
+    def call(self, inputs: Any) -> Any:
+        """Subsamples and pads ``(batch, height, width, channels)``."""
+        missing = self.channels - inputs.shape[-1]
+        sampled = inputs[:, :: self.stride, :: self.stride, :]
+        return ops.pad(sampled, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
+        """Returns the shape with the new channels."""
+        batch, height, width, _ = input_shape
+        return (batch, _ceil(height, self.stride), _ceil(width, self.stride), self.channels)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        return {**super().get_config(), "channels": self.channels, "stride": self.stride}
+
+
+@_register
+class StochasticDepth(keras.layers.Layer):
+    """Drops the whole residual branch of an image in training.
+
+    Huang et al. 2016, arXiv:1603.09382. The branches that stay are scaled up by ``1 / (1 - rate)``.
+
+    Args:
+        rate: Share of images whose branch is dropped, in [0, 1).
+        seed: Seed of the random choice.
+        **kwargs: As ``keras.layers.Layer`` takes them.
+    """
+
+    def __init__(self, rate: float, seed: int | None = None, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.rate = rate
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Drops images of ``(batch, height, width, channels)`` if ``training``."""
+        if not training or self.rate == 0:
+            return inputs
+        shape = (ops.shape(inputs)[0], 1, 1, 1)
+        draw = keras.random.uniform(shape, dtype=inputs.dtype, seed=self.seed_generator)
+        kept = ops.cast(draw >= self.rate, inputs.dtype)
+        return inputs * kept / (1.0 - self.rate)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Returns the shape unchanged."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        return {**super().get_config(), "rate": self.rate, "seed": self.seed}
+
+
+def _ceil(length: int | None, stride: int) -> int | None:
+    return None if length is None else -(-length // stride)

@@ -1,0 +1,188 @@
+"""ArchitectureSpec: everything there is to say about one residual network, as data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from resfit.errors import ArgumentError
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "block": ("basic", "bottleneck"),
+    "stem_pool": ("max", "none", "conv", "avg", "blur"),
+    "stem_pool_padding": ("zero", "lowest", "same"),
+    "stride_in_stage": ("first", "last"),
+    "stride_in_block": ("first", "spatial"),
+    "shortcut": ("projection", "avgpool", "pad"),
+    "norm": ("batch", "group", "none"),
+    "conv_bias": ("none", "all", "unnormalized"),
+    "padding": ("symmetric", "same"),
+    "attention": (None, "se", "eca"),
+    "antialias": (None, "blur", "avg"),
+    "output_stride": (8, 16, 32),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class StemConv:
+    """One convolution of the stem.
+
+    Attributes:
+        width: Output channels.
+        kernel: Side of the kernel in pixels.
+        stride: Stride in pixels.
+    """
+
+    width: int
+    kernel: int
+    stride: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ArchitectureSpec:
+    """One residual network, whatever library it was first written in.
+
+    All widths are written out stage by stage, so that a spec can be read off the shapes of a checkpoint.
+
+    Attributes:
+        depths: Number of blocks in each stage.
+        widths: Output channels of each stage.
+        inner_widths: Channels of the 3x3 convolutions inside the blocks of each stage.
+        block: ``"basic"`` (two 3x3) or ``"bottleneck"`` (1x1, 3x3, 1x1).
+        preactivation: Norm and activation come before the convolutions (v2), and once more at the end.
+        reduce_widths: Channels of a block's first convolution where they are not ``inner_widths`` (SENet-154).
+        groups: Groups of the 3x3 convolution in a bottleneck (cardinality).
+        stem: The convolutions of the stem, in order.
+        stem_pool: What follows them: max pooling (3x3, stride 2), nothing, a stride-2 3x3 convolution with norm
+            (RS), average pooling (2x2), or max pooling of stride 1 with blur pooling.
+        stem_pool_padding: Padding of the max pooling: zeros, the lowest value, or TensorFlow's SAME.
+        stage_strides: Stride of each stage.
+        stride_in_stage: Block of the stage that carries the stride.
+        stride_in_block: Convolution of a bottleneck that carries it: the first 1x1 (v1) or the 3x3 (v1.5).
+        shortcut: Of a block that changes shape: a strided 1x1 projection; average pooling, then a 1x1 projection
+            (D); or subsampling and zero channels without parameters (type A).
+        shortcut_kernel: Side of the projection's kernel.
+        norm: Normalisation after (v1) or before (v2) the convolutions. ``"none"`` where batch norm was folded away.
+        norm_groups: Groups of a group norm.
+        norm_epsilon: Added to the variance.
+        norm_momentum: Momentum of the moving statistics, Keras' meaning (share of the old value kept).
+        activation: Keras name of the activation.
+        conv_bias: Which convolutions have a bias: none, all, or those that no norm follows.
+        padding: ``"symmetric"`` pads both sides alike, ``"same"`` as TensorFlow does.
+        weight_standardization: Convolution kernels are standardised on the fly (BiT).
+        weight_standardization_epsilon: Added to the variance of the kernel.
+        attention: Channel attention at the end of a block's residual branch.
+        attention_sizes: For each stage, the width of squeeze-excite's reduction or ECA's kernel size.
+        antialias: Blur or average pooling that carries the stride in place of the 3x3 convolution.
+        zero_init_last: The last gamma of each block starts at zero, so that a new network starts as identities.
+        drop_path_rate: Stochastic depth at the last block; earlier blocks get a linear share of it.
+        output_stride: Stride of the last feature map; under 32, dilation takes the place of strides.
+        in_channels: Input channels.
+        classes: Outputs of the classifier.
+        input_size: Height and width in pixels that the network is meant for.
+    """
+
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    inner_widths: tuple[int, ...]
+    block: Literal["basic", "bottleneck"] = "bottleneck"
+    preactivation: bool = False
+    reduce_widths: tuple[int, ...] | None = None
+    groups: int = 1
+    stem: tuple[StemConv, ...] = (StemConv(64, 7, 2),)
+    stem_pool: Literal["max", "none", "conv", "avg", "blur"] = "max"
+    stem_pool_padding: Literal["zero", "lowest", "same"] = "lowest"
+    stage_strides: tuple[int, ...] = (1, 2, 2, 2)
+    stride_in_stage: Literal["first", "last"] = "first"
+    stride_in_block: Literal["first", "spatial"] = "spatial"
+    shortcut: Literal["projection", "avgpool", "pad"] = "projection"
+    shortcut_kernel: int = 1
+    norm: Literal["batch", "group", "none"] = "batch"
+    norm_groups: int = 32
+    norm_epsilon: float = 1e-5
+    norm_momentum: float = 0.9
+    activation: str = "relu"
+    conv_bias: Literal["none", "all", "unnormalized"] = "none"
+    padding: Literal["symmetric", "same"] = "symmetric"
+    weight_standardization: bool = False
+    weight_standardization_epsilon: float = 1e-8
+    attention: Literal["se", "eca"] | None = None
+    attention_sizes: tuple[int, ...] | None = None
+    antialias: Literal["blur", "avg"] | None = None
+    zero_init_last: bool = False
+    drop_path_rate: float = 0.0
+    output_stride: int = 32
+    in_channels: int = 3
+    classes: int = 1000
+    input_size: tuple[int, int] = (224, 224)
+
+    def __post_init__(self) -> None:
+        """Checks that the fields fit together.
+
+        Raises:
+            ArgumentError: A field is outside its choices, or two fields contradict each other.
+        """
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise ArgumentError(f"{field} must be one of {choices}. Received: {getattr(self, field)!r}.")
+        stages = len(self.depths)
+        if stages < 1:
+            raise ArgumentError("depths must name at least one stage. Received: ().")
+        for field in ("widths", "inner_widths", "reduce_widths", "stage_strides", "attention_sizes"):
+            values = getattr(self, field)
+            if values is not None and len(values) != stages:
+                raise ArgumentError(
+                    f"{field} must have one value for each of the {stages} stages. Received: {values!r}."
+                )
+        counts = (*self.depths, *self.widths, *self.inner_widths, self.groups, self.in_channels, self.classes)
+        if min(counts) < 1:
+            raise ArgumentError(f"depths, widths, groups, channels and classes must be at least 1: {self!r}.")
+        if not self.stem:
+            raise ArgumentError("stem must have at least one convolution. Received: ().")
+        if (self.attention is None) != (self.attention_sizes is None):
+            raise ArgumentError(
+                "attention and attention_sizes go together. "
+                f"Received: {self.attention!r} and {self.attention_sizes!r}."
+            )
+        for width in self.inner_widths:
+            if width % self.groups:
+                raise ArgumentError(f"inner_widths must divide by groups={self.groups}. Received: {width}.")
+        if self.block == "basic" and self.groups != 1:
+            raise ArgumentError(f"groups need block='bottleneck'. Received: groups={self.groups}.")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ArgumentError(f"drop_path_rate must lie in [0, 1). Received: {self.drop_path_rate!r}.")
+
+    @property
+    def feature_width(self) -> int:
+        """Channels of the last feature map, which is also the length of the pooled feature vector."""
+        return self.widths[-1]
+
+    @property
+    def block_convolutions(self) -> int:
+        """Convolutions on the residual branch of one block."""
+        return 2 if self.block == "basic" else 3
+
+    def replace(self, **changes: Any) -> ArchitectureSpec:
+        """Returns a copy with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON-ready values."""
+        fields = dataclasses.asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> ArchitectureSpec:
+        """Restores what :meth:`to_dict` returned.
+
+        Raises:
+            ArgumentError: A field is unknown or the fields contradict each other.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(fields) - known)
+        if unknown:
+            raise ArgumentError(f"architecture has unknown fields: {', '.join(unknown)}.")
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        values["stem"] = tuple(StemConv(**conv) for conv in values["stem"])
+        return cls(**values)

@@ -1,0 +1,1 @@
+"""Weights from any source, as arrays under one canonical naming."""

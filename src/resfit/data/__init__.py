@@ -1,0 +1,1 @@
+"""How images come in: folders and tables, decoding, splits."""

@@ -1,0 +1,1 @@
+"""How a forward pass is run: one file a runtime, all with the same call."""

@@ -1,0 +1,73 @@
+"""Writing files so that a kill at any moment leaves the old one or the new one, never a half."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+@contextlib.contextmanager
+def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path beside ``target`` that replaces it on a clean exit.
+
+    For libraries that insist on opening the file themselves. The suffix of the target is kept.
+
+    Args:
+        target: The file to be written. Its folder is made if it is missing.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", suffix=target.suffix, dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_open(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Yields a binary file whose content replaces ``target`` on a clean exit."""
+    with atomic_path(target) as temporary, open(temporary, "wb") as file:
+        yield file
+        file.flush()
+
+
+def write_text(target: str | os.PathLike[str], text: str) -> None:
+    """Writes text atomically as UTF-8."""
+    with atomic_open(target) as file:
+        file.write(text.encode("utf-8"))
+
+
+def write_json(target: str | os.PathLike[str], value: Any) -> None:
+    """Writes a value atomically as indented JSON."""
+    write_text(target, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _umask() -> int:
+    current = os.umask(0o022)
+    os.umask(current)
+    return current

@@ -1,0 +1,189 @@
+"""What a network expects as its input, as data that travels with the weights.
+
+An :class:`InputSpec` says how an image becomes the array that the network was trained on: how it is resized and
+cropped, the order of its channels, and how its values are scaled. The same spec is applied as numpy
+(:meth:`InputSpec.normalize`) and inside a Keras model (:mod:`resfit.architecture.network`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from resfit.errors import ArgumentError
+
+ChannelOrder = Literal["rgb", "bgr"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box"]
+ResizeMode = Literal["shorter", "squash", "none"]
+
+_CHOICES = {
+    "channel_order": ("rgb", "bgr"),
+    "interpolation": ("nearest", "bilinear", "bicubic", "lanczos", "box"),
+    "resize_mode": ("shorter", "squash", "none"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+    """The input contract of a network.
+
+    The network sees ``(x * scale - mean) / std``, channel by channel, of an image ``x`` with values 0..255 whose
+    channels stand in ``channel_order``.
+
+    Attributes:
+        size: Height and width in pixels of the image that the published accuracy was measured on.
+        channels: Number of input channels.
+        channel_order: Order in which the network takes the colours; images are always handed over as RGB.
+        scale: Factor on the raw values 0..255.
+        mean: Subtracted after scaling, one value a channel, in the network's channel order.
+        std: Divided by after that, one value a channel, in the network's channel order.
+        interpolation: How an image is resized.
+        resize_mode: ``"shorter"`` scales the shorter side to ``size / crop_fraction`` and cuts the centre out;
+            ``"squash"`` resizes to ``size`` whatever the aspect ratio; ``"none"`` leaves the image as it is.
+        crop_fraction: Share of the resized image that the centre crop keeps, in (0, 1].
+    """
+
+    size: tuple[int, int] = (224, 224)
+    channels: int = 3
+    channel_order: ChannelOrder = "rgb"
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    interpolation: Interpolation = "bilinear"
+    resize_mode: ResizeMode = "shorter"
+    crop_fraction: float = 0.875
+
+    # What Keras asks of an `input_spec` on a model, so that this contract can stand there: images of any size.
+    dtype: ClassVar[None] = None
+    shape: ClassVar[None] = None
+    ndim: ClassVar[int] = 4
+    max_ndim: ClassVar[None] = None
+    min_ndim: ClassVar[None] = None
+    allow_last_axis_squeeze: ClassVar[bool] = False
+    name: ClassVar[None] = None
+    optional: ClassVar[bool] = False
+
+    @property
+    def axes(self) -> dict[int, int]:
+        """The length of the channel axis, as Keras' own InputSpec states it."""
+        return {-1: self.channels}
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+            ArgumentError: A field is outside its range.
+        """
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise ArgumentError(f"{field} must be one of {choices}. Received: {getattr(self, field)!r}.")
+        for field in ("mean", "std"):
+            values = getattr(self, field)
+            if len(values) != self.channels:
+                raise ArgumentError(
+                    f"{field} must have one value for each of the {self.channels} channels. Received: {values!r}."
+                )
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ArgumentError(f"size must be (height, width), both at least 1. Received: {self.size!r}.")
+        if not 0 < self.crop_fraction <= 1:
+            raise ArgumentError(f"crop_fraction must lie in (0, 1]. Received: {self.crop_fraction!r}.")
+        if min(self.std) <= 0 or self.scale <= 0:
+            raise ArgumentError(f"scale and std must be positive. Received: {self.scale!r}, {self.std!r}.")
+        if self.channel_order == "bgr" and self.channels != 3:
+            raise ArgumentError(f"channel_order 'bgr' needs 3 channels. Received: channels={self.channels}.")
+
+    @property
+    def multiplier(self) -> tuple[float, ...]:
+        """Per channel, what a raw value is multiplied by, in the network's channel order."""
+        return tuple(float(np.float32(self.scale / std)) for std in self.std)
+
+    @property
+    def offset(self) -> tuple[float, ...]:
+        """Per channel, what is added after the multiplication, in the network's channel order."""
+        return tuple(float(np.float32(-mean / std)) for mean, std in zip(self.mean, self.std, strict=True))
+
+    @property
+    def scales_nothing(self) -> bool:
+        """Whether values pass as they are; the channel order may differ."""
+        return all(m == 1.0 for m in self.multiplier) and not any(self.offset)
+
+    @property
+    def resize_size(self) -> tuple[int, int]:
+        """Height and width of the box that the image is resized to before the centre crop, in pixels."""
+        if self.resize_mode != "shorter":
+            return self.size
+        return (int(np.floor(self.size[0] / self.crop_fraction)), int(np.floor(self.size[1] / self.crop_fraction)))
+
+    def normalize(self, images: Any) -> np.ndarray:
+        """Brings images to the values that the network was trained on.
+
+        Args:
+            images: Array of shape ``(..., height, width, channels)``, RGB, values 0..255, any dtype. Not changed.
+
+        Returns:
+            A new float32 array of the same shape.
+
+        Raises:
+            ArgumentError: The last axis is not the number of channels.
+        """
+        source = np.asarray(images)
+        if source.ndim < 3 or source.shape[-1] != self.channels:
+            raise ArgumentError(
+                f"images must have shape (..., height, width, {self.channels}). Received: shape={source.shape}."
+            )
+        values = source.astype(np.float32, copy=True)
+        if self.channel_order == "bgr":
+            values = values[..., ::-1].copy()
+        values *= np.asarray(self.multiplier, np.float32)
+        values += np.asarray(self.offset, np.float32)
+        return values
+
+    def with_channels(self, channels: int) -> InputSpec:
+        """Returns the contract for another number of input channels.
+
+        The statistics of the new channels are the mean over the old ones, as their filters are.
+
+        Args:
+            channels: Number of input channels, at least 1.
+        """
+        if channels == self.channels:
+            return self
+        mean = (float(np.mean(self.mean)),) * channels
+        std = (float(np.mean(self.std)),) * channels
+        return dataclasses.replace(self, channels=channels, channel_order="rgb", mean=mean, std=std)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON-ready values."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> InputSpec:
+        """Restores what :meth:`to_dict` returned.
+
+        Raises:
+            ArgumentError: A field is unknown or out of range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(fields) - known)
+        if unknown:
+            raise ArgumentError(f"input contract has unknown fields: {', '.join(unknown)}.")
+        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()})
+
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+#: keras.applications' "caffe" mode: BGR, ImageNet means subtracted, not scaled (its ResNet v1).
+CAFFE = InputSpec(channel_order="bgr", mean=(103.939, 116.779, 123.68), interpolation="bilinear")
+#: keras.applications' "tf" mode: values -1..1 (its ResNet v2).
+TF = InputSpec(scale=1 / 127.5, mean=(1.0, 1.0, 1.0))
+#: keras.applications' "torch" mode, and torchvision's and timm's usual one: ImageNet mean and deviation.
+TORCH = InputSpec(scale=1 / 255, mean=_IMAGENET_MEAN, std=_IMAGENET_STD)
+#: Values 0..1, as TensorFlow Hub's image modules take them.
+UNIT = InputSpec(scale=1 / 255)

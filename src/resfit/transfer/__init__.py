@@ -1,0 +1,1 @@
+"""From a frozen network and images to a trained classifier: features, heads, pre-training."""
