@@ -115,7 +115,10 @@ class InputSpec:
         """Height and width of the box that the image is resized to before the centre crop, in pixels."""
         if self.resize_mode != "shorter":
             return self.size
-        return (int(np.floor(self.size[0] / self.crop_fraction)), int(np.floor(self.size[1] / self.crop_fraction)))
+        return (
+            int(np.floor(self.size[0] / self.crop_fraction)),
+            int(np.floor(self.size[1] / self.crop_fraction)),
+        )
 
     def normalize(self, images: Any) -> np.ndarray:
         """Brings images to the values that the network was trained on.

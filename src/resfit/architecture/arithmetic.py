@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import math
 
 from resfit.architecture.plan import BlockPlan, stage_names
 from resfit.architecture.plan import blocks as planned_blocks
@@ -21,7 +21,8 @@ class LayerCount:
         shape: Height, width and channels that leave it (``(classes,)`` of the classifier).
         parameters: All weights, moving statistics of a batch norm included.
         trainable: Weights that learn.
-        macs: Multiplications and additions of convolutions and the classifier, for one image.
+        macs: Multiply-accumulates of convolutions and the classifier, for one image.
+        norm_operations: Operations of normalising values or kernels, for one image.
     """
 
     name: str
@@ -31,6 +32,7 @@ class LayerCount:
     parameters: int
     trainable: int
     macs: int
+    norm_operations: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +89,12 @@ class Arithmetic:
 
     @property
     def norm_operations(self) -> int:
-        """Operations of the norms, two for each value; timm's published GMACs include them."""
-        return sum(2 * _volume(layer.shape) for layer in self.layers if layer.kind == "norm")
+        """Operations of normalising, by the convention of timm's published GMACs, which include them.
+
+        Two for each value of a batch norm in inference, five of a group norm, and four for each weight of a
+        standardised kernel.
+        """
+        return sum(layer.norm_operations for layer in self.layers)
 
 
 def count(
@@ -201,7 +207,9 @@ class _Counter:
             self._conv(name, plan.reduce_width, 1, stride=plan.stride if early else 1)
         elif number == 2:
             stride = 1 if spec.stride_in_block == "first" else spatial
-            self._conv(name, plan.inner_width, 3, stride=stride, dilation=plan.first_dilation, groups=spec.groups)
+            self._conv(
+                name, plan.inner_width, 3, stride=stride, dilation=plan.first_dilation, groups=spec.groups
+            )
         else:
             self._conv(name, plan.width, 1, normalized=normalized)
         if normalized:
@@ -259,20 +267,38 @@ class _Counter:
         self.channels = width
         shape = (self.height, self.width, width)
         parameters = weights + width * biased
-        self._add(f"{name}_conv", "conv", shape, parameters, parameters, weights * self.height * self.width)
+        macs, standardizing = weights * self.height * self.width, 4 * weights * spec.weight_standardization
+        self._add(f"{name}_conv", "conv", shape, parameters, parameters, macs, standardizing)
 
     def _norm(self, name: str) -> None:
         if self.spec.norm == "none":
             return
-        suffix, statistics = ("bn", 2) if self.spec.norm == "batch" else ("gn", 0)
+        suffix, statistics, each = ("bn", 2, 2) if self.spec.norm == "batch" else ("gn", 0, 5)
         shape = (self.height, self.width, self.channels)
         learned = 2 * self.channels
-        self._add(f"{name}_{suffix}", "norm", shape, learned + statistics * self.channels, learned, 0)
+        self._add(
+            f"{name}_{suffix}",
+            "norm",
+            shape,
+            learned + statistics * self.channels,
+            learned,
+            0,
+            each * math.prod(shape),
+        )
 
     def _add(
-        self, name: str, kind: str, shape: Iterable[int], parameters: int, trainable: int, macs: int
+        self,
+        name: str,
+        kind: str,
+        shape: tuple[int, ...],
+        parameters: int,
+        trainable: int,
+        macs: int,
+        norm_operations: int = 0,
     ) -> None:
-        self.layers.append(LayerCount(name, self.stage, kind, tuple(shape), parameters, trainable, macs))
+        self.layers.append(
+            LayerCount(name, self.stage, kind, shape, parameters, trainable, macs, norm_operations)
+        )
 
     def _move(self, extent: int, stride: int) -> None:
         self.field += (extent - 1) * self.stride
@@ -281,10 +307,3 @@ class _Counter:
 
     def _close_stage(self) -> None:
         self.shapes[self.stage] = ((self.height, self.width, self.channels), self.stride)
-
-
-def _volume(shape: tuple[int, ...]) -> int:
-    product = 1
-    for length in shape:
-        product *= length
-    return product

@@ -116,7 +116,9 @@ def stem(x: Any, spec: ArchitectureSpec) -> tuple[Any, Any]:
     elif spec.stem_pool in ("max", "blur"):
         stride = 2 if spec.stem_pool == "max" else 1
         padding = "same"
-        if spec.stem_pool_padding == "zero" or (_is_never_negative(spec) and spec.stem_pool_padding == "lowest"):
+        if spec.stem_pool_padding == "zero" or (
+            _is_never_negative(spec) and spec.stem_pool_padding == "lowest"
+        ):
             # after a ReLU no value lies under zero, so that padding with zeros is padding with the lowest
             x = layers.ZeroPadding2D(1, name="pool1_pad")(x)
             padding = "valid"
@@ -225,9 +227,7 @@ def _branch_convolution(x: Any, spec: ArchitectureSpec, plan: BlockPlan, number:
         width = plan.inner_width if number == 1 else plan.width
         stride = plan.stride if number == 1 and not spec.antialias else 1
         dilation = plan.first_dilation if number == 1 else plan.dilation
-        return convolution(
-            x, spec, name, width, 3, stride=stride, dilation=dilation, normalized=normalized
-        )
+        return convolution(x, spec, name, width, 3, stride=stride, dilation=dilation, normalized=normalized)
     early = spec.stride_in_block == "first"
     if number == 1:
         return convolution(x, spec, name, plan.reduce_width, 1, stride=plan.stride if early else 1)

@@ -92,6 +92,10 @@ def _by_depth(depth: int, **more: Any) -> ArchitectureSpec:
     return _basic(_BASIC[depth], **more) if depth in _BASIC else _bottleneck(_BOTTLENECK[depth], **more)
 
 
+def _preactivated(depth: int, **more: Any) -> ArchitectureSpec:
+    return _by_depth(depth, preactivation=True, project_first=depth in _BOTTLENECK, **more)
+
+
 def squeeze_sizes(widths: tuple[int, ...], ratio: float = 1 / 16) -> tuple[int, ...]:
     """Returns the reduced width of squeeze-excite for each stage: ``ratio`` of it, in multiples of 8.
 
@@ -144,6 +148,7 @@ def _preactivation_rows() -> list[CatalogRow]:
         keras_v2 = _by_depth(
             depth,
             preactivation=True,
+            project_first=True,
             stride_in_stage="last",
             stage_strides=(2, 2, 2, 1),
             conv_bias="unnormalized",
@@ -151,19 +156,20 @@ def _preactivation_rows() -> list[CatalogRow]:
         )
         rows.append(CatalogRow(f"resnet{depth}v2", "v2 (keras)", keras_v2, RESNET_V2))
     for depth in (10, 14, 18, 26, 34, 50, 101, 152):
-        rows.append(CatalogRow(f"resnetv2_{depth}", "v2", _by_depth(depth, preactivation=True), RESNET_V2))
+        rows.append(CatalogRow(f"resnetv2_{depth}", "v2", _preactivated(depth), RESNET_V2))
     for depth in (18, 34, 50, 101, 152):
-        spec = _by_depth(depth, preactivation=True, **_VARIANT["d"])
+        spec = _preactivated(depth, **_VARIANT["d"])
         rows.append(CatalogRow(f"resnetv2_{depth}d", "v2-d", spec, RESNET_V2))
-    tiered = _by_depth(50, preactivation=True, **_VARIANT["t"])
+    tiered = _preactivated(50, **_VARIANT["t"])
     rows.append(CatalogRow("resnetv2_50t", "v2-t", tiered, RESNET_V2))
-    grouped = _by_depth(50, preactivation=True, norm="group", **_VARIANT["d"])
+    grouped = _preactivated(50, norm="group", **_VARIANT["d"])
     rows.append(CatalogRow("resnetv2_50d_gn", "v2-d", grouped, RESNET_V2))
     for depth, factor in ((50, 1), (50, 3), (101, 1), (101, 3), (152, 2), (152, 4)):
         bit = _bottleneck(
             _BOTTLENECK[depth],
             tuple(factor * plane for plane in _PLANES),
             preactivation=True,
+            project_first=True,
             stem=(StemConv(64 * factor, 7, 2),),
             stem_pool_padding="zero",
             norm="group",
@@ -292,14 +298,6 @@ def _small_rows() -> list[CatalogRow]:
         input_size=(64, 64),
     )
     rows.append(CatalogRow("resnet10_tiny", "small images", tiny, RESNET))
-    test = _basic(
-        (1, 1, 1, 1),
-        (32, 48, 48, 96),
-        stem=(StemConv(16, 3, 2), StemConv(16, 3, 1), StemConv(32, 3, 1)),
-        shortcut="avgpool",
-        input_size=(160, 160),
-    )
-    rows.append(CatalogRow("test_resnet", "small images", test, RESNET_D))
     return rows
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 from keras import layers, ops
 
 from resfit.architecture import blocks
+from resfit.architecture.plan import BlockPlan, stage_names
 from resfit.architecture.plan import blocks as planned_blocks
-from resfit.architecture.plan import stage_names
 from resfit.architecture.spec import ArchitectureSpec
 from resfit.errors import ArgumentError, closest
 from resfit.preprocessing import InputSpec
@@ -110,7 +112,8 @@ def build(
         outputs = x
 
     inputs = images if input_tensor is None else keras.utils.get_source_inputs(input_tensor)
-    model = keras.Model(inputs, outputs, name=name)
+    with deep_graph(planned):
+        model = keras.Model(inputs, outputs, name=name)
     return attach(model, spec, input_spec)
 
 
@@ -148,3 +151,17 @@ def attach(model: keras.Model, spec: ArchitectureSpec, input_spec: InputSpec | N
         model.input_spec = input_spec
     return model
 
+
+@contextlib.contextmanager
+def deep_graph(planned: Sequence[BlockPlan]) -> Iterator[None]:
+    """Lets Keras walk the graph of a network of a thousand layers, which it does by recursion.
+
+    Args:
+        planned: The blocks of the network.
+    """
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, 1000 + 20 * len(planned)))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)

@@ -63,6 +63,7 @@ class ArchitectureSpec:
         shortcut: Of a block that changes shape: a strided 1x1 projection; average pooling, then a 1x1 projection
             (D); or subsampling and zero channels without parameters (type A).
         shortcut_kernel: Side of the projection's kernel.
+        project_first: The first block of each stage has a projection even where it changes no shape.
         norm: Normalisation after (v1) or before (v2) the convolutions. ``"none"`` where batch norm was folded away.
         norm_groups: Groups of a group norm.
         norm_epsilon: Added to the variance.
@@ -98,6 +99,7 @@ class ArchitectureSpec:
     stride_in_block: Literal["first", "spatial"] = "spatial"
     shortcut: Literal["projection", "avgpool", "pad"] = "projection"
     shortcut_kernel: int = 1
+    project_first: bool = False
     norm: Literal["batch", "group", "none"] = "batch"
     norm_groups: int = 32
     norm_epsilon: float = 1e-5

@@ -1,0 +1,187 @@
+"""Images decoded once, to one memory-mapped array of bytes: what training from scratch reads in every epoch."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from resfit.cache import cache_root
+from resfit.errors import DataError, ImageError
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+_LARGEST_FILE = 64 * 2**20
+_LARGEST_SIDE = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelStore:
+    """Decoded images of one size.
+
+    Attributes:
+        images: uint8 array ``(n, size, size, 3)``, memory-mapped.
+        labels: int64 array ``(n,)``, indices into ``classes``.
+        classes: Names of the classes, sorted.
+        skipped: Pairs of a name and the reason why it could not be read.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def open_store(source: str | os.PathLike[str], size: int, *, folder: Path | None = None) -> PixelStore:
+    """Opens the decoded images of a source, and decodes them first if nobody has.
+
+    Args:
+        source: A folder of class folders, or a tar archive of one. The class of an image is the folder that holds
+            it. An archive is read as a stream; nothing of it is written but pixels.
+        size: Height and width of the stored images in pixels; others are resized to it, whatever their ratio.
+        folder: Where stores are kept. Default: ``pixels`` in the cache.
+
+    Returns:
+        The store; memory-mapped, so that opening it costs nothing.
+
+    Raises:
+        DataError: The source does not exist, is no archive, or holds no readable image.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise DataError(
+            f"source must be a folder or a tar archive. Received: {str(source)!r}, which does not exist."
+        )
+    root = (folder or cache_root() / "pixels") / _key(source, size)
+    if not (root / "store.json").is_file():
+        _write(source, size, root)
+    facts = json.loads((root / "store.json").read_text("utf-8"))
+    return PixelStore(
+        images=np.load(root / "images.npy", mmap_mode="r"),
+        labels=np.load(root / "labels.npy"),
+        classes=tuple(facts["classes"]),
+        skipped=tuple((name, reason) for name, reason in facts["skipped"]),
+    )
+
+
+def _key(source: Path, size: int) -> str:
+    digest = hashlib.sha256(f"pixels-1:{size}".encode())
+    files = sorted(_files(source)) if source.is_dir() else [source]
+    for path in files:
+        stat = path.stat()
+        name = path.relative_to(source).as_posix() if source.is_dir() else path.name
+        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:24]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent, name)
+            if path.suffix.lower() in _SUFFIXES and path.is_file():
+                yield path
+
+
+def _encoded(source: Path) -> Iterator[tuple[str, str, bytes]]:
+    """Yields class, name and bytes of every image file."""
+    if source.is_dir():
+        for path in sorted(_files(source)):
+            name = path.relative_to(source).as_posix()
+            yield path.parent.name, name, path.read_bytes() if path.stat().st_size <= _LARGEST_FILE else b""
+        return
+    try:
+        with tarfile.open(source, "r|*") as archive:
+            for member in archive:
+                name = PurePosixPath(member.name)
+                if not member.isfile() or name.suffix.lower() not in _SUFFIXES or name.name.startswith("."):
+                    continue
+                stream = archive.extractfile(member) if member.size <= _LARGEST_FILE else None
+                yield name.parent.name, member.name, stream.read() if stream else b""
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"{source.name} must be a complete tar archive. Received: {error}.") from error
+
+
+def _decode(data: bytes, size: int) -> np.ndarray:
+    from PIL import Image
+
+    if not data:
+        raise ImageError("empty or too large")
+    try:
+        with Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF"]) as image:
+            if max(image.size) > _LARGEST_SIDE:
+                raise ImageError(f"{image.size[0]}x{image.size[1]} pixels are too many")
+            image.draft("RGB", (size, size))
+            colour = image.convert("RGB")
+            if colour.size != (size, size):
+                colour = colour.resize((size, size), Image.Resampling.BICUBIC)
+            return np.asarray(colour)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(f"not a readable image ({type(error).__name__})") from error
+
+
+def _write(source: Path, size: int, root: Path) -> None:
+    """Decodes everything beside the final place and moves it there when it is whole."""
+    from numpy.lib.format import write_array_header_2_0
+
+    root.parent.mkdir(parents=True, exist_ok=True)
+    names: list[str] = []
+    skipped: list[tuple[str, str]] = []
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as temporary:
+        work = Path(temporary)
+        with (
+            open(work / "pixels", "wb") as pixels,
+            concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+        ):
+            for window in _windows(_encoded(source), 512):
+                futures = [pool.submit(_decode, data, size) for _, _, data in window]
+                for (label, name, _), future in zip(window, futures, strict=True):
+                    try:
+                        pixels.write(future.result().tobytes())
+                        names.append(label)
+                    except ImageError as error:
+                        skipped.append((name, str(error)))
+        if not names:
+            raise DataError(f"{source.name} must hold readable images in class folders. Received: none.")
+        classes = sorted(set(names))
+        index = {name: number for number, name in enumerate(classes)}
+        done = work / "done"
+        done.mkdir()
+        with open(done / "images.npy", "wb") as target, open(work / "pixels", "rb") as pixels:
+            shape = (len(names), size, size, 3)
+            write_array_header_2_0(target, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            while chunk := pixels.read(2**24):
+                target.write(chunk)
+            target.flush()
+            os.fsync(target.fileno())
+        np.save(done / "labels.npy", np.array([index[name] for name in names], np.int64))
+        facts = {"classes": classes, "skipped": skipped, "size": size}
+        (done / "store.json").write_text(json.dumps(facts), "utf-8")
+        try:
+            os.replace(done, root)
+        except OSError:
+            if not (root / "store.json").is_file():  # another process was first, or the place is not ours
+                raise
+
+
+def _windows(items: Iterator[tuple[str, str, bytes]], length: int) -> Iterator[list[tuple[str, str, bytes]]]:
+    window: list[tuple[str, str, bytes]] = []
+    for item in items:
+        window.append(item)
+        if len(window) == length:
+            yield window
+            window = []
+    if window:
+        yield window

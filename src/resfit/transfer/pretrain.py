@@ -1,0 +1,670 @@
+"""Training a residual network from scratch on a folder or archive of images.
+
+Every image is decoded once, to a memory-mapped store of bytes. A run can be killed at any moment; the same command
+goes on at the last checkpoint, with the batches, the learning rates and the random crops that an undisturbed run
+would have had from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+import platform
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resfit.architecture import catalog
+from resfit.architecture.spec import ArchitectureSpec
+from resfit.data.pixel_store import PixelStore, open_store
+from resfit.errors import ArgumentError, DataError, ResfitError
+from resfit.files import atomic_path, write_json, write_text
+from resfit.preprocessing import TORCH, InputSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that decides the result of a run.
+
+    Attributes:
+        model: Name of the catalog.
+        size: Height and width of the images that validation sees, in pixels.
+        sizes: Pairs ``(progress, pixels)``: from which share of the run the training crops have which size.
+        epochs: Passes over the training images.
+        minutes: Length of the run in minutes of training time; where set, the schedule follows the clock, not the
+            epochs, and ends when the time is up.
+        batch_size: Images a step.
+        learning_rate: Peak of the schedule.
+        warmup: Share of the run in which the rate rises from zero.
+        schedule: ``"cosine"`` or ``"one_cycle"`` (a rise over 30 %, a fall to a thousandth).
+        momentum: Of the Nesterov steps.
+        weight_decay: On kernels alone.
+        label_smoothing: Share of the target spread over all classes.
+        ema_decay: Of the moving average of the weights, which is what the run returns.
+        crop_scale: Share of the area that a training crop has at least.
+        precision: ``"float32"``, or ``"mixed_bfloat16"`` with norms, logits and loss in float32.
+        seed: Of weights, order and crops.
+    """
+
+    model: str = "resnet10_tiny"
+    size: int = 64
+    sizes: tuple[tuple[float, int], ...] = ()
+    epochs: int = 30
+    minutes: float | None = None
+    batch_size: int = 128
+    learning_rate: float = 0.2
+    warmup: float = 0.05
+    schedule: str = "cosine"
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    label_smoothing: float = 0.1
+    ema_decay: float = 0.999
+    crop_scale: float = 0.35
+    precision: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            ArgumentError: A setting is outside its range.
+        """
+        if self.schedule not in ("cosine", "one_cycle"):
+            raise ArgumentError(f"schedule must be 'cosine' or 'one_cycle'. Received: {self.schedule!r}.")
+        if self.precision not in ("float32", "mixed_bfloat16"):
+            raise ArgumentError(
+                f"precision must be 'float32' or 'mixed_bfloat16'. Received: {self.precision!r}."
+            )
+        if min(self.epochs, self.batch_size, self.size) < 1 or self.learning_rate <= 0:
+            raise ArgumentError(
+                f"epochs, batch_size, size and learning_rate must be positive. Received: {self}."
+            )
+        if not 0 < self.crop_scale <= 1 or not 0 <= self.label_smoothing < 1 or not 0 <= self.ema_decay < 1:
+            raise ArgumentError(
+                "crop_scale must lie in (0, 1], label_smoothing and ema_decay in [0, 1). "
+                f"Received: {self.crop_scale}, {self.label_smoothing}, {self.ema_decay}."
+            )
+
+    def image_size(self, progress: float) -> int:
+        """Returns the side of the training crops in pixels at a share of the run."""
+        size = self.size
+        for start, pixels in sorted(self.sizes):
+            if progress >= start:
+                size = pixels
+        return size
+
+    def rate(self, progress: float) -> float:
+        """Returns the learning rate at a share of the run."""
+        rise = 0.3 if self.schedule == "one_cycle" else self.warmup
+        floor = 1e-3 if self.schedule == "one_cycle" else 0.0
+        if progress < rise:
+            share = progress / rise
+            return self.learning_rate * (
+                share if self.schedule == "cosine" else 0.5 - 0.5 * math.cos(math.pi * share)
+            )
+        share = min(1.0, (progress - rise) / (1 - rise))
+        return self.learning_rate * (floor + (1 - floor) * (0.5 + 0.5 * math.cos(math.pi * share)))
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainResult:
+    """What a run came to.
+
+    Attributes:
+        output: Its folder, with ``model.safetensors``, ``config.json`` and ``log.csv``.
+        steps: Optimiser steps.
+        epochs: Passes over the images, begun ones included.
+        seconds: Training time, interruptions excluded.
+        top1: Share of validation images whose class is the first guess, None without validation.
+        top5: The same for the first five.
+        loss: Mean cross-entropy on the validation images.
+    """
+
+    output: Path
+    steps: int
+    epochs: int
+    seconds: float
+    top1: float | None
+    top5: float | None
+    loss: float | None
+
+
+def pretrain(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    validation: str | os.PathLike[str] | None = None,
+    settings: Settings | None = None,
+    checkpoint_minutes: float = 3.0,
+    tensorboard: bool = True,
+    stop: Callable[[int], bool] | None = None,
+) -> PretrainResult:
+    """Trains a network from scratch, or goes on with a run that was interrupted.
+
+    The weights that are kept and validated are the moving average over the steps. Validation images choose
+    nothing: the result is the last state, whatever they say.
+
+    Args:
+        source: Folder of class folders, or a tar archive of one.
+        output: Folder of the run. A run that is found there with the same settings goes on.
+        validation: Folder or archive with the same classes; read after each epoch.
+        settings: What decides the result.
+        checkpoint_minutes: Longest time between two checkpoints.
+        tensorboard: Whether to write TensorBoard's files beside the CSV.
+        stop: Called after each step with its number; the run ends early, resumable, where it returns True.
+
+    Returns:
+        The result of the finished run, or of the point at which ``stop`` ended it.
+
+    Raises:
+        DataError: The sources have no images, or their classes differ.
+        ResfitError: The folder holds a run with other settings.
+
+    Example:
+        >>> pretrain("images/", "run/", settings=Settings(epochs=5))  # doctest: +SKIP
+    """
+    settings = settings or Settings()
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    store = open_store(source, settings.size)
+    held_out = open_store(validation, settings.size) if validation is not None else None
+    if held_out is not None and not set(held_out.classes) <= set(store.classes):
+        foreign = sorted(set(held_out.classes) - set(store.classes))
+        raise DataError(f"validation must have the training classes. Received, besides them: {foreign[:5]}.")
+    _remember(output, settings, store)
+    trainer = _Trainer(settings, store)
+    log = _Log(output, tensorboard)
+    if trainer.restore(output):
+        log.cut(trainer.epoch)
+        _say(f"resumed at step {trainer.step}, epoch {trainer.epoch + 1}")
+    result = _run(trainer, log, output, held_out, checkpoint_minutes, stop)
+    if trainer.finished:
+        facts = {"top1": result.top1, "top5": result.top5, "loss": result.loss, "steps": result.steps}
+        trainer.write_weights(output / "model.safetensors", facts)
+    return result
+
+
+def _run(
+    trainer: _Trainer,
+    log: _Log,
+    output: Path,
+    held_out: PixelStore | None,
+    checkpoint_minutes: float,
+    stop: Callable[[int], bool] | None,
+) -> PretrainResult:
+    scores: dict[str, float] = {}
+    saved = time.monotonic()
+    stopped = False
+    while not trainer.finished and not stopped:
+        for report in trainer.epoch_steps():
+            log.progress(trainer, report)
+            if stop is not None and stop(trainer.step):
+                stopped = True
+                break
+            if time.monotonic() - saved > checkpoint_minutes * 60:
+                trainer.save(output)
+                saved = time.monotonic()
+        else:
+            row = trainer.close_epoch()
+            if held_out is not None:
+                scores = trainer.validate(held_out)
+            log.write({**row, **scores})
+            trainer.save(output)
+            saved = time.monotonic()
+    if held_out is not None and not scores and not stopped:
+        scores = trainer.validate(held_out)
+    return PretrainResult(
+        output=output,
+        steps=trainer.step,
+        epochs=trainer.epoch,
+        seconds=trainer.seconds,
+        top1=scores.get("val_top1"),
+        top5=scores.get("val_top5"),
+        loss=scores.get("val_loss"),
+    )
+
+
+class _Trainer:
+    """The state of a run: network, average, optimiser, and where in the images it stands."""
+
+    def __init__(self, settings: Settings, store: PixelStore):
+        import keras
+        import tensorflow as tf
+
+        from resfit.architecture.network import build
+
+        self.settings, self.store = settings, store
+        self.step, self.epoch, self.position, self.seconds = 0, 0, 0, 0.0
+        self._sums = np.zeros(3)
+        self._epoch_seconds, self._last_size = 0.0, settings.size
+        keras.utils.set_random_seed(settings.seed)
+        self.spec = spec_of(settings, len(store.classes))
+        policy = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(settings.precision)
+        try:
+            self.model = build(
+                self.spec, classifier_activation=None, input_shape=(None, None, 3), name=settings.model
+            )
+        finally:
+            keras.config.set_dtype_policy(policy)
+        self.average = [tf.Variable(v.numpy(), trainable=False) for v in self.model.variables]
+        self.velocity = [tf.Variable(tf.zeros_like(v.value)) for v in self.model.trainable_variables]
+        self._step_functions: dict[int, Any] = {}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in a pass; the rest of the images waits for the next order."""
+        return max(1, len(self.store) // self.settings.batch_size)
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, in [0, 1]."""
+        if self.settings.minutes is not None:
+            return min(1.0, self.seconds / (60 * self.settings.minutes))
+        return min(1.0, self.step / (self.settings.epochs * self.steps_per_epoch))
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.progress >= 1.0 and self.position == 0
+
+    def epoch_steps(self) -> Iterator[dict[str, float]]:
+        """Trains from where the run stands to the end of the epoch, a step at a time."""
+        order = np.random.default_rng([self.settings.seed, self.epoch]).permutation(len(self.store))
+        first, size = self.position, min(self.settings.batch_size, len(self.store))
+
+        def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for index in range(first, self.steps_per_epoch):
+                rows = np.sort(order[index * size : (index + 1) * size])
+                yield self.store.images[rows], self.store.labels[rows]
+
+        with _ahead(batches(), 4) as ready:
+            for images, labels in ready:
+                started = time.perf_counter()
+                progress = self.progress
+                if progress >= 1.0:  # the time is up inside an epoch
+                    break
+                side = self._last_size = self.settings.image_size(progress)
+                rate = self.settings.rate(progress)
+                loss, hits = self._train_step(side)(images, labels, np.float32(rate), self.step)
+                self._sums += (float(loss) * len(labels), float(hits), len(labels))
+                self.step += 1
+                self.position += 1
+                elapsed = time.perf_counter() - started
+                self.seconds += elapsed
+                self._epoch_seconds += elapsed
+                yield {"loss": self._sums[0] / self._sums[2], "accuracy": self._sums[1] / self._sums[2]}
+
+    def close_epoch(self) -> dict[str, Any]:
+        """Ends the epoch and returns its row of the log."""
+        count = max(self._sums[2], 1.0)
+        self.epoch += 1
+        row = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "size": self._last_size,
+            "learning_rate": round(self.settings.rate(self.progress), 6),
+            "train_loss": round(self._sums[0] / count, 5),
+            "train_top1": round(self._sums[1] / count, 5),
+            "images_per_second": round(count / max(self._epoch_seconds, 1e-9), 1),
+            "seconds": round(self.seconds, 1),
+        }
+        self.position, self._epoch_seconds = 0, 0.0
+        self._sums = np.zeros(3)
+        return row
+
+    def _train_step(self, side: int) -> Any:
+        if side not in self._step_functions:
+            self._step_functions[side] = self._make_step(side)
+        return self._step_functions[side]
+
+    def _make_step(self, side: int) -> Any:
+        import tensorflow as tf
+
+        settings, model, classes = self.settings, self.model, self.spec.classes
+        learned = model.trainable_variables
+        pairs = list(zip(self.average, model.variables, strict=True))
+        smoothing = settings.label_smoothing
+
+        @tf.function(reduce_retracing=True)
+        def step(images: Any, labels: Any, rate: Any, number: Any) -> Any:
+            crops = augment(images, side, settings.crop_scale, tf.stack([settings.seed, number]))
+            targets = tf.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
+            with tf.GradientTape() as tape:
+                logits = tf.cast(model(crops, training=True), tf.float32)
+                loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
+            gradients = tape.gradient(loss, [v.value for v in learned])
+            for variable, gradient, velocity in zip(learned, gradients, self.velocity, strict=True):
+                if decays(variable):
+                    gradient += settings.weight_decay * variable.value
+                velocity.assign(settings.momentum * velocity + gradient)
+                variable.value.assign_sub(rate * (gradient + settings.momentum * velocity))
+            done = tf.cast(number, tf.float32)
+            keep = tf.minimum(settings.ema_decay, (1 + done) / (10 + done))
+            for mean, variable in pairs:
+                mean.assign(keep * mean + (1 - keep) * variable.value)
+            hits = tf.reduce_sum(tf.cast(tf.equal(tf.argmax(logits, 1), labels), tf.float32))
+            return loss, hits
+
+        return lambda images, labels, rate, number: step(
+            tf.constant(images), tf.constant(labels), tf.constant(rate), tf.constant(number, tf.int32)
+        )
+
+    def validate(self, held_out: PixelStore) -> dict[str, float]:
+        """Measures the averaged weights on whole images of the full size."""
+        import tensorflow as tf
+
+        position = {name: index for index, name in enumerate(self.store.classes)}
+        translate = np.array([position[name] for name in held_out.classes])
+        with self._averaged():
+
+            @tf.function(reduce_retracing=True)
+            def logits_of(images: Any) -> Any:
+                return tf.cast(
+                    self.model(normalized(tf.cast(images, tf.float32)), training=False), tf.float32
+                )
+
+            loss = top1 = top5 = 0.0
+            for start in range(0, len(held_out), 250):
+                labels = translate[held_out.labels[start : start + 250]]
+                logits = logits_of(tf.constant(held_out.images[start : start + 250])).numpy()
+                shifted = logits - logits.max(axis=1, keepdims=True)
+                logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+                own = logits[np.arange(len(labels)), labels]
+                rank = (logits > own[:, None]).sum(axis=1)
+                loss -= float(logs[np.arange(len(labels)), labels].sum())
+                top1 += float((rank < 1).sum())
+                top5 += float((rank < 5).sum())
+        count = len(held_out)
+        return {
+            "val_loss": round(loss / count, 5),
+            "val_top1": round(top1 / count, 5),
+            "val_top5": round(top5 / count, 5),
+        }
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Puts the moving average into the network for a while."""
+        own = [v.numpy() for v in self.model.variables]
+        for variable, mean in zip(self.model.variables, self.average, strict=True):
+            variable.assign(mean)
+        try:
+            yield
+        finally:
+            for variable, value in zip(self.model.variables, own, strict=True):
+                variable.assign(value)
+
+    def _arrays(self) -> dict[str, Any]:
+        groups = {"weight": self.model.variables, "average": self.average, "velocity": self.velocity}
+        return {f"{name}/{i}": v for name, group in groups.items() for i, v in enumerate(group)}
+
+    def save(self, output: Path) -> None:
+        """Writes a checkpoint; the one before it stays until the new one is whole."""
+        state = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "position": self.position,
+            "seconds": self.seconds,
+            "epoch_seconds": self._epoch_seconds,
+            "sums": self._sums.tolist(),
+        }
+        newest = output / "checkpoint.npz"
+        if newest.exists():
+            os.replace(newest, output / "checkpoint-before.npz")
+        with atomic_path(newest) as temporary:
+            np.savez(
+                temporary,
+                state=np.array(json.dumps(state)),
+                **{k: v.numpy() for k, v in self._arrays().items()},
+            )
+
+    def restore(self, output: Path) -> bool:
+        """Goes back to the newest checkpoint that can be read. Returns whether there was one."""
+        for name in ("checkpoint.npz", "checkpoint-before.npz"):
+            try:
+                with np.load(output / name, allow_pickle=False) as saved:
+                    arrays = {key: saved[key] for key in saved.files}
+            except (OSError, ValueError, EOFError):
+                continue
+            state = json.loads(str(arrays.pop("state")))
+            for key, variable in self._arrays().items():
+                variable.assign(arrays[key])
+            self.step, self.epoch, self.position = state["step"], state["epoch"], state["position"]
+            self.seconds, self._epoch_seconds = state["seconds"], state["epoch_seconds"]
+            self._sums = np.array(state["sums"])
+            return True
+        return False
+
+    def write_weights(self, path: Path, scores: dict[str, Any]) -> None:
+        """Writes the averaged weights in float16 with the facts that belong to them."""
+        from safetensors.numpy import save
+
+        arrays = {
+            variable.path: mean.numpy().astype(np.float16)
+            for variable, mean in zip(self.model.variables, self.average, strict=True)
+        }
+        metadata = {
+            "format": "resfit-1",
+            "architecture": json.dumps(self.spec.to_dict()),
+            "input_spec": json.dumps(input_contract(self.settings).to_dict()),
+            "classes": json.dumps(self.store.classes),
+            "scores": json.dumps(scores),
+        }
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(save(arrays, metadata))
+
+
+def spec_of(settings: Settings, classes: int) -> ArchitectureSpec:
+    """Returns the network of a run: the catalog's, with as many outputs as there are classes."""
+    return catalog.get(settings.model).spec.replace(classes=classes)
+
+
+def input_contract(settings: Settings) -> InputSpec:
+    """Returns the contract of a run's network: ImageNet's mean and deviation, whole images squashed to its size."""
+    return dataclasses.replace(
+        TORCH,
+        size=(settings.size, settings.size),
+        resize_mode="squash",
+        interpolation="bicubic",
+        crop_fraction=1.0,
+    )
+
+
+def decays(variable: Any) -> bool:
+    """Whether weight decay applies: to kernels, not to norms and biases."""
+    return variable.path.endswith("kernel")
+
+
+def normalized(images: Any) -> Any:
+    """Applies the input contract of :func:`input_contract` to float images 0..255 as a TensorFlow graph."""
+    return images * np.array(TORCH.multiplier, np.float32) + np.array(TORCH.offset, np.float32)
+
+
+def augment(images: Any, side: int, smallest: float, seed: Any) -> Any:
+    """Cuts a random rectangle out of each image, flips half of them, resizes and normalises.
+
+    The random-resized crop of Szegedy et al. 2014 (arXiv:1409.4842): area uniform in ``[smallest, 1]``, ratio of the
+    sides log-uniform in [3/4, 4/3].
+
+    Args:
+        images: uint8 tensor ``(batch, height, width, 3)``, RGB.
+        side: Height and width of the crops in pixels.
+        smallest: Least share of the area.
+        seed: Tensor of two integers; equal seeds give equal crops.
+
+    Returns:
+        float32 tensor ``(batch, side, side, 3)``, normalised.
+    """
+    import tensorflow as tf
+
+    count = tf.shape(images)[0]
+    draw = tf.random.stateless_uniform((5, count), seed)
+    area = smallest + (1 - smallest) * draw[0]
+    ratio = tf.exp((2 * draw[1] - 1) * math.log(4 / 3))
+    height = tf.minimum(tf.sqrt(area / ratio), 1.0)
+    width = tf.minimum(tf.sqrt(area * ratio), 1.0)
+    top, left = draw[2] * (1 - height), draw[3] * (1 - width)
+    right = left + width
+    flip = draw[4] < 0.5
+    start, end = tf.where(flip, right, left), tf.where(flip, left, right)
+    boxes = tf.stack([top, start, top + height, end], axis=1)
+    crops = tf.image.crop_and_resize(images, boxes, tf.range(count), (side, side))
+    return normalized(crops)
+
+
+@contextlib.contextmanager
+def _ahead(items: Iterator[Any], depth: int) -> Iterator[Iterator[Any]]:
+    """Runs an iterator in a thread of its own, at most ``depth`` items ahead."""
+    line: queue.Queue[Any] = queue.Queue(depth)
+    closed = threading.Event()
+    end = object()
+
+    def fill() -> None:
+        last: Any = end
+        try:
+            for item in items:
+                while not closed.is_set():
+                    try:
+                        line.put(item, timeout=0.1)
+                        break
+                    except queue.Full:
+                        continue
+                if closed.is_set():
+                    return
+        except BaseException as error:
+            last = error
+        while not closed.is_set():
+            try:
+                line.put(last, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def drain() -> Iterator[Any]:
+        while (item := line.get()) is not end:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    thread = threading.Thread(target=fill, daemon=True)
+    thread.start()
+    try:
+        yield drain()
+    finally:
+        closed.set()
+        thread.join()
+
+
+class _Log:
+    """A row for each epoch in ``log.csv`` and TensorBoard, a bar on a terminal, a line elsewhere."""
+
+    def __init__(self, output: Path, tensorboard: bool):
+        self.path = output / "log.csv"
+        self.started = time.monotonic()
+        self._shown = 0.0
+        self.writer = None
+        if tensorboard:
+            import tensorflow as tf
+
+            self.writer = tf.summary.create_file_writer(str(output / "tensorboard"))
+
+    def rows(self) -> list[dict[str, str]]:
+        """Returns what has been written so far."""
+        if not self.path.exists():
+            return []
+        return list(csv.DictReader(io.StringIO(self.path.read_text("utf-8"))))
+
+    def cut(self, epochs: int) -> None:
+        """Drops rows of epochs that the checkpoint does not know, which will be run again."""
+        rows = self.rows()
+        kept = [row for row in rows if int(row["epoch"]) <= epochs]
+        if len(kept) != len(rows):
+            self._store(kept)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Appends the row of an epoch."""
+        self._store([*self.rows(), row])
+        if self.writer is not None:
+            import tensorflow as tf
+
+            with self.writer.as_default(step=int(row["step"])):
+                for key, value in row.items():
+                    if key not in ("epoch", "step"):
+                        tf.summary.scalar(key, float(value))
+            self.writer.flush()
+        _say("  ".join(f"{key} {value}" for key, value in row.items()))
+
+    def _store(self, rows: Sequence[dict[str, Any]]) -> None:
+        text = io.StringIO()
+        if rows:
+            writer = csv.DictWriter(text, list(rows[-1]), restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        write_text(self.path, text.getvalue())
+
+    def progress(self, trainer: _Trainer, report: dict[str, float]) -> None:
+        """Shows where the run stands, at most twice a second and only on a terminal."""
+        now = time.monotonic()
+        if not sys.stderr.isatty() or now - self._shown < 0.5:
+            return
+        self._shown = now
+        done = trainer.progress
+        left = trainer.seconds / done * (1 - done) if done else 0.0
+        sys.stderr.write(
+            f"\r{100 * done:5.1f} %  epoch {trainer.epoch + 1}  loss {report['loss']:.3f}  "
+            f"accuracy {100 * report['accuracy']:.1f} %  {left / 60:.0f} min left \x1b[K"
+        )
+        sys.stderr.flush()
+
+
+def _say(text: str) -> None:
+    end = "\x1b[K\n" if sys.stderr.isatty() else "\n"
+    sys.stderr.write(("\r" if sys.stderr.isatty() else "") + text + end)
+    sys.stderr.flush()
+
+
+def _remember(output: Path, settings: Settings, store: PixelStore) -> None:
+    """Writes ``config.json``, or checks that the run in the folder has the same settings."""
+    import keras
+    import tensorflow as tf
+
+    import resfit
+
+    fields = json.loads(json.dumps(dataclasses.asdict(settings)))
+    path = output / "config.json"
+    if path.exists():
+        before = json.loads(path.read_text("utf-8"))["settings"]
+        other = sorted(key for key in {*fields, *before} if before.get(key) != fields.get(key))
+        if other:
+            changes = ", ".join(f"{key}: {before.get(key)!r} there, {fields.get(key)!r} now" for key in other)
+            raise ResfitError(
+                f"{output} holds a run with other settings ({changes}). Give its settings, or another folder."
+            )
+        return
+    write_json(
+        path,
+        {
+            "settings": fields,
+            "images": len(store),
+            "classes": len(store.classes),
+            "skipped": len(store.skipped),
+            "versions": {
+                "resfit": resfit.__version__,
+                "tensorflow": tf.__version__,
+                "keras": keras.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+        },
+    )
