@@ -207,9 +207,7 @@ class _Counter:
             self._conv(name, plan.reduce_width, 1, stride=plan.stride if early else 1)
         elif number == 2:
             stride = 1 if spec.stride_in_block == "first" else spatial
-            self._conv(
-                name, plan.inner_width, 3, stride=stride, dilation=plan.first_dilation, groups=spec.groups
-            )
+            self._conv(name, plan.inner_width, 3, stride=stride, dilation=plan.first_dilation, groups=spec.groups)
         else:
             self._conv(name, plan.width, 1, normalized=normalized)
         if normalized:
@@ -225,8 +223,9 @@ class _Counter:
         if spec.attention == "eca":
             self._add(f"{name}_conv", "conv", (width, 1), size, size, width * size)
             return
-        self._add(f"{name}_reduce_conv", "conv", (1, 1, size), *[width * size + size] * 2, width * size)
-        self._add(f"{name}_expand_conv", "conv", (1, 1, width), *[width * size + width] * 2, width * size)
+        macs = width * size
+        self._add(f"{name}_reduce_conv", "conv", (1, 1, size), macs + size, macs + size, macs)
+        self._add(f"{name}_expand_conv", "conv", (1, 1, width), macs + width, macs + width, macs)
 
     def end(self, include_top: bool, classes: int) -> None:
         self.taps[self.names[-1]] = self.stride if self.spec.preactivation else self.taps[self.names[-1]]
@@ -235,7 +234,8 @@ class _Counter:
             self._norm("post")
         if include_top:
             weights = self.channels * classes
-            self._add("predictions", "dense", (classes,), *[weights + classes] * 2, weights)
+            parameters = weights + classes
+            self._add("predictions", "dense", (classes,), parameters, parameters, weights)
 
     def result(self) -> Arithmetic:
         head = [layer for layer in self.layers if layer.stage == "head"]
@@ -296,9 +296,7 @@ class _Counter:
         macs: int,
         norm_operations: int = 0,
     ) -> None:
-        self.layers.append(
-            LayerCount(name, self.stage, kind, shape, parameters, trainable, macs, norm_operations)
-        )
+        self.layers.append(LayerCount(name, self.stage, kind, shape, parameters, trainable, macs, norm_operations))
 
     def _move(self, extent: int, stride: int) -> None:
         self.field += (extent - 1) * self.stride

@@ -116,9 +116,7 @@ def stem(x: Any, spec: ArchitectureSpec) -> tuple[Any, Any]:
     elif spec.stem_pool in ("max", "blur"):
         stride = 2 if spec.stem_pool == "max" else 1
         padding = "same"
-        if spec.stem_pool_padding == "zero" or (
-            _is_never_negative(spec) and spec.stem_pool_padding == "lowest"
-        ):
+        if spec.stem_pool_padding == "zero" or (_is_never_negative(spec) and spec.stem_pool_padding == "lowest"):
             # after a ReLU no value lies under zero, so that padding with zeros is padding with the lowest
             x = layers.ZeroPadding2D(1, name="pool1_pad")(x)
             padding = "valid"

@@ -56,9 +56,9 @@ _BOTTLENECK = {
 _PLANES = (64, 128, 256, 512)
 
 # What a name's last letter means: the stem, and average pooling before the shortcut's projection.
-_DEEP = {"stem": (StemConv(32, 3, 2), StemConv(32, 3, 1), StemConv(64, 3, 1))}
-_WIDE_DEEP = {"stem": (StemConv(64, 3, 2), StemConv(64, 3, 1), StemConv(128, 3, 1))}
-_TIERED = {"stem": (StemConv(24, 3, 2), StemConv(32, 3, 1), StemConv(64, 3, 1))}
+_DEEP: dict[str, Any] = {"stem": (StemConv(32, 3, 2), StemConv(32, 3, 1), StemConv(64, 3, 1))}
+_WIDE_DEEP: dict[str, Any] = {"stem": (StemConv(64, 3, 2), StemConv(64, 3, 1), StemConv(128, 3, 1))}
+_TIERED: dict[str, Any] = {"stem": (StemConv(24, 3, 2), StemConv(32, 3, 1), StemConv(64, 3, 1))}
 _VARIANT: dict[str, dict[str, Any]] = {
     "": {},
     "c": _DEEP,

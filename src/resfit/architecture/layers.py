@@ -74,9 +74,7 @@ class BlurPool2D(keras.layers.Layer):
         kernel = ops.reshape(line[:, None] * line[None, :], (3, 3, 1, 1))
         kernel = ops.tile(kernel, (1, 1, channels, 1))
         padded = ops.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
-        return ops.depthwise_conv(
-            padded, kernel, strides=self.stride, padding="valid", data_format="channels_last"
-        )
+        return ops.depthwise_conv(padded, kernel, strides=self.stride, padding="valid", data_format="channels_last")
 
     def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
         """Returns the shape after the stride."""

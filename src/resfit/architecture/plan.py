@@ -89,9 +89,7 @@ def blocks(spec: ArchitectureSpec) -> tuple[BlockPlan, ...]:
             early_stride = spec.block == "bottleneck" and spec.stride_in_block == "first"
             # a stride that dilation replaced still needs the projection that its strided form has
             changes = index == 0 and (
-                spec.project_first
-                or width != spec.widths[stage]
-                or (carrier == 0 and spec.stage_strides[stage] != 1)
+                spec.project_first or width != spec.widths[stage] or (carrier == 0 and spec.stage_strides[stage] != 1)
             )
             planned.append(
                 BlockPlan(

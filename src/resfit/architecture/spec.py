@@ -144,8 +144,7 @@ class ArchitectureSpec:
             raise ArgumentError("stem must have at least one convolution. Received: ().")
         if (self.attention is None) != (self.attention_sizes is None):
             raise ArgumentError(
-                "attention and attention_sizes go together. "
-                f"Received: {self.attention!r} and {self.attention_sizes!r}."
+                f"attention and attention_sizes go together. Received: {self.attention!r} and {self.attention_sizes!r}."
             )
         for width in self.inner_widths:
             if width % self.groups:
@@ -185,6 +184,8 @@ class ArchitectureSpec:
         unknown = sorted(set(fields) - known)
         if unknown:
             raise ArgumentError(f"architecture has unknown fields: {', '.join(unknown)}.")
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+        }
         values["stem"] = tuple(StemConv(**conv) for conv in values["stem"])
         return cls(**values)

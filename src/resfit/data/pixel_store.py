@@ -40,6 +40,7 @@ class PixelStore:
     skipped: tuple[tuple[str, str], ...]
 
     def __len__(self) -> int:
+        """Number of images."""
         return len(self.labels)
 
 
@@ -60,9 +61,7 @@ def open_store(source: str | os.PathLike[str], size: int, *, folder: Path | None
     """
     source = Path(source)
     if not source.exists():
-        raise DataError(
-            f"source must be a folder or a tar archive. Received: {str(source)!r}, which does not exist."
-        )
+        raise DataError(f"source must be a folder or a tar archive. Received: {str(source)!r}, which does not exist.")
     root = (folder or cache_root() / "pixels") / _key(source, size)
     if not (root / "store.json").is_file():
         _write(source, size, root)
@@ -103,11 +102,11 @@ def _encoded(source: Path) -> Iterator[tuple[str, str, bytes]]:
     try:
         with tarfile.open(source, "r|*") as archive:
             for member in archive:
-                name = PurePosixPath(member.name)
-                if not member.isfile() or name.suffix.lower() not in _SUFFIXES or name.name.startswith("."):
+                inner = PurePosixPath(member.name)
+                if not member.isfile() or inner.suffix.lower() not in _SUFFIXES or inner.name.startswith("."):
                     continue
                 stream = archive.extractfile(member) if member.size <= _LARGEST_FILE else None
-                yield name.parent.name, member.name, stream.read() if stream else b""
+                yield inner.parent.name, member.name, stream.read() if stream else b""
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"{source.name} must be a complete tar archive. Received: {error}.") from error
 

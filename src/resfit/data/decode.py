@@ -1,0 +1,253 @@
+"""Image files as arrays: each opened once, decoded straight to the size that the network needs.
+
+Only formats that Pillow decodes without running another program are accepted. An image of more pixels than the limit
+is refused by its header, before memory is spent on it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import io
+import os
+import stat
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from resfit.errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from resfit.preprocessing import InputSpec
+
+#: Formats that are read, by Pillow's names; its JPEG reader takes MPO too.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+#: Most pixels of an image that is decoded.
+MAX_PIXELS = 100_000_000
+#: Largest file in bytes that is opened.
+MAX_BYTES = 512 * 2**20
+
+
+class DecodedBatch(NamedTuple):
+    """Some images of a sequence.
+
+    Attributes:
+        indices: int64 array ``(n,)``: positions of the decoded images in the sequence, ascending.
+        images: uint8 array ``(n, height, width, channels)``, RGB.
+        failures: Positions of the images that could not be decoded, with the reason.
+    """
+
+    indices: np.ndarray
+    images: np.ndarray
+    failures: list[tuple[int, str]]
+
+
+def decode_image(
+    source: str | os.PathLike[str] | bytes, input_spec: InputSpec, *, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Decodes one image as a network's input contract says.
+
+    The first frame of an animation counts. EXIF orientation is applied. Transparent pixels are laid over white;
+    CMYK and palettes become RGB; 16-bit grey is scaled to 8 bits over its full range; floating-point grey outside
+    0..255 is stretched from its lowest to its highest value.
+
+    Args:
+        source: A file, or the bytes of one.
+        input_spec: Size, resize rule, crop and number of channels (1 or 3).
+        max_pixels: Width times height from which an image is refused.
+
+    Returns:
+        uint8 array ``(height, width, channels)``, RGB or grey; of the contract's size unless its resize mode is
+        ``"none"``.
+
+    Raises:
+        ImageError: The image cannot be used; the text is the reason.
+    """
+    try:
+        data = source if isinstance(source, bytes) else read_file(source)
+        if not data:
+            raise ImageError("empty file")
+        return _decode(data, input_spec, max_pixels)
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError("too large for the memory") from error
+    except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
+        raise ImageError(_reason(error)) from error
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Reads a regular file; nothing else is opened, so that a pipe or device cannot block.
+
+    Raises:
+        ImageError: It is missing, no regular file, unreadable or larger than ``MAX_BYTES``.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise ImageError(f"{status.st_size} bytes, more than the {MAX_BYTES} that are allowed")
+        with open(path, "rb") as file:
+            return file.read(MAX_BYTES)
+    except FileNotFoundError as error:
+        raise ImageError("no such file") from error
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror or error}") from error
+
+
+def decode_many(
+    sources: Sequence[str | os.PathLike[str] | bytes],
+    input_spec: InputSpec,
+    *,
+    batch_size: int = 64,
+    workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Iterator[DecodedBatch]:
+    """Decodes images in parallel, in order, a few batches ahead of the reader.
+
+    Args:
+        sources: Files or bytes.
+        input_spec: As :func:`decode_image` takes it; its resize mode must give one size.
+        batch_size: Images a batch, failures included.
+        workers: Threads. Default: one a core.
+        max_pixels: As :func:`decode_image` takes it.
+
+    Yields:
+        Batches that cover the sequence. Memory stays that of a few batches, however long the sequence is.
+    """
+
+    def work(source: str | os.PathLike[str] | bytes) -> np.ndarray | str:
+        try:
+            return decode_image(source, input_spec, max_pixels=max_pixels)
+        except ImageError as error:
+            return str(error)
+
+    workers = workers or os.cpu_count() or 1
+    starts = iter(range(0, len(sources), batch_size))
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        pending: deque[tuple[int, list[concurrent.futures.Future[np.ndarray | str]]]] = deque()
+
+        def submit() -> None:
+            start = next(starts, None)
+            if start is not None:
+                some = sources[start : start + batch_size]
+                pending.append((start, [pool.submit(work, source) for source in some]))
+
+        try:
+            for _ in range(max(3, 2 * workers // batch_size)):
+                submit()
+            while pending:
+                start, futures = pending.popleft()
+                results = [future.result() for future in futures]
+                submit()
+                yield _batch(start, results, input_spec)
+        finally:
+            for _, futures in pending:
+                for future in futures:
+                    future.cancel()
+
+
+def _batch(start: int, results: list[np.ndarray | str], input_spec: InputSpec) -> DecodedBatch:
+    good = [(start + row, item) for row, item in enumerate(results) if not isinstance(item, str)]
+    bad = [(start + row, item) for row, item in enumerate(results) if isinstance(item, str)]
+    shape = (*input_spec.size, input_spec.channels)
+    images = np.stack([item for _, item in good]) if good else np.zeros((0, *shape), np.uint8)
+    return DecodedBatch(np.array([index for index, _ in good], np.int64), images, bad)
+
+
+def _decode(data: bytes, spec: InputSpec, max_pixels: int) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    if spec.channels not in (1, 3):
+        raise ImageError(f"a network with {spec.channels} input channels takes arrays, not image files")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's warning about large images: the limit here is ours
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageError(f"{width}x{height} pixels, more than the {max_pixels} that are allowed")
+            if image.format in ("JPEG", "MPO"):
+                _shrink(image, spec)
+            image.load()
+            upright: Image.Image = ImageOps.exif_transpose(image)
+            plain = _eight_bits(upright, "RGB" if spec.channels == 3 else "L")
+            array = np.asarray(resize(plain, spec))
+    return array if array.ndim == 3 else array[:, :, None]
+
+
+def _shrink(image: Any, spec: InputSpec) -> None:
+    """Lets the JPEG decoder work at a fraction of the size, never under twice the size that is needed."""
+    if spec.resize_mode == "none":
+        return
+    # a quarter turn in the EXIF data swaps the sides, so the larger one is asked of both
+    side = 2 * max(spec.resize_size)
+    image.draft("RGB" if spec.channels == 3 and image.mode != "CMYK" else None, (side, side))
+
+
+def _eight_bits(image: Image, mode: str) -> Image:
+    """Brings any mode of Pillow's to RGB or L."""
+    from PIL import Image as Images
+
+    if image.mode == mode:
+        return image
+    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
+        values: np.ndarray = np.asarray(image).astype(np.float64)
+        if image.mode == "F":
+            values = np.nan_to_num(values, posinf=3.4e38, neginf=-3.4e38)
+            low, high = float(values.min()), float(values.max())
+            scaled = values if low >= 0 and high <= 255 else (values - low) * (255 / max(high - low, 1e-12))
+        else:
+            scaled = np.clip(values, 0, 65535) / 257.0
+        image = Images.fromarray(np.rint(scaled).astype(np.uint8), "L")
+    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        colour = image.convert("RGBA")
+        white = Images.new("RGBA", colour.size, (255, 255, 255, 255))
+        image = Images.alpha_composite(white, colour)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def resize(image: Image, spec: InputSpec) -> Image:
+    """Resizes and crops a Pillow image as a contract says.
+
+    Args:
+        image: Of mode RGB or L.
+        spec: The contract.
+    """
+    from PIL import Image as Images
+
+    target_height, target_width = spec.size
+    if spec.resize_mode == "none" or image.size == (target_width, target_height):
+        return image
+    method: Callable[..., Any] = getattr(Images.Resampling, spec.interpolation.upper())
+    if spec.resize_mode == "squash":
+        return image.resize((target_width, target_height), method)  # type: ignore[arg-type]
+    width, height = image.size
+    box_height, box_width = spec.resize_size
+    scale = max(box_height / height, box_width / width)
+    # the crop, in pixels of the source: resizing only what is kept costs less and is the same
+    full_height, full_width = max(round(height * scale), target_height), max(round(width * scale), target_width)
+    top, left = (full_height - target_height) // 2, (full_width - target_width) // 2
+    box = (
+        left * width / full_width,
+        top * height / full_height,
+        (left + target_width) * width / full_width,
+        (top + target_height) * height / full_height,
+    )
+    return image.resize((target_width, target_height), method, box=box)  # type: ignore[arg-type]
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).lower()
+    name = type(error).__name__
+    if name == "UnidentifiedImageError":
+        return "not an image of a known format"
+    if name == "DecompressionBombError":
+        return f"more pixels than the {MAX_PIXELS} that are allowed"
+    if "truncated" in text or "broken data stream" in text or isinstance(error, (EOFError, SyntaxError)):
+        return f"damaged or truncated ({error})"
+    return f"cannot be decoded ({name}: {error})"

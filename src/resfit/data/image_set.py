@@ -1,0 +1,404 @@
+"""Finding the images: a folder of class folders, one with train, val and test below it, or a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from resfit.errors import DataError, closest
+
+#: File name endings that count as images when folders are searched.
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp"}
+    | {".ppm", ".pgm", ".pbm", ".heic", ".heif", ".avif"}
+)
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+_IGNORED = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+_LAYOUTS = (
+    "one folder for each class (photos/cats/1.jpg), train/ val/ test/ with class folders inside, or a CSV file with "
+    "columns path,label[,split,group]"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """An image that cannot be used.
+
+    Attributes:
+        path: The file.
+        reason: Why, in one line.
+    """
+
+    path: Path
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Image files and what is known of them. Nothing is decoded yet.
+
+    Attributes:
+        root: The folder that was searched, or the folder of the CSV file.
+        paths: The files, in a fixed order.
+        labels: int64 array ``(n,)``: index into ``classes``, -1 where there is no label.
+        classes: Names of the classes, sorted.
+        splits: For each file ``"train"``, ``"val"``, ``"test"``, or None where the data does not say.
+        groups: For each file the group that must stay together (a patient, a scene), or None.
+        skipped: Files that were found but cannot be opened, with the reason.
+        warnings: What looks odd but does not stop anything.
+        fingerprint: SHA-256 over names, sizes, labels, splits and groups, in hexadecimal digits.
+    """
+
+    root: Path
+    paths: tuple[Path, ...]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    splits: tuple[str | None, ...]
+    groups: tuple[str | None, ...]
+    skipped: tuple[Skipped, ...] = ()
+    warnings: tuple[str, ...] = ()
+    fingerprint: str = ""
+
+    def __len__(self) -> int:
+        """Number of files."""
+        return len(self.paths)
+
+    def counts(self) -> dict[str, int]:
+        """Number of files of each class."""
+        found = Counter(self.labels.tolist())
+        return {name: found.get(index, 0) for index, name in enumerate(self.classes)}
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
+        """Returns some of the files, with the same classes.
+
+        Args:
+            indices: Positions in ``paths``.
+        """
+        chosen = [int(index) for index in indices]
+        return dataclasses.replace(
+            self,
+            paths=tuple(self.paths[i] for i in chosen),
+            labels=self.labels[chosen],
+            splits=tuple(self.splits[i] for i in chosen),
+            groups=tuple(self.groups[i] for i in chosen),
+            skipped=(),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    path: Path
+    label: str | None
+    split: str | None = None
+    group: str | None = None
+
+
+def scan(
+    source: str | os.PathLike[str],
+    *,
+    path_column: str = "path",
+    label_column: str = "label",
+    split_column: str = "split",
+    group_column: str = "group",
+) -> ImageSet:
+    """Finds the labelled images of a source.
+
+    Hidden files, system files and files whose ending is no image's are passed over. Links are followed, but no
+    folder is entered twice. Files that are no regular files are listed as skipped.
+
+    Args:
+        source: One folder for each class; or ``train``, ``val`` and ``test`` (any of them) with class folders inside;
+            or a CSV file whose relative paths start at its own folder.
+        path_column: Column of a CSV file with the path.
+        label_column: Column with the class.
+        split_column: Column with ``train``, ``val`` or ``test``; may be missing.
+        group_column: Column with the group; may be missing.
+
+    Raises:
+        DataError: The source does not exist, has another layout, or contradicts itself.
+
+    Example:
+        >>> scan("photos/").counts()  # doctest: +SKIP
+        {'cat': 120, 'dog': 98}
+    """
+    path = Path(source)
+    if not path.exists():
+        raise DataError(f"source must be a folder or a CSV file. Received: {str(source)!r}, which does not exist.")
+    if path.is_dir():
+        entries, skipped, warnings = _scan_folder(path)
+        return _image_set(path, entries, skipped, warnings)
+    if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
+        raise DataError(f"source must be {_LAYOUTS}. Received the file {str(source)!r}.")
+    columns = {"path": path_column, "label": label_column, "split": split_column, "group": group_column}
+    entries, skipped, warnings = _scan_table(path, columns)
+    return _image_set(path.parent, entries, skipped, warnings)
+
+
+def scan_images(sources: Iterable[str | os.PathLike[str]]) -> ImageSet:
+    """Finds images without labels.
+
+    Args:
+        sources: Image files, taken whatever their ending, and folders, searched for images at any depth.
+
+    Raises:
+        DataError: A source does not exist, or a folder has no images.
+    """
+    entries: list[_Entry] = []
+    skipped: list[Skipped] = []
+    roots = [Path(source) for source in sources]
+    for root in roots:
+        if not os.path.lexists(root):
+            raise DataError(f"images must be files or folders. Received: {str(root)!r}, which does not exist.")
+        if root.is_dir():
+            before = len(entries) + len(skipped)
+            _collect(_walk(root), None, None, entries, skipped)
+            if len(entries) + len(skipped) == before:
+                raise DataError(f"the folder {str(root)!r} has no image files. Received: an empty selection.")
+        else:
+            _collect([root], None, None, entries, skipped)
+    root = roots[0] if len(roots) == 1 and roots[0].is_dir() else Path(".")
+    return _image_set(root, entries, skipped, [])
+
+
+def check_trainable(images: ImageSet, *, least: int = 3) -> None:
+    """Checks that a classifier can be trained and measured on a set.
+
+    Args:
+        images: The set.
+        least: Files that each class with any files must have at least.
+
+    Raises:
+        DataError: There are fewer than two classes with images, or a class has too few; the text names it.
+    """
+    counts = {name: number for name, number in images.counts().items() if number}
+    if not counts:
+        raise DataError(f"source must hold labelled images: {_LAYOUTS}. Received: no image in {str(images.root)!r}.")
+    if len(counts) == 1:
+        raise DataError(f"at least two classes are needed. Received one: {next(iter(counts))!r}.")
+    small = [f"{name} ({number})" for name, number in counts.items() if number < least]
+    if small:
+        raise DataError(
+            f"each class needs at least {least} images, to train on and to measure with. Received fewer in: "
+            f"{_some(small)}. Add images, or remove or merge these classes."
+        )
+
+
+def _scan_folder(root: Path) -> tuple[list[_Entry], list[Skipped], list[str]]:
+    entries: list[_Entry] = []
+    skipped: list[Skipped] = []
+    warnings: list[str] = []
+    folders = _subfolders(root)
+    named = [folder for folder in folders if folder.name.lower() in _SPLITS]
+    split_layout = bool(named) and any(_SPLITS[folder.name.lower()] == "train" for folder in named)
+    if split_layout and all(_subfolders(folder) for folder in named):
+        others = [folder.name for folder in folders if folder not in named]
+        if others:
+            warnings.append(f"folders beside train/ val/ test/ are left out: {_some(others)}")
+        sources: list[tuple[str | None, Path]] = [
+            (_SPLITS[folder.name.lower()], child) for folder in named for child in _subfolders(folder)
+        ]
+    else:
+        sources = [(None, folder) for folder in folders]
+    if not sources:
+        loose = sum(1 for _ in _walk(root))
+        raise DataError(
+            f"source must be {_LAYOUTS}. Received: {str(root)!r} with no folder inside and {loose} loose images."
+        )
+    for split, folder in sources:
+        before = len(entries) + len(skipped)
+        _collect(_walk(folder), folder.name, split, entries, skipped)
+        if len(entries) + len(skipped) == before:
+            warnings.append(f"the class folder {folder.name!r} has no images")
+    loose_files = [path for path in _files(root) if path.suffix.lower() in SUFFIXES]
+    if loose_files:
+        warnings.append(f"{len(loose_files)} images outside the class folders are left out")
+    return entries, skipped, warnings
+
+
+def _collect(
+    paths: Iterable[Path], label: str | None, split: str | None, entries: list[_Entry], skipped: list[Skipped]
+) -> None:
+    for path in paths:
+        reason = _unusable(path)
+        if reason:
+            skipped.append(Skipped(path, reason))
+        else:
+            entries.append(_Entry(path, label, split))
+
+
+def _unusable(path: Path) -> str:
+    """Returns why a file cannot be opened, or an empty string. Nothing is opened here."""
+    try:
+        if path.is_file():
+            return "" if os.access(path, os.R_OK) else "cannot be read: permission denied"
+        return "not a regular file" if path.exists() else "no such file"
+    except OSError as error:  # a link that leads to itself
+        return f"cannot be read: {error.strerror or error}"
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in _children(folder) if path.is_dir())
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in _children(folder) if not path.is_dir())
+
+
+def _children(folder: Path) -> Iterator[Path]:
+    try:
+        for path in folder.iterdir():
+            if not path.name.startswith(".") and path.name.lower() not in _IGNORED:
+                yield path
+    except OSError as error:
+        raise DataError(f"the folder {str(folder)!r} cannot be read: {error.strerror or error}.") from error
+
+
+def _walk(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
+    """Yields image files at any depth, sorted; a folder that leads back to one above it is not entered."""
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    for path in _files(folder):
+        if path.suffix.lower() in SUFFIXES:
+            yield path
+    for child in _subfolders(folder):
+        if child.suffix.lower() in SUFFIXES and not child.is_symlink():
+            yield child  # a folder that is named like an image: listed as no regular file
+        yield from _walk(child, above | {here})
+
+
+def _scan_table(path: Path, columns: dict[str, str]) -> tuple[list[_Entry], list[Skipped], list[str]]:
+    rows, warnings = _read_table(path, columns), []
+    entries: list[_Entry] = []
+    skipped: list[Skipped] = []
+    seen: dict[str, _Entry] = {}
+    repeated = 0
+    for number, row in rows:
+        name, label = row[columns["path"]].strip(), row[columns["label"]].strip()
+        split = (row.get(columns["split"]) or "").strip().lower() or None
+        if not name or not label:
+            missing = columns["path"] if not name else columns["label"]
+            raise DataError(f"each row must have a path and a label. Received: line {number} without {missing!r}.")
+        if split is not None and split not in _SPLITS:
+            raise DataError(f"split must be train, val or test. Received: {split!r} in line {number}.")
+        image = path.parent / name
+        entry = _Entry(
+            image, label, _SPLITS[split] if split else None, (row.get(columns["group"]) or "").strip() or None
+        )
+        key = os.path.normpath(image)
+        if key in seen:
+            if seen[key] != entry:
+                raise DataError(
+                    f"an image must have one label, split and group. Received two for {name!r}, "
+                    f"the second in line {number}."
+                )
+            repeated += 1
+            continue
+        seen[key] = entry
+        reason = _unusable(image)
+        if reason:
+            skipped.append(Skipped(image, reason))
+        else:
+            entries.append(entry)
+    if repeated:
+        warnings.append(f"{repeated} rows repeat an earlier one")
+    return entries, skipped, warnings
+
+
+def _read_table(path: Path, columns: dict[str, str]) -> list[tuple[int, dict[str, str]]]:
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path.name} must be UTF-8 text. Received: byte {error.start} is not ({error.reason})."
+        ) from error
+    if "\0" in text:
+        raise DataError(f"{path.name} must be UTF-8 text. Received: a file with zero bytes.")
+    header = text.partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        fields = [name.strip() for name in reader.fieldnames or []]
+        reader.fieldnames = fields
+        for needed in (columns["path"], columns["label"]):
+            if needed not in fields:
+                raise DataError(
+                    f"{path.name} must have a column {needed!r}. Received: {fields}.{closest(needed, fields)}"
+                )
+        rows = []
+        for row in reader:
+            if None in row or any(value is None for value in row.values()):
+                raise DataError(
+                    f"each row must have as many fields as the header. "
+                    f"Received: another number in line {reader.line_num}."
+                )
+            rows.append((reader.line_num, row))
+    except csv.Error as error:
+        raise DataError(f"{path.name} must be a CSV file. Received: {error}.") from error
+    if not rows:
+        raise DataError(f"{path.name} must have rows below its header. Received: none.")
+    return rows
+
+
+def _image_set(root: Path, entries: list[_Entry], skipped: list[Skipped], warnings: list[str]) -> ImageSet:
+    classes = sorted({entry.label for entry in entries if entry.label is not None})
+    _check_distinct(classes)
+    number = {name: index for index, name in enumerate(classes)}
+    labels = np.array([-1 if entry.label is None else number[entry.label] for entry in entries], np.int64)
+    trained = {entry.label for entry in entries if entry.split == "train"}
+    if trained:
+        foreign = sorted({entry.label for entry in entries if entry.label and entry.label not in trained})
+        if foreign:
+            raise DataError(f"each class must have training images. Received none for: {_some(foreign)}.")
+    digest = hashlib.sha256()
+    for entry in entries:
+        name = os.path.relpath(entry.path, root)
+        fields = (name, str(entry.path.stat().st_size), entry.label or "", entry.split or "", entry.group or "")
+        digest.update(("\0".join(fields) + "\n").encode("utf-8", "surrogateescape"))
+    return ImageSet(
+        root=root,
+        paths=tuple(entry.path for entry in entries),
+        labels=labels,
+        classes=tuple(classes),
+        splits=tuple(entry.split for entry in entries),
+        groups=tuple(entry.group for entry in entries),
+        skipped=tuple(skipped),
+        warnings=tuple(warnings),
+        fingerprint=digest.hexdigest(),
+    )
+
+
+def _check_distinct(classes: Sequence[str]) -> None:
+    """Refuses two labels that a reader would take for one."""
+    known: dict[str, str] = {}
+    for name in classes:
+        key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        if key in known:
+            raise DataError(
+                f"classes must differ by more than case and spaces. Received: {known[key]!r} and {name!r}. Rename one."
+            )
+        known[key] = name
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:8])
+    return shown if len(names) <= 8 else f"{shown} and {len(names) - 8} more"

@@ -1,0 +1,275 @@
+"""Every kind of image file, by its pixel values; every kind of broken one, by its reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resfit.data.decode import decode_image, decode_many
+from resfit.errors import ImageError
+from resfit.preprocessing import InputSpec
+
+AS_IS = InputSpec(size=(8, 8), resize_mode="none")
+SQUASH = InputSpec(size=(8, 8), resize_mode="squash")
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def quarters() -> np.ndarray:
+    """8x8: red, green / blue, white."""
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:4, :4], image[:4, 4:] = (255, 0, 0), (0, 255, 0)
+    image[4:, :4], image[4:, 4:] = (0, 0, 255), (255, 255, 255)
+    return image
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
+def test_lossless_formats_give_the_pixels(kind):
+    np.testing.assert_array_equal(decode_image(encoded(Image.fromarray(quarters()), kind), AS_IS), quarters())
+
+
+def test_the_content_counts_and_not_the_ending(tmp_path):
+    path = tmp_path / "really a png.jpg"
+    path.write_bytes(encoded(Image.fromarray(quarters()), "PNG"))
+    np.testing.assert_array_equal(decode_image(path, AS_IS), quarters())
+
+
+def test_cmyk_jpeg_as_photoshop_writes_it():
+    colour = Image.new("RGB", (16, 16), (200, 30, 60)).convert("CMYK")
+    pixel = decode_image(encoded(colour, "JPEG", quality=100), AS_IS)[8, 8]
+    assert np.abs(pixel.astype(int) - (200, 30, 60)).max() <= 3
+
+
+def test_palette_and_its_transparency():
+    image = Image.fromarray(quarters()).quantize(4)
+    np.testing.assert_array_equal(decode_image(encoded(image, "PNG"), AS_IS), quarters())
+    red = image.getpixel((0, 0))
+    seen = decode_image(encoded(image, "PNG", transparency=red), AS_IS)
+    assert seen[0, 0].tolist() == [255, 255, 255]
+    assert seen[0, 7].tolist() == [0, 255, 0]
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("RGBA", (255, 0, 0, 0), [255, 255, 255]),
+        ("RGBA", (255, 0, 0, 255), [255, 0, 0]),
+        ("RGBA", (0, 0, 0, 128), [127, 127, 127]),
+        ("LA", (0, 0), [255, 255, 255]),
+        ("LA", (90, 255), [90, 90, 90]),
+    ],
+)
+def test_transparency_lies_over_white(mode, colour, expected):
+    pixel = decode_image(encoded(Image.new(mode, (4, 4), colour), "PNG"), AS_IS)[0, 0]
+    assert pixel.tolist() == expected
+
+
+def test_sixteen_bit_grey_keeps_its_range():
+    values = np.array([[0, 257, 32896, 65535]], np.uint16).repeat(4, 0)
+    seen = decode_image(encoded(Image.fromarray(values), "PNG"), AS_IS)
+    assert seen[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_one_bit_and_floating_point():
+    bits = Image.fromarray(np.array([[True, False]] * 2))
+    assert decode_image(encoded(bits, "PNG"), AS_IS)[0, :, 1].tolist() == [255, 0]
+    narrow = Image.fromarray(np.array([[0.0, 100.4], [254.6, 255.0]], np.float32))
+    assert decode_image(encoded(narrow, "TIFF"), AS_IS)[..., 0].tolist() == [[0, 100], [255, 255]]
+    wide = Image.fromarray(np.array([[-10.0, 0.0], [10.0, 30.0]], np.float32))
+    assert decode_image(encoded(wide, "TIFF"), AS_IS)[..., 0].tolist() == [[0, 64], [128, 255]]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_first_frame_of_an_animation(kind):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=50, **options)
+    assert decode_image(data, AS_IS)[4, 4].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turned"),
+    [
+        (1, lambda a: a),
+        (3, lambda a: a[::-1, ::-1]),
+        (6, lambda a: np.rot90(a, -1)),
+        (8, np.rot90),
+        (2, lambda a: a[:, ::-1]),
+    ],
+)
+def test_exif_orientation(orientation, turned):
+    image = Image.fromarray(quarters())
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    np.testing.assert_array_equal(decode_image(encoded(image, "PNG", exif=exif), AS_IS), turned(quarters()))
+
+
+def test_one_pixel_and_odd_shapes_reach_the_size():
+    pixel = Image.new("RGB", (1, 1), (9, 8, 7))
+    for mode in ("shorter", "squash"):
+        seen = decode_image(encoded(pixel, "PNG"), InputSpec(size=(6, 4), resize_mode=mode))
+        assert seen.shape == (6, 4, 3)
+        assert np.unique(seen.reshape(-1, 3), axis=0).tolist() == [[9, 8, 7]]
+    for size in ((1, 500), (500, 1), (7, 5)):
+        for mode in ("shorter", "squash"):
+            image = encoded(Image.new("RGB", size, (1, 2, 3)), "PNG")
+            seen = decode_image(image, InputSpec(size=(6, 4), resize_mode=mode))
+            assert seen.shape == (6, 4, 3)
+            assert (seen == (1, 2, 3)).all()
+
+
+def test_shorter_side_and_centre_crop_is_resize_then_crop():
+    generator = np.random.default_rng(0)
+    smooth = Image.fromarray(generator.integers(0, 255, (6, 9, 3), np.uint8)).resize(
+        (300, 200), Image.Resampling.BICUBIC
+    )
+    spec = InputSpec(size=(112, 112), crop_fraction=0.875, interpolation="bicubic")
+    full = np.asarray(smooth.resize((192, 128), Image.Resampling.BICUBIC))
+    expected = full[8:120, 40:152]
+    received = decode_image(encoded(smooth, "PNG"), spec)
+    assert np.abs(received.astype(int) - expected).max() <= 2
+
+
+def test_grey_contract():
+    seen = decode_image(encoded(Image.fromarray(quarters()), "PNG"), InputSpec(**GREY))
+    assert seen.shape == (8, 8, 1)
+    assert seen[0, 0, 0] == 76  # ITU-R 601 luma of red
+
+
+GREY = {"size": (8, 8), "channels": 1, "mean": (0.0,), "std": (1.0,), "resize_mode": "none"}
+
+
+def test_scaled_jpeg_decoding_stays_close():
+    generator = np.random.default_rng(1)
+    picture = Image.fromarray(generator.integers(0, 255, (20, 20, 3), np.uint8)).resize(
+        (1600, 1600), Image.Resampling.BICUBIC
+    )
+    data = encoded(picture, "JPEG", quality=95)
+    spec = InputSpec(size=(64, 64), resize_mode="squash", interpolation="bicubic")
+    full = np.asarray(Image.open(io.BytesIO(data)).convert("RGB").resize((64, 64), Image.Resampling.BICUBIC))
+    assert np.abs(decode_image(data, spec).astype(int) - full).mean() < 1.0
+
+
+def png_header(width: int, height: int, body: bytes) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def test_a_bomb_is_refused_by_its_header():
+    row = b"\0" + bytes(60000)
+    packer = zlib.compressobj(9)
+    body = b"".join(packer.compress(row) for _ in range(20000)) + packer.flush()
+    bomb = png_header(20000, 20000, body)  # 1.2 GB of zeros in about 1 MB
+    assert len(bomb) < 2**21
+    tracemalloc.start()
+    with pytest.raises(ImageError, match="pixels.* that are allowed"):
+        decode_image(bomb, SQUASH)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20e6
+
+
+BROKEN = {
+    "empty": (b"", "empty file"),
+    "text": (b"this is no image\n" * 100, "not an image"),
+    "html": (b"<!doctype html><html></html>", "not an image"),
+    "truncated png": (encoded(Image.effect_noise((64, 64), 80), "PNG")[:900], "truncated"),
+    "truncated jpeg": (encoded(Image.effect_noise((64, 64), 80), "JPEG")[:900], "truncated"),
+    "header alone": (b"\x89PNG\r\n\x1a\n", "not an image|truncated"),
+    "lying header": (png_header(5000, 5000, zlib.compress(b"\0\0\0")), "truncated"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", "not an image"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files_have_a_reason(name):
+    data, reason = BROKEN[name]
+    with pytest.raises(ImageError, match=reason):
+        decode_image(data, SQUASH)
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    for name in ("pipe.jpg", "folder.jpg"):
+        with pytest.raises(ImageError, match="not a regular file"):
+            decode_image(tmp_path / name, SQUASH)
+    with pytest.raises(ImageError, match="no such file"):
+        decode_image(tmp_path / "missing.jpg", SQUASH)
+
+
+def test_damage_anywhere_is_an_image_or_a_reason():
+    generator = np.random.default_rng(2)
+    sources = [
+        encoded(Image.fromarray(quarters()).resize((40, 40)), kind)
+        for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP")
+    ]
+    refused = 0
+    for number in range(600):
+        data = bytearray(sources[number % len(sources)])
+        for _ in range(generator.integers(1, 8)):
+            data[generator.integers(len(data))] = generator.integers(256)
+        try:
+            seen = decode_image(bytes(data), SQUASH)
+        except ImageError:
+            refused += 1
+        else:
+            assert seen.shape == (8, 8, 3)
+    assert 50 < refused < 600
+
+
+def test_many_are_decoded_in_order_with_failures_named(tmp_path):
+    paths = []
+    for number in range(23):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(b"" if number in (5, 6, 22) else encoded(Image.new("RGB", (8, 8), (number, 0, 0)), "PNG"))
+        paths.append(path)
+    indices, reds, failures = [], [], []
+    for batch in decode_many(paths, SQUASH, batch_size=4, workers=3):
+        assert len(batch.indices) == len(batch.images)
+        indices += batch.indices.tolist()
+        reds += batch.images[:, 0, 0, 0].tolist()
+        failures += batch.failures
+    assert indices == reds == [n for n in range(23) if n not in (5, 6, 22)]
+    assert failures == [(5, "empty file"), (6, "empty file"), (22, "empty file")]
+
+
+def test_decoding_reads_only_a_few_batches_ahead():
+    opened = []
+
+    class Source(bytes):
+        def __bool__(self) -> bool:
+            opened.append(1)
+            return super().__len__() > 0
+
+    data = Source(encoded(Image.new("RGB", (8, 8)), "PNG"))
+    stream = decode_many([data] * 1000, SQUASH, batch_size=10, workers=2)
+    next(stream)
+    stream.close()
+    assert len(opened) <= 60
+
+
+def test_contracts_of_other_channels_are_refused():
+    five = dataclasses.replace(SQUASH, channels=5, mean=(0.0,) * 5, std=(1.0,) * 5)
+    with pytest.raises(ImageError, match="5 input channels"):
+        decode_image(encoded(Image.fromarray(quarters()), "PNG"), five)
+
+
+def test_the_limit_on_pixels_holds_below_pillows_own():
+    with pytest.raises(ImageError, match="8x8 pixels, more than the 63"):
+        decode_image(encoded(Image.fromarray(quarters()), "PNG"), SQUASH, max_pixels=63)
