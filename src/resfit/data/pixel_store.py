@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -168,6 +169,8 @@ def _write(source: Path, size: int, root: Path) -> None:
         np.save(done / "labels.npy", np.array([index[name] for name in names], np.int64))
         facts = {"classes": classes, "skipped": skipped, "size": size}
         (done / "store.json").write_text(json.dumps(facts), "utf-8")
+        if root.exists() and not (root / "store.json").is_file():
+            shutil.rmtree(root)  # a store without its last file was not written by this function whole
         try:
             os.replace(done, root)
         except OSError:

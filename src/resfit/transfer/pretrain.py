@@ -19,6 +19,7 @@ import queue
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,13 +84,9 @@ class Settings:
         if self.schedule not in ("cosine", "one_cycle"):
             raise ArgumentError(f"schedule must be 'cosine' or 'one_cycle'. Received: {self.schedule!r}.")
         if self.precision not in ("float32", "mixed_bfloat16"):
-            raise ArgumentError(
-                f"precision must be 'float32' or 'mixed_bfloat16'. Received: {self.precision!r}."
-            )
+            raise ArgumentError(f"precision must be 'float32' or 'mixed_bfloat16'. Received: {self.precision!r}.")
         if min(self.epochs, self.batch_size, self.size) < 1 or self.learning_rate <= 0:
-            raise ArgumentError(
-                f"epochs, batch_size, size and learning_rate must be positive. Received: {self}."
-            )
+            raise ArgumentError(f"epochs, batch_size, size and learning_rate must be positive. Received: {self}.")
         if not 0 < self.crop_scale <= 1 or not 0 <= self.label_smoothing < 1 or not 0 <= self.ema_decay < 1:
             raise ArgumentError(
                 "crop_scale must lie in (0, 1], label_smoothing and ema_decay in [0, 1). "
@@ -110,9 +107,7 @@ class Settings:
         floor = 1e-3 if self.schedule == "one_cycle" else 0.0
         if progress < rise:
             share = progress / rise
-            return self.learning_rate * (
-                share if self.schedule == "cosine" else 0.5 - 0.5 * math.cos(math.pi * share)
-            )
+            return self.learning_rate * (share if self.schedule == "cosine" else 0.5 - 0.5 * math.cos(math.pi * share))
         share = min(1.0, (progress - rise) / (1 - rise))
         return self.learning_rate * (floor + (1 - floor) * (0.5 + 0.5 * math.cos(math.pi * share)))
 
@@ -138,6 +133,26 @@ class PretrainResult:
     top1: float | None
     top5: float | None
     loss: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON-ready values."""
+        return {**dataclasses.asdict(self), "output": str(self.output)}
+
+
+def parse_sizes(text: str) -> tuple[tuple[float, int], ...]:
+    """Reads a schedule of image sizes.
+
+    Args:
+        text: Such as ``"0:32,0.5:48"``; empty for none.
+
+    Raises:
+        ArgumentError: It is written in another way.
+    """
+    try:
+        pairs = [item.split(":") for item in text.split(",") if item.strip()]
+        return tuple((float(start), int(pixels)) for start, pixels in pairs)
+    except ValueError:
+        raise ArgumentError(f"sizes must be written as 0:32,0.5:48. Received: {text!r}.") from None
 
 
 def pretrain(
@@ -253,9 +268,7 @@ class _Trainer:
         policy = keras.config.dtype_policy()
         keras.config.set_dtype_policy(settings.precision)
         try:
-            self.model = build(
-                self.spec, classifier_activation=None, input_shape=(None, None, 3), name=settings.model
-            )
+            self.model = build(self.spec, classifier_activation=None, input_shape=(None, None, 3), name=settings.model)
         finally:
             keras.config.set_dtype_policy(policy)
         self.average = [tf.Variable(v.numpy(), trainable=False) for v in self.model.variables]
@@ -337,7 +350,7 @@ class _Trainer:
         pairs = list(zip(self.average, model.variables, strict=True))
         smoothing = settings.label_smoothing
 
-        @tf.function(reduce_retracing=True)
+        @tf.function(reduce_retracing=True, autograph=False)
         def step(images: Any, labels: Any, rate: Any, number: Any) -> Any:
             crops = augment(images, side, settings.crop_scale, tf.stack([settings.seed, number]))
             targets = tf.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
@@ -369,11 +382,9 @@ class _Trainer:
         translate = np.array([position[name] for name in held_out.classes])
         with self._averaged():
 
-            @tf.function(reduce_retracing=True)
+            @tf.function(reduce_retracing=True, autograph=False)
             def logits_of(images: Any) -> Any:
-                return tf.cast(
-                    self.model(normalized(tf.cast(images, tf.float32)), training=False), tf.float32
-                )
+                return tf.cast(self.model(normalized(tf.cast(images, tf.float32)), training=False), tf.float32)
 
             loss = top1 = top5 = 0.0
             for start in range(0, len(held_out), 250):
@@ -435,7 +446,7 @@ class _Trainer:
             try:
                 with np.load(output / name, allow_pickle=False) as saved:
                     arrays = {key: saved[key] for key in saved.files}
-            except (OSError, ValueError, EOFError):
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile):
                 continue
             state = json.loads(str(arrays.pop("state")))
             for key, variable in self._arrays().items():

@@ -1,0 +1,73 @@
+"""``resfit pretrain``: a network from scratch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to the app.
+
+    Args:
+        app: The command line.
+    """
+    app.command("pretrain")(pretrain_command)
+
+
+def pretrain_command(
+    source: Annotated[Path, typer.Argument(help="Folder of class folders, or a tar archive of one.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run.")],
+    validation: Annotated[Path | None, typer.Option(help="Folder or archive to measure on after each epoch.")] = None,
+    model: Annotated[str, typer.Option(help="Name of the catalog (see `resfit models`).")] = "resnet10_tiny",
+    size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 64,
+    sizes: Annotated[
+        str, typer.Option(help="Progressive crops: 0:32,0.5:48 trains at 32 pixels, from half of the run at 48.")
+    ] = "",
+    epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 30,
+    minutes: Annotated[float | None, typer.Option(help="Length of the run by the clock, in place of --epochs.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 0.2,
+    schedule: Annotated[str, typer.Option(help="cosine or one_cycle.")] = "cosine",
+    weight_decay: Annotated[float, typer.Option(help="On kernels.")] = 1e-4,
+    label_smoothing: Annotated[float, typer.Option(help="Share of the target spread over all classes.")] = 0.1,
+    ema_decay: Annotated[float, typer.Option(help="Of the moving average of the weights.")] = 0.999,
+    crop_scale: Annotated[float, typer.Option(help="Least share of the area that a crop keeps.")] = 0.35,
+    precision: Annotated[str, typer.Option(help="float32 or mixed_bfloat16.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Of weights, order and crops.")] = 0,
+    tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard's files beside log.csv.")] = True,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Trains a network from scratch; the same command resumes a run that was interrupted.
+
+    Example: resfit pretrain images/ -o run --validation held-out/ --epochs 30
+    """
+    from resfit.cli.console import print_json
+    from resfit.transfer.pretrain import Settings, parse_sizes, pretrain
+
+    settings = Settings(
+        model=model,
+        size=size,
+        sizes=parse_sizes(sizes),
+        epochs=epochs,
+        minutes=minutes,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        weight_decay=weight_decay,
+        label_smoothing=label_smoothing,
+        ema_decay=ema_decay,
+        crop_scale=crop_scale,
+        precision=precision,
+        seed=seed,
+    )
+    result = pretrain(source, output, validation=validation, settings=settings, tensorboard=tensorboard)
+    if json_output:
+        print_json(result.to_dict())
+        return
+    typer.echo(f"{result.epochs} epochs, {result.steps} steps in {result.seconds / 60:.1f} minutes of training")
+    if result.top1 is not None and result.top5 is not None:
+        typer.echo(f"validation: top-1 {100 * result.top1:.2f} %, top-5 {100 * result.top5:.2f} %")
+    typer.echo(f"weights: {result.output / 'model.safetensors'}")

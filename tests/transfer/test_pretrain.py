@@ -1,0 +1,260 @@
+"""Training from scratch: it learns, it resumes to the bit, and its arithmetic is the stated one."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from resfit.data.pixel_store import open_store
+from resfit.errors import ArgumentError, DataError, ResfitError
+from resfit.transfer import pretrain as module
+from resfit.transfer.pretrain import Settings, augment, decays, parse_sizes, pretrain
+
+COLOURS = {"blue": (40, 60, 220), "green": (60, 200, 60), "red": (220, 50, 40)}
+SMALL = Settings(size=32, sizes=((0.0, 16), (0.5, 32)), epochs=3, batch_size=16, learning_rate=0.05, ema_decay=0.5)
+
+
+def write_images(root, count=32, seed=0):
+    generator = np.random.default_rng(seed)
+    for name, colour in COLOURS.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            noise = generator.normal(0, 30, (40, 36, 3)) + colour
+            Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(images, tmp_path_factory):
+    output = tmp_path_factory.mktemp("undisturbed")
+    return pretrain(images, output, validation=images, settings=SMALL, tensorboard=False)
+
+
+def test_it_learns_what_is_there_to_learn(images, tmp_path):
+    held_out = write_images(tmp_path / "held-out", count=20, seed=5)
+    settings = Settings(size=32, epochs=6, batch_size=16, learning_rate=0.05, ema_decay=0.8)
+    result = pretrain(images, tmp_path / "run", validation=held_out, settings=settings, tensorboard=False)
+    assert result.top1 is not None
+    assert result.top1 > 0.9
+    assert result.top5 == 1.0
+    assert result.steps == 6 * 6
+
+
+def test_stopped_anywhere_it_ends_with_the_same_weights(images, undisturbed, tmp_path):
+    for stop_at in (4, 9):  # inside an epoch, with a checkpoint only at its start
+        part = pretrain(
+            images,
+            tmp_path,
+            validation=images,
+            settings=SMALL,
+            tensorboard=False,
+            checkpoint_minutes=0.0,
+            stop=lambda step, end=stop_at: step >= end,
+        )
+        assert part.steps == stop_at
+        assert not (tmp_path / "model.safetensors").exists()
+    whole = pretrain(images, tmp_path, validation=images, settings=SMALL, tensorboard=False)
+    assert whole.steps == undisturbed.steps == 18
+    assert whole.loss == undisturbed.loss
+    expected = load_file(undisturbed.output / "model.safetensors")
+    received = load_file(tmp_path / "model.safetensors")
+    assert received.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(received[name], array, err_msg=name)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "log.csv").read_text())))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [row["size"] for row in rows] == ["16", "32", "32"]
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_weights(images, undisturbed, tmp_path):
+    code = (
+        "import sys; from resfit.transfer.pretrain import *;"
+        "pretrain(sys.argv[1], sys.argv[2], validation=sys.argv[1], tensorboard=False, checkpoint_minutes=0.0,"
+        "settings=Settings(size=32, sizes=((0.0, 16), (0.5, 32)), epochs=3, batch_size=16, learning_rate=0.05,"
+        "ema_decay=0.5))"
+    )
+    generator = np.random.default_rng(0)
+    for _ in range(5):
+        process = subprocess.Popen([sys.executable, "-c", code, str(images), str(tmp_path)], stderr=subprocess.DEVNULL)
+        time.sleep(generator.uniform(5, 15))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    pretrain(images, tmp_path, validation=images, settings=SMALL, tensorboard=False)
+    expected, received = (load_file(folder / "model.safetensors") for folder in (undisturbed.output, tmp_path))
+    for name, array in expected.items():
+        np.testing.assert_array_equal(received[name], array, err_msg=name)
+
+
+def test_a_damaged_checkpoint_is_passed_over(images, undisturbed, tmp_path):
+    pretrain(images, tmp_path, settings=SMALL, tensorboard=False, checkpoint_minutes=0.0, stop=lambda step: step >= 9)
+    newest = tmp_path / "checkpoint.npz"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    whole = pretrain(images, tmp_path, validation=images, settings=SMALL, tensorboard=False)
+    assert whole.loss == undisturbed.loss
+
+
+def test_other_settings_in_the_same_folder_are_refused(images, undisturbed):
+    with pytest.raises(ResfitError, match=r"epochs: 3 there, 4 now"):
+        pretrain(images, undisturbed.output, settings=Settings(**{**vars(SMALL), "epochs": 4}), tensorboard=False)
+
+
+def test_the_file_holds_the_average_and_the_facts(undisturbed):
+    from safetensors import safe_open
+
+    arrays = load_file(undisturbed.output / "model.safetensors")
+    with np.load(undisturbed.output / "checkpoint.npz") as saved:
+        averages = [saved[f"average/{i}"] for i in range(len(arrays))]
+        weights = [saved[f"weight/{i}"] for i in range(len(arrays))]
+    stored = sorted(array.tobytes() for array in arrays.values())
+    assert stored == sorted(array.astype(np.float16).tobytes() for array in averages)
+    assert stored != sorted(array.astype(np.float16).tobytes() for array in weights)
+    with safe_open(undisturbed.output / "model.safetensors", "np") as file:
+        facts = file.metadata()
+    assert json.loads(facts["classes"]) == sorted(COLOURS)
+    assert json.loads(facts["input_spec"])["size"] == [32, 32]
+    assert json.loads(facts["architecture"])["classes"] == 3
+
+
+def test_the_schedule():
+    cosine = Settings(learning_rate=0.4, warmup=0.1, epochs=1)
+    assert [cosine.rate(p) for p in (0, 0.05, 0.1, 0.55, 1)] == pytest.approx([0, 0.2, 0.4, 0.2, 0])
+    cycle = Settings(learning_rate=0.4, schedule="one_cycle")
+    assert [cycle.rate(p) for p in (0, 0.15, 0.3, 1)] == pytest.approx([0, 0.2, 0.4, 0.0004])
+    sized = Settings(size=64, sizes=((0.25, 48), (0.0, 32)))
+    assert [sized.image_size(p) for p in (0, 0.2, 0.25, 1)] == [32, 32, 48, 48]
+    assert parse_sizes("0:32, 0.5:48") == ((0.0, 32), (0.5, 48))
+    with pytest.raises(ArgumentError, match="0:32"):
+        parse_sizes("32;48")
+
+
+def test_one_step_is_nesterov_with_decay_on_kernels_alone(images, tmp_path):
+    settings = Settings(
+        size=32, epochs=1, batch_size=16, learning_rate=0.1, weight_decay=0.5, warmup=1e-9, ema_decay=0.9
+    )
+    trainer = module._Trainer(settings, open_store(images, 32))
+    before = [v.numpy() for v in trainer.model.variables]
+    slots = [v.numpy() for v in trainer.velocity]
+    next(iter(trainer.epoch_steps()))
+    kernels = 0
+    slot = 0
+    for old, variable, average in zip(before, trainer.model.variables, trainer.average, strict=True):
+        new = variable.numpy()
+        np.testing.assert_allclose(average.numpy(), 0.1 * old + 0.9 * new, rtol=1e-5, atol=1e-6)  # (1 + 0) / (10 + 0)
+        if not variable.trainable:
+            continue
+        velocity = trainer.velocity[slot].numpy()  # the gradient, as the first velocity is zero
+        assert not slots[slot].any()
+        slot += 1
+        rate = settings.rate(0.0) if settings.rate(0.0) else settings.rate(1e-6)
+        np.testing.assert_allclose(old - new, settings.rate(0.0) * 1.9 * velocity, rtol=1e-3, atol=1e-6)
+        kernels += decays(variable)
+        assert decays(variable) == (old.ndim > 1)
+        assert rate >= 0
+    assert kernels == 1 + 8 + 3 + 1
+
+
+def test_crops_are_the_stated_rectangles():
+    ramp = np.tile(np.arange(64, dtype=np.uint8)[None, None, :, None] * 4, (200, 64, 1, 3))
+    crops = augment(ramp, 32, 0.35, [0, 1]).numpy()
+    again = augment(ramp, 32, 0.35, [0, 1]).numpy()
+    other = augment(ramp, 32, 0.35, [0, 2]).numpy()
+    np.testing.assert_array_equal(crops, again)
+    assert np.abs(crops - other).max() > 0.1
+    from resfit.preprocessing import TORCH
+
+    values = (crops - np.array(TORCH.offset)) / np.array(TORCH.multiplier)
+    slopes = np.diff(values[:, 16, :, 0], axis=1)
+    flipped = (slopes < 0).all(axis=1)
+    assert ((slopes > 0).all(axis=1) | flipped).all()
+    assert 0.35 < flipped.mean() < 0.65
+    widths = np.abs(values[:, 16, -1, 0] - values[:, 16, 0, 0]) / 252
+    assert np.sqrt(0.35 * 0.75) - 0.01 <= widths.min()
+    assert widths.max() <= 1.0 + 1e-5
+    whole = augment(ramp[:1], 64, 1.0, [0, 0]).numpy()
+    assert whole.shape == (1, 64, 64, 3)
+
+
+def test_validation_must_know_the_classes(images, tmp_path):
+    write_images(tmp_path / "held-out", count=1)
+    (tmp_path / "held-out" / "red").rename(tmp_path / "held-out" / "violet")
+    with pytest.raises(DataError, match="violet"):
+        pretrain(images, tmp_path / "run", validation=tmp_path / "held-out", settings=SMALL)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"schedule": "step"}, {"precision": "int8"}, {"epochs": 0}, {"crop_scale": 0.0}, {"ema_decay": 1.0}]
+)
+def test_settings_out_of_range(wrong):
+    with pytest.raises(ArgumentError, match="Received"):
+        Settings(**wrong)
+
+
+def test_archives_and_folders_give_the_same_store(images, tmp_path):
+    archive = tmp_path / "images.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(images, "train")
+        for name, data in (("train/red/empty.png", b""), ("train/red/text.jpg", b"no image")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        evil = tarfile.TarInfo("../../outside.png")
+        evil.type, evil.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(evil)
+    from_tar = open_store(archive, 16, folder=tmp_path / "stores")
+    from_folder = open_store(images, 16, folder=tmp_path / "stores")
+    assert from_tar.classes == from_folder.classes == tuple(sorted(COLOURS))
+    assert [name for name, _ in from_tar.skipped] == ["train/red/empty.png", "train/red/text.jpg"]
+    a, b = (
+        sorted((int(label), image.tobytes()) for label, image in zip(s.labels, s.images, strict=True))
+        for s in (from_tar, from_folder)
+    )
+    assert a == b
+
+
+def test_a_store_is_made_once_and_follows_its_source(images, tmp_path):
+    folder = tmp_path / "stores"
+    first = open_store(images, 16, folder=folder)
+    (made,) = folder.iterdir()
+    stamp = os.stat(made / "images.npy").st_mtime_ns
+    open_store(images, 16, folder=folder)
+    assert os.stat(made / "images.npy").st_mtime_ns == stamp
+    pixels = np.array(first.images)
+    extra = images / "red" / "extra.png"
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(extra)
+    try:
+        assert len(open_store(images, 16, folder=folder)) == len(first) + 1
+    finally:
+        extra.unlink()
+    # a store without its last file was interrupted: it is made again
+    (made / "store.json").unlink()
+    (made / "images.npy").write_bytes(b"half")
+    assert np.array_equal(open_store(images, 16, folder=folder).images, pixels)
+
+
+def test_sources_that_are_none(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        open_store(tmp_path / "missing", 16)
+    (tmp_path / "broken.tar").write_bytes(b"x" * 600)
+    with pytest.raises(DataError, match="tar archive"):
+        open_store(tmp_path / "broken.tar", 16)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="readable images"):
+        open_store(tmp_path / "empty", 16)
