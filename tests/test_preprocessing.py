@@ -92,7 +92,9 @@ def test_other_numbers_of_channels():
     assert grey.mean == pytest.approx((np.mean([103.939, 116.779, 123.68]),))
     assert preprocessing.TORCH.with_channels(3) is preprocessing.TORCH
     np.testing.assert_allclose(
-        preprocessing.UNIT.with_channels(5).normalize(np.full((1, 1, 5), 51, np.uint8)), np.full((1, 1, 5), 0.2), rtol=1e-6
+        preprocessing.UNIT.with_channels(5).normalize(np.full((1, 1, 5), 51, np.uint8)),
+        np.full((1, 1, 5), 0.2),
+        rtol=1e-6,
     )
 
 

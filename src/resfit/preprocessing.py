@@ -161,8 +161,7 @@ class InputSpec:
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON-ready values."""
         return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in dataclasses.asdict(self).items()
+            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
         }
 
     @classmethod
@@ -176,7 +175,8 @@ class InputSpec:
         unknown = sorted(set(fields) - known)
         if unknown:
             raise ArgumentError(f"input contract has unknown fields: {', '.join(unknown)}.")
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()})
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+        return cls(**values)
 
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -145,30 +145,101 @@ def test_the_schedule():
         parse_sizes("32;48")
 
 
-def test_one_step_is_nesterov_with_decay_on_kernels_alone(images, tmp_path):
-    settings = Settings(
-        size=32, epochs=1, batch_size=16, learning_rate=0.1, weight_decay=0.5, warmup=1e-9, ema_decay=0.9
-    )
+def steps_taken(images, count, **changes):
+    """Weights before, after each step, velocities after each step, and the averages at the end."""
+    # no warm-up: a rate of zero would move nothing and prove nothing
+    fields = {"size": 32, "epochs": 9, "batch_size": 16, "learning_rate": 0.1, "warmup": 0.0, "ema_decay": 0.15}
+    settings = Settings(**{**fields, **changes})
     trainer = module._Trainer(settings, open_store(images, 32))
-    before = [v.numpy() for v in trainer.model.variables]
-    slots = [v.numpy() for v in trainer.velocity]
-    next(iter(trainer.epoch_steps()))
+    weights = [[v.numpy() for v in trainer.model.variables]]
+    velocities = []
+    rates = []
+    steps = trainer.epoch_steps()
+    for _ in range(count):
+        rates.append(settings.rate(trainer.progress))
+        next(steps)
+        weights.append([v.numpy() for v in trainer.model.variables])
+        velocities.append([v.numpy() for v in trainer.velocity])
+    steps.close()
+    return trainer, weights, velocities, rates
+
+
+def test_steps_are_nesterov_and_the_average_follows(images):
+    trainer, weights, velocities, rates = steps_taken(images, 2)
+    learned = [i for i, v in enumerate(trainer.model.variables) if v.trainable]
+    moved = 0.0
+    for slot, i in enumerate(learned):
+        first, second = velocities[0][slot], velocities[1][slot]
+        gradient = second - 0.9 * first
+        np.testing.assert_allclose(weights[0][i] - weights[1][i], rates[0] * 1.9 * first, rtol=1e-3, atol=2e-6)
+        step = rates[1] * (gradient + 0.9 * second)
+        np.testing.assert_allclose(weights[1][i] - weights[2][i], step, rtol=1e-3, atol=2e-6)
+        moved = max(moved, float(np.abs(step).max()))
+    assert moved > 1e-3
+    for i, average in enumerate(trainer.average):  # (1 + 0) / (10 + 0), then 0.15 < (1 + 1) / (10 + 1)
+        expected = 0.15 * (0.1 * weights[0][i] + 0.9 * weights[1][i]) + 0.85 * weights[2][i]
+        np.testing.assert_allclose(average.numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_weight_decay_pulls_on_kernels_alone(images):
+    trainer, weights, (plain,), _ = steps_taken(images, 1, weight_decay=0.0)
+    _, _, (decayed,), _ = steps_taken(images, 1, weight_decay=0.5)
     kernels = 0
-    slot = 0
-    for old, variable, average in zip(before, trainer.model.variables, trainer.average, strict=True):
-        new = variable.numpy()
-        np.testing.assert_allclose(average.numpy(), 0.1 * old + 0.9 * new, rtol=1e-5, atol=1e-6)  # (1 + 0) / (10 + 0)
-        if not variable.trainable:
-            continue
-        velocity = trainer.velocity[slot].numpy()  # the gradient, as the first velocity is zero
-        assert not slots[slot].any()
-        slot += 1
-        rate = settings.rate(0.0) if settings.rate(0.0) else settings.rate(1e-6)
-        np.testing.assert_allclose(old - new, settings.rate(0.0) * 1.9 * velocity, rtol=1e-3, atol=1e-6)
-        kernels += decays(variable)
-        assert decays(variable) == (old.ndim > 1)
-        assert rate >= 0
+    learned = [i for i, v in enumerate(trainer.model.variables) if v.trainable]
+    for slot, i in enumerate(learned):
+        old = weights[0][i]
+        pull = 0.5 * old if old.ndim > 1 else np.zeros_like(old)
+        np.testing.assert_allclose(decayed[slot] - plain[slot], pull, rtol=1e-3, atol=1e-5)
+        assert decays(trainer.model.variables[i]) == (old.ndim > 1)
+        kernels += decays(trainer.model.variables[i])
     assert kernels == 1 + 8 + 3 + 1
+    assert any(weights[0][i].ndim == 1 and weights[0][i].any() for i in learned)  # gammas, which could have been pulled
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_a_network_that_says_nothing_is_never_right(images, value):
+    trainer = module._Trainer(SMALL, open_store(images, 32))
+    for average in trainer.average:
+        average.assign(np.full(average.shape, value, np.float32))
+    assert trainer.validate(trainer.store)["val_top1"] == 0.0
+
+
+def test_a_run_that_diverges_ends_with_the_reason(images, tmp_path):
+    settings = Settings(size=32, epochs=3, batch_size=16, learning_rate=1e30, warmup=0.0)
+    with pytest.raises(ResfitError, match="loss must stay finite"):
+        pretrain(images, tmp_path, settings=settings, tensorboard=False)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_row_that_no_checkpoint_knows_is_not_written_twice(images, tmp_path):
+    settings = Settings(**{**vars(SMALL), "epochs": 1})
+    pretrain(images, tmp_path, validation=images, settings=settings, tensorboard=False)
+    (tmp_path / "checkpoint.npz").unlink()  # killed between the first row and the first checkpoint
+    pretrain(images, tmp_path, settings=settings, tensorboard=False)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "log.csv").read_text())))
+    assert [row["epoch"] for row in rows] == ["1"]
+
+
+def test_validation_may_be_left_out_of_a_resumed_run(images, tmp_path):
+    stop = {"checkpoint_minutes": 0.0, "stop": lambda step: step >= 7}
+    pretrain(images, tmp_path, validation=images, settings=SMALL, tensorboard=False, **stop)
+    pretrain(images, tmp_path, settings=SMALL, tensorboard=False)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "log.csv").read_text())))
+    assert [bool(row["val_top1"]) for row in rows] == [True, False, False]
+
+
+def test_other_images_in_the_same_folder_are_refused(undisturbed, tmp_path):
+    other = write_images(tmp_path / "other", count=20)
+    with pytest.raises(ResfitError, match="images: 96 there, 60 now"):
+        pretrain(other, undisturbed.output, settings=SMALL, tensorboard=False)
+
+
+def test_a_run_by_the_clock_ends_when_the_time_is_up(images, tmp_path):
+    settings = Settings(size=32, minutes=1e-3, batch_size=16, epochs=1000)
+    result = pretrain(images, tmp_path, settings=settings, tensorboard=False)
+    assert result.seconds >= 0.06
+    assert result.steps < 1000  # the first step, which compiles, takes longer than that
+    assert (tmp_path / "model.safetensors").exists()
 
 
 def test_crops_are_the_stated_rectangles():
@@ -200,7 +271,19 @@ def test_validation_must_know_the_classes(images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"schedule": "step"}, {"precision": "int8"}, {"epochs": 0}, {"crop_scale": 0.0}, {"ema_decay": 1.0}]
+    "wrong",
+    [
+        {"schedule": "step"},
+        {"precision": "int8"},
+        {"epochs": 0},
+        {"crop_scale": 0.0},
+        {"ema_decay": 1.0},
+        {"warmup": 1.0},
+        {"minutes": 0},
+        {"weight_decay": -1e-4},
+        {"momentum": 1.0},
+        {"sizes": ((0.0, 0),)},
+    ],
 )
 def test_settings_out_of_range(wrong):
     with pytest.raises(ArgumentError, match="Received"):

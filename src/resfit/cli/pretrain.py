@@ -37,6 +37,9 @@ def pretrain_command(
     crop_scale: Annotated[float, typer.Option(help="Least share of the area that a crop keeps.")] = 0.35,
     precision: Annotated[str, typer.Option(help="float32 or mixed_bfloat16.")] = "float32",
     seed: Annotated[int, typer.Option(help="Of weights, order and crops.")] = 0,
+    labels: Annotated[
+        Path | None, typer.Option(help="JSON file of {class folder: name}, kept beside the weights.")
+    ] = None,
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard's files beside log.csv.")] = True,
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -63,7 +66,7 @@ def pretrain_command(
         precision=precision,
         seed=seed,
     )
-    result = pretrain(source, output, validation=validation, settings=settings, tensorboard=tensorboard)
+    result = pretrain(source, output, validation=validation, settings=settings, labels=labels, tensorboard=tensorboard)
     if json_output:
         print_json(result.to_dict())
         return

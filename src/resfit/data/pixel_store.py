@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -17,11 +16,15 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from resfit.cache import cache_root
+from resfit.data.decode import decode_image, read_file
 from resfit.errors import DataError, ImageError
+from resfit.preprocessing import InputSpec
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 _LARGEST_FILE = 64 * 2**20
-_LARGEST_SIDE = 4096
+_MOST_PIXELS = 50_000_000
+
+_PARTS = ("store.json", "images.npy", "labels.npy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +67,7 @@ def open_store(source: str | os.PathLike[str], size: int, *, folder: Path | None
     if not source.exists():
         raise DataError(f"source must be a folder or a tar archive. Received: {str(source)!r}, which does not exist.")
     root = (folder or cache_root() / "pixels") / _key(source, size)
-    if not (root / "store.json").is_file():
+    if not all((root / name).is_file() for name in _PARTS):
         _write(source, size, root)
     facts = json.loads((root / "store.json").read_text("utf-8"))
     return PixelStore(
@@ -93,12 +96,12 @@ def _files(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _encoded(source: Path) -> Iterator[tuple[str, str, bytes]]:
-    """Yields class, name and bytes of every image file."""
+def _encoded(source: Path) -> Iterator[tuple[str, str, bytes | ImageError]]:
+    """Yields class, name and bytes of every image file in a class folder, or why it has none."""
     if source.is_dir():
         for path in sorted(_files(source)):
-            name = path.relative_to(source).as_posix()
-            yield path.parent.name, name, path.read_bytes() if path.stat().st_size <= _LARGEST_FILE else b""
+            if path.parent != source:
+                yield path.parent.name, path.relative_to(source).as_posix(), _read(path)
         return
     try:
         with tarfile.open(source, "r|*") as archive:
@@ -106,30 +109,26 @@ def _encoded(source: Path) -> Iterator[tuple[str, str, bytes]]:
                 inner = PurePosixPath(member.name)
                 if not member.isfile() or inner.suffix.lower() not in _SUFFIXES or inner.name.startswith("."):
                     continue
+                if not inner.parent.name:
+                    continue
                 stream = archive.extractfile(member) if member.size <= _LARGEST_FILE else None
-                yield inner.parent.name, member.name, stream.read() if stream else b""
+                data = stream.read() if stream else ImageError(f"{member.size} bytes are too many")
+                yield inner.parent.name, member.name, data
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"{source.name} must be a complete tar archive. Received: {error}.") from error
 
 
-def _decode(data: bytes, size: int) -> np.ndarray:
-    from PIL import Image
-
-    if not data:
-        raise ImageError("empty or too large")
+def _read(path: Path) -> bytes | ImageError:
     try:
-        with Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF"]) as image:
-            if max(image.size) > _LARGEST_SIDE:
-                raise ImageError(f"{image.size[0]}x{image.size[1]} pixels are too many")
-            image.draft("RGB", (size, size))
-            colour = image.convert("RGB")
-            if colour.size != (size, size):
-                colour = colour.resize((size, size), Image.Resampling.BICUBIC)
-            return np.asarray(colour)
-    except ImageError:
-        raise
-    except Exception as error:
-        raise ImageError(f"not a readable image ({type(error).__name__})") from error
+        return read_file(path)
+    except ImageError as error:
+        return error
+
+
+def _decode(data: bytes | ImageError, contract: InputSpec) -> np.ndarray:
+    if isinstance(data, ImageError):
+        raise data
+    return decode_image(data, contract, max_pixels=_MOST_PIXELS)
 
 
 def _write(source: Path, size: int, root: Path) -> None:
@@ -137,6 +136,7 @@ def _write(source: Path, size: int, root: Path) -> None:
     from numpy.lib.format import write_array_header_2_0
 
     root.parent.mkdir(parents=True, exist_ok=True)
+    contract = InputSpec(size=(size, size), resize_mode="squash", interpolation="bicubic")
     names: list[str] = []
     skipped: list[tuple[str, str]] = []
     with tempfile.TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as temporary:
@@ -145,8 +145,8 @@ def _write(source: Path, size: int, root: Path) -> None:
             open(work / "pixels", "wb") as pixels,
             concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool,
         ):
-            for window in _windows(_encoded(source), 512):
-                futures = [pool.submit(_decode, data, size) for _, _, data in window]
+            for window in _windows(_encoded(source), 64):
+                futures = [pool.submit(_decode, data, contract) for _, _, data in window]
                 for (label, name, _), future in zip(window, futures, strict=True):
                     try:
                         pixels.write(future.result().tobytes())
@@ -169,8 +169,8 @@ def _write(source: Path, size: int, root: Path) -> None:
         np.save(done / "labels.npy", np.array([index[name] for name in names], np.int64))
         facts = {"classes": classes, "skipped": skipped, "size": size}
         (done / "store.json").write_text(json.dumps(facts), "utf-8")
-        if root.exists() and not (root / "store.json").is_file():
-            shutil.rmtree(root)  # a store without its last file was not written by this function whole
+        if root.exists() and not all((root / name).is_file() for name in _PARTS):
+            shutil.rmtree(root)  # somebody took a part away
         try:
             os.replace(done, root)
         except OSError:
@@ -178,8 +178,10 @@ def _write(source: Path, size: int, root: Path) -> None:
                 raise
 
 
-def _windows(items: Iterator[tuple[str, str, bytes]], length: int) -> Iterator[list[tuple[str, str, bytes]]]:
-    window: list[tuple[str, str, bytes]] = []
+def _windows(
+    items: Iterator[tuple[str, str, bytes | ImageError]], length: int
+) -> Iterator[list[tuple[str, str, bytes | ImageError]]]:
+    window: list[tuple[str, str, bytes | ImageError]] = []
     for item in items:
         window.append(item)
         if len(window) == length:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import importlib.util
 import io
 import json
 import math
@@ -54,7 +55,7 @@ class Settings:
         label_smoothing: Share of the target spread over all classes.
         ema_decay: Of the moving average of the weights, which is what the run returns.
         crop_scale: Share of the area that a training crop has at least.
-        precision: ``"float32"``, or ``"mixed_bfloat16"`` with norms, logits and loss in float32.
+        precision: ``"float32"``, or ``"mixed_bfloat16"`` with weights, norms and loss in float32.
         seed: Of weights, order and crops.
     """
 
@@ -91,6 +92,18 @@ class Settings:
             raise ArgumentError(
                 "crop_scale must lie in (0, 1], label_smoothing and ema_decay in [0, 1). "
                 f"Received: {self.crop_scale}, {self.label_smoothing}, {self.ema_decay}."
+            )
+        if not 0 <= self.warmup < 1 or not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
+            raise ArgumentError(
+                "warmup and momentum must lie in [0, 1), weight_decay must not be negative. "
+                f"Received: {self.warmup}, {self.momentum}, {self.weight_decay}."
+            )
+        if self.minutes is not None and not self.minutes > 0:
+            raise ArgumentError(f"minutes must be positive, or None. Received: {self.minutes!r}.")
+        if any(not 0 <= start <= 1 or pixels < 1 for start, pixels in self.sizes):
+            raise ArgumentError(
+                "sizes must be pairs of a share of the run in [0, 1] and a size of at least 1 pixel. "
+                f"Received: {self.sizes!r}."
             )
 
     def image_size(self, progress: float) -> int:
@@ -161,6 +174,7 @@ def pretrain(
     *,
     validation: str | os.PathLike[str] | None = None,
     settings: Settings | None = None,
+    labels: str | os.PathLike[str] | None = None,
     checkpoint_minutes: float = 3.0,
     tensorboard: bool = True,
     stop: Callable[[int], bool] | None = None,
@@ -175,6 +189,7 @@ def pretrain(
         output: Folder of the run. A run that is found there with the same settings goes on.
         validation: Folder or archive with the same classes; read after each epoch.
         settings: What decides the result.
+        labels: JSON file of ``{class folder: name}``; the names are written beside the weights for people.
         checkpoint_minutes: Longest time between two checkpoints.
         tensorboard: Whether to write TensorBoard's files beside the CSV.
         stop: Called after each step with its number; the run ends early, resumable, where it returns True.
@@ -184,7 +199,7 @@ def pretrain(
 
     Raises:
         DataError: The sources have no images, or their classes differ.
-        ResfitError: The folder holds a run with other settings.
+        ResfitError: The folder holds a run with other settings or images, or the loss is no longer a number.
 
     Example:
         >>> pretrain("images/", "run/", settings=Settings(epochs=5))  # doctest: +SKIP
@@ -197,16 +212,20 @@ def pretrain(
     if held_out is not None and not set(held_out.classes) <= set(store.classes):
         foreign = sorted(set(held_out.classes) - set(store.classes))
         raise DataError(f"validation must have the training classes. Received, besides them: {foreign[:5]}.")
-    _remember(output, settings, store)
+    names = _names(labels, store.classes)
+    _remember(
+        output, settings, store, {"source": Path(source).name, "validation": validation and Path(validation).name}
+    )
     trainer = _Trainer(settings, store)
     log = _Log(output, tensorboard)
-    if trainer.restore(output):
-        log.cut(trainer.epoch)
+    resumed = trainer.restore(output)
+    log.cut(trainer.epoch)
+    if resumed:
         _say(f"resumed at step {trainer.step}, epoch {trainer.epoch + 1}")
     result = _run(trainer, log, output, held_out, checkpoint_minutes, stop)
     if trainer.finished:
-        facts = {"top1": result.top1, "top5": result.top5, "loss": result.loss, "steps": result.steps}
-        trainer.write_weights(output / "model.safetensors", facts)
+        facts = {"val_top1": result.top1, "val_top5": result.top5, "val_loss": result.loss, "steps": result.steps}
+        trainer.write_weights(output / "model.safetensors", facts, names)
     return result
 
 
@@ -303,14 +322,19 @@ class _Trainer:
                 yield self.store.images[rows], self.store.labels[rows]
 
         with _ahead(batches(), 4) as ready:
+            started = time.perf_counter()  # waiting for images is training time, too
             for images, labels in ready:
-                started = time.perf_counter()
                 progress = self.progress
                 if progress >= 1.0:  # the time is up inside an epoch
                     break
                 side = self._last_size = self.settings.image_size(progress)
                 rate = self.settings.rate(progress)
                 loss, hits = self._train_step(side)(images, labels, np.float32(rate), self.step)
+                if not math.isfinite(float(loss)):
+                    raise ResfitError(
+                        f"the loss must stay finite. Received: {float(loss)} at step {self.step + 1}, learning rate "
+                        f"{rate:.4g}. Start in a new folder with a lower learning rate; nothing was saved since."
+                    )
                 self._sums += (float(loss) * len(labels), float(hits), len(labels))
                 self.step += 1
                 self.position += 1
@@ -318,6 +342,7 @@ class _Trainer:
                 self.seconds += elapsed
                 self._epoch_seconds += elapsed
                 yield {"loss": self._sums[0] / self._sums[2], "accuracy": self._sums[1] / self._sums[2]}
+                started = time.perf_counter()
 
     def close_epoch(self) -> dict[str, Any]:
         """Ends the epoch and returns its row of the log."""
@@ -393,7 +418,8 @@ class _Trainer:
                 shifted = logits - logits.max(axis=1, keepdims=True)
                 logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
                 own = logits[np.arange(len(labels)), labels]
-                rank = (logits > own[:, None]).sum(axis=1)
+                # ties count against the network, and so does what is no number
+                rank = logits.shape[1] - 1 - (logits < own[:, None]).sum(axis=1)
                 loss -= float(logs[np.arange(len(labels)), labels].sum())
                 top1 += float((rank < 1).sum())
                 top5 += float((rank < 5).sum())
@@ -457,7 +483,7 @@ class _Trainer:
             return True
         return False
 
-    def write_weights(self, path: Path, scores: dict[str, Any]) -> None:
+    def write_weights(self, path: Path, scores: dict[str, Any], names: Sequence[str] = ()) -> None:
         """Writes the averaged weights in float16 with the facts that belong to them."""
         from safetensors.numpy import save
 
@@ -471,6 +497,7 @@ class _Trainer:
             "input_spec": json.dumps(input_contract(self.settings).to_dict()),
             "classes": json.dumps(self.store.classes),
             "scores": json.dumps(scores),
+            **({"labels": json.dumps(names)} if names else {}),
         }
         with atomic_path(path) as temporary:
             temporary.write_bytes(save(arrays, metadata))
@@ -585,7 +612,9 @@ class _Log:
         self.started = time.monotonic()
         self._shown = 0.0
         self.writer = None
-        if tensorboard:
+        if tensorboard and importlib.util.find_spec("tensorboard") is None:
+            _say('no TensorBoard files: tensorboard is not installed (pip install "resfit[pretrain]")')
+        elif tensorboard:
             import tensorflow as tf
 
             self.writer = tf.summary.create_file_writer(str(output / "tensorboard"))
@@ -619,7 +648,8 @@ class _Log:
     def _store(self, rows: Sequence[dict[str, Any]]) -> None:
         text = io.StringIO()
         if rows:
-            writer = csv.DictWriter(text, list(rows[-1]), restval="", lineterminator="\n")
+            columns = dict.fromkeys(column for row in rows for column in row)
+            writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
         write_text(self.path, text.getvalue())
@@ -645,7 +675,20 @@ def _say(text: str) -> None:
     sys.stderr.flush()
 
 
-def _remember(output: Path, settings: Settings, store: PixelStore) -> None:
+def _names(labels: str | os.PathLike[str] | None, classes: Sequence[str]) -> list[str]:
+    """Reads the names of the classes; none without a file."""
+    if labels is None:
+        return []
+    try:
+        found = json.loads(Path(labels).read_text("utf-8"))
+        return [str(found[name]) for name in classes]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"labels must be a JSON file of {{class folder: name}} for every class. Received: {error!r}."
+        ) from error
+
+
+def _remember(output: Path, settings: Settings, store: PixelStore, data: dict[str, Any]) -> None:
     """Writes ``config.json``, or checks that the run in the folder has the same settings."""
     import keras
     import tensorflow as tf
@@ -655,7 +698,9 @@ def _remember(output: Path, settings: Settings, store: PixelStore) -> None:
     fields = json.loads(json.dumps(dataclasses.asdict(settings)))
     path = output / "config.json"
     if path.exists():
-        before = json.loads(path.read_text("utf-8"))["settings"]
+        found = json.loads(path.read_text("utf-8"))
+        before = {**found["settings"], "images": found["images"], "classes": found["classes"]}
+        fields = {**fields, "images": len(store), "classes": len(store.classes)}
         other = sorted(key for key in {*fields, *before} if before.get(key) != fields.get(key))
         if other:
             changes = ", ".join(f"{key}: {before.get(key)!r} there, {fields.get(key)!r} now" for key in other)
@@ -667,6 +712,7 @@ def _remember(output: Path, settings: Settings, store: PixelStore) -> None:
         path,
         {
             "settings": fields,
+            **data,
             "images": len(store),
             "classes": len(store.classes),
             "skipped": len(store.skipped),

@@ -1,0 +1,240 @@
+"""A classifier as a folder on disk: written whole or not at all, and checked when it is read.
+
+::
+
+    model.keras            the network with its head: RGB 0..255 in, probabilities out
+    classifier.json        classes, input contract, recipe, metrics, versions, SHA-256 of model.keras
+    skipped.csv            images that were left out, with the reason
+    test_predictions.csv   what it said about the test images
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import ctypes
+import hashlib
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from resfit.errors import ArgumentError, ArtifactError
+from resfit.files import write_json
+
+FORMAT = 1
+KIND = "resfit classifier"
+MODEL = "model.keras"
+DESCRIPTION = "classifier.json"
+SKIPPED = "skipped.csv"
+TEST_PREDICTIONS = "test_predictions.csv"
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_MARK = ".resfit-partial-"
+_ASIDE = "-old"
+
+
+def check_target(out: Path) -> None:
+    """Makes sure that a classifier may be written here, before hours of work.
+
+    Raises:
+        ArgumentError: There is something else that must not be overwritten.
+    """
+    if not out.exists() and not out.is_symlink():
+        return
+    if out.is_dir() and (is_artifact(out) or _holds_nothing_else(out)):
+        return
+    raise ArgumentError(
+        "the output must be a new or empty folder, or an earlier resfit classifier. "
+        f"Received: {str(out)!r}, which holds something else. Name another folder or remove it."
+    )
+
+
+def is_artifact(folder: Path) -> bool:
+    """Says whether a folder holds a classifier, whole or damaged."""
+    try:
+        return json.loads((folder / DESCRIPTION).read_text("utf-8")).get("kind") == KIND
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def write(
+    out: Path,
+    save_model: Callable[[Path], None],
+    description: dict[str, Any],
+    attachments: dict[str, bytes],
+) -> None:
+    """Writes a classifier folder. A kill at any moment leaves what was there before, or the new one.
+
+    Args:
+        out: The folder. An earlier classifier is replaced.
+        save_model: Writes the Keras model to a path.
+        description: JSON-ready content of ``classifier.json``; format and checksums are added.
+        attachments: Further files, by name.
+
+    Raises:
+        ArgumentError: There is something else that must not be overwritten.
+        OSError: The disk is full or cannot be written.
+    """
+    out = Path(os.path.abspath(out))
+    check_target(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(out)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name[:80]}{_MARK}{os.getpid()}-", dir=out.parent))
+    try:
+        save_model(temporary / MODEL)
+        for name, content in attachments.items():
+            (temporary / name).write_bytes(content)
+        full = {"kind": KIND, "format": FORMAT, **description, "files": {MODEL: _sha256(temporary / MODEL)}}
+        write_json(temporary / DESCRIPTION, full)
+        for path in temporary.iterdir():
+            _sync(path)
+        _sync(temporary)
+        os.chmod(temporary, 0o777 & ~_umask())
+        _put_in_place(temporary, out)
+        _sync(out.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Reads and checks everything but the model.
+
+    Args:
+        folder: A folder that :func:`write` wrote.
+
+    Returns:
+        The description and the attachments.
+
+    Raises:
+        ArtifactError: It is missing, incomplete, damaged or of a newer format.
+    """
+    if not folder.is_dir():
+        raise ArtifactError(f"a classifier is a folder that `resfit fit` wrote. Received: {str(folder)!r}: no folder.")
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text("utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"a classifier is a folder with {DESCRIPTION} in it. Received: {str(folder)!r}, which has none."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder / DESCRIPTION} cannot be read ({error}). Fit the classifier again.") from error
+    if not isinstance(description, dict) or description.get("kind") != KIND:
+        raise ArtifactError(f"{folder / DESCRIPTION} does not describe a resfit classifier.")
+    if description.get("format") != FORMAT:
+        raise ArtifactError(
+            f"this resfit reads classifiers of format {FORMAT}. Received: format {description.get('format')!r}, "
+            f"written by resfit {description.get('versions', {}).get('resfit', 'unknown')}. Use that version."
+        )
+    for name, expected in {MODEL: None, **description.get("files", {})}.items():
+        path = folder / Path(name).name
+        try:
+            found = _sha256(path)
+        except OSError as error:
+            raise ArtifactError(
+                f"{path} cannot be read: {error.strerror or error}. Fit the classifier again."
+            ) from error
+        if found != expected:
+            raise ArtifactError(
+                f"{path} is damaged or was changed: its SHA-256 must be {expected}. Received: {found}. "
+                "Copy the folder again or fit the classifier again."
+            )
+    attachments = {
+        name: (folder / name).read_bytes() for name in (SKIPPED, TEST_PREDICTIONS) if (folder / name).is_file()
+    }
+    return description, attachments
+
+
+def csv_bytes(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
+    """Returns a table as CSV in UTF-8. Names of files that are no UTF-8 keep their bytes."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _holds_nothing_else(folder: Path) -> bool:
+    return {path.name for path in folder.iterdir()} <= {SKIPPED}
+
+
+def _put_in_place(temporary: Path, out: Path) -> None:
+    """Renames the new folder to its name; what stood there ends up under the temporary name."""
+    if not out.exists():
+        os.rename(temporary, out)
+        return
+    if out.is_symlink():
+        out = out.resolve()
+    if not _exchange(temporary, out):
+        # no atomic exchange on this platform: for an instant there is neither
+        aside = temporary.with_name(temporary.name + _ASIDE)
+        os.rename(out, aside)
+        os.rename(temporary, out)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    code = rename(
+        _AT_FDCWD,
+        ctypes.c_char_p(os.fsencode(a)),
+        _AT_FDCWD,
+        ctypes.c_char_p(os.fsencode(b)),
+        _RENAME_EXCHANGE,
+    )
+    return code == 0
+
+
+def _sweep(out: Path) -> None:
+    """Removes what killed runs left beside the output, and puts back what one had moved aside."""
+    start = f".{out.name[:80]}{_MARK}"
+    for path in list(out.parent.iterdir()):
+        if not path.name.startswith(start):
+            continue
+        process = path.name[len(start) :].split("-")[0]
+        if not process.isdigit() or _is_running(int(process)):
+            continue
+        if path.name.endswith(_ASIDE) and not out.exists():
+            os.rename(path, out)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _umask() -> int:
+    current = os.umask(0o022)
+    os.umask(current)
+    return current

@@ -1,0 +1,271 @@
+"""``resfit fit``, ``predict``, ``evaluate`` and ``embed``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from resfit.cli import console
+
+if TYPE_CHECKING:
+    from resfit.classifier import Classifier, Prediction
+    from resfit.data.image_set import Skipped
+    from resfit.evaluation.metrics import Evaluation
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Engine = Annotated[str, typer.Option(help="auto, keras or openvino.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Images in one pass. Default: by their size.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither use nor keep features on disk.")]
+Artifact = Annotated[Path, typer.Argument(help="A folder that `resfit fit` wrote.", metavar="OUT")]
+
+_SHOWN_SKIPPED = 5
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to the application.
+
+    Args:
+        app: The application.
+    """
+    app.command("fit", epilog="Example: resfit fit photos/ -o photos.resfit")(fit)
+    app.command("predict", epilog="Example: resfit predict photos.resfit new.jpg more/ --top 3")(predict)
+    app.command("evaluate", epilog="Example: resfit evaluate photos.resfit test/")(evaluate)
+    app.command("embed", epilog="Example: resfit embed photos/ -o features.parquet")(embed)
+
+
+def fit(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of class folders, also with train/ val/ test/ inside; or a CSV of path,label[,split,group]."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the classifier to.")],
+    model: Annotated[str, typer.Option(help="Network, as `resfit models` lists it.")] = "resnet10_tiny",
+    strategy: Annotated[str, typer.Option(help="probe: a linear head on the frozen network. auto: the same.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split and the cross-validation.")] = 0,
+    test_share: Annotated[float, typer.Option(help="Share set aside to measure with, if there is no test/.")] = 0.2,
+    max_skipped: Annotated[float, typer.Option(help="Largest share of unusable images that is put up with.")] = 0.1,
+    engine: Engine = "auto",
+    batch_size: BatchSize = None,
+    no_cache: NoCache = False,
+    path_column: Annotated[str, typer.Option(help="Column of a CSV with the path.")] = "path",
+    label_column: Annotated[str, typer.Option(help="Column of a CSV with the class.")] = "label",
+    split_column: Annotated[str, typer.Option(help="Column of a CSV with train, val or test.")] = "split",
+    group_column: Annotated[str, typer.Option(help="Column of a CSV with what must stay together.")] = "group",
+    as_json: Json = False,
+) -> None:
+    """Fit a classifier to a folder of images and measure it on images it has not seen."""
+    from resfit import classifier
+
+    console.load_tensorflow()
+    with console.progress() as progress:
+        fitted = classifier.fit(
+            folder,
+            model=model,
+            out=out,
+            strategy=strategy,
+            seed=seed,
+            engine=engine,
+            cache=not no_cache,
+            max_skipped=max_skipped,
+            test_share=test_share,
+            batch_size=batch_size,
+            progress=progress,
+            path_column=path_column,
+            label_column=label_column,
+            split_column=split_column,
+            group_column=group_column,
+        )
+    assert fitted.run is not None
+    for warning in fitted.run.warnings:
+        console.message(f"Warning: {console.printable(warning)}")
+    _report_skipped(fitted.run.skipped, f"; all are listed in {out / 'skipped.csv'}")
+    if as_json:
+        console.print_json(_fit_json(fitted, out))
+    else:
+        _print_fit(fitted, out)
+
+
+def predict(
+    artifact: Artifact,
+    images: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
+    top: Annotated[int, typer.Option(min=1, help="Classes to list for each image.")] = 1,
+    csv: Annotated[Path | None, typer.Option(help="Write a table path,label,probability to this file.")] = None,
+    engine: Engine = "auto",
+    batch_size: BatchSize = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is on images."""
+    from resfit.classifier import Classifier
+
+    console.load_tensorflow()
+    classifier = Classifier.load(artifact)
+    with console.progress() as progress:
+        predictions = classifier.predict(images, top=top, engine=engine, batch_size=batch_size, progress=progress)
+    failed = [prediction for prediction in predictions if prediction.error]
+    if csv is not None:
+        _write_csv(csv, predictions)
+    if as_json:
+        console.print_json([_prediction_json(prediction) for prediction in predictions])
+    elif csv is None:
+        rows = [(item.path, *_best(item)) for item in predictions if not item.error]
+        console.print_table("", ("image", "class", ">probability", *(["further"] if top > 1 else [])), rows)
+    for item in failed:
+        console.message(f"Skipped {console.printable(item.path)}: {item.error}")
+    named = {path for path in images if not path.is_dir()}
+    if len(failed) == len(predictions) or any(item.path in named for item in failed):
+        raise typer.Exit(1)
+
+
+def evaluate(
+    artifact: Artifact,
+    folder: Annotated[Path, typer.Argument(help="Folder of class folders, or a CSV of path,label.")],
+    engine: Engine = "auto",
+    batch_size: BatchSize = None,
+    no_cache: NoCache = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a classifier on labelled images."""
+    from resfit.classifier import Classifier
+
+    console.load_tensorflow()
+    classifier = Classifier.load(artifact)
+    with console.progress() as progress:
+        result = classifier.evaluate(
+            folder, engine=engine, cache=not no_cache, batch_size=batch_size, progress=progress
+        )
+    _report_skipped(result.skipped)
+    if as_json:
+        console.print_json({**result.to_dict(), "skipped": _skipped_json(result.skipped)})
+        return
+    _print_evaluation(result)
+
+
+def embed(
+    folder: Annotated[Path, typer.Argument(help="Folder of images or of class folders, a CSV, or one image.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .parquet or .npz.")],
+    model: Annotated[
+        str, typer.Option(help="Network, as `resfit models` lists it, or a folder that `resfit fit` wrote.")
+    ] = "resnet10_tiny",
+    engine: Engine = "auto",
+    batch_size: BatchSize = None,
+    no_cache: NoCache = False,
+    as_json: Json = False,
+) -> None:
+    """Write the features of images, as a network sees them, to a table."""
+    from resfit import classifier
+    from resfit.embedding import check_table_name
+
+    check_table_name(out)
+    console.load_tensorflow()
+    with console.progress() as progress:
+        found = classifier.embed(
+            folder, model=model, engine=engine, cache=not no_cache, batch_size=batch_size, progress=progress
+        )
+    found.save(out)
+    _report_skipped(found.skipped)
+    count, width = found.features.shape
+    if as_json:
+        result = {"out": str(out), "images": count, "features": width, "skipped": _skipped_json(found.skipped)}
+        console.print_json(result)
+    else:
+        typer.echo(f"{count} images, {width} features each: {console.printable(out)}")
+
+
+def _print_fit(fitted: Classifier, out: Path) -> None:
+    run, images = fitted.run, fitted.metrics["images"]
+    assert run is not None
+    chosen = {0: "too few images to choose"}.get(fitted.recipe.folds, f"{fitted.recipe.folds}-fold cross-validation")
+    if fitted.recipe.folds == 1:
+        chosen = "a hold-out"
+    rows: list[tuple[str, object]] = [
+        ("network", fitted.recipe.model),
+        ("images", f"{images['found']} in {len(fitted.classes)} classes"),
+        ("skipped", images["skipped"]),
+        ("split", f"{images['train']} train, {images['test']} test" + (", by group" if fitted.recipe.grouped else "")),
+        ("features", f"{run.computed} computed ({run.engine}), {run.reused} from the cache"),
+        ("regularisation", f"C = {fitted.recipe.C:.3g} ({chosen})"),
+        ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in run.seconds.items())),
+        ("accuracy", "not measured: no test images" if run.test is None else _accuracy(run.test)),
+        ("written to", out),
+    ]
+    console.print_table("", ("", ""), rows)
+
+
+def _print_evaluation(result: Evaluation) -> None:
+    rows = [
+        (score.name, f"{score.precision:.1%}", f"{score.recall:.1%}", f"{score.f1:.3f}", score.support)
+        for score in result.per_class
+    ]
+    console.print_table(f"accuracy {_accuracy(result)}", ("class", ">precision", ">recall", ">F1", ">images"), rows)
+    if len(result.per_class) <= 20:
+        names = [score.name for score in result.per_class]
+        cells = [(name, *row) for name, row in zip(names, result.confusion.tolist(), strict=True)]
+        console.print_table(
+            "confusion (row: true, column: predicted)", ("", *(f">{console.printable(name)}" for name in names)), cells
+        )
+
+
+def _accuracy(result: Evaluation) -> str:
+    low, high = result.interval
+    return f"{result.accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}) on {result.n} images"
+
+
+def _report_skipped(skipped: tuple[Skipped, ...], where: str = "") -> None:
+    if not skipped:
+        return
+    some = "; ".join(f"{item.path}: {item.reason}" for item in skipped[:_SHOWN_SKIPPED])
+    more = ", …" if len(skipped) > _SHOWN_SKIPPED else ""
+    console.message(console.printable(f"Skipped {len(skipped)} unusable images ({some}{more}){where}"))
+
+
+def _best(prediction: Prediction) -> tuple[str, ...]:
+    further = [f"{name} {value:.1%}" for name, value in list(prediction.probabilities.items())[1:]]
+    first = (str(prediction.label), f"{prediction.probability:.1%}")
+    return (*first, ", ".join(further)) if further else first
+
+
+def _write_csv(path: Path, predictions: list[Prediction]) -> None:
+    from resfit.artifact import csv_bytes
+    from resfit.files import atomic_open
+
+    rows = [
+        (item.path, item.label or "", f"{item.probability:.6f}" if item.label is not None else "", item.error)
+        for item in predictions
+    ]
+    with atomic_open(path) as file:
+        file.write(csv_bytes(("path", "label", "probability", "error"), rows))
+
+
+def _fit_json(fitted: Classifier, out: Path) -> dict[str, Any]:
+    import dataclasses
+
+    run = fitted.run
+    assert run is not None
+    return {
+        "out": str(out),
+        "classes": list(fitted.classes),
+        "recipe": dataclasses.asdict(fitted.recipe),
+        **fitted.metrics,
+        "features": {"computed": run.computed, "reused": run.reused, "engine": run.engine},
+        "seconds": run.seconds,
+        "skipped": _skipped_json(run.skipped),
+        "warnings": list(run.warnings),
+    }
+
+
+def _prediction_json(item: Prediction) -> dict[str, Any]:
+    return {
+        "path": str(item.path),
+        "label": item.label,
+        "probability": item.probability if item.label is not None else None,
+        "probabilities": item.probabilities,
+        "error": item.error or None,
+    }
+
+
+def _skipped_json(skipped: tuple[Skipped, ...]) -> list[dict[str, str]]:
+    return [{"path": str(item.path), "reason": item.reason} for item in skipped]

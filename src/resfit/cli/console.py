@@ -1,0 +1,131 @@
+"""What the commands share: where results and messages go, tables, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from resfit.transfer.features import Progress
+
+#: Seconds of work after which a progress bar appears.
+PATIENCE = 2.0
+_NO_LIMIT = 10_000  # columns of a table that no terminal shows
+
+_WORDS = {"reading": "Reading images", "network": "Running the network"}
+
+
+def message(text: str) -> None:
+    """Prints a message for people, on stderr."""
+    typer.echo(text, err=True)
+
+
+def print_json(value: Any) -> None:
+    """Prints a result for machines, on stdout, in ASCII."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Prints a result for people, on stdout, without cutting a name short.
+
+    Args:
+        title: Printed above.
+        columns: Headings; one that starts with ``>`` stands to the right.
+        rows: The cells.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(columns))
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(80, Console(width=_NO_LIMIT).measure(table).maximum))
+    if title:
+        typer.echo(printable(title))
+    console.print(table)
+
+
+def printable(value: object) -> str:
+    """Returns text in which no file name can do harm to a terminal, or fail to be encoded."""
+    text = str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Progress | None]:
+    """Yields what library functions report their progress to; nothing where stderr is no terminal.
+
+    The bar appears once the work has taken more than two seconds.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    begin = time.monotonic()
+    tasks: dict[str, TaskID] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        if not bar.live.is_started:
+            if time.monotonic() - begin < PATIENCE:
+                return
+            bar.start()
+        if what not in tasks:
+            tasks[what] = bar.add_task(_WORDS.get(what, what), total=total)
+        bar.update(tasks[what], completed=done, total=total)
+
+    try:
+        yield report
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+def load_tensorflow() -> None:
+    """Imports TensorFlow without the lines that its C++ part writes to stderr while loading."""
+    try:
+        sys.stderr.flush()
+        kept = os.dup(2)
+    except (OSError, ValueError):  # there is no stderr
+        import tensorflow
+
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        import tensorflow  # noqa: F401
+    except ImportError as error:
+        from resfit.errors import MissingDependencyError
+
+        raise MissingDependencyError(
+            f"this command needs TensorFlow ({error}). Install it: pip install 'resfit[cpu]'"
+        ) from error
+    finally:
+        os.dup2(kept, 2)
+        os.close(nowhere)
+        os.close(kept)

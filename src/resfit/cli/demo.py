@@ -1,0 +1,59 @@
+"""``resfit demo``: the main job on real images, offline."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resfit.cli import classify, console
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to the application.
+
+    Args:
+        app: The application.
+    """
+    app.command("demo", epilog="Example: resfit demo -o demo")(demo)
+
+
+def demo(
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the images, the classifier and the picture.")
+    ] = Path("demo"),
+) -> None:
+    """Fit a classifier to 2,000 images that ship with resfit, and show what it does."""
+    from resfit.classifier import Classifier
+    from resfit.data import samples
+    from resfit.data.image_set import scan
+    from resfit.evaluation.pictures import contact_sheet
+
+    begin = time.monotonic()
+    images, artifact, picture = out / "images", out / "fashion.resfit", out / "demo.png"
+    samples.unpack(images)
+
+    console.message(f"$ resfit fit {images} -o {artifact}")
+    classify.fit(images, out=artifact)
+
+    found = scan(images)
+    test = found.subset([row for row, part in enumerate(found.splits) if part == "test"])
+    some = [next(path for path in test.paths if path.parent.name == name) for name in found.classes]
+    console.message(f"$ resfit predict {artifact} {images / 'test' / '*' / '000.png'} --top 3")
+    classify.predict(artifact, some, top=3)
+
+    classifier = Classifier.load(artifact)
+    probabilities = classifier.predict_proba(list(test.paths))
+    accuracy = (probabilities.argmax(axis=1) == test.labels).mean()
+    contact_sheet(
+        picture,
+        images=test.paths,
+        labels=test.labels,
+        probabilities=probabilities,
+        classes=classifier.classes,
+        title=f"Fashion-MNIST, {len(test)} test images: {100 * accuracy:.1f} % right",
+    )
+    typer.echo(f"Accuracy {100 * accuracy:.1f} % on {len(test)} test images; picture: {picture}")
+    console.message(f"The whole demo took {time.monotonic() - begin:.0f} s.")

@@ -1,0 +1,172 @@
+"""Features of images as a table, for other programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resfit.data import image_set as image_sets
+from resfit.data.image_set import ImageSet, Skipped
+from resfit.errors import ArgumentError, DataError
+from resfit.files import atomic_open, atomic_path
+from resfit.transfer import features as feature_store
+
+if TYPE_CHECKING:
+    import keras
+
+    from resfit.preprocessing import InputSpec
+
+_ROWS_AT_ONCE = 8192
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Embedding:
+    """Features of images, as a network sees them.
+
+    Attributes:
+        features: Float32 array of shape ``(n, features)``.
+        paths: The ``n`` files.
+        labels: The ``n`` classes by name; ``None`` for an image without one.
+        skipped: Images that could not be used, with the reason.
+        computed: Images that went through the network now; the others were in the cache.
+    """
+
+    features: np.ndarray
+    paths: tuple[Path, ...]
+    labels: tuple[str | None, ...]
+    skipped: tuple[Skipped, ...] = ()
+    computed: int = 0
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the features as a table.
+
+        Args:
+            path: A name ending in ``.parquet`` (columns ``path``, ``label`` and ``features``, a list of float32) or
+                ``.npz`` (arrays of the same names; an image without a label has an empty one).
+
+        Raises:
+            ArgumentError: The name has another ending.
+            OSError: It cannot be written.
+        """
+        target = check_table_name(path)
+        _WRITERS[target.suffix.lower()](self, target)
+
+
+def check_table_name(path: str | os.PathLike[str]) -> Path:
+    """Returns the path if :meth:`Embedding.save` can write there.
+
+    Raises:
+        ArgumentError: The name has an ending that stands for no format.
+    """
+    target = Path(path)
+    if target.suffix.lower() not in _WRITERS:
+        raise ArgumentError(f"the output must end in {' or '.join(_WRITERS)}. Received: {str(path)!r}.")
+    return target
+
+
+def embed_images(
+    body: keras.Model,
+    source: Any,
+    *,
+    input_spec: InputSpec | None = None,
+    engine: str = "auto",
+    cache: bool | str | Path = True,
+    batch_size: int | None = None,
+    progress: feature_store.Progress | None = None,
+) -> Embedding:
+    """Returns the features of images.
+
+    Args:
+        body: A network that gives one vector an image.
+        source: A folder or CSV file as :func:`resfit.fit` takes it, a folder of images without classes, one image, or a
+            list of images and folders.
+        input_spec: How images become the network's input; ``None`` takes ``body.input_spec``.
+        engine: As :func:`resfit.engines.create` takes it.
+        cache: ``True`` for resfit's own cache folder, ``False`` for none, or a folder.
+        batch_size: Images in one pass; ``None`` chooses by their size.
+        progress: Called as images get done.
+
+    Raises:
+        DataError: No image can be used.
+    """
+    images = scan_any(source)
+    extracted = feature_store.extract(
+        body,
+        images.paths,
+        input_spec=input_spec,
+        engine=engine,
+        cache=cache,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    skipped = (*images.skipped, *extracted.skipped)
+    if not len(extracted.indices):
+        reason = f", such as {skipped[0].path}: {skipped[0].reason}" if skipped else ""
+        raise DataError(f"at least one image must be usable. Received: {len(skipped)} unusable{reason}.")
+    numbers = [int(images.labels[position]) for position in extracted.indices]
+    return Embedding(
+        features=extracted.rows,
+        paths=tuple(images.paths[position] for position in extracted.indices),
+        labels=tuple(images.classes[number] if number >= 0 else None for number in numbers),
+        skipped=skipped,
+        computed=extracted.computed,
+    )
+
+
+def scan_any(source: Any) -> ImageSet:
+    """Finds images with labels where the source has them, without where it has none.
+
+    Args:
+        source: As :func:`embed_images` takes it.
+
+    Raises:
+        DataError: It does not exist or has no images.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return image_sets.scan_images(source)
+    path = Path(source)
+    if path.is_file() and path.suffix.lower() not in (".csv", ".tsv"):
+        return image_sets.scan_images([path])
+    if path.is_dir() and not any(child.is_dir() and not child.name.startswith(".") for child in path.iterdir()):
+        return image_sets.scan_images([path])
+    return image_sets.scan(path)
+
+
+def _write_parquet(embedding: Embedding, target: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    width = embedding.features.shape[1]
+    kinds = [("path", pa.string()), ("label", pa.string()), ("features", pa.list_(pa.float32(), width))]
+    with atomic_path(target) as temporary, pq.ParquetWriter(temporary, pa.schema(kinds)) as writer:
+        for start in range(0, len(embedding.paths), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            flat = pa.array(np.ascontiguousarray(embedding.features[part], np.float32).reshape(-1))
+            columns = [
+                pa.array([_text(path) for path in embedding.paths[part]], pa.string()),
+                pa.array(embedding.labels[part], pa.string()),
+                pa.FixedSizeListArray.from_arrays(flat, width),
+            ]
+            writer.write_table(pa.table(columns, schema=pa.schema(kinds)))
+
+
+def _write_npz(embedding: Embedding, target: Path) -> None:
+    with atomic_open(target) as file:
+        np.savez(
+            file,
+            path=np.array([_text(path) for path in embedding.paths]),
+            label=np.array([label or "" for label in embedding.labels]),
+            features=embedding.features,
+        )
+
+
+def _text(path: Path) -> str:
+    # a name that is no UTF-8 keeps a readable form
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+_WRITERS = {".parquet": _write_parquet, ".npz": _write_npz}

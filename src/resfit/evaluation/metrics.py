@@ -1,0 +1,138 @@
+"""How good predictions are: accuracy with its interval, the confusion matrix, a table by class."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from resfit.errors import ArgumentError
+
+_Z95 = 1.959963984540054
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassScore:
+    """How well one class is told from the others.
+
+    Attributes:
+        name: The class.
+        precision: Share of the images predicted as this class that are of it, 0..1; 0 if there is none.
+        recall: Share of the images of this class that are predicted as it, 0..1; 0 if there is none.
+        f1: Harmonic mean of the two.
+        support: Number of images of this class.
+    """
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """How good a classifier is on a set of images.
+
+    Attributes:
+        accuracy: Share of images whose most probable class is the true one, 0..1.
+        interval: 95 % interval of the accuracy after Wilson, low and high, 0..1.
+        n: Number of images.
+        log_loss: Mean negative log-likelihood of the true class, in nats.
+        per_class: One score a class, in the classifier's order.
+        confusion: Integer array of shape ``(classes, classes)``: row the true class, column the predicted one.
+        skipped: Images that could not be used, with ``path`` and ``reason``.
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    n: int
+    log_loss: float
+    per_class: tuple[ClassScore, ...]
+    confusion: np.ndarray
+    skipped: tuple[Any, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the figures as JSON-ready values, without the skipped images."""
+        return {
+            "accuracy": self.accuracy,
+            "interval": list(self.interval),
+            "n": self.n,
+            "log_loss": self.log_loss,
+            "per_class": [dataclasses.asdict(score) for score in self.per_class],
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def wilson_interval(correct: int, n: int, z: float = _Z95) -> tuple[float, float]:
+    """Returns Wilson's score interval of a share.
+
+    Args:
+        correct: Number of successes, 0..n.
+        n: Number of trials. With none, nothing is known: (0, 1).
+        z: Quantile of the normal distribution; the default covers 95 %.
+
+    Returns:
+        Low and high, both in 0..1.
+
+    Raises:
+        ArgumentError: ``correct`` is not in 0..n.
+
+    Source:
+        Wilson 1927, J. Am. Stat. Assoc. 22.
+    """
+    if not 0 <= correct <= n:
+        raise ArgumentError(f"correct must lie in 0..{n}. Received: {correct}.")
+    if n == 0:
+        return (0.0, 1.0)
+    share = correct / n
+    denominator = 1 + z**2 / n
+    centre = (share + z**2 / (2 * n)) / denominator
+    half = z / denominator * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low = 0.0 if correct == 0 else float(centre - half)
+    high = 1.0 if correct == n else float(centre + half)
+    return (low, high)
+
+
+def evaluate(labels: Any, probabilities: Any, classes: Sequence[str], *, skipped: Sequence[Any] = ()) -> Evaluation:
+    """Compares predicted probabilities with true labels.
+
+    Args:
+        labels: ``n`` integers in ``0..classes-1``, ``n`` at least 1.
+        probabilities: Array of shape ``(n, classes)``.
+        classes: Names of the classes.
+        skipped: Passed on to the result.
+
+    Raises:
+        ArgumentError: There is no image, or the arrays do not fit together.
+    """
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    truth = np.asarray(labels, np.int64)
+    scores = np.asarray(probabilities)
+    if len(truth) == 0 or scores.shape != (len(truth), len(classes)):
+        raise ArgumentError(
+            f"labels must have n >= 1 entries and probabilities shape (n, {len(classes)}). "
+            f"Received: {truth.shape} and {scores.shape}."
+        )
+    if truth.min() < 0 or truth.max() >= len(classes):
+        raise ArgumentError(f"labels must lie in 0..{len(classes) - 1}. Received: {truth.min()}..{truth.max()}.")
+    predicted = scores.argmax(axis=1)
+    known = np.arange(len(classes))
+    correct = int((predicted == truth).sum())
+    columns = precision_recall_fscore_support(truth, predicted, labels=known, zero_division=0.0)
+    likelihood = np.clip(scores[np.arange(len(truth)), truth].astype(np.float64), 1e-12, 1.0)
+    return Evaluation(
+        accuracy=correct / len(truth),
+        interval=wilson_interval(correct, len(truth)),
+        n=len(truth),
+        log_loss=float(-np.log(likelihood).mean()),
+        per_class=tuple(
+            ClassScore(name, float(precision), float(recall), float(f1), int(support))
+            for name, precision, recall, f1, support in zip(classes, *columns, strict=True)
+        ),
+        confusion=confusion_matrix(truth, predicted, labels=known),
+        skipped=tuple(skipped),
+    )

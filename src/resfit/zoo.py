@@ -1,0 +1,535 @@
+"""Named networks: find one, read about it, load it with its weights and its input contract.
+
+Listing and describing import neither TensorFlow nor Keras.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fnmatch
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resfit.architecture import arithmetic, catalog
+from resfit.architecture.arithmetic import StageCount
+from resfit.architecture.spec import ArchitectureSpec
+from resfit.checkpoints import registry
+from resfit.checkpoints.registry import CheckpointInfo
+from resfit.errors import ArgumentError, CheckpointError, UnknownNameError, closest
+
+if TYPE_CHECKING:
+    import keras
+
+    from resfit.checkpoints.canonical import WeightsFile
+    from resfit.preprocessing import InputSpec
+
+#: Suffixes that make a source a file rather than a name.
+FILE_SUFFIXES = (".h5", ".hdf5", ".keras", ".safetensors")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInfo:
+    """One architecture of the catalog in one line.
+
+    Attributes:
+        name: What ``resfit.load`` takes.
+        family: The kind of network.
+        parameters: Of the whole network, moving statistics included.
+        gmacs: Multiply-accumulates in billions for one image of ``input_size``.
+        input_size: Height and width in pixels that the network is meant for.
+        classes: Outputs of its classifier.
+        weights: The checkpoint that stands for it, or ``""`` where none is published.
+        loadable: Whether ``resfit.load(name)`` brings these weights.
+        licence: Of these weights.
+        top1: Published top-1 accuracy of these weights in percent.
+        top5: Published top-5 accuracy of these weights in percent.
+        checkpoints: How many published checkpoints the registry knows.
+        paper: Where the architecture was published.
+    """
+
+    name: str
+    family: str
+    parameters: int
+    gmacs: float
+    input_size: tuple[int, int]
+    classes: int
+    weights: str
+    loadable: bool
+    licence: str
+    top1: float | None
+    top5: float | None
+    checkpoints: int
+    paper: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON-ready values."""
+        return {**dataclasses.asdict(self), "input_size": list(self.input_size)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What is known of one network without building it.
+
+    Attributes:
+        info: Its line in the list.
+        stages: What each stage holds and costs, at ``info.input_size``.
+        receptive_field: Side of the square of pixels that one value of the last feature map sees.
+        input_spec: The input contract of the checkpoint that stands for it.
+        spec: The architecture.
+        checkpoints: Every published checkpoint.
+    """
+
+    info: ModelInfo
+    stages: tuple[StageCount, ...]
+    receptive_field: int
+    input_spec: InputSpec
+    spec: ArchitectureSpec
+    checkpoints: tuple[CheckpointInfo, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON-ready values."""
+        return {
+            **self.info.to_dict(),
+            "stages": [{**dataclasses.asdict(stage), "shape": list(stage.shape)} for stage in self.stages],
+            "receptive_field": self.receptive_field,
+            "input_spec": self.input_spec.to_dict(),
+            "architecture": self.spec.to_dict(),
+            "checkpoint_rows": [checkpoint.to_dict() for checkpoint in self.checkpoints],
+        }
+
+
+def list_models(pattern: str = "*", *, loadable: bool | None = None) -> list[ModelInfo]:
+    """Lists the architectures of the catalog.
+
+    Args:
+        pattern: Shell pattern such as ``"resnet5*"``; a checkpoint's name such as ``"*.a1_in1k"`` finds its
+            network.
+        loadable: Only those whose weights ``resfit.load`` brings by name, or only the others.
+
+    Returns:
+        One row each, in the order of the catalog.
+
+    Example:
+        >>> [info.name for info in list_models("resnet1*v2")]
+        ['resnet101v2', 'resnet152v2']
+    """
+    tags = {info.architecture for info in registry.rows().values() if fnmatch.fnmatchcase(info.name, pattern)}
+    names = set(catalog.names(pattern)) | tags
+    found = [_info(name) for name in catalog.rows() if name in names]
+    return [info for info in found if loadable is None or info.loadable == loadable]
+
+
+def describe(name: str) -> Description:
+    """Describes a network from its tables alone.
+
+    Args:
+        name: A name of the catalog or of a checkpoint.
+
+    Raises:
+        UnknownNameError: Neither table has this name, or the catalog lacks the checkpoint's architecture.
+    """
+    row, checkpoint = _resolve(name)
+    counted = _count(row.name)
+    checkpoints = registry.of_architecture(row.name)
+    return Description(
+        info=_info(row.name),
+        stages=counted.stages,
+        receptive_field=counted.receptive_field,
+        input_spec=_contract(row.spec, checkpoint or registry.default_for(row.name)),
+        spec=row.spec,
+        checkpoints=checkpoints,
+    )
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    weights: str | os.PathLike[str] | None = "default",
+    classes: int | None = None,
+    include_top: bool = True,
+    pooling: str | None = None,
+    taps: Sequence[str] = (),
+    preprocess: bool = True,
+    input_shape: tuple[int | None, int | None, int] | None = None,
+    in_channels: int | None = None,
+    classifier_activation: Any = "softmax",
+    dtype: Any = None,
+    seed: int | None = None,
+    name: str | None = None,
+) -> keras.Model:
+    """Loads a network as a Keras model, with its weights and its input contract.
+
+    Args:
+        source: A name of the catalog (``"resnet50"``) or of a checkpoint, or the path of a ``.safetensors``
+            file written by resfit or of a ``.keras`` file.
+        weights: ``"default"`` for the published weights of that name, None for fresh ones, or the path of a
+            ``.h5``, ``.weights.h5``, ``.keras`` or ``.safetensors`` file with weights of this architecture.
+        classes: Outputs of the classifier. A number other than that of the weights replaces the classifier by
+            a fresh one and keeps the rest.
+        include_top: Whether the model ends in the classifier.
+        pooling: Without top, ``"avg"`` or ``"max"`` for features of shape ``(batch, channels)``.
+        taps: Stages, ``"stage1"`` to ``"stage5"``, whose feature maps the model returns as a dict.
+        preprocess: Whether the model takes RGB images 0..255 of any dtype and normalises them itself. False
+            gives the bare network, which takes what ``model.input_spec.normalize`` returns.
+        input_shape: ``(height, width, channels)``; height and width may be None, which is the default.
+        in_channels: Input channels, if ``input_shape`` does not say. Weights for RGB are adapted by timm's
+            rule: the sum of the filters for one channel, repeated and scaled filters for more.
+        classifier_activation: Activation of the classifier; None for logits.
+        dtype: Dtype policy of the layers, such as ``"mixed_float16"``. Default: Keras' global policy.
+        seed: Makes fresh weights the same in every run. Default: they follow Keras' global seed.
+        name: Name of the model. Default: the architecture's.
+
+    Returns:
+        A functional Keras model, images of shape ``(batch, height, width, channels)`` to probabilities,
+        features or feature maps, with the attributes ``architecture`` (ArchitectureSpec), ``input_spec``
+        (InputSpec) and ``class_names`` (a tuple of labels, or None where they are not known).
+
+    Raises:
+        UnknownNameError: No table has this name.
+        CheckpointError: There are no such weights, or they do not fit the network.
+        DownloadError: The weights cannot be fetched.
+        ArgumentError: An argument is outside its choices, or two contradict each other.
+
+    Example:
+        >>> model = load("resnet18", weights=None, classes=10, seed=0)
+        >>> model.output_shape
+        (None, 10)
+    """
+    if input_shape is not None:
+        if len(input_shape) != 3:
+            raise ArgumentError(f"input_shape must be (height, width, channels). Received: {input_shape!r}.")
+        if in_channels not in (None, input_shape[-1]):
+            raise ArgumentError(
+                f"in_channels and input_shape must agree. Received: {in_channels!r} and {input_shape!r}."
+            )
+        in_channels = input_shape[-1]
+    for argument, value in (("classes", classes), ("in_channels", in_channels)):
+        if value is not None and value < 1:
+            raise ArgumentError(f"{argument} must be at least 1. Received: {value!r}.")
+    path = _as_path(source)
+    if path is not None and path.suffix == ".keras":
+        given = (classes, include_top, pooling, tuple(taps), preprocess, in_channels, weights, dtype, name)
+        if given != (None, True, None, (), True, None, "default", None, None):
+            raise ArgumentError(
+                "a .keras file is loaded as it was saved, without other arguments. "
+                f"Received: {os.fspath(source)!r} with arguments."
+            )
+        return load_keras(path)
+
+    found = _find(source, path, weights)
+    headless = bool(taps) or not include_top
+    file = _weights_file(found, needs_top=not headless and classes in (None, found.published_classes))
+    if file and file.tells and not headless and file.classes is None and classes is None:
+        raise CheckpointError(
+            f"{file.path}: the file must hold the classifier 'predictions'. Received: none. "
+            "Pass include_top=False for the body alone, or classes for a fresh classifier."
+        )
+    stored_channels = (file and file.channels) or found.spec.in_channels
+    channels = in_channels or stored_channels
+    contract = found.contract.with_channels(stored_channels)
+    spec = found.spec.replace(in_channels=channels, classes=classes or (file and file.classes) or found.spec.classes)
+
+    from resfit.architecture.network import build
+    from resfit.checkpoints import canonical
+
+    with _policy(dtype), _seeded(seed):
+        model = build(
+            spec,
+            input_shape=input_shape or (None, None, channels),
+            include_top=include_top,
+            pooling=pooling,
+            classifier_activation=classifier_activation,
+            taps=tuple(taps),
+            input_spec=contract.with_channels(channels),
+            preprocess=preprocess,
+            name=name or found.name,
+        )
+    keeps_head = file is not None and not headless and (not file.tells or file.classes == spec.classes)
+    if file:
+        canonical.fill_from_file(model, file, channel_order=contract.channel_order, keeps_head=keeps_head)
+    known = keeps_head and found.labels and len(found.labels) == spec.classes
+    model.class_names = found.labels if known else None
+    return model
+
+
+def load_keras(path: str | os.PathLike[str]) -> keras.Model:
+    """Loads a ``.keras`` file, with the layers of resfit known to Keras.
+
+    Args:
+        path: The file. It is loaded in Keras' safe mode, which runs no code of the file.
+
+    Returns:
+        The model. ``architecture`` and ``input_spec`` are set where its name and weights are those of a row
+        of the catalog, otherwise ``architecture`` is None.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or not safe to load.
+    """
+    import keras
+
+    from resfit.architecture import layers as _layers  # noqa: F401  # registers them
+    from resfit.architecture.network import attach
+
+    if not Path(path).is_file():
+        raise CheckpointError(f"model file must exist. Received: {os.fspath(path)}.")
+    try:
+        model = keras.models.load_model(path, compile=False)
+    except Exception as error:  # Keras raises many kinds for a damaged file
+        raise CheckpointError(
+            f"{os.fspath(path)}: the file must be a .keras model, and whole. Received: {error}."
+        ) from error
+    model.architecture = model.class_names = None
+    row = catalog.rows().get(model.name)
+    if row is None:
+        return model
+    counts = {layer.name: layer.count_params() for layer in model.layers if layer.weights}
+    dense = model.get_layer("predictions") if "predictions" in counts else None
+    classes = dense.units if dense else row.spec.classes
+    spec = row.spec.replace(in_channels=model.input_shape[-1], classes=classes)
+    counts.pop("predictions", None)
+    if counts != _body_parameters(spec):
+        return model
+    contract = _contract(row.spec, registry.default_for(row.name))
+    return attach(model, spec, contract.with_channels(spec.in_channels))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What a source stands for, before anything is built.
+
+    Attributes:
+        name: Of the model.
+        spec: Its architecture.
+        contract: Its input contract.
+        path: The weights file, where one was given.
+        checkpoint: The published weights to fetch, where they were asked for.
+        labels: Names of the classes.
+    """
+
+    name: str
+    spec: ArchitectureSpec
+    contract: InputSpec
+    path: Path | None = None
+    checkpoint: CheckpointInfo | None = None
+    labels: tuple[str, ...] | None = None
+
+    @property
+    def published_classes(self) -> int | None:
+        return self.checkpoint.classes if self.checkpoint else None
+
+
+def _find(source: Any, path: Path | None, weights: Any) -> _Found:
+    """Says what a source and a choice of weights stand for.
+
+    Raises:
+        CheckpointError: There is no such file, or there are no such weights.
+        ArgumentError: The choice of weights is none.
+    """
+    if path is not None:
+        if weights not in ("default", None):
+            raise ArgumentError(f"a file as source brings its own weights. Received: weights={weights!r}.")
+        found = _from_safetensors(path)
+        return found if weights else dataclasses.replace(found, path=None)
+    row, checkpoint = _resolve(str(source))
+    checkpoint = checkpoint or registry.default_for(row.name)
+    found = _Found(row.name, row.spec, _contract(row.spec, checkpoint))
+    if weights is None:
+        return found
+    given = _as_path(weights)
+    if given is not None:
+        if not given.is_file():
+            raise CheckpointError(f"weights file must exist. Received: {given}.")
+        return dataclasses.replace(found, path=given)
+    if weights not in ("default", "imagenet"):
+        raise ArgumentError(
+            f'weights must be "default", None or a path that ends in {", ".join(FILE_SUFFIXES)}. '
+            f"Received: weights={weights!r}.{closest(str(weights), ('default', 'imagenet'))}"
+        )
+    if checkpoint is None:
+        raise CheckpointError(
+            f"no weights are published for {row.name!r}. Pass weights=None for fresh ones, or the path of a file."
+        )
+    if weights == "imagenet" and not checkpoint.training_data.endswith("ImageNet-1k"):
+        raise CheckpointError(
+            f"no ImageNet weights are known for {row.name!r}, but {checkpoint.training_data} ones. "
+            'Pass weights="default" for these, or None.'
+        )
+    if checkpoint.source not in registry.LOADABLE:
+        raise CheckpointError(
+            f"no weights of {row.name!r} can be fetched by name yet ({checkpoint.name!r} of "
+            f"{checkpoint.source} is "
+            "known). Pass weights=None for fresh ones, or the path of a file."
+        )
+    return dataclasses.replace(found, checkpoint=checkpoint, labels=_embedded_labels(checkpoint))
+
+
+def _weights_file(found: _Found, *, needs_top: bool) -> WeightsFile | None:
+    from resfit.checkpoints import canonical, store
+
+    if found.path is not None:
+        return canonical.read(found.path)
+    if found.checkpoint is not None:
+        return canonical.read(store.fetch(found.checkpoint, include_top=needs_top))
+    return None
+
+
+def _from_safetensors(path: Path) -> _Found:
+    from resfit.checkpoints.readers import safetensors
+    from resfit.preprocessing import InputSpec
+
+    if path.suffix != ".safetensors":
+        raise CheckpointError(
+            f"a {path.suffix} file holds weights alone, so its network must be named. Received: {path}. "
+            f'Pass the name and the file: load("resnet50", weights={path.name!r}).'
+        )
+    texts = safetensors.read_metadata(path)
+    metadata = {key: safetensors.metadata_value(text) for key, text in texts.items()}
+    architecture = metadata.get("architecture")
+    try:
+        if isinstance(architecture, str):
+            name, spec = architecture, catalog.get(architecture).spec
+        elif isinstance(architecture, dict):
+            spec = ArchitectureSpec.from_dict(architecture)
+            name = _named_like(spec) or "resnet"
+        else:
+            raise CheckpointError(
+                f"{path}: the metadata must say the architecture. Received: keys {sorted(metadata)}. "
+                f'Pass the name and the file: load("resnet50", weights={path.name!r}).'
+            )
+        contract = metadata.get("input_spec")
+        input_spec = (
+            InputSpec.from_dict(contract) if isinstance(contract, dict) else _contract(spec, registry.default_for(name))
+        )
+    except (ArgumentError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: the metadata must be what resfit writes. Received: {error}") from error
+    return _Found(
+        name, spec, input_spec, path=path, labels=_labels(metadata.get("labels")) or _labels(metadata.get("classes"))
+    )
+
+
+def _resolve(name: str) -> tuple[catalog.CatalogRow, CheckpointInfo | None]:
+    """Returns the architecture of a name, and the checkpoint if the name is one's."""
+    checkpoint = registry.rows().get(name)
+    if name in catalog.rows():
+        return catalog.get(name), checkpoint
+    if checkpoint is not None:
+        if not checkpoint.architecture:
+            raise UnknownNameError(f"the catalog lacks the architecture of {name!r}, so it cannot be built.")
+        return catalog.get(checkpoint.architecture), checkpoint
+    candidates = [*catalog.rows(), *registry.rows()]
+    raise UnknownNameError(
+        "model must be a name that `resfit models` lists, or a path that ends in "
+        f"{', '.join(FILE_SUFFIXES)}. "
+        f"Received: {name!r}.{closest(name, candidates)}"
+    )
+
+
+@functools.cache
+def _count(name: str) -> arithmetic.Arithmetic:
+    return arithmetic.count(catalog.get(name).spec)
+
+
+def _info(name: str) -> ModelInfo:
+    row, counted, default = catalog.get(name), _count(name), registry.default_for(name)
+    top1, top5 = (default.top1, default.top5) if default else (None, None)
+    if default and default.source == registry.RESFIT:
+        top1, top5 = _embedded_accuracy(default)
+    return ModelInfo(
+        name=name,
+        family=row.family,
+        parameters=counted.parameters,
+        gmacs=round(counted.macs / 1e9, 4),
+        input_size=row.spec.input_size,
+        classes=row.spec.classes,
+        weights=default.name if default else "",
+        loadable=bool(default and default.loadable),
+        licence=default.licence if default else "",
+        top1=top1,
+        top5=top5,
+        checkpoints=len(registry.of_architecture(name)),
+        paper=row.paper,
+    )
+
+
+def _contract(spec: ArchitectureSpec, checkpoint: CheckpointInfo | None) -> InputSpec:
+    from resfit.preprocessing import TORCH
+
+    if checkpoint is None:
+        return dataclasses.replace(TORCH, size=spec.input_size).with_channels(spec.in_channels)
+    return checkpoint.input_spec
+
+
+def _embedded_labels(checkpoint: CheckpointInfo) -> tuple[str, ...] | None:
+    if checkpoint.source != registry.RESFIT:
+        return None
+    metadata = registry.embedded_metadata(checkpoint)
+    return _labels(metadata.get("labels")) or _labels(metadata.get("classes"))
+
+
+def _embedded_accuracy(checkpoint: CheckpointInfo) -> tuple[float | None, float | None]:
+    """Returns top-1 and top-5 in percent, which ``resfit pretrain`` writes as shares beside the weights."""
+    scores = registry.embedded_metadata(checkpoint).get("scores")
+    shares = [scores.get(key) if isinstance(scores, dict) else None for key in ("val_top1", "val_top5")]
+    top1, top5 = (None if share is None else round(100 * share, 2) for share in shares)
+    return top1, top5
+
+
+def _labels(value: Any) -> tuple[str, ...] | None:
+    return tuple(map(str, value)) if isinstance(value, list) and value else None
+
+
+def _as_path(source: Any) -> Path | None:
+    """Returns a source as a path if it is one by its type or its suffix."""
+    if isinstance(source, os.PathLike):
+        return Path(source)
+    if isinstance(source, str) and source.lower().endswith(FILE_SUFFIXES):
+        return Path(source)
+    return None
+
+
+def _named_like(spec: ArchitectureSpec) -> str | None:
+    """Returns the catalog's name of a spec, whatever its classes and channels."""
+    for row in catalog.rows().values():
+        if row.spec == spec.replace(classes=row.spec.classes, in_channels=row.spec.in_channels):
+            return row.name
+    return None
+
+
+def _body_parameters(spec: ArchitectureSpec) -> dict[str, int]:
+    counted = arithmetic.count(spec, include_top=False)
+    return {layer.name: layer.parameters for layer in counted.layers if layer.parameters}
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Makes Keras draw its initialisers' seeds from ``seed``, and restores the caller's random state."""
+    import random
+
+    if seed is None:
+        yield
+        return
+    before = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+
+
+@contextlib.contextmanager
+def _policy(dtype: Any) -> Iterator[None]:
+    import keras
+
+    if dtype is None:
+        yield
+        return
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)

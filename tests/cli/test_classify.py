@@ -1,0 +1,229 @@
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resfit import classifier
+from resfit.cli import console, main
+from tests.pictures import tiny_body, write_folder, write_picture
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("cli data") / "my images", each=10)
+
+
+@pytest.fixture(scope="module")
+def out(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "colours.resfit"
+    classifier.fit(folder, model=tiny_body(), out=path)
+    return path
+
+
+@pytest.fixture
+def resfit(capsys):
+    """Runs a command; returns exit code, stdout and stderr."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            main.run([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        return stopped.value.code or 0, output.out, output.err
+
+    return run
+
+
+def test_fit_with_the_embedded_network(resfit, folder, tmp_path):
+    code, text, errors = resfit("fit", folder, "-o", tmp_path / "out", "--json")
+    assert (code, errors) == (0, "")
+    result = json.loads(text)
+    assert result["classes"] == ["blue", "green", "red"]
+    assert result["images"] == {"found": 30, "skipped": 0, "train": 24, "test": 6}
+    assert result["test"]["accuracy"] == 1.0
+    assert result["recipe"]["model"] == "resnet10_tiny"
+    assert (tmp_path / "out" / "model.keras").exists()
+    code, text, _ = resfit("fit", folder, "-o", tmp_path / "out")  # the earlier one is replaced
+    assert code == 0
+    for part in (
+        "30 in 3 classes",
+        "24 train, 6 test",
+        "0 computed (cache), 30 from the cache",
+        "100.0% (95 % interval",
+    ):
+        assert part in text
+
+
+def test_fit_counts_and_lists_unusable_images(resfit, tmp_path):
+    folder = write_folder(tmp_path / "d", each=10)
+    (folder / "red" / "\x1b[31mbad.png").write_bytes(b"")
+    code, text, errors = resfit("fit", folder, "-o", tmp_path / "out", "--json")
+    assert code == 0
+    assert json.loads(text)["skipped"][0]["reason"] == "empty file"
+    assert "Skipped 1 unusable images" in errors
+    assert "empty file" in errors
+    assert "skipped.csv" in errors
+    assert "\x1b" not in errors
+    code, text, errors = resfit("fit", folder, "-o", tmp_path / "out2", "--max-skipped", "0.01")
+    assert (code, text) == (1, "")
+    assert "at most 1%" in errors
+    assert (tmp_path / "out2" / "skipped.csv").exists()
+
+
+def test_predict_as_table_json_and_csv(resfit, out, folder, tmp_path):
+    red, blue = folder / "red" / "001.png", folder / "blue" / "001.png"
+    code, text, errors = resfit("predict", out, red, blue, "--top", "2")
+    assert (code, errors) == (0, "")
+    first, second = (line.split() for line in text.splitlines() if ".png" in line)
+    # path (with a blank), class, probability, further class, its probability
+    assert " ".join(first[:-4]) == str(red)
+    assert (first[-4], second[-4]) == ("red", "blue")
+    assert first[-3].endswith("%")
+    code, text, _ = resfit("predict", out, red, blue, "--json", "--top", "2", "--csv", tmp_path / "p.csv")
+    found = json.loads(text)
+    assert [item["label"] for item in found] == ["red", "blue"]
+    assert [len(item["probabilities"]) for item in found] == [2, 2]
+    with open(tmp_path / "p.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["path"], row["label"], row["error"]) for row in rows] == [
+        (str(red), "red", ""),
+        (str(blue), "blue", ""),
+    ]
+    assert float(rows[0]["probability"]) == pytest.approx(found[0]["probability"], abs=1e-6)
+
+
+def test_predict_goes_on_after_an_unusable_image(resfit, out, folder, tmp_path):
+    bad = tmp_path / "some" / "bad.png"
+    write_picture(tmp_path / "some" / "good.png", "green", 3)
+    bad.write_bytes(b"")
+    code, text, errors = resfit("predict", out, tmp_path / "some", "--json")
+    assert code == 0  # a folder may hold such
+    assert [item["label"] for item in json.loads(text)] == [None, "green"]
+    assert "empty file" in errors
+    code, text, errors = resfit("predict", out, bad, folder / "red" / "000.png")
+    assert code == 1  # this one was asked for by name
+    assert "red" in text
+    assert "bad.png: empty file" in errors
+
+
+def test_evaluate(resfit, out, folder):
+    code, text, errors = resfit("evaluate", out, folder, "--json")
+    result = json.loads(text)
+    assert (code, errors) == (0, "")
+    assert result["accuracy"] == 1.0
+    assert result["confusion"] == [[10, 0, 0], [0, 10, 0], [0, 0, 10]]
+    code, text, _ = resfit("evaluate", out, folder)
+    assert "accuracy 100.0% (95 % interval 88.6% to 100.0%) on 30 images" in text
+
+
+@pytest.mark.parametrize("ending", ["npz", "parquet"])
+def test_embed(resfit, out, folder, tmp_path, ending):
+    target = tmp_path / f"f.{ending}"
+    code, text, errors = resfit("embed", folder, "-o", target, "--model", out)
+    assert (code, errors) == (0, "")
+    assert text == f"30 images, 16 features each: {target}\n"
+    if ending == "npz":
+        with np.load(target) as arrays:
+            assert arrays["features"].shape == (30, 16)
+    else:
+        import pandas as pd
+
+        assert pd.read_parquet(target)["label"].value_counts().to_dict() == {"blue": 10, "green": 10, "red": 10}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("fit",), 2, "Missing argument"),
+        (("fit", "FOLDER"), 2, "Missing option"),
+        (("fit", "FOLDER", "-o", "NEW", "--model", "resnet10_tin"), 2, "Did you mean 'resnet10_tiny'"),
+        (("fit", "FOLDER", "-o", "NEW", "--engine", "fast"), 2, "engine must be one of"),
+        (("fit", "FOLDER", "-o", "NEW", "--strategy", "finetune"), 2, "strategy must be one of"),
+        (("fit", "FOLDER", "-o", "FOLDER"), 2, "holds something else"),
+        (("fit", "none", "-o", "NEW"), 1, "does not exist"),
+        (("predict", "OUT"), 2, "Missing argument"),
+        (("predict", "OUT", "none.jpg"), 1, "does not exist"),
+        (("predict", "FOLDER", "none.jpg"), 1, "which has none"),
+        (("predict", "OUT", "none.jpg", "--top", "0"), 2, "--top"),
+        (("evaluate", "OUT", "none"), 1, "does not exist"),
+        (("embed", "FOLDER", "-o", "NEW.xlsx"), 2, ".parquet or .npz"),
+        (("unknown",), 2, "No such command"),
+    ],
+)
+def test_errors(resfit, out, folder, tmp_path, arguments, code, message):
+    places = {"FOLDER": folder, "OUT": out, "NEW": tmp_path / "new", "NEW.xlsx": tmp_path / "new.xlsx"}
+    found, text, errors = resfit(*(places.get(argument, argument) for argument in arguments))
+    assert (found, text) == (code, "")
+    assert message in " ".join(errors.split())
+    assert "Traceback" not in errors
+    assert not (tmp_path / "new").exists()
+
+
+def test_debug_shows_the_traceback(out):
+    from resfit.errors import ArtifactError
+
+    with pytest.raises(ArtifactError):
+        main.run(["predict", "none", "a.jpg", "--debug"])
+    with pytest.raises(ArtifactError):
+        main.run(["--debug", "predict", "none", "a.jpg"])
+
+
+@pytest.mark.parametrize("command", ["fit", "predict", "evaluate", "embed"])
+def test_help_has_an_example(resfit, command):
+    code, text, _ = resfit(command, "--help")
+    assert code == 0
+    assert f"Example: resfit {command} " in text
+
+
+def test_light_commands_load_nothing_heavy():
+    program = (
+        "import sys\nfrom resfit.cli import main\n"
+        "try: main.run(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "heavy = {'tensorflow', 'keras', 'sklearn', 'pandas', 'pyarrow', 'openvino', 'PIL'} & set(sys.modules)\n"
+        "sys.exit(f'loaded: {heavy}' if heavy else 0)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    for arguments in (["--help"], ["fit", "--help"], ["models", "resnet10*"], ["--version"]):
+        done = subprocess.run([sys.executable, "-c", program, *arguments], env=environment, capture_output=True)
+        assert done.returncode == 0, (arguments, done.stderr.decode())
+
+
+def test_interrupt_ends_without_a_traceback(resfit, out, folder, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(classifier.Classifier, "load", interrupted)
+    code, _, errors = resfit("evaluate", out, folder)
+    assert code == 130
+    assert "Traceback" not in errors
+
+
+def test_progress_only_on_a_terminal(capsys):
+    with console.progress() as report:
+        assert report is None
+
+
+def test_progress_on_a_terminal_waits(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich's own way to say that stderr is a terminal
+    with console.progress() as report:
+        report("network", 1, 10)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(console, "PATIENCE", 0.0)
+    with console.progress() as report:
+        report("network", 7, 10)
+        report("network", 10, 10)
+    text, bar = capsys.readouterr()
+    assert text == ""
+    assert "Running the network" in bar
+    assert "10/10" in bar
+
+
+def test_names_cannot_harm_a_terminal():
+    assert console.printable("a\x1b[2J\nb\udcffé") == "a\\x1b[2J\\nb\\udcffé"

@@ -1,0 +1,88 @@
+"""``resfit models`` and ``resfit info``: tables, JSON, errors, and nothing heavy loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from resfit.architecture import catalog
+from resfit.cli.models import register
+
+
+@pytest.fixture
+def run():
+    app = typer.Typer()
+    register(app)
+    return lambda *arguments: CliRunner().invoke(app, list(arguments))
+
+
+def test_models_table(run):
+    result = run("models", "resnet*v2")
+    assert result.exit_code == 0
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines() if "resnet50v2" in line]
+    assert lines == ["resnet50v2 v2 (keras) 25.61 3.48 224x224 76.0 93.0 resnet50v2 * apache-2.0"]
+    assert "3 networks, 3 with weights" in result.stderr
+    assert "networks" not in result.stdout
+
+
+def test_models_json_has_every_row(run):
+    rows = json.loads(run("models", "--json").stdout)
+    assert [row["name"] for row in rows] == list(catalog.rows())
+    (row,) = json.loads(run("models", "resnet50", "--json").stdout)
+    assert (row["parameters"], row["top1"], row["loadable"]) == (25_636_712, 74.9, True)
+
+
+def test_no_match_fails(run):
+    result = run("models", "vgg*")
+    assert result.exit_code == 1
+    assert "No network matches 'vgg*'" in result.stderr
+    assert json.loads(run("models", "vgg*", "--json").stdout) == []
+
+
+def test_info(run):
+    result = run("info", "resnet50")
+    assert result.exit_code == 0
+    text = result.stdout
+    for part in ("25,636,712", "receptive field  483 px", "14x14x1024", "BGR at 224x224", "arXiv:1512.03385"):
+        assert part in text
+    (line,) = [line for line in text.splitlines() if "keras.applications" in line]
+    assert " ".join(line.split()) == "resnet50 * keras.applications 74.9 92.1 224 1000 ImageNet-1k apache-2.0"
+
+
+def test_info_json(run):
+    found = json.loads(run("info", "resnet18.tv_in1k", "--json").stdout)
+    assert found["name"] == "resnet18"
+    assert found["input_spec"]["interpolation"] == "bilinear"
+    assert sum(stage["parameters"] for stage in found["stages"]) == found["parameters"]
+    assert "resnet18.tv_in1k" in [row["name"] for row in found["checkpoint_rows"]]
+
+
+def test_info_without_published_weights(run):
+    assert "none published" in run("info", "resnet56").stdout
+
+
+def test_unknown_name_is_wrong_usage(run):
+    result = run("info", "resnt50")
+    assert result.exit_code == 2
+    assert "Did you mean 'resnet50'" in " ".join(result.stderr.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("arguments", [["models"], ["info", "resnet50", "--json"]])
+def test_no_tensorflow_is_loaded(arguments):
+    code = (
+        "import sys, typer\n"
+        "from resfit.cli.models import register\n"
+        "app = typer.Typer(); register(app)\n"
+        "app(sys.argv[1:], standalone_mode=False)\n"
+        "heavy = ('tensorflow', 'keras', 'h5py', 'pandas', 'sklearn', 'matplotlib', 'openvino')\n"
+        "print([name for name in heavy if name in sys.modules], file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stderr.splitlines()[-1] == "[]"
+    assert found.stdout

@@ -1,0 +1,277 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resfit.errors import ArgumentError
+from resfit.transfer.digests import digest_files
+from resfit.transfer.features import extract, store_key
+from resfit.transfer.store import FeatureStore, StoreKey
+from tests.pictures import CountingEngine, tiny_body, write_folder, write_picture
+
+ROOT = Path(__file__).parents[2]
+KEY = StoreKey("ab" * 32, {"network": "test"})
+
+
+@pytest.fixture(scope="module")
+def body():
+    return tiny_body()
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return sorted(write_folder(tmp_path / "images", each=4).rglob("*.png"))
+
+
+def age(*paths):
+    """Puts files in the past, where a change of them cannot go unseen."""
+    for path in paths:
+        os.utime(path, (1e9, 1e9))
+
+
+def digest(number):
+    return bytes([number]) * 32
+
+
+# the store
+
+
+def test_store_gives_back_what_it_took(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    FeatureStore(tmp_path, KEY, 3).append([digest(i) for i in range(5)], rows)
+    store = FeatureStore(tmp_path, KEY, 3)
+    assert len(store) == 5
+    assert digest(4) in store
+    assert digest(5) not in store
+    window = store.rows([digest(1), digest(2)])
+    assert isinstance(window, np.memmap)
+    np.testing.assert_array_equal(window, rows[1:3])
+    np.testing.assert_array_equal(store.rows([digest(4), digest(0), digest(4)]), rows[[4, 0, 4]])
+    assert store.rows([]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("cut", ["row", "record", "record and row", "garbage record"])
+def test_store_cuts_what_a_kill_left_and_goes_on(tmp_path, cut):
+    rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+    FeatureStore(tmp_path, KEY, 3).append([digest(i) for i in range(4)], rows)
+    files = {path.name: path for path in tmp_path.rglob("*") if path.suffix in (".f32", ".bin")}
+    if cut == "row":  # killed between row and record, in the middle of a row
+        with open(files["rows.f32"], "ab") as file:
+            file.write(b"12345")
+        left = 4
+    elif cut == "record":  # killed in the middle of the last record
+        os.truncate(files["index.bin"], 4 * 40 - 7)
+        left = 3
+    elif cut == "record and row":
+        os.truncate(files["rows.f32"], 3 * 12 - 1)
+        left = 2
+    else:
+        content = bytearray(files["index.bin"].read_bytes())
+        content[3 * 40 + 5] ^= 0xFF
+        files["index.bin"].write_bytes(content)
+        left = 3
+    store = FeatureStore(tmp_path, KEY, 3)
+    assert len(store) == left
+    assert files["rows.f32"].stat().st_size == left * 12
+    assert files["index.bin"].stat().st_size == left * 40
+    store.append([digest(9)], np.full((1, 3), 9, np.float32))
+    again = FeatureStore(tmp_path, KEY, 3)
+    np.testing.assert_array_equal(again.rows([digest(1), digest(9)]), [[3, 4, 5], [9, 9, 9]])
+
+
+def test_append_after_another_process_was_killed(tmp_path):
+    store = FeatureStore(tmp_path, KEY, 2)
+    store.append([digest(0)], np.zeros((1, 2)))
+    for name in ("rows.f32", "index.bin"):  # half a row and half a record, from a process that is no more
+        with open(store.folder / name, "ab") as file:
+            file.write(b"12345")
+    store.append([digest(1)], np.ones((1, 2)))
+    again = FeatureStore(tmp_path, KEY, 2)
+    assert again.drop_damaged([digest(0), digest(1)]) == 0
+    np.testing.assert_array_equal(again.rows([digest(0), digest(1)]), [[0, 0], [1, 1]])
+
+
+def test_damaged_row_is_dropped_and_replaced(tmp_path):
+    store = FeatureStore(tmp_path, KEY, 2)
+    store.append([digest(0), digest(1)], np.ones((2, 2), np.float32))
+    path = store.folder / "rows.f32"
+    content = bytearray(path.read_bytes())
+    content[3] ^= 1
+    path.write_bytes(content)
+    assert store.drop_damaged([digest(0), digest(1)]) == 1
+    assert digest(0) not in store
+    assert digest(1) in store
+    store.append([digest(0)], np.full((1, 2), 5, np.float32))
+    again = FeatureStore(tmp_path, KEY, 2)
+    assert again.drop_damaged([digest(0), digest(1)]) == 0
+    np.testing.assert_array_equal(again.rows([digest(0)]), [[5, 5]])
+
+
+def test_two_stores_see_each_others_rows(tmp_path):
+    first, second = FeatureStore(tmp_path, KEY, 1), FeatureStore(tmp_path, KEY, 1)
+    first.append([digest(1)], np.array([[1.0]]))
+    second.append([digest(2)], np.array([[2.0]]))
+    first.append([digest(3)], np.array([[3.0]]))
+    for store in (first, FeatureStore(tmp_path, KEY, 1)):
+        np.testing.assert_array_equal(store.rows([digest(3), digest(2), digest(1)]), [[3], [2], [1]])
+
+
+# digests
+
+
+def test_unchanged_files_are_not_read(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    memory = tmp_path / "memory.sqlite"
+    age(path)
+    (first,) = digest_files([path], memory)
+    (again,) = digest_files([path], None)
+    assert first.digest == again.digest
+    path.chmod(0o000)  # the time of its change moves, so it is looked at again
+    (blocked,) = digest_files([path], memory)
+    assert blocked.reason.startswith("cannot be read") or os.geteuid() == 0
+    assert digest_files([tmp_path / "none"], memory)[0].reason == "cannot be read: No such file or directory"
+
+
+def test_memory_of_digests_is_used_and_may_be_damaged(tmp_path):
+    import sqlite3
+    import time
+
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    memory = tmp_path / "memory.sqlite"
+    time.sleep(0.06)  # past the doubt about its times
+    (first,) = digest_files([path], memory)
+    with sqlite3.connect(memory) as table:
+        assert table.execute("UPDATE files SET digest = ?", (digest(7),)).rowcount == 1
+    assert digest_files([path], memory)[0].digest == digest(7)  # taken from memory, not from the file
+    memory.write_bytes(b"no database at all" * 500)
+    assert digest_files([path], memory)[0].digest == first.digest
+    path.write_bytes(b"two")
+    assert digest_files([path], memory)[0].digest != first.digest
+
+
+# extraction
+
+
+def test_features_are_the_networks(body, paths):
+    from resfit.data.decode import decode_image
+
+    features = extract(body, paths, engine="keras", batch_size=5)
+    images = np.stack([decode_image(path, body.input_spec) for path in paths])
+    np.testing.assert_allclose(features.rows, body.predict(images, verbose=0), rtol=1e-4, atol=1e-6)
+    assert features.rows.dtype == np.float32
+    assert features.indices.tolist() == list(range(12))
+    assert features.skipped == ()
+
+
+def test_second_run_computes_nothing_and_a_change_costs_one(body, paths, tmp_path):
+    cache = tmp_path / "cache"
+    engine = CountingEngine(body)
+    first = extract(body, paths, engine=engine, cache=cache)
+    assert (first.computed, first.reused, engine.images) == (12, 0, 12)
+    kept = np.array(first.rows)
+    second = extract(body, paths, engine=engine, cache=cache)
+    assert (second.computed, second.reused, engine.images, second.engine) == (0, 12, 12, "cache")
+    np.testing.assert_array_equal(second.rows, kept)
+    assert isinstance(second.rows, np.memmap)
+
+    write_picture(paths[5], "red", seed=99)
+    moved = paths[0].rename(paths[0].with_name("moved.png"))
+    third = extract(body, [moved, *paths[1:]], engine=engine, cache=cache)
+    assert (third.computed, third.reused, engine.images) == (1, 11, 13)
+    assert not np.array_equal(third.rows[5], kept[5])
+    np.testing.assert_array_equal(np.delete(third.rows, 5, axis=0), np.delete(kept, 5, axis=0))
+
+
+def test_copies_are_computed_once(body, paths, tmp_path):
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(paths[0].read_bytes())
+    features = extract(body, [paths[0], paths[1], copy], cache=False)
+    assert features.computed == 2
+    np.testing.assert_array_equal(features.rows[0], features.rows[2])
+
+
+def test_another_network_or_contract_shares_nothing(body):
+    import dataclasses
+
+    key = store_key(body, body.input_spec).digest
+    assert store_key(tiny_body(), body.input_spec).digest == key
+    assert store_key(tiny_body(seed=1), body.input_spec).digest != key
+    assert store_key(body, dataclasses.replace(body.input_spec, interpolation="bicubic")).digest != key
+    assert store_key(body, body.input_spec, "int8").digest != key
+
+
+def test_unusable_images_are_skipped_with_the_reason(body, paths, tmp_path):
+    paths[3].write_bytes(b"")
+    paths[7].write_bytes(b"no image")
+    missing = tmp_path / "none.png"
+    features = extract(body, [*paths, missing], cache=False)
+    assert [skipped.path for skipped in features.skipped] == [paths[3], paths[7], missing]
+    assert [skipped.reason for skipped in features.skipped] == [
+        "empty file",
+        "not an image of a known format",
+        "cannot be read: No such file or directory",
+    ]
+    assert features.indices.tolist() == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
+    assert len(features.rows) == len(features.digests) == 10
+
+
+def test_nothing_is_left_without_a_cache(body, paths, tmp_path, monkeypatch):
+    monkeypatch.setenv("RESFIT_CACHE", str(tmp_path / "unused"))
+    features = extract(body, paths, cache=False, engine="keras")
+    assert np.isfinite(features.rows).all()
+    assert not (tmp_path / "unused").exists()
+
+
+def test_progress_counts_up_to_all(body, paths):
+    calls = []
+    extract(body, paths, cache=False, batch_size=5, progress=lambda *call: calls.append(call))
+    assert calls == [("reading", 12, 12), ("network", 5, 12), ("network", 10, 12), ("network", 12, 12)]
+
+
+def test_network_without_one_vector_is_refused(body, paths):
+    import keras
+
+    maps = keras.Model(body.inputs, body.layers[-2].output)
+    maps.input_spec = body.input_spec
+    with pytest.raises(ArgumentError, match="pooling='avg'"):
+        extract(maps, paths)
+    bare = keras.Model(body.inputs, body.output)
+    bare.input_spec = None
+    with pytest.raises(ArgumentError, match="input_spec"):
+        extract(bare, paths)
+
+
+def test_killed_run_goes_on_where_it_was(body, tmp_path):
+    """A process that is killed after its second batch, with a torn row added behind: the rest is computed, no more."""
+    folder, cache = write_folder(tmp_path / "images", each=8), tmp_path / "cache"
+    program = textwrap.dedent(
+        """
+        import os, signal, sys
+        from pathlib import Path
+        from resfit.transfer.features import extract
+        from tests.pictures import tiny_body
+
+        def kill(what, done, total):
+            if what == "network" and done >= 10:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        paths = sorted(Path(sys.argv[1]).rglob("*.png"))
+        extract(tiny_body(), paths, engine="keras", cache=sys.argv[2], batch_size=5, progress=kill)
+        """
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
+    done = subprocess.run([sys.executable, "-c", program, folder, cache], env=environment, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+    with open(next(cache.rglob("rows.f32")), "ab") as file:
+        file.write(b"torn")
+    paths = sorted(folder.rglob("*.png"))
+    resumed = extract(body, paths, engine="keras", cache=cache)
+    assert (resumed.reused, resumed.computed) == (10, 14)
+    np.testing.assert_allclose(resumed.rows, extract(body, paths, cache=False).rows, rtol=1e-4, atol=1e-6)
