@@ -12,10 +12,16 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 
 from resfit import applications
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.numbers import randomize, relative_error  # noqa: E402
 
 NAMES = ("ResNet50", "ResNet101", "ResNet152", "ResNet50V2", "ResNet101V2", "ResNet152V2")
 CASES = (
@@ -24,19 +30,6 @@ CASES = (
     {"include_top": False, "pooling": "avg", "input_shape": (160, 96, 3)},
     {"include_top": False, "pooling": "max", "input_shape": (224, 224, 3)},
 )
-
-
-def randomize(model: keras.Model) -> None:
-    generator = np.random.default_rng(0)
-    for variable in model.variables:
-        shape = tuple(variable.shape)
-        if len(shape) >= 2:
-            value = generator.normal(0, 1 / np.sqrt(np.prod(shape[:-1])), shape)
-        elif variable.path.endswith(("gamma", "variance")):
-            value = generator.uniform(0.5, 1.5, shape)
-        else:
-            value = generator.normal(0, 0.1, shape)
-        variable.assign(value)
 
 
 def main() -> None:
@@ -54,9 +47,8 @@ def main() -> None:
             randomize(theirs)
             ours.set_weights(theirs.get_weights())
             images = np.random.default_rng(1).normal(0, 60, (2, *options["input_shape"])).astype("float32")
-            expected = np.asarray(theirs(images, training=False))
-            received = np.asarray(ours(images, training=False))
-            cells.append(f"{np.abs(received - expected).max() / np.abs(expected).max():10.1e}")
+            error = relative_error(ours(images, training=False), theirs(images, training=False))
+            cells.append(f"{error:10.1e}")
             layers = layers or f"{len(ours.layers)} = {len(theirs.layers)}"
             same &= [layer.name for layer in ours.layers] == [layer.name for layer in theirs.layers]
         print(f"{name:12} {layers:>13} {'same' if same else 'DIFFER':>6} " + " ".join(cells), flush=True)

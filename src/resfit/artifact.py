@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import ctypes
 import hashlib
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from resfit.errors import ArgumentError, ArtifactError
-from resfit.files import write_json
+from resfit.files import sync, umask, write_json
 
 FORMAT = 1
 KIND = "resfit classifier"
@@ -94,11 +93,11 @@ def write(
         full = {"kind": KIND, "format": FORMAT, **description, "files": {MODEL: _sha256(temporary / MODEL)}}
         write_json(temporary / DESCRIPTION, full)
         for path in temporary.iterdir():
-            _sync(path)
-        _sync(temporary)
-        os.chmod(temporary, 0o777 & ~_umask())
+            sync(path)
+        sync(temporary)
+        os.chmod(temporary, 0o777 & ~umask())
         _put_in_place(temporary, out)
-        _sync(out.parent)
+        sync(out.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -223,18 +222,3 @@ def _is_running(process: int) -> bool:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current

@@ -32,9 +32,9 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, target)
-        _sync_folder(target.parent)
+        sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -58,16 +58,22 @@ def write_json(target: str | os.PathLike[str], value: Any) -> None:
     write_text(target, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync(path: Path) -> None:
+    """Puts a file or folder on the disk, as far as the file system can.
+
+    Args:
+        path: What exists.
+    """
     with contextlib.suppress(OSError):  # some file systems cannot sync a folder
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """Returns the permission bits that new files of this process are denied."""
     current = os.umask(0o022)
     os.umask(current)
     return current
