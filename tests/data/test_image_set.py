@@ -52,6 +52,40 @@ def test_a_class_may_be_called_train(tmp_path):
     assert scan(tmp_path).classes == ("plane", "train")
 
 
+def test_test_images_without_class_folders_do_not_make_the_parts_classes(tmp_path):
+    put(tmp_path, "train/a/1.png", "train/b/1.png", "train/loose.png", "test/1.png", "test/2.png")
+    images = scan(tmp_path)
+    assert relative(images) == ["train/a/1.png", "train/b/1.png"]
+    assert images.classes == ("a", "b")
+    assert images.warnings == (
+        "folders without class folders inside are left out: test",
+        "1 images outside the class folders are left out",
+    )
+
+
+def test_a_folder_called_train_may_be_neither_guessed_a_part_nor_a_class(tmp_path):
+    put(tmp_path, "train/steam/1.png", "plane/1.png")
+    with pytest.raises(DataError, match=r"may be a part or a class, beside plane"):
+        scan(tmp_path)
+
+
+def test_test_images_alone_are_for_measuring(tmp_path):
+    put(tmp_path, *(f"test/{name}/{number}.png" for name in "ab" for number in range(3)))
+    images = scan(tmp_path)
+    assert images.classes == ("a", "b")
+    assert set(images.splits) == {"test"}
+    with pytest.raises(DataError, match=r"training images are needed.*test alone"):
+        check_trainable(images)
+
+
+def test_rows_without_a_split_are_for_training(tmp_path):
+    put(tmp_path, "1.png", "2.png", "3.png")
+    images = scan(table(tmp_path, "path,label,split\n1.png,a,train\n2.png,b,\n3.png,a,test\n"))
+    assert images.splits == ("train", None, "test")
+    with pytest.raises(DataError, match="Received none for: c"):
+        scan(table(tmp_path, "path,label,split\n1.png,a,\n2.png,b,\n3.png,c,test\n"))
+
+
 def test_a_class_that_only_the_test_images_have_is_refused(tmp_path):
     put(tmp_path, "train/a/1.png", "train/b/1.png", "test/c/1.png")
     with pytest.raises(DataError, match=r"training images. Received none for: c"):
@@ -79,16 +113,33 @@ def test_a_name_that_is_no_text(tmp_path):
 def test_loops_and_links(tmp_path):
     put(tmp_path, "a/1.png", "b/1.png", "elsewhere/2.png")
     (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
-    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    (tmp_path / "a" / "up").symlink_to(tmp_path)  # the images of b are not of class a
+    (tmp_path / "again").symlink_to(tmp_path)
     (tmp_path / "b" / "self.png").symlink_to(tmp_path / "b" / "self.png")
     (tmp_path / "b" / "gone.png").symlink_to(tmp_path / "nothing.png")
     (tmp_path / "b" / "linked.png").symlink_to(tmp_path / "elsewhere" / "2.png")
     images = scan(tmp_path)
-    names = relative(images)
-    assert "b/linked.png" in names
-    assert len(names) < 20
-    skipped = {item.path.name: item.reason for item in images.skipped if item.path.parent.name == "b"}
-    assert sorted(skipped) == ["gone.png", "self.png"]
+    assert relative(images) == ["a/1.png", "b/1.png", "b/linked.png", "elsewhere/2.png"]
+    assert sorted(item.path.name for item in images.skipped) == ["gone.png", "self.png"]
+    assert "3 links" in images.warnings[-1]
+
+
+def test_a_linked_folder_brings_no_image_in_twice(tmp_path):
+    put(tmp_path, "a/first/0.png", "a/real/deep/1.png", "b/1.png", "store/c/9.png")
+    (tmp_path / "a" / "alias").symlink_to(tmp_path / "a" / "real")  # sorts before what it leads to
+    (tmp_path / "a" / "first" / "alias").symlink_to(tmp_path / "a" / "real")
+    (tmp_path / "a" / "far").symlink_to(tmp_path / "store" / "c")
+    assert relative(scan(tmp_path))[:3] == ["a/first/0.png", "a/real/deep/1.png", "a/far/9.png"]
+
+
+def test_folders_that_link_to_each_other_end(tmp_path):
+    """Twelve folders, each with links to all others: 12! ways through them."""
+    for number in range(12):
+        put(tmp_path, f"a/{number}/x.png")
+        for other in range(12):
+            (tmp_path / "a" / str(number) / f"to{other}").symlink_to(tmp_path / "a" / str(other))
+    put(tmp_path, "b/1.png")
+    assert scan(tmp_path).counts() == {"a": 12, "b": 1}
 
 
 def test_what_is_no_regular_file_is_listed(tmp_path):
@@ -194,6 +245,19 @@ def test_fingerprint_follows_what_matters(tmp_path):
     second = scan(tmp_path).fingerprint
     os.rename(tmp_path / "b" / "1.png", tmp_path / "a" / "2.png")
     assert len({first, second, scan(tmp_path).fingerprint}) == 3
+
+
+def test_fingerprint_of_a_subset_is_its_own(tmp_path):
+    put(tmp_path, "a/1.png", "a/2.png", "b/1.png")
+    images = scan(tmp_path)
+    assert images.subset([0, 1, 2]).fingerprint == images.fingerprint
+    assert len({images.fingerprint, images.subset([0, 1]).fingerprint, images.subset([1, 0]).fingerprint}) == 3
+
+
+def test_a_pipe_is_no_table(tmp_path):
+    os.mkfifo(tmp_path / "rows.csv")
+    with pytest.raises(DataError, match="Received the file"):
+        scan(tmp_path / "rows.csv")
 
 
 def test_unlabelled_files_and_folders(tmp_path):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from resfit.data.image_set import ImageSet
-from resfit.data.samples import unpack
 from resfit.data.split import split
 from resfit.errors import ArgumentError, DataError
 
@@ -72,6 +72,13 @@ def test_groups_are_never_torn(seed):
     assert 0.05 <= len(result.test) / count <= 0.30
 
 
+def test_something_of_each_class_stays_to_train_on():
+    images = make([0] * 40 + [1] * 2 + [2] * 3, [None] * 42 + ["p", "p", "q"])
+    result = split(images, val=0, test=0.9)
+    assert np.bincount(images.labels[result.test]).tolist()[:2] == [36, 1]
+    assert np.bincount(images.labels[result.train], minlength=3).min() >= 1
+
+
 def test_few_large_groups_still_give_a_test_part():
     images = make([0, 1] * 15, [f"p{n // 10}" for n in range(30)])
     result = split(images, val=0, test=0.15)
@@ -104,19 +111,12 @@ def test_shares_out_of_range(shares):
         split(make([0, 1]), val=shares[0], test=shares[1])
 
 
-def test_the_sample_unpacks_whole_and_once(tmp_path):
-    from resfit.data.image_set import scan
-
-    folder = unpack(tmp_path / "fashion")
-    images = scan(folder)
-    assert set(images.counts().values()) == {200}
-    assert images.splits.count("test") == 300
-    stamp = (folder / "NOTICE.txt").stat().st_mtime_ns
-    assert unpack(folder) == folder
-    assert (folder / "NOTICE.txt").stat().st_mtime_ns == stamp
-    assert [path.name for path in tmp_path.iterdir()] == ["fashion"]
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "letter.txt").write_text("keep me")
-    with pytest.raises(DataError, match="other files"):
-        unpack(tmp_path / "mine")
-    assert (tmp_path / "mine" / "letter.txt").read_text() == "keep me"
+def test_memory_does_not_grow_with_images_times_classes():
+    images = make(np.arange(20_000) % 1000)
+    tracemalloc.start()
+    result = split(images, val=0.1, test=0.2)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 60e6  # a dense table would take 160 MB
+    assert np.bincount(images.labels[result.test]).tolist() == [4] * 1000
+    assert np.bincount(images.labels[result.val]).tolist() == [2] * 1000

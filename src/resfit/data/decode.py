@@ -7,8 +7,10 @@ is refused by its header, before memory is spent on it.
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import io
 import os
+import re
 import stat
 import warnings
 from collections import deque
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from resfit.errors import ImageError
+from resfit.errors import ArgumentError, ImageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,6 +32,26 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 MAX_PIXELS = 100_000_000
 #: Largest file in bytes that is opened.
 MAX_BYTES = 512 * 2**20
+
+# How files begin that are no usable image, and what to call them: (position, bytes, name).
+_FOREIGN = (
+    (4, b"ftyphei", "HEIC"),
+    (4, b"ftyphev", "HEIC"),
+    (4, b"ftypmif1", "HEIC"),
+    (4, b"ftypmsf1", "HEIC"),
+    (4, b"ftypavi", "AVIF"),
+    (4, b"ftyp", "video"),
+    (4, b"jP  ", "JPEG 2000"),
+    (4, b"JXL ", "JPEG XL"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"\0\0\1\0", "ICO"),
+    (0, b"8BPS", "PSD"),
+    (0, b"%PDF", "PDF"),
+    (0, b"%!PS", "PostScript"),
+    (128, b"DICM", "DICOM"),
+)
+# How files begin whose format is read: where Pillow does not know one of these, its header is damaged.
+_KNOWN = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
 
 
 class DecodedBatch(NamedTuple):
@@ -52,13 +74,15 @@ def decode_image(
     """Decodes one image as a network's input contract says.
 
     The first frame of an animation counts. EXIF orientation is applied. Transparent pixels are laid over white;
-    CMYK and palettes become RGB; 16-bit grey is scaled to 8 bits over its full range; floating-point grey outside
-    0..255 is stretched from its lowest to its highest value.
+    CMYK and palettes become RGB. Grey of more than 8 bits is taken as 16-bit and scaled over the full range 0..65535.
+    Floating-point grey within 0..1 is scaled by 255, within 0..255 it is rounded, and otherwise it is stretched from
+    its lowest to its highest value.
 
     Args:
         source: A file, or the bytes of one.
         input_spec: Size, resize rule, crop and number of channels (1 or 3).
-        max_pixels: Width times height from which an image is refused.
+        max_pixels: Most pixels, width times height, that are decoded. Pillow's own limit, by default 178,956,970,
+            holds too.
 
     Returns:
         uint8 array ``(height, width, channels)``, RGB or grey; of the contract's size unless its resize mode is
@@ -67,6 +91,7 @@ def decode_image(
     Raises:
         ImageError: The image cannot be used; the text is the reason.
     """
+    data = b""
     try:
         data = source if isinstance(source, bytes) else read_file(source)
         if not data:
@@ -77,7 +102,7 @@ def decode_image(
     except MemoryError as error:
         raise ImageError("too large for the memory") from error
     except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
-        raise ImageError(_reason(error)) from error
+        raise ImageError(_reason(error, data, max_pixels)) from error
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -117,17 +142,38 @@ def decode_many(
         workers: Threads. Default: one a core.
         max_pixels: As :func:`decode_image` takes it.
 
-    Yields:
-        Batches that cover the sequence. Memory stays that of a few batches, however long the sequence is.
-    """
+    Returns:
+        An iterator of batches that cover the sequence. Memory stays that of a few batches, however long it is. With
+        the resize mode ``"none"`` an image of another size than the contract's is a failure.
 
+    Raises:
+        ArgumentError: ``batch_size`` or ``workers`` is less than 1.
+    """
+    workers = workers if workers is not None else os.cpu_count() or 1
+    for name, number in (("batch_size", batch_size), ("workers", workers)):
+        if number < 1:
+            raise ArgumentError(f"{name} must be at least 1. Received: {number}.")
+    return _batches(sources, input_spec, batch_size, workers, max_pixels)
+
+
+def _batches(
+    sources: Sequence[str | os.PathLike[str] | bytes],
+    input_spec: InputSpec,
+    batch_size: int,
+    workers: int,
+    max_pixels: int,
+) -> Iterator[DecodedBatch]:
     def work(source: str | os.PathLike[str] | bytes) -> np.ndarray | str:
         try:
-            return decode_image(source, input_spec, max_pixels=max_pixels)
+            image = decode_image(source, input_spec, max_pixels=max_pixels)
         except ImageError as error:
             return str(error)
+        height, width = image.shape[:2]
+        if (height, width) != tuple(input_spec.size):
+            wanted = f"{input_spec.size[1]}x{input_spec.size[0]}"
+            return f"{width}x{height} pixels, and the network takes {wanted} without resizing"
+        return image
 
-    workers = workers or os.cpu_count() or 1
     starts = iter(range(0, len(sources), batch_size))
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         pending: deque[tuple[int, list[concurrent.futures.Future[np.ndarray | str]]]] = deque()
@@ -165,19 +211,28 @@ def _decode(data: bytes, spec: InputSpec, max_pixels: int) -> np.ndarray:
 
     if spec.channels not in (1, 3):
         raise ImageError(f"a network with {spec.channels} input channels takes arrays, not image files")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's warning about large images: the limit here is ours
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ImageError(f"{width}x{height} pixels, more than the {max_pixels} that are allowed")
-            if image.format in ("JPEG", "MPO"):
-                _shrink(image, spec)
-            image.load()
-            upright: Image.Image = ImageOps.exif_transpose(image)
-            plain = _eight_bits(upright, "RGB" if spec.channels == 3 else "L")
-            array = np.asarray(resize(plain, spec))
+    _quieten()
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageError(f"{width}x{height} pixels, more than the {max_pixels} that are allowed")
+        if image.format in ("JPEG", "MPO"):
+            _shrink(image, spec)
+        image.load()
+        upright: Image.Image = ImageOps.exif_transpose(image)
+        plain = _eight_bits(upright, "RGB" if spec.channels == 3 else "L")
+        array = np.asarray(resize(plain, spec))
     return array if array.ndim == 3 else array[:, :, None]
+
+
+@functools.cache
+def _quieten() -> None:
+    """Hides what Pillow says of odd metadata, such as damaged EXIF data, unless the user asked for warnings.
+
+    One filter for good, below those of the user: ``warnings.catch_warnings`` around each image is no way, for the
+    filters belong to all threads, and two that overlap leave the inner ones in force.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.", category=UserWarning, append=True)
 
 
 def _shrink(image: Any, spec: InputSpec) -> None:
@@ -196,19 +251,28 @@ def _eight_bits(image: Image, mode: str) -> Image:
     if image.mode == mode:
         return image
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
-        values: np.ndarray = np.asarray(image).astype(np.float64)
-        if image.mode == "F":
-            values = np.nan_to_num(values, posinf=3.4e38, neginf=-3.4e38)
-            low, high = float(values.min()), float(values.max())
-            scaled = values if low >= 0 and high <= 255 else (values - low) * (255 / max(high - low, 1e-12))
-        else:
-            scaled = np.clip(values, 0, 65535) / 257.0
-        image = Images.fromarray(np.rint(scaled).astype(np.uint8), "L")
+        values: np.ndarray = np.asarray(image)
+        image = Images.fromarray(_float_grey(values) if image.mode == "F" else _integer_grey(values))
     elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         colour = image.convert("RGBA")
         white = Images.new("RGBA", colour.size, (255, 255, 255, 255))
         image = Images.alpha_composite(white, colour)
     return image if image.mode == mode else image.convert(mode)
+
+
+def _integer_grey(values: np.ndarray) -> np.ndarray:
+    wide = np.clip(values, 0, 65535).astype(np.uint32)
+    return ((2 * wide + 257) // 514).astype(np.uint8)  # wide / 257, rounded
+
+
+def _float_grey(values: np.ndarray) -> np.ndarray:
+    finite = np.nan_to_num(values.astype(np.float64), posinf=3.4e38, neginf=-3.4e38)
+    low, high = float(finite.min()), float(finite.max())
+    if low >= 0 and high <= 1:
+        finite *= 255
+    elif low < 0 or high > 255:
+        finite = (finite - low) * (255 / max(high - low, 1e-12))
+    return np.rint(finite).astype(np.uint8)
 
 
 def resize(image: Image, spec: InputSpec) -> Image:
@@ -221,7 +285,9 @@ def resize(image: Image, spec: InputSpec) -> Image:
     from PIL import Image as Images
 
     target_height, target_width = spec.size
-    if spec.resize_mode == "none" or image.size == (target_width, target_height):
+    if spec.resize_mode == "none":
+        return image
+    if image.size == (target_width, target_height) and spec.resize_size == (target_height, target_width):
         return image
     method: Callable[..., Any] = getattr(Images.Resampling, spec.interpolation.upper())
     if spec.resize_mode == "squash":
@@ -241,13 +307,29 @@ def resize(image: Image, spec: InputSpec) -> Image:
     return image.resize((target_width, target_height), method, box=box)  # type: ignore[arg-type]
 
 
-def _reason(error: Exception) -> str:
-    text = str(error).lower()
+def _reason(error: Exception, data: bytes, max_pixels: int) -> str:
+    text = " ".join(str(error).split())[:200]
     name = type(error).__name__
     if name == "UnidentifiedImageError":
-        return "not an image of a known format"
+        return _what_it_is(data)
     if name == "DecompressionBombError":
-        return f"more pixels than the {MAX_PIXELS} that are allowed"
-    if "truncated" in text or "broken data stream" in text or isinstance(error, (EOFError, SyntaxError)):
-        return f"damaged or truncated ({error})"
-    return f"cannot be decoded ({name}: {error})"
+        count, *limit = map(int, re.findall(r"\d+", text))  # "Image size (N pixels) exceeds limit of M pixels"
+        return f"{count} pixels, more than the {min([max_pixels, *limit])} that are allowed"
+    damage = ("truncated", "broken data stream", "could not create decoder object", "decoder error")
+    if any(words in text.lower() for words in damage) or isinstance(error, (EOFError, SyntaxError)):
+        return f"damaged or truncated ({text})"
+    return f"cannot be decoded ({name}: {text})"
+
+
+def _what_it_is(data: bytes) -> str:
+    """Says what a file is that Pillow takes for no image."""
+    if data.startswith(_KNOWN) or (data.startswith(b"RIFF") and data[8:12] == b"WEBP"):
+        return "damaged or truncated (its header cannot be read)"
+    for position, begin, name in _FOREIGN:
+        if data.startswith(begin, position):
+            return f"not an image of a known format, but {name}; convert it to JPEG or PNG"
+    head = data[:1000].lower()
+    for mark, name in ((b"<svg", "SVG"), (b"<!doctype html", "a web page"), (b"<html", "a web page")):
+        if mark in head:
+            return f"not an image of a known format, but {name}"
+    return "not an image of a known format"

@@ -8,7 +8,7 @@ import hashlib
 import io
 import os
 import unicodedata
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -92,6 +92,9 @@ class ImageSet:
             indices: Positions in ``paths``.
         """
         chosen = [int(index) for index in indices]
+        fingerprint = self.fingerprint
+        if chosen != list(range(len(self))):
+            fingerprint = hashlib.sha256(f"{self.fingerprint}{chosen}".encode()).hexdigest()
         return dataclasses.replace(
             self,
             paths=tuple(self.paths[i] for i in chosen),
@@ -99,6 +102,7 @@ class ImageSet:
             splits=tuple(self.splits[i] for i in chosen),
             groups=tuple(self.groups[i] for i in chosen),
             skipped=(),
+            fingerprint=fingerprint,
         )
 
 
@@ -120,8 +124,9 @@ def scan(
 ) -> ImageSet:
     """Finds the labelled images of a source.
 
-    Hidden files, system files and files whose ending is no image's are passed over. Links are followed, but no
-    folder is entered twice. Files that are no regular files are listed as skipped.
+    Hidden files, system files and files whose ending is no image's are passed over. Links are followed, but for one
+    class no folder is entered twice, and none that is above the class. Files that are no regular files, and folders
+    that cannot be read, are listed as skipped.
 
     Args:
         source: One folder for each class; or ``train``, ``val`` and ``test`` (any of them) with class folders inside;
@@ -144,7 +149,7 @@ def scan(
     if path.is_dir():
         entries, skipped, warnings = _scan_folder(path)
         return _image_set(path, entries, skipped, warnings)
-    if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
+    if path.suffix.lower() not in (".csv", ".tsv", ".txt") or not path.is_file():
         raise DataError(f"source must be {_LAYOUTS}. Received the file {str(source)!r}.")
     columns = {"path": path_column, "label": label_column, "split": split_column, "group": group_column}
     entries, skipped, warnings = _scan_table(path, columns)
@@ -162,19 +167,20 @@ def scan_images(sources: Iterable[str | os.PathLike[str]]) -> ImageSet:
     """
     entries: list[_Entry] = []
     skipped: list[Skipped] = []
+    circles: list[Path] = []
     roots = [Path(source) for source in sources]
     for root in roots:
         if not os.path.lexists(root):
             raise DataError(f"images must be files or folders. Received: {str(root)!r}, which does not exist.")
         if root.is_dir():
             before = len(entries) + len(skipped)
-            _collect(_walk(root), None, None, entries, skipped)
+            _collect(_walk(root, circles), None, None, entries, skipped)
             if len(entries) + len(skipped) == before:
                 raise DataError(f"the folder {str(root)!r} has no image files. Received: an empty selection.")
         else:
             _collect([root], None, None, entries, skipped)
     root = roots[0] if len(roots) == 1 and roots[0].is_dir() else Path(".")
-    return _image_set(root, entries, skipped, [])
+    return _image_set(root, entries, skipped, _not_followed(circles))
 
 
 def check_trainable(images: ImageSet, *, least: int = 3) -> None:
@@ -185,13 +191,19 @@ def check_trainable(images: ImageSet, *, least: int = 3) -> None:
         least: Files that each class with any files must have at least.
 
     Raises:
-        DataError: There are fewer than two classes with images, or a class has too few; the text names it.
+        DataError: There are fewer than two classes with images, or a class has too few; the text names it. Or the
+            data states a split without training images.
     """
     counts = {name: number for name, number in images.counts().items() if number}
     if not counts:
         raise DataError(f"source must hold labelled images: {_LAYOUTS}. Received: no image in {str(images.root)!r}.")
     if len(counts) == 1:
         raise DataError(f"at least two classes are needed. Received one: {next(iter(counts))!r}.")
+    if not any(split in (None, "train") for split in images.splits):
+        raise DataError(
+            "training images are needed: train/ with class folders inside, or split 'train' in the CSV file. "
+            f"Received: images of {' and '.join(sorted({split for split in images.splits if split}))} alone."
+        )
     small = [f"{name} ({number})" for name, number in counts.items() if number < least]
     if small:
         raise DataError(
@@ -204,38 +216,69 @@ def _scan_folder(root: Path) -> tuple[list[_Entry], list[Skipped], list[str]]:
     entries: list[_Entry] = []
     skipped: list[Skipped] = []
     warnings: list[str] = []
+    circles: list[Path] = []
     folders = _subfolders(root)
     named = [folder for folder in folders if folder.name.lower() in _SPLITS]
-    split_layout = bool(named) and any(_SPLITS[folder.name.lower()] == "train" for folder in named)
-    if split_layout and all(_subfolders(folder) for folder in named):
-        others = [folder.name for folder in folders if folder not in named]
+    others = [folder for folder in folders if folder not in named]
+    inside = {folder: _subfolders(folder) for folder in named}
+    sources: list[tuple[str | None, Path]] = [(None, folder) for folder in folders]
+    if _is_split(inside, others):
         if others:
-            warnings.append(f"folders beside train/ val/ test/ are left out: {_some(others)}")
-        sources: list[tuple[str | None, Path]] = [
-            (_SPLITS[folder.name.lower()], child) for folder in named for child in _subfolders(folder)
-        ]
-    else:
-        sources = [(None, folder) for folder in folders]
+            warnings.append(f"folders beside train/ val/ test/ are left out: {_some([path.name for path in others])}")
+        flat = [folder.name for folder in named if not inside[folder]]
+        if flat:
+            warnings.append(f"folders without class folders inside are left out: {_some(flat)}")
+        sources = [(_SPLITS[folder.name.lower()], child) for folder in named for child in inside[folder]]
     if not sources:
-        loose = sum(1 for _ in _walk(root))
+        loose = sum(1 for _ in _walk(root, []))
         raise DataError(
             f"source must be {_LAYOUTS}. Received: {str(root)!r} with no folder inside and {loose} loose images."
         )
     for split, folder in sources:
         before = len(entries) + len(skipped)
-        _collect(_walk(folder), folder.name, split, entries, skipped)
+        above = (root,) if split is None else (root, folder.parent)
+        _collect(_walk(folder, circles, above), folder.name, split, entries, skipped)
         if len(entries) + len(skipped) == before:
             warnings.append(f"the class folder {folder.name!r} has no images")
-    loose_files = [path for path in _files(root) if path.suffix.lower() in SUFFIXES]
+    parents = sorted({root, *(folder.parent for _, folder in sources)})
+    loose_files = [path for parent in parents for path in _contents(parent)[0] if path.suffix.lower() in SUFFIXES]
     if loose_files:
         warnings.append(f"{len(loose_files)} images outside the class folders are left out")
-    return entries, skipped, warnings
+    return entries, skipped, warnings + _not_followed(circles)
+
+
+def _not_followed(links: list[Path]) -> list[str]:
+    if not links:
+        return []
+    return [f"{len(links)} links to folders that are searched anyway are not followed, such as {str(links[0])!r}"]
+
+
+def _is_split(inside: dict[Path, list[Path]], others: list[Path]) -> bool:
+    """Returns whether folders are the parts of a split, and not classes that happen to be called so.
+
+    Args:
+        inside: Folders called train, val or test, with the folders inside each.
+        others: The folders beside them.
+    """
+    parts = {_SPLITS[folder.name.lower()] for folder, below in inside.items() if below}
+    if "train" not in parts:
+        return bool(parts) and not others  # such as test/ alone, to measure on
+    full = [other.name for other in others if any(True for _ in _walk(other, []))]
+    if full and len(inside) == 1:
+        raise DataError(
+            f"source must be {_LAYOUTS}. Received: train/ with folders inside, which may be a part or a class, beside "
+            f"{_some(full)}. Rename train/ if it is a class, or move the others away if it holds the classes."
+        )
+    return True
 
 
 def _collect(
-    paths: Iterable[Path], label: str | None, split: str | None, entries: list[_Entry], skipped: list[Skipped]
+    paths: Iterable[Path | Skipped], label: str | None, split: str | None, entries: list[_Entry], skipped: list[Skipped]
 ) -> None:
     for path in paths:
+        if isinstance(path, Skipped):
+            skipped.append(path)
+            continue
         reason = _unusable(path)
         if reason:
             skipped.append(Skipped(path, reason))
@@ -254,35 +297,65 @@ def _unusable(path: Path) -> str:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in _children(folder) if path.is_dir())
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in _children(folder) if not path.is_dir())
-
-
-def _children(folder: Path) -> Iterator[Path]:
     try:
-        for path in folder.iterdir():
-            if not path.name.startswith(".") and path.name.lower() not in _IGNORED:
-                yield path
+        return _contents(folder)[1]
     except OSError as error:
         raise DataError(f"the folder {str(folder)!r} cannot be read: {error.strerror or error}.") from error
 
 
-def _walk(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
-    """Yields image files at any depth, sorted; a folder that leads back to one above it is not entered."""
+def _contents(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Returns the files and the folders in a folder, sorted, without hidden and system files.
+
+    Raises:
+        OSError: The folder cannot be read.
+    """
+    files: list[Path] = []
+    folders: list[Path] = []
+    with os.scandir(folder) as found:
+        for item in found:
+            if item.name.startswith(".") or item.name.lower() in _IGNORED:
+                continue
+            (folders if os.path.isdir(item) else files).append(folder / item.name)
+    return sorted(files), sorted(folders)
+
+
+def _walk(folder: Path, circles: list[Path], above: Iterable[Path] = ()) -> Iterator[Path | Skipped]:
+    """Yields image files at any depth in a fixed order, and folders that cannot be read.
+
+    Each folder is entered once, by its own path before any link to it, so that links neither lead in circles nor
+    bring an image in twice.
+
+    Args:
+        folder: Where to start.
+        circles: Links that are not followed are added to it.
+        above: Folders that are not entered.
+    """
+    entered = {_identity(path) for path in above}
+    own, links = [folder], deque[Path]()
+    while own or links:
+        here = own.pop() if own else links.popleft()
+        try:
+            identity = _identity(here)
+            if identity in entered:
+                circles.append(here)
+                continue
+            entered.add(identity)
+            files, folders = _contents(here)
+        except OSError as error:
+            yield Skipped(here, f"cannot be read: {error.strerror or error}")
+            continue
+        yield from (path for path in files if path.suffix.lower() in SUFFIXES)
+        for child in folders:
+            if child.is_symlink():
+                links.append(child)
+            elif child.suffix.lower() in SUFFIXES:
+                yield child  # a folder that is named like an image: listed as no regular file
+        own.extend(child for child in reversed(folders) if not child.is_symlink())
+
+
+def _identity(folder: Path) -> tuple[int, int]:
     status = folder.stat()
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    for path in _files(folder):
-        if path.suffix.lower() in SUFFIXES:
-            yield path
-    for child in _subfolders(folder):
-        if child.suffix.lower() in SUFFIXES and not child.is_symlink():
-            yield child  # a folder that is named like an image: listed as no regular file
-        yield from _walk(child, above | {here})
+    return status.st_dev, status.st_ino
 
 
 def _scan_table(path: Path, columns: dict[str, str]) -> tuple[list[_Entry], list[Skipped], list[str]]:
@@ -324,7 +397,10 @@ def _scan_table(path: Path, columns: dict[str, str]) -> tuple[list[_Entry], list
 
 
 def _read_table(path: Path, columns: dict[str, str]) -> list[tuple[int, dict[str, str]]]:
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path.name} must be a CSV file. Received: {error.strerror or error}.") from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -364,7 +440,8 @@ def _image_set(root: Path, entries: list[_Entry], skipped: list[Skipped], warnin
     _check_distinct(classes)
     number = {name: index for index, name in enumerate(classes)}
     labels = np.array([-1 if entry.label is None else number[entry.label] for entry in entries], np.int64)
-    trained = {entry.label for entry in entries if entry.split == "train"}
+    # as split() does: where a split is stated for some, the rest is for training
+    trained = {entry.label for entry in entries if entry.split in (None, "train")}
     if trained:
         foreign = sorted({entry.label for entry in entries if entry.label and entry.label not in trained})
         if foreign:
@@ -372,7 +449,7 @@ def _image_set(root: Path, entries: list[_Entry], skipped: list[Skipped], warnin
     digest = hashlib.sha256()
     for entry in entries:
         name = os.path.relpath(entry.path, root)
-        fields = (name, str(entry.path.stat().st_size), entry.label or "", entry.split or "", entry.group or "")
+        fields = (name, str(_size(entry.path)), entry.label or "", entry.split or "", entry.group or "")
         digest.update(("\0".join(fields) + "\n").encode("utf-8", "surrogateescape"))
     return ImageSet(
         root=root,
@@ -385,6 +462,13 @@ def _image_set(root: Path, entries: list[_Entry], skipped: list[Skipped], warnin
         warnings=tuple(warnings),
         fingerprint=digest.hexdigest(),
     )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # gone since it was found: decoding will say so
+        return -1
 
 
 def _check_distinct(classes: Sequence[str]) -> None:

@@ -32,15 +32,32 @@ def unpack(folder: str | os.PathLike[str]) -> Path:
         ['NOTICE.txt', 'test', 'train']
     """
     target = Path(folder)
-    if (target / "NOTICE.txt").is_file():
+    source = importlib.resources.files("resfit") / "samples" / NAME
+    with source.open("rb") as file, zipfile.ZipFile(file) as archive:
+        return _unpack(archive, target)
+
+
+def _unpack(archive: zipfile.ZipFile, target: Path) -> Path:
+    notice = archive.read("NOTICE.txt")
+    if _holds(target, notice):
         return target
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(f"the sample needs a new or empty folder. Received: {str(target)!r}, which holds other files.")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
         work = Path(temporary) / "sample"
-        source = importlib.resources.files("resfit") / "samples" / NAME
-        with source.open("rb") as file, zipfile.ZipFile(file) as archive:
-            archive.extractall(work)
-        os.replace(work, target)
+        archive.extractall(work)
+        try:
+            os.replace(work, target)
+        except OSError:
+            if not _holds(target, notice):  # another process may have been faster
+                raise
     return target
+
+
+def _holds(target: Path, notice: bytes) -> bool:
+    """Returns whether a folder is the unpacked sample: it appeared whole, so its notice says enough."""
+    try:
+        return (target / "NOTICE.txt").read_bytes() == notice
+    except OSError:
+        return False

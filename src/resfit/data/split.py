@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections import Counter
 
 import numpy as np
 
@@ -63,6 +65,14 @@ def split(images: ImageSet, *, val: float = 0.15, test: float = 0.15, seed: int 
     return Split(parts["train"], parts["val"], parts["test"])
 
 
+@dataclasses.dataclass(frozen=True)
+class _Unit:
+    """Images that stay together: a group, or one image without a group. ``counts`` is how many of each class."""
+
+    rows: list[int]
+    counts: Counter[int]
+
+
 def _check_groups(images: ImageSet, parts: dict[str, np.ndarray]) -> None:
     seen: dict[str, str] = {}
     for name, members in parts.items():
@@ -79,41 +89,40 @@ def _take(images: ImageSet, members: np.ndarray, share: float, generator: np.ran
 
     Returns a boolean array over ``members``.
     """
-    labels = images.labels[members]
-    units: dict[object, list[int]] = {}
-    for row, position in enumerate(members):
+    labels = images.labels[members].tolist()
+    gathered: dict[object, list[int]] = {}
+    for row, position in enumerate(members.tolist()):
         group = images.groups[position]
-        units.setdefault(("alone", row) if group is None else ("group", group), []).append(row)
-    rows = list(units.values())
-    classes = len(images.classes)
-    counts = np.array([np.bincount(labels[unit], minlength=classes) for unit in rows]).reshape(len(rows), classes)
-    quota = share * counts.sum(axis=0)
+        gathered.setdefault(("alone", row) if group is None else ("group", group), []).append(row)
+    units = [_Unit(rows, Counter(labels[row] for row in rows)) for rows in gathered.values()]
+    left = Counter(labels)
+    holders = Counter(label for unit in units for label in unit.counts)
     # a class with two units or more gives at least one image
-    several = (counts > 0).sum(axis=0) >= 2
-    quota = np.where(several, np.maximum(quota, 1), 0)
-    left = counts.sum(axis=0)
-    taken = np.zeros(classes)
-    chosen = np.zeros(len(members), bool)
+    quota = {label: max(share * left[label], 1) if holders[label] >= 2 else 0 for label in left}
+    most = {label: math.floor(number + 0.5) for label, number in quota.items()}
+    taken: Counter[int] = Counter()
+    chosen: list[int] = []
+
+    def take(unit: _Unit) -> None:
+        chosen.extend(unit.rows)
+        taken.update(unit.counts)
+        left.subtract(unit.counts)
+
+    def spared(unit: _Unit) -> bool:
+        return all(left[label] - number >= 1 for label, number in unit.counts.items())
+
     # large groups first, in random order among equals: small ones then fill what is left
-    order = generator.permutation(len(rows))
-    order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
-    for unit in order:
-        need = counts[unit]
-        own = need > 0
-        fits = taken[own] + need[own] <= np.floor(quota[own] + 0.5)
-        if fits.all() and (left[own] - need[own] >= 1).all():
-            chosen[rows[unit]] = True
-            taken += need
-            left = left - need
-    for label in np.flatnonzero(several):
-        if taken[label]:
-            continue
-        # every group of this class is larger than the quota: the smallest that can be spared goes
-        for unit in order[::-1]:
-            need = counts[unit]
-            if need[label] and not chosen[rows[unit]].any() and (left[need > 0] - need[need > 0] >= 1).all():
-                chosen[rows[unit]] = True
-                taken += need
-                left = left - need
-                break
-    return chosen
+    shuffled = [units[row] for row in generator.permutation(len(units))]
+    ordered = sorted(shuffled, key=lambda unit: -len(unit.rows))
+    for unit in ordered:
+        if spared(unit) and all(taken[label] + number <= most[label] for label, number in unit.counts.items()):
+            take(unit)
+    # a class whose every group is larger than its quota: the smallest that can be spared goes
+    for label in sorted(left):
+        if holders[label] >= 2 and not taken[label]:
+            smallest = next((unit for unit in reversed(ordered) if label in unit.counts and spared(unit)), None)
+            if smallest:
+                take(smallest)
+    mask = np.zeros(len(members), bool)
+    mask[chosen] = True
+    return mask

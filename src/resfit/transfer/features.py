@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 #: Called with what is being done, how many images are done and how many there are.
 Progress = Callable[[str, int, int], None]
 
-_FORMAT = 1
+# of the rows; raised whenever the same file is decoded to other pixels
+_FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
