@@ -138,6 +138,13 @@ def test_unchanged_files_are_not_read(tmp_path):
     assert digest_files([tmp_path / "none"], memory)[0].reason == "cannot be read: No such file or directory"
 
 
+def test_what_is_no_regular_file_is_not_opened(body, paths, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    features = extract(body, [tmp_path / "pipe.jpg", *paths[:1]], cache=False)
+    assert features.indices.tolist() == [1]
+    assert [(item.path.name, item.reason) for item in features.skipped] == [("pipe.jpg", "not a regular file")]
+
+
 def test_memory_of_digests_is_used_and_may_be_damaged(tmp_path):
     import sqlite3
     import time

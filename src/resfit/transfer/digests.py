@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -82,6 +83,8 @@ def digest_files(
 def _digest_file(path: Path, remembered: FileDigest | None) -> FileDigest | None:
     """Returns what is new about a file; nothing if what is remembered still holds."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+            return FileDigest(b"", "", "not a regular file")
         state = file_state(path)
         if remembered is not None and remembered.state == state:
             return None
