@@ -5,12 +5,11 @@ Listing and describing import neither TensorFlow nor Keras.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fnmatch
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +23,16 @@ from resfit.errors import ArgumentError, CheckpointError, UnknownNameError, clos
 if TYPE_CHECKING:
     import keras
 
-    from resfit.checkpoints.canonical import WeightsFile
+    from resfit.checkpoints.convert import Source
     from resfit.preprocessing import InputSpec
 
 #: Suffixes that make a source a file rather than a name.
-FILE_SUFFIXES = (".h5", ".hdf5", ".keras", ".safetensors")
+FILE_SUFFIXES = (
+    *(".h5", ".hdf5", ".keras", ".safetensors", ".index.json", ".onnx", ".npz"),
+    *(".pth", ".pt", ".th", ".bin", ".ckpt", ".index"),
+)
+
+_KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +154,7 @@ def load(
     *,
     weights: str | os.PathLike[str] | None = "default",
     classes: int | None = None,
-    include_top: bool = True,
+    include_top: bool | None = None,
     pooling: str | None = None,
     taps: Sequence[str] = (),
     preprocess: bool = True,
@@ -160,17 +164,20 @@ def load(
     dtype: Any = None,
     seed: int | None = None,
     name: str | None = None,
+    **reading: Any,
 ) -> keras.Model:
     """Loads a network as a Keras model, with its weights and its input contract.
 
     Args:
-        source: A name of the catalog (``"resnet50"``) or of a checkpoint, or the path of a ``.safetensors``
-            file written by resfit or of a ``.keras`` file.
-        weights: ``"default"`` for the published weights of that name, None for fresh ones, or the path of a
-            ``.h5``, ``.weights.h5``, ``.keras`` or ``.safetensors`` file with weights of this architecture.
+        source: A name of the catalog (``"resnet50"``) or of a checkpoint (``"resnet50.a1_in1k"``); a handle
+            (``"hf://timm/resnet50.a1_in1k"``, ``"timm://…"``, ``"kaggle://…"``, ``"https://…"``); or the path of a
+            file or folder of any kind that :data:`resfit.checkpoints.convert.FORMATS` lists.
+        weights: ``"default"`` for the published weights of that name, None for fresh ones, or the path or handle
+            of weights of this architecture.
         classes: Outputs of the classifier. A number other than that of the weights replaces the classifier by
             a fresh one and keeps the rest.
-        include_top: Whether the model ends in the classifier.
+        include_top: Whether the model ends in the classifier. Default: yes for a name, and for a file or handle
+            if it holds one.
         pooling: Without top, ``"avg"`` or ``"max"`` for features of shape ``(batch, channels)``.
         taps: Stages, ``"stage1"`` to ``"stage5"``, whose feature maps the model returns as a dict.
         preprocess: Whether the model takes RGB images 0..255 of any dtype and normalises them itself. False
@@ -182,11 +189,15 @@ def load(
         dtype: Dtype policy of the layers, such as ``"mixed_float16"``. Default: Keras' global policy.
         seed: Makes fresh weights the same in every run. Default: they follow Keras' global seed.
         name: Name of the model. Default: the architecture's.
+        **reading: For a file or handle, what :func:`resfit.checkpoints.convert.read_source` takes beside it:
+            ``architecture``, ``prefix``, ``averaged``, ``ignore``, ``config``, ``input_spec``, and fields of
+            :class:`ArchitectureSpec` that overrule what the source says or leaves open.
 
     Returns:
         A functional Keras model, images of shape ``(batch, height, width, channels)`` to probabilities,
         features or feature maps, with the attributes ``architecture`` (ArchitectureSpec), ``input_spec``
-        (InputSpec) and ``class_names`` (a tuple of labels, or None where they are not known).
+        (InputSpec), ``class_names`` (a tuple of labels, or None where they are not known) and ``assumptions``
+        (what the source leaves open and was assumed, one sentence each).
 
     Raises:
         UnknownNameError: No table has this name.
@@ -206,54 +217,42 @@ def load(
             raise ArgumentError(
                 f"in_channels and input_shape must agree. Received: {in_channels!r} and {input_shape!r}."
             )
-        in_channels = input_shape[-1]
     for argument, value in (("classes", classes), ("in_channels", in_channels)):
         if value is not None and value < 1:
             raise ArgumentError(f"{argument} must be at least 1. Received: {value!r}.")
     path = _as_path(source)
     if path is not None and path.suffix == ".keras":
         given = (classes, include_top, pooling, tuple(taps), preprocess, in_channels, weights, dtype, name)
-        if given != (None, True, None, (), True, None, "default", None, None):
+        if given != (None, None, None, (), True, None, "default", None, None):
             raise ArgumentError(
                 "a .keras file is loaded as it was saved, without other arguments. "
                 f"Received: {os.fspath(source)!r} with arguments."
             )
         return load_keras(path)
 
-    found = _find(source, path, weights)
-    headless = bool(taps) or not include_top
-    file = _weights_file(found, needs_top=not headless and classes in (None, found.published_classes))
-    if file and file.tells and not headless and file.classes is None and classes is None:
-        raise CheckpointError(
-            f"{file.path}: the file must hold the classifier 'predictions'. Received: none. "
-            "Pass include_top=False for the body alone, or classes for a fresh classifier."
-        )
-    stored_channels = (file and file.channels) or found.spec.in_channels
-    channels = in_channels or stored_channels
-    contract = found.contract.with_channels(stored_channels)
-    spec = found.spec.replace(in_channels=channels, classes=classes or (file and file.classes) or found.spec.classes)
+    from resfit.checkpoints import convert
 
-    from resfit.architecture.network import build
-    from resfit.checkpoints import canonical
-
-    with _policy(dtype), _seeded(seed):
-        model = build(
-            spec,
-            input_shape=input_shape or (None, None, channels),
-            include_top=include_top,
-            pooling=pooling,
-            classifier_activation=classifier_activation,
-            taps=tuple(taps),
-            input_spec=contract.with_channels(channels),
-            preprocess=preprocess,
-            name=name or found.name,
-        )
-    keeps_head = file is not None and not headless and (not file.tells or file.classes == spec.classes)
-    if file:
-        canonical.fill_from_file(model, file, channel_order=contract.channel_order, keeps_head=keeps_head)
-    known = keeps_head and found.labels and len(found.labels) == spec.classes
-    model.class_names = found.labels if known else None
-    return model
+    if path is not None:
+        found = _of_path(path, weights, reading)
+    else:
+        if include_top is None:
+            include_top = True
+        needs_top = include_top and not taps
+        found = _of_name(str(source), weights, reading, needs_top=needs_top, classes=classes)
+    return convert.load_source(
+        found,
+        include_top=include_top,
+        classes=classes,
+        pooling=pooling,
+        taps=taps,
+        preprocess=preprocess,
+        input_shape=input_shape,
+        in_channels=in_channels,
+        classifier_activation=classifier_activation,
+        dtype=dtype,
+        seed=seed,
+        name=name,
+    )
 
 
 def load_keras(path: str | os.PathLike[str]) -> keras.Model:
@@ -297,56 +296,58 @@ def load_keras(path: str | os.PathLike[str]) -> keras.Model:
     return attach(model, spec, contract.with_channels(spec.in_channels))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    """What a source stands for, before anything is built.
+def _of_path(path: Path, weights: Any, reading: Mapping[str, Any]) -> Source:
+    """Reads a file or folder that says itself what network it is.
 
-    Attributes:
-        name: Of the model.
-        spec: Its architecture.
-        contract: Its input contract.
-        path: The weights file, where one was given.
-        checkpoint: The published weights to fetch, where they were asked for.
-        labels: Names of the classes.
+    Raises:
+        CheckpointError: It is missing, or says nothing.
+        ArgumentError: Weights are named beside it.
     """
+    from resfit.checkpoints import convert
 
-    name: str
-    spec: ArchitectureSpec
-    contract: InputSpec
-    path: Path | None = None
-    checkpoint: CheckpointInfo | None = None
-    labels: tuple[str, ...] | None = None
+    if weights not in ("default", None):
+        raise ArgumentError(f"a file as source brings its own weights. Received: weights={weights!r}.")
+    if path.suffix in _KERAS_SUFFIXES:
+        raise CheckpointError(
+            f"a {path.suffix} file holds weights alone, so its network must be named. Received: {path}. "
+            f'Pass the name and the file: load("resnet50", weights={path.name!r}).'
+        )
+    found = convert.read_source(path, **reading)
+    return found if weights else dataclasses.replace(found, path=None, class_names=None)
 
-    @property
-    def published_classes(self) -> int | None:
-        return self.checkpoint.classes if self.checkpoint else None
 
-
-def _find(source: Any, path: Path | None, weights: Any) -> _Found:
-    """Says what a source and a choice of weights stand for.
+def _of_name(source: str, weights: Any, reading: Mapping[str, Any], *, needs_top: bool, classes: int | None) -> Source:
+    """Says what a name and a choice of weights stand for, and reads these.
 
     Raises:
         CheckpointError: There is no such file, or there are no such weights.
         ArgumentError: The choice of weights is none.
     """
-    if path is not None:
-        if weights not in ("default", None):
-            raise ArgumentError(f"a file as source brings its own weights. Received: weights={weights!r}.")
-        found = _from_safetensors(path)
-        return found if weights else dataclasses.replace(found, path=None)
-    row, checkpoint = _resolve(str(source))
+    from resfit.checkpoints import convert, store
+
+    row, checkpoint = _resolve(source)
     checkpoint = checkpoint or registry.default_for(row.name)
-    found = _Found(row.name, row.spec, _contract(row.spec, checkpoint))
-    if weights is None:
-        return found
     given = _as_path(weights)
+    if reading and given is None:
+        raise ArgumentError(f"only a file or handle can be read in other ways. Received: {sorted(reading)}.")
+    named = convert.Source(
+        path=None,
+        name=row.name,
+        spec=row.spec,
+        arrays={},
+        has_top=True,
+        input_spec=_contract(row.spec, checkpoint),
+        class_names=None,
+        convention="resfit",
+        assumptions=(),
+    )
+    if weights is None:
+        return named
     if given is not None:
-        if not given.is_file():
-            raise CheckpointError(f"weights file must exist. Received: {given}.")
-        return dataclasses.replace(found, path=given)
+        return _filled(named, given, reading)
     if weights not in ("default", "imagenet"):
         raise ArgumentError(
-            f'weights must be "default", None or a path that ends in {", ".join(FILE_SUFFIXES)}. '
+            f'weights must be "default", None, a handle or a path that ends in {", ".join(FILE_SUFFIXES)}. '
             f"Received: weights={weights!r}.{closest(str(weights), ('default', 'imagenet'))}"
         )
     if checkpoint is None:
@@ -358,57 +359,46 @@ def _find(source: Any, path: Path | None, weights: Any) -> _Found:
             f"no ImageNet weights are known for {row.name!r}, but {checkpoint.training_data} ones. "
             'Pass weights="default" for these, or None.'
         )
-    if checkpoint.source not in registry.LOADABLE:
-        raise CheckpointError(
-            f"no weights of {row.name!r} can be fetched by name yet ({checkpoint.name!r} of "
-            f"{checkpoint.source} is "
-            "known). Pass weights=None for fresh ones, or the path of a file."
+    needs_top = needs_top and classes in (None, checkpoint.classes)
+    path = store.fetch(checkpoint, include_top=needs_top)
+    return dataclasses.replace(_filled(named, path, {}), class_names=_published_labels(checkpoint))
+
+
+def _filled(named: Source, path: Path, reading: Mapping[str, Any]) -> Source:
+    """Returns a named network with the weights of a file or folder.
+
+    Raises:
+        CheckpointError: It is missing, or of no known kind, or of another network.
+    """
+    from resfit.checkpoints import canonical, convert, identify
+
+    if path.suffix.lower() in _KERAS_SUFFIXES:
+        if reading:
+            raise ArgumentError(f"a {path.suffix} file is read in one way. Received: {sorted(reading)}.")
+        if not path.is_file():
+            raise CheckpointError(f"weights file must exist. Received: {path}.")
+        file = canonical.read(path)
+        spec = named.spec.replace(
+            classes=file.classes or named.spec.classes, in_channels=file.channels or named.spec.in_channels
         )
-    return dataclasses.replace(found, checkpoint=checkpoint, labels=_embedded_labels(checkpoint))
-
-
-def _weights_file(found: _Found, *, needs_top: bool) -> WeightsFile | None:
-    from resfit.checkpoints import canonical, store
-
-    if found.path is not None:
-        return canonical.read(found.path)
-    if found.checkpoint is not None:
-        return canonical.read(store.fetch(found.checkpoint, include_top=needs_top))
-    return None
-
-
-def _from_safetensors(path: Path) -> _Found:
-    from resfit.checkpoints.readers import safetensors
-    from resfit.preprocessing import InputSpec
-
-    if path.suffix != ".safetensors":
-        raise CheckpointError(
-            f"a {path.suffix} file holds weights alone, so its network must be named. Received: {path}. "
-            f'Pass the name and the file: load("resnet50", weights={path.name!r}).'
-        )
-    texts = safetensors.read_metadata(path)
-    metadata = {key: safetensors.metadata_value(text) for key, text in texts.items()}
-    architecture = metadata.get("architecture")
-    try:
-        if isinstance(architecture, str):
-            name, spec = architecture, catalog.get(architecture).spec
-        elif isinstance(architecture, dict):
-            spec = ArchitectureSpec.from_dict(architecture)
-            name = _named_like(spec) or "resnet"
-        else:
-            raise CheckpointError(
-                f"{path}: the metadata must say the architecture. Received: keys {sorted(metadata)}. "
-                f'Pass the name and the file: load("resnet50", weights={path.name!r}).'
-            )
-        contract = metadata.get("input_spec")
-        input_spec = (
-            InputSpec.from_dict(contract) if isinstance(contract, dict) else _contract(spec, registry.default_for(name))
-        )
-    except (ArgumentError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: the metadata must be what resfit writes. Received: {error}") from error
-    return _Found(
-        name, spec, input_spec, path=path, labels=_labels(metadata.get("labels")) or _labels(metadata.get("classes"))
+        has_top = not file.tells or file.classes is not None
+        contract = named.input_spec.with_channels(spec.in_channels)
+        return dataclasses.replace(named, path=path, spec=spec, has_top=has_top, input_spec=contract, file=file)
+    # a file of resfit's says itself what it is; any other leaves open what the name tells
+    own = convert.says_architecture(path)
+    found = (
+        convert.read_source(path, **reading)
+        if own
+        else convert.read_source(path, **{"architecture": named.name, **reading})
     )
+    if not reading and not convert.is_like(found.spec, named.spec):
+        differences = identify.differences(found.spec, named.spec)
+        raise CheckpointError(
+            f"{path}: the weights must be those of {named.name!r}. Received: {found.name!r}, which differs in "
+            f"{' + '.join(differences)}. Load the path itself, or the name that it stands for."
+        )
+    contract = found.input_spec if own else named.input_spec.with_channels(found.spec.in_channels)
+    return dataclasses.replace(found, name=named.name, input_spec=contract)
 
 
 def _resolve(name: str) -> tuple[catalog.CatalogRow, CheckpointInfo | None]:
@@ -463,7 +453,7 @@ def _contract(spec: ArchitectureSpec, checkpoint: CheckpointInfo | None) -> Inpu
     return checkpoint.input_spec
 
 
-def _embedded_labels(checkpoint: CheckpointInfo) -> tuple[str, ...] | None:
+def _published_labels(checkpoint: CheckpointInfo) -> tuple[str, ...] | None:
     if checkpoint.source != registry.RESFIT:
         return None
     metadata = registry.embedded_metadata(checkpoint)
@@ -483,53 +473,21 @@ def _labels(value: Any) -> tuple[str, ...] | None:
 
 
 def _as_path(source: Any) -> Path | None:
-    """Returns a source as a path if it is one by its type or its suffix."""
+    """Returns a source as a local path if it is one by its type, its suffix or a folder of this name, or a handle."""
     if isinstance(source, os.PathLike):
         return Path(source)
-    if isinstance(source, str) and source.lower().endswith(FILE_SUFFIXES):
+    if not isinstance(source, str):
+        return None
+    if "://" in source:
+        from resfit.checkpoints import handles
+
+        return handles.resolve(source)
+    if source.lower().endswith(FILE_SUFFIXES):
         return Path(source)
-    return None
-
-
-def _named_like(spec: ArchitectureSpec) -> str | None:
-    """Returns the catalog's name of a spec, whatever its classes and channels."""
-    for row in catalog.rows().values():
-        if row.spec == spec.replace(classes=row.spec.classes, in_channels=row.spec.in_channels):
-            return row.name
-    return None
+    known = source in ("default", "imagenet") or source in catalog.rows() or source in registry.rows()
+    return Path(source) if not known and (os.sep in source or Path(source).exists()) else None
 
 
 def _body_parameters(spec: ArchitectureSpec) -> dict[str, int]:
     counted = arithmetic.count(spec, include_top=False)
     return {layer.name: layer.parameters for layer in counted.layers if layer.parameters}
-
-
-@contextlib.contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    """Makes Keras draw its initialisers' seeds from ``seed``, and restores the caller's random state."""
-    import random
-
-    if seed is None:
-        yield
-        return
-    before = random.getstate()
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(before)
-
-
-@contextlib.contextmanager
-def _policy(dtype: Any) -> Iterator[None]:
-    import keras
-
-    if dtype is None:
-        yield
-        return
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(dtype)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)

@@ -165,7 +165,7 @@ def test_the_catalogs_networks_are_found_by_shapes(name):
     }
     facts = {} if row.spec.preactivation else {"shortcut": row.spec.shortcut}
     found = identify(arrays, convention="timm-v2" if row.spec.preactivation else "timm", facts=facts)
-    assert convert._like(found.spec.replace(depths=row.spec.depths, project_first=row.spec.project_first), row.spec)
+    assert convert.is_like(found.spec.replace(depths=row.spec.depths, project_first=row.spec.project_first), row.spec)
     assert nearest(found.spec.replace(depths=row.spec.depths))[0] == name
 
 
@@ -346,7 +346,7 @@ def test_a_body_has_no_classifier_until_one_is_asked_for(basic, tmp_path):
     safetensors.write_arrays(file, {key: array for key, array in basic.items() if not key.startswith("fc.")})
     assert load_source(file).output_shape == (None, None, None, 24)
     assert load_source(file, classes=5).output_shape == (None, 5)
-    with pytest.raises(CheckpointError, match="must have a classifier"):
+    with pytest.raises(CheckpointError, match="must hold the classifier"):
         load_source(file, include_top=True)
 
 

@@ -1,10 +1,12 @@
-"""A checkpoint of another library as a Keras model: read, translate, identify, build, fill."""
+"""A checkpoint of any known source as a Keras model: read, translate, identify, build, fill."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +14,55 @@ import numpy as np
 
 from resfit.architecture import arithmetic, catalog
 from resfit.architecture.spec import ArchitectureSpec
-from resfit.checkpoints import namings
+from resfit.checkpoints import namings, registry
 from resfit.checkpoints.identify import Identified, identify, nearest
+from resfit.checkpoints.readers import safetensors
+from resfit.checkpoints.readers.base import Tensors
 from resfit.errors import ArgumentError, CheckpointError
 from resfit.preprocessing import TORCH, InputSpec
 
 if TYPE_CHECKING:
     import keras
 
+    from resfit.checkpoints.canonical import WeightsFile
+
 _LISTED = 8
+_FIRST_KERNELS = ("conv1_conv/kernel", "conv1_1_conv/kernel")
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One kind of source.
+
+    Attributes:
+        name: What it is called.
+        reader: The module of ``resfit.checkpoints.readers`` with ``recognises(path)`` and ``read(path)``.
+        translator: The module of ``resfit.checkpoints`` whose ``translate`` brings its tensors to canonical names.
+    """
+
+    name: str
+    reader: str
+    translator: str
+
+    def recognises(self, path: Path) -> bool:
+        """Whether a file or folder looks like one of this kind. Its content is not checked."""
+        return bool(self._module(f"readers.{self.reader}").recognises(path))
+
+    def read(self, path: Path) -> Tensors:
+        """Reads arrays and what stands beside them."""
+        return self._module(f"readers.{self.reader}").read(path)
+
+    def translate(self, tensors: Tensors, **hints: Any) -> namings.Translation:
+        """Brings them to canonical names."""
+        return self._module(self.translator).translate(tensors, **hints)
+
+    @staticmethod
+    def _module(name: str) -> Any:
+        return importlib.import_module(f"resfit.checkpoints.{name}")
+
+
+#: Every kind of source that can be read. The first that recognises a path reads it.
+FORMATS: tuple[Format, ...] = (Format("torch", "torch", "namings"),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +70,7 @@ class Source:
     """A checkpoint that was read and understood, not yet built. No Keras was imported for it.
 
     Attributes:
-        path: What was read.
+        path: What was read; None for fresh weights.
         name: The catalog's name of its network, or of the family where the catalog lacks it.
         spec: Its architecture.
         arrays: Its weights by canonical name, axes as Keras has them. All of them fit the architecture.
@@ -38,9 +80,10 @@ class Source:
         convention: How it names its tensors.
         assumptions: What the source does not tell and was assumed, what was left out, and where the network was
             found, one sentence each.
+        file: In place of ``arrays``: a file that is matched to the network once that is built.
     """
 
-    path: Path
+    path: Path | None
     name: str
     spec: ArchitectureSpec
     arrays: Mapping[str, np.ndarray]
@@ -49,6 +92,16 @@ class Source:
     class_names: tuple[str, ...] | None
     convention: str
     assumptions: tuple[str, ...]
+    file: WeightsFile | None = None
+
+
+def find_format(path: Path) -> Format | None:
+    """Returns the kind of source that a path is, or None.
+
+    Args:
+        path: A file or folder.
+    """
+    return next((kind for kind in FORMATS if kind.recognises(path)), None)
 
 
 def read_source(
@@ -62,43 +115,53 @@ def read_source(
     input_spec: InputSpec | None = None,
     **overrides: Any,
 ) -> Source:
-    """Reads a checkpoint of torchvision, timm, transformers or one like theirs, and says what network it is.
+    """Reads a checkpoint of any known kind and says what network it is.
 
     Args:
-        source: A ``.pth``, ``.pt``, ``.th``, ``.bin``, ``.ckpt`` or ``.safetensors`` file, an ``.index.json`` of
-            shards, or a folder with one of them and perhaps ``config.json`` and ``preprocessor_config.json``.
+        source: A file or folder: PyTorch's ``.pth``, ``.pt``, ``.th``, ``.bin`` and ``.ckpt``, ``.safetensors``
+            (an ``.index.json`` of shards too), a folder with one of them and perhaps ``config.json`` and
+            ``preprocessor_config.json``.
         architecture: A name of the catalog that says what tensors do not, such as ``"resnetblur50"``.
-        prefix: What stands before the network's names, where a source holds several networks.
-        averaged: Take the running average (EMA) that the source holds beside the network.
+        prefix: What stands before the network's names, where a source of PyTorch holds several networks.
+        averaged: Take the running average (EMA) that such a source holds beside the network.
         ignore: Patterns of names to leave out, such as ``"aux_classifier.*"``.
-        config: In place of the ``config.json`` beside the weights.
+        config: In place of the configuration beside the weights.
         input_spec: In place of the input contract that the source states.
         **overrides: Fields of :class:`ArchitectureSpec`, such as ``stride_in_block="first"``.
 
     Raises:
         CheckpointError: The source is missing, damaged, asks for more than tensors, or is no network that is known
             here; or tensors are left over, missing or of other shapes. The text lists them.
-        MissingDependencyError: The source is a pickle and torch is not installed.
+        MissingDependencyError: The source's format needs a package that is not installed.
         ArgumentError: An argument does not fit.
     """
-    from resfit.checkpoints.readers import torch
-
-    read = torch.read(source)
+    path = Path(source)
+    own = _own_metadata(path)
+    if own is not None:
+        if prefix or averaged or ignore or overrides:
+            raise ArgumentError(f"a file of resfit says itself what it is. Received: {path} with arguments.")
+        return _own_source(path, own, architecture, input_spec)
+    kind = find_format(path)
+    if kind is None:
+        raise CheckpointError(_unknown(path))
+    read = kind.read(path)
+    hints = {key: value for key, value in {"prefix": prefix, "averaged": averaged}.items() if value}
+    if hints and kind.name != "torch":
+        raise ArgumentError(f"{' and '.join(hints)} belong to sources of PyTorch. Received: {path}, {kind.name}.")
     try:
-        translation = namings.translate(read.arrays, prefix=prefix, averaged=averaged, ignore=ignore)
-        config = read.config if config is None else config
+        translation = kind.translate(read, ignore=ignore, **hints)
         identified = identify(
             translation.arrays,
             convention=translation.convention,
             facts=translation.facts,
-            config=config,
+            config=read.config if config is None else config,
             architecture=architecture,
             **overrides,
         )
         _check(translation, identified)
     except CheckpointError as error:
         raise CheckpointError(f"{read.path}: {error}") from error
-    contract, assumed = _contract(identified, input_spec or read.input_spec)
+    contract, assumed = _contract(identified, input_spec or read.input_spec or translation.input_spec)
     spec = identified.spec
     labels = read.class_names
     if labels is not None and (not identified.has_top or len(labels) != spec.classes):
@@ -125,7 +188,10 @@ def load_source(
     taps: Sequence[str] = (),
     preprocess: bool = True,
     input_shape: tuple[int | None, int | None, int] | None = None,
+    in_channels: int | None = None,
     classifier_activation: Any = "softmax",
+    dtype: Any = None,
+    seed: int | None = None,
     name: str | None = None,
     **reading: Any,
 ) -> keras.Model:
@@ -139,7 +205,10 @@ def load_source(
         taps: Stages, ``"stage1"`` to ``"stage5"``, whose feature maps the model returns as a dict.
         preprocess: Whether the model takes RGB images 0..255 and normalises them itself.
         input_shape: ``(height, width, channels)``; weights for RGB are adapted to other numbers of channels.
+        in_channels: Input channels, if ``input_shape`` does not say.
         classifier_activation: Activation of the classifier; None for logits.
+        dtype: Dtype policy of the layers. Default: Keras' global policy.
+        seed: Makes fresh weights the same in every run.
         name: Name of the model.
         **reading: The other arguments of :func:`read_source`.
 
@@ -162,32 +231,96 @@ def load_source(
         read = source
     else:
         read = read_source(source, **reading)
+    file = read.file or (canonical.WeightsFile(read.path, arrays=read.arrays) if read.path else None)
     top = (read.has_top or classes is not None) if include_top is None else include_top
     headless = bool(taps) or not top
     if not headless and not read.has_top and classes is None:
         raise CheckpointError(
-            f"{read.path}: the source must have a classifier. Received: a body without one. Pass include_top=False, or "
-            "classes for a fresh classifier."
+            f"{read.path}: the file must hold the classifier 'predictions'. Received: none. "
+            "Pass include_top=False for the body alone, or classes for a fresh classifier."
         )
-    channels = input_shape[-1] if input_shape else read.spec.in_channels
+    channels = (input_shape[-1] if input_shape else in_channels) or read.spec.in_channels
     spec = read.spec.replace(classes=classes or read.spec.classes, in_channels=channels)
-    model = build(
-        spec,
-        input_shape=input_shape or (None, None, channels),
-        include_top=top,
-        pooling=pooling,
-        classifier_activation=classifier_activation,
-        taps=tuple(taps),
-        input_spec=read.input_spec.with_channels(channels),
-        preprocess=preprocess,
-        name=name or read.name,
-    )
+    with _policy(dtype), _seeded(seed):
+        model = build(
+            spec,
+            input_shape=input_shape or (None, None, channels),
+            include_top=top,
+            pooling=pooling,
+            classifier_activation=classifier_activation,
+            taps=tuple(taps),
+            input_spec=read.input_spec.with_channels(channels),
+            preprocess=preprocess,
+            name=name or read.name,
+        )
     keeps_head = not headless and read.has_top and spec.classes == read.spec.classes
-    file = canonical.WeightsFile(read.path, arrays=read.arrays)
-    canonical.fill_from_file(model, file, keeps_head=keeps_head)
-    model.class_names = read.class_names if keeps_head else None
+    if file is not None:
+        canonical.fill_from_file(model, file, channel_order=read.input_spec.channel_order, keeps_head=keeps_head)
+    known = file is not None and keeps_head and read.class_names and len(read.class_names) == spec.classes
+    model.class_names = read.class_names if known else None
     model.assumptions = read.assumptions
     return model
+
+
+def _own_metadata(path: Path) -> dict[str, Any] | None:
+    """Returns what a ``.safetensors`` file of resfit says of itself, or None for any other file."""
+    if path.suffix.lower() != ".safetensors" or not path.is_file():
+        return None
+    texts = safetensors.read_metadata(path)
+    if "architecture" not in texts and not any(name in safetensors.read_names(path) for name in _FIRST_KERNELS):
+        return None
+    return {key: safetensors.metadata_value(text) for key, text in texts.items()}
+
+
+def _own_source(
+    path: Path, metadata: Mapping[str, Any], architecture: str | None, input_spec: InputSpec | None
+) -> Source:
+    stated, contract = metadata.get("architecture", architecture), metadata.get("input_spec")
+    if stated is None:
+        raise CheckpointError(
+            f"{path}: the metadata must say the architecture. Received: keys {sorted(metadata)}. "
+            f'Pass the name and the file: load("resnet50", weights={path.name!r}).'
+        )
+    try:
+        if isinstance(stated, dict):
+            spec = ArchitectureSpec.from_dict(stated)
+            name = catalog_name_of(spec) or "resnet"
+        else:
+            name, spec = str(stated), catalog.get(str(stated)).spec
+        if input_spec is None and isinstance(contract, dict):
+            input_spec = InputSpec.from_dict(contract)
+    except (ArgumentError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: the metadata must be what resfit writes. Received: {error}") from error
+    arrays = safetensors.read_arrays(path)
+    head = arrays.get("predictions/kernel")
+    stem = next((arrays[name] for name in _FIRST_KERNELS if name in arrays), None)
+    spec = spec.replace(
+        classes=head.shape[-1] if head is not None and head.ndim == 2 else spec.classes,
+        in_channels=stem.shape[2] if stem is not None and stem.ndim == 4 else spec.in_channels,
+    )
+    found = metadata.get("labels") or metadata.get("classes")
+    labels = tuple(map(str, found)) if isinstance(found, list) and found else None
+    published = registry.default_for(name)
+    input_spec = input_spec or (published.input_spec if published else None)
+    contract, assumed = (input_spec, []) if input_spec else _usual_contract(spec)
+    return Source(
+        path=path,
+        name=name,
+        spec=spec,
+        arrays=arrays,
+        has_top=head is not None,
+        input_spec=contract.with_channels(spec.in_channels),
+        class_names=labels,
+        convention="resfit",
+        assumptions=tuple(assumed),
+    )
+
+
+def _unknown(path: Path) -> str:
+    kinds = ", ".join(kind.name for kind in FORMATS)
+    if not path.exists():
+        return f"weights file must exist. Received: {path}."
+    return f"{path}: the source must be one of these kinds: {kinds}. Received: a {path.suffix or 'folder or file'}."
 
 
 def _check(translation: namings.Translation, identified: Identified) -> None:
@@ -238,9 +371,12 @@ def _check(translation: namings.Translation, identified: Identified) -> None:
 
 
 def _contract(identified: Identified, stated: InputSpec | None) -> tuple[InputSpec, list[str]]:
-    spec = identified.spec
     if stated is not None:
-        return stated.with_channels(spec.in_channels), []
+        return stated.with_channels(identified.spec.in_channels), []
+    return _usual_contract(identified.spec)
+
+
+def _usual_contract(spec: ArchitectureSpec) -> tuple[InputSpec, list[str]]:
     contract = dataclasses.replace(TORCH, size=spec.input_size).with_channels(spec.in_channels)
     mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (contract.mean, contract.std))
     return contract, [
@@ -249,18 +385,72 @@ def _contract(identified: Identified, stated: InputSpec | None) -> tuple[InputSp
     ]
 
 
-def _name(identified: Identified) -> str:
-    """The catalog's name of exactly this network, whatever its classes and channels; else what it is called."""
-    spec = identified.spec
-    if identified.architecture and _like(spec, catalog.get(identified.architecture).spec):
-        return identified.architecture
-    return next((row.name for row in catalog.rows().values() if _like(spec, row.spec)), "resnet")
+def says_architecture(path: Path) -> bool:
+    """Whether a file is one of resfit's ``.safetensors``, which say themselves what network they hold.
+
+    Args:
+        path: A file or folder.
+    """
+    return _own_metadata(path) is not None
 
 
-def _like(spec: ArchitectureSpec, other: ArchitectureSpec) -> bool:
+def is_like(spec: ArchitectureSpec, other: ArchitectureSpec) -> bool:
+    """Whether two networks are alike but for their classes, channels and input size.
+
+    Args:
+        spec: One.
+        other: The other.
+    """
     return spec == other.replace(classes=spec.classes, in_channels=spec.in_channels, input_size=spec.input_size)
+
+
+def catalog_name_of(spec: ArchitectureSpec) -> str | None:
+    """Returns the catalog's name of a network, whatever its classes, channels and input size.
+
+    Args:
+        spec: The architecture.
+    """
+    return next((row.name for row in catalog.rows().values() if is_like(spec, row.spec)), None)
+
+
+def _name(identified: Identified) -> str:
+    spec = identified.spec
+    if identified.architecture and is_like(spec, catalog.get(identified.architecture).spec):
+        return identified.architecture
+    return catalog_name_of(spec) or "resnet"
 
 
 def _listed(items: Sequence[str]) -> str:
     more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
     return ", ".join(items[:_LISTED]) + more
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Makes Keras draw its initialisers' seeds from ``seed``, and restores the caller's random state."""
+    import random
+
+    if seed is None:
+        yield
+        return
+    before = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+
+
+@contextlib.contextmanager
+def _policy(dtype: Any) -> Iterator[None]:
+    import keras
+
+    if dtype is None:
+        yield
+        return
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)

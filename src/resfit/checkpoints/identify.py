@@ -137,15 +137,26 @@ def nearest(spec: ArchitectureSpec) -> tuple[str, tuple[str, ...]]:
         Its name, and what differs, one text a field (``"depths (2, 1, 1, 2), there (2, 2, 2, 2)"``).
     """
 
-    def differences(row: catalog.CatalogRow) -> tuple[str, ...]:
-        return tuple(
-            f"{field} {_short(getattr(spec, field))}, there {_short(getattr(row.spec, field))}"
-            for field in _TELLING
-            if getattr(spec, field) != getattr(row.spec, field)
-        )
+    def differs(row: catalog.CatalogRow) -> tuple[str, ...]:
+        return differences(spec, row.spec, _TELLING)
 
-    best = min(catalog.rows().values(), key=lambda row: (len(differences(row)), _distance(spec, row.spec)))
-    return best.name, differences(best)
+    best = min(catalog.rows().values(), key=lambda row: (len(differs(row)), _distance(spec, row.spec)))
+    return best.name, differs(best)
+
+
+def differences(spec: ArchitectureSpec, other: ArchitectureSpec, fields: Sequence[str] = _FIELDS) -> tuple[str, ...]:
+    """Says in what two architectures differ, one text a field.
+
+    Args:
+        spec: One.
+        other: The other.
+        fields: The fields to look at.
+    """
+    return tuple(
+        f"{field} {_short(getattr(spec, field))}, there {_short(getattr(other, field))}"
+        for field in fields
+        if getattr(spec, field) != getattr(other, field)
+    )
 
 
 def catalog_name(name: str) -> str | None:

@@ -16,7 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from resfit.checkpoints.readers.base import Tensors
 from resfit.errors import ArgumentError, CheckpointError, closest
+from resfit.preprocessing import InputSpec
 
 Kind = Literal["conv", "norm", "dense", "pointwise"]
 
@@ -144,6 +146,7 @@ class Translation:
         leftover: Tensors that neither a rule nor the list of things left out knows, by the source's name.
         left_out: What was left out and why, one sentence each.
         remarks: Choices that were made, one sentence each.
+        input_spec: The input contract of networks of this convention, where it has one of its own.
     """
 
     convention: str
@@ -153,6 +156,7 @@ class Translation:
     leftover: Mapping[str, np.ndarray]
     left_out: tuple[str, ...]
     remarks: tuple[str, ...]
+    input_spec: InputSpec | None = None
 
 
 def _stem_of_sequence(name: str) -> tuple[Rule, ...]:
@@ -294,7 +298,7 @@ def locate(names: Iterable[str]) -> tuple[Located, ...]:
 
 
 def translate(
-    tensors: Mapping[str, np.ndarray],
+    tensors: Tensors | Mapping[str, np.ndarray],
     *,
     prefix: str | None = None,
     averaged: bool = False,
@@ -303,7 +307,7 @@ def translate(
     """Brings the tensors of a source to canonical names.
 
     Args:
-        tensors: Arrays under the source's names. Not changed.
+        tensors: What a reader returned, or arrays under the source's names. Not changed.
         prefix: What stands before the names of the network, if the source holds several.
         averaged: Take the running average (EMA) rather than the network itself.
         ignore: Patterns of names to leave out, beside :data:`LEFT_OUT`.
@@ -311,6 +315,8 @@ def translate(
     Raises:
         CheckpointError: No known residual network is there, or several are and none is the likeliest.
     """
+    if isinstance(tensors, Tensors):
+        tensors = tensors.arrays
     located = locate(tensors)
     chosen = _choose(located, prefix, averaged, tensors)
     tables = _tables(chosen.convention)

@@ -30,6 +30,18 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     return {str(key): str(value) for key, value in found.items()}
 
 
+def read_names(path: str | os.PathLike[str]) -> set[str]:
+    """Reads the names of the arrays, without reading the arrays.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: The file is missing or its header is damaged.
+    """
+    return set(_header(path)) - {"__metadata__"}
+
+
 def metadata_value(text: str) -> Any:
     """Returns a metadata text as the JSON that it is, or as it stands where it is none.
 

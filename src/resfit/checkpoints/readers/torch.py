@@ -6,7 +6,6 @@ plain containers and runs no code. Arrays keep the names of the source; nested c
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from resfit.checkpoints.readers import safetensors as safetensors_reader
+from resfit.checkpoints.readers.base import Tensors
 from resfit.errors import ArgumentError, CheckpointError, MissingDependencyError
 from resfit.preprocessing import InputSpec
 
@@ -43,26 +43,18 @@ _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box")
 
 
-@dataclasses.dataclass(frozen=True)
-class TorchSource:
-    """What a file or folder holds.
+def recognises(path: Path) -> bool:
+    """Whether a path looks like a source of PyTorch's world. Its content is not checked.
 
-    Attributes:
-        path: What was read.
-        arrays: Arrays under the names of the source; bfloat16 came as float32.
-        config: ``config.json`` beside the weights, or an empty mapping.
-        input_spec: The input contract, where the source states one.
-        class_names: Labels of the classes in the order of the classifier, where the source states them.
+    Args:
+        path: A file or folder.
     """
-
-    path: Path
-    arrays: Mapping[str, np.ndarray]
-    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    input_spec: InputSpec | None = None
-    class_names: tuple[str, ...] | None = None
+    if path.is_dir():
+        return any(file.name.endswith((*SUFFIXES, ".index.json")) for file in path.iterdir())
+    return path.name.lower().endswith((*SUFFIXES, ".index.json"))
 
 
-def read(path: str | os.PathLike[str]) -> TorchSource:
+def read(path: str | os.PathLike[str]) -> Tensors:
     """Reads a checkpoint.
 
     Args:
@@ -76,7 +68,7 @@ def read(path: str | os.PathLike[str]) -> TorchSource:
     """
     path = Path(path)
     if not path.is_dir():
-        return TorchSource(path, _read_file(path))
+        return Tensors(path, _read_file(path))
     config, preprocessor = (
         _read_json(path / name) if (path / name).is_file() else {}
         for name in ("config.json", "preprocessor_config.json")
@@ -88,7 +80,7 @@ def read(path: str | os.PathLike[str]) -> TorchSource:
             f"{path}: the input contract of config.json or preprocessor_config.json must be as timm or transformers "
             f"write it. Received: {error}."
         ) from error
-    return TorchSource(path, _read_file(_weights_in(path)), config, contract, names)
+    return Tensors(path, _read_file(_weights_in(path)), config, contract, names)
 
 
 def input_contract(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> InputSpec | None:
