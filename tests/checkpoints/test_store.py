@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import http.server
+import re
 import threading
 
 import pytest
@@ -121,9 +122,30 @@ def test_a_failed_download_leaves_what_was_there(row, tmp_path):
     assert (tmp_path / "keras/models/net.h5").read_bytes() == b"mine"
 
 
-def test_sources_that_cannot_be_fetched_yet():
-    with pytest.raises(CheckpointError, match="hf://timm/resnet18"):
-        store.fetch(registry.get("resnet18.a1_in1k"))
+def test_what_cannot_be_loaded_is_told_with_its_place():
+    row = registry.get("resnet50.byol")
+    with pytest.raises(CheckpointError, match=f"(?s)pickle of Python objects.*{re.escape(row.url)}"):
+        store.fetch(row)
+
+
+def test_files_of_other_publishers_come_with_their_digests(row, server, tmp_path, monkeypatch):
+    monkeypatch.setenv("RESFIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    prefix = hashlib.sha256(WHOLE).hexdigest()[:8]
+    other = dataclasses.replace(row, source="torchvision", md5="", sha256=prefix)
+    assert store.fetch(other).read_bytes() == WHOLE
+    wrong = dataclasses.replace(other, url=row.url_notop)
+    with pytest.raises(DownloadError, match=prefix):
+        store.fetch(wrong)
+
+
+def test_a_mirror_is_asked_where_the_first_place_fails(row, server, tmp_path, monkeypatch):
+    monkeypatch.setenv("RESFIT_CACHE", str(tmp_path / "cache"))
+    gone = f"http://127.0.0.1:{server.server_port}/gone.h5"
+    moved = dataclasses.replace(row, source="cifar", url=gone, mirror=row.url, md5="", sha256="")
+    assert store.fetch(moved).read_bytes() == WHOLE
+    with pytest.raises(DownloadError, match=r"(?s)gone\.h5.*also-gone\.h5"):
+        store.fetch(dataclasses.replace(moved, mirror=gone.replace("gone", "also-gone")))
 
 
 def test_embedded_weights(tmp_path, monkeypatch):

@@ -1,21 +1,21 @@
-"""Bringing published files to this machine, verified: Keras' own cache first, the network after that."""
+"""The published files of a checkpoint, verified: whatever its source is."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
-import sys
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from resfit.checkpoints import registry
+from resfit.checkpoints import download, handles, registry
+from resfit.checkpoints.download import OFFLINE, is_offline
 from resfit.checkpoints.registry import CheckpointInfo
-from resfit.errors import CheckpointError, DownloadError
+from resfit.errors import CheckpointError, DownloadError, MissingDependencyError
 
-#: Environment variable that, set to 1, forbids every download.
-OFFLINE = "RESFIT_OFFLINE"
+__all__ = ["OFFLINE", "fetch", "fetch_file", "is_good", "is_offline", "keras_cache"]
+
+#: Hexadecimal digits of whole digests; a row with fewer has the first ones.
+_DIGITS = {"md5": 32, "sha256": 64}
 
 
 def keras_cache() -> Path:
@@ -23,13 +23,8 @@ def keras_cache() -> Path:
     return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "models"
 
 
-def is_offline() -> bool:
-    """Whether downloads are forbidden by ``$RESFIT_OFFLINE``."""
-    return os.environ.get(OFFLINE, "").strip().lower() not in ("", "0", "false", "no")
-
-
 def fetch(info: CheckpointInfo, *, include_top: bool = True) -> Path:
-    """Returns the verified file of a checkpoint, downloading it if need be.
+    """Returns the verified file or folder of a checkpoint, downloading it if need be.
 
     Args:
         info: A row of the registry.
@@ -37,8 +32,9 @@ def fetch(info: CheckpointInfo, *, include_top: bool = True) -> Path:
             taken, unless the whole one is there already.
 
     Raises:
-        DownloadError: The file is not here and cannot be brought. The text says where to put it by hand.
-        CheckpointError: Embedded weights are missing, or the row's source is not one that can be fetched yet.
+        DownloadError: It is not here and cannot be brought. The text says where to put it by hand.
+        CheckpointError: Embedded weights are missing, or the row cannot be loaded.
+        MissingDependencyError: Its place needs a package that is not installed, and there is no other place.
     """
     if info.source == registry.RESFIT:
         path = registry.embedded_path(info)
@@ -49,14 +45,25 @@ def fetch(info: CheckpointInfo, *, include_top: bool = True) -> Path:
                 "Reinstall resfit, or pass weights=None or the path of a file."
             )
         return path
-    if info.source not in registry.LOADABLE:
+    if info.obstacle or info.source not in registry.LOADABLE:
         raise CheckpointError(
-            f"weights of source {info.source!r} cannot be fetched by name yet. Received: {info.name!r}. "
-            f"Download them from {info.url} and pass the path, or pass weights=None."
+            f"the weights of {info.name!r} cannot be loaded by name: {info.obstacle or 'no reader knows them'}. "
+            f"They are at {info.url}. Choose another name, or pass weights=None."
         )
-    if not include_top and info.url_notop and not is_good(keras_cache() / _file_name(info.url), info.md5):
-        return fetch_file(info.url_notop, info.md5_notop)
-    return fetch_file(info.url, info.md5)
+    if info.source == registry.KERAS:
+        if not include_top and info.url_notop and not is_good(keras_cache() / _file_name(info.url), info.md5):
+            return fetch_file(info.url_notop, info.md5_notop)
+        return fetch_file(info.url, info.md5)
+    hashes = _hashes(md5=info.md5, sha256=info.sha256)
+    try:
+        return handles.resolve(info.url, hashes=hashes)
+    except (DownloadError, MissingDependencyError) as error:
+        if not info.mirror:
+            raise
+        try:
+            return handles.resolve(info.mirror)
+        except (DownloadError, MissingDependencyError) as other:
+            raise DownloadError(f"{error} The same weights at {info.mirror}: {other}") from error
 
 
 def fetch_file(url: str, md5: str) -> Path:
@@ -69,28 +76,8 @@ def fetch_file(url: str, md5: str) -> Path:
     Raises:
         DownloadError: The file is not here and cannot be brought, or what came has another digest.
     """
-    name, folder = _file_name(url), keras_cache()
-    path = folder / name
-    if is_good(path, md5):
-        return path
-    here = "a file with another md5 is there" if path.exists() else "it is not there"
-    way_out = f"Put the file from {url} (md5 {md5}) at {path}, or pass weights=None or the path of a file."
-    if is_offline():
-        raise DownloadError(f"{name} must be in Keras' cache, as {OFFLINE} is set; {here}. {way_out}")
-    import keras
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # into a folder of its own first, so that a kill or a failure leaves what was there
-        with tempfile.TemporaryDirectory(prefix=".resfit-", dir=folder) as private:
-            with contextlib.redirect_stdout(sys.stderr):  # its progress bar is no result
-                found = keras.utils.get_file(
-                    name, url, file_hash=md5, hash_algorithm="md5", cache_dir=private, cache_subdir=""
-                )
-            os.replace(found, path)
-    except Exception as error:  # Keras raises a bare Exception for a failed download
-        raise DownloadError(f"{name} could not be downloaded from {url}: {error}. {way_out}") from error
-    return path
+    name = _file_name(url)
+    return download.fetch(url, keras_cache() / name, hashes={"md5": md5}, what=name)
 
 
 def is_good(path: Path, md5: str) -> bool:
@@ -100,11 +87,14 @@ def is_good(path: Path, md5: str) -> bool:
         path: The file.
         md5: 32 hexadecimal digits.
     """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() == md5
-    except OSError:
-        return False
+    return not download.Expected(hashes={"md5": md5}).fault(path)
+
+
+def _hashes(**published: str) -> Mapping[str, str]:
+    """Returns what a row tells of its file's digests, in the words of :class:`resfit.checkpoints.download.Expected`."""
+    whole = {name: digits for name, digits in published.items() if len(digits) == _DIGITS[name]}
+    parts = {f"{name}-prefix": digits for name, digits in published.items() if 0 < len(digits) < _DIGITS[name]}
+    return whole | parts
 
 
 def _file_name(url: str) -> str:
