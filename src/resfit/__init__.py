@@ -14,6 +14,7 @@ _EXPORTS = {
     "load": "resfit.zoo",
     "list_models": "resfit.zoo",
     "describe": "resfit.zoo",
+    "suggest": "resfit.suggestions",
     "summary": "resfit.summary",
     "fit": "resfit.classifier",
     "Classifier": "resfit.classifier",
@@ -22,17 +23,19 @@ _EXPORTS = {
     "ResfitError": "resfit.errors",
     "pretrain": "resfit.transfer.pretrain",
 }
-_MODULES = ("applications",)
+_MODULES = ("applications", "hub")
 
 __all__ = ["__version__", *_EXPORTS, *_MODULES]
 
 if TYPE_CHECKING:
     from resfit import applications as applications
+    from resfit import hub as hub
     from resfit.architecture.spec import ArchitectureSpec as ArchitectureSpec
     from resfit.classifier import Classifier as Classifier
     from resfit.classifier import fit as fit
     from resfit.errors import ResfitError as ResfitError
     from resfit.preprocessing import InputSpec as InputSpec
+    from resfit.suggestions import suggest as suggest
     from resfit.summary import summary as summary
     from resfit.transfer.pretrain import pretrain as pretrain
     from resfit.zoo import describe as describe

@@ -50,7 +50,7 @@ def test_info(run):
     text = result.stdout
     for part in ("25,636,712", "receptive field  483 px", "14x14x1024", "BGR at 224x224", "arXiv:1512.03385"):
         assert part in text
-    (line,) = [line for line in text.splitlines() if "keras.applications" in line]
+    (line,) = [line for line in text.splitlines() if line.startswith("resnet50 *")]
     assert " ".join(line.split()) == "resnet50 * keras.applications 74.9 92.1 224 1000 ImageNet-1k apache-2.0"
 
 
@@ -63,7 +63,53 @@ def test_info_json(run):
 
 
 def test_info_without_published_weights(run):
-    assert "none published" in run("info", "resnet56").stdout
+    assert "none published" in run("info", "preact_resnet56").stdout
+
+
+def test_info_of_a_checkpoint_says_where_it_lies(run):
+    text = run("info", "resnet50.moco_v2_800ep").stdout
+    assert "weights resnet50.moco_v2_800ep: self-supervised, cc-by-nc-4.0" in text
+    assert "moco_v2_800ep_pretrain.pth.tar" in text
+    assert "digest: md5 a04e12f8" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("resnet50.moco_v2_800ep *")]
+    assert "linear probe" in line
+    assert "cannot be loaded: its file is a pickled module" in run("info", "resnet50.radimagenet_torch").stdout
+
+
+def test_weights_table(run):
+    result = run("models", "resnet50v1.5", "--weights", "--source", "torchvision", "--sort", "top1")
+    assert result.exit_code == 0
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()[2:]]
+    assert lines == [
+        "resnet50.v2_torchvision * resnet50v1.5 torchvision 25.61 4.09 224 80.9 1000 ImageNet-1k bsd-3-clause",
+        "resnet50.v1_torchvision * resnet50v1.5 torchvision 25.61 4.09 224 76.1 1000 ImageNet-1k bsd-3-clause",
+    ]
+    assert "2 checkpoints, 2 that `resfit.load` brings" in result.stderr
+
+
+def test_weights_filters_imply_the_list_of_weights(run):
+    rows = json.loads(run("models", "--licence", "permissive", "--trained-on", "ImageNet-21k", "--json").stdout)
+    assert {row["licence"] for row in rows} == {"apache-2.0"}
+    assert all("ImageNet-21k" in row["training_data"] for row in rows)
+    assert len(rows) > 60
+    (byol,) = json.loads(run("models", "resnet50.byol", "--weights", "--json").stdout)
+    assert (byol["loadable"], byol["parameters"], byol["gmacs"]) == (False, None, None)
+
+
+@pytest.mark.parametrize(("key", "field"), [("params", "parameters"), ("gmacs", "gmacs"), ("name", "name")])
+def test_weights_sorted(run, key, field):
+    rows = json.loads(run("models", "resnet1*", "--sort", key, "--json").stdout)
+    values = [row[field] for row in rows if row[field] is not None]
+    assert values == sorted(values)
+    assert len(values) > 10
+
+
+def test_weights_wrong_usage(run):
+    result = run("models", "--sort", "accuracy")
+    assert "must be one of top1, params, gmacs, name" in str(result.exception)
+    result = run("models", "vgg*", "--weights")
+    assert result.exit_code == 1
+    assert "No weights match" in result.stderr
 
 
 def test_unknown_name_is_wrong_usage(run):
@@ -72,7 +118,7 @@ def test_unknown_name_is_wrong_usage(run):
     assert "Did you mean 'resnet50'" in " ".join(result.stderr.replace("│", " ").split())
 
 
-@pytest.mark.parametrize("arguments", [["models"], ["info", "resnet50", "--json"]])
+@pytest.mark.parametrize("arguments", [["models"], ["models", "--weights"], ["info", "resnet50", "--json"]])
 def test_no_tensorflow_is_loaded(arguments):
     code = (
         "import sys, typer\n"

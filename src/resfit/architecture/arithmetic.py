@@ -182,7 +182,7 @@ class _Counter:
 
     def _shortcut(self, plan: BlockPlan) -> None:
         spec, stride = self.spec, plan.stride
-        if spec.shortcut == "avgpool" and plan.reduces:
+        if spec.shortcut == "avgpool" and (plan.reduces or spec.shortcut_pool == "always"):
             self._move(2, stride)
             stride = 1
         kernel = spec.shortcut_kernel if plan.reduces else 1

@@ -98,10 +98,11 @@ def stem(x: Any, spec: ArchitectureSpec) -> tuple[Any, Any]:
         The tensor after the stem and the one before its pooling (the tap ``"stage1"``).
     """
     last = len(spec.stem)
+    padded = spec.replace(padding=spec.stem_padding) if spec.stem_padding else spec
     for number, conv in enumerate(spec.stem, start=1):
         name = "conv1" if last == 1 else f"conv1_{number}"
         normalized = not (spec.preactivation and number == last)
-        x = convolution(x, spec, name, conv.width, conv.kernel, stride=conv.stride, normalized=normalized)
+        x = convolution(x, padded, name, conv.width, conv.kernel, stride=conv.stride, normalized=normalized)
         if normalized:
             x = normalization(x, spec, name)
             x = activation(x, spec, f"{name}_relu")
@@ -150,7 +151,7 @@ def shortcut(x: Any, entering: Any, spec: ArchitectureSpec, plan: BlockPlan) -> 
     if spec.shortcut == "pad":
         return PaddedShortcut(plan.width, plan.stride, name=f"{name}_pad")(x)
     stride = plan.stride
-    if spec.shortcut == "avgpool" and plan.reduces:
+    if spec.shortcut == "avgpool" and (plan.reduces or spec.shortcut_pool == "always"):
         x = layers.AveragePooling2D(2, strides=stride, padding="same", name=f"{name}_pool")(x)
         stride = 1
     kernel = spec.shortcut_kernel if plan.reduces else 1

@@ -23,6 +23,8 @@ RESNET_AA = "Lee et al. 2020, arXiv:2001.06268"
 BLUR = "Zhang 2019, arXiv:1904.11486"
 GROUP_NORM = "Wu and He 2018, arXiv:1803.08494"
 BIT = "Kolesnikov et al. 2019, arXiv:1912.11370"
+SIMCLR = "Chen et al. 2020, arXiv:2002.05709"
+CLIP = "Radford et al. 2021, arXiv:2103.00020"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,13 @@ _VARIANT: dict[str, dict[str, Any]] = {
     "t": {**_TIERED, "shortcut": "avgpool"},
 }
 
-# keras.applications' epsilon and Keras' default momentum.
+# keras.applications' epsilon and Keras' default momentum; and TF-Slim's, whose stages stride in their last block.
+_SLIM: dict[str, Any] = {
+    "stride_in_stage": "last",
+    "stage_strides": (2, 2, 2, 1),
+    "stem_pool_padding": "same",
+    "norm_momentum": 0.997,
+}
 _KERAS: dict[str, Any] = {"norm_epsilon": 1.001e-5, "norm_momentum": 0.99, "stem_pool_padding": "zero"}
 
 
@@ -139,6 +147,20 @@ def _plain_rows() -> list[CatalogRow]:
     for depth in (18, 26, 34, 50, 101, 152, 200):
         rows.append(CatalogRow(f"resnet{depth}d", "v1.5-d", _by_depth(depth, **_VARIANT["d"]), RESNET_D))
     rows.append(CatalogRow("resnet50_gn", "v1.5", _by_depth(50, norm="group"), GROUP_NORM))
+    for depth in (50, 101, 152):
+        rows.append(CatalogRow(f"resnet_v1_{depth}", "v1 (tf-slim)", _by_depth(depth, **_SLIM), RESNET))
+    garden = _by_depth(50, padding="same", stem_padding="symmetric", stem_pool_padding="same")
+    rows.append(CatalogRow("resnet_50", "v1.5 (model garden)", garden, RESNET))
+    return rows
+
+
+def _vd_rows() -> list[CatalogRow]:
+    """PaddleClas' networks of kind D where they are not timm's: a projection in every stage, another depth of 200."""
+    rows = []
+    for depth in (18, 34):
+        spec = _by_depth(depth, project_first=True, **_VARIANT["d"])
+        rows.append(CatalogRow(f"resnet_vd_{depth}", "v1.5-d", spec, RESNET_D))
+    rows.append(CatalogRow("resnet_vd_200", "v1.5-d", _bottleneck((3, 12, 48, 3), **_VARIANT["d"]), RESNET_D))
     return rows
 
 
@@ -155,6 +177,9 @@ def _preactivation_rows() -> list[CatalogRow]:
             **_KERAS,
         )
         rows.append(CatalogRow(f"resnet{depth}v2", "v2 (keras)", keras_v2, RESNET_V2))
+    for depth in (50, 101, 152):
+        slim = _preactivated(depth, conv_bias="unnormalized", **_SLIM)
+        rows.append(CatalogRow(f"resnet_v2_{depth}", "v2 (tf-slim)", slim, RESNET_V2))
     for depth in (10, 14, 18, 26, 34, 50, 101, 152):
         rows.append(CatalogRow(f"resnetv2_{depth}", "v2", _preactivated(depth), RESNET_V2))
     for depth in (18, 34, 50, 101, 152):
@@ -198,6 +223,31 @@ def _wider_rows() -> list[CatalogRow]:
         rows.append(CatalogRow(f"wide_resnet{depth}_2", "Wide", wide, WIDE))
     spec = _by_depth(50, cardinality=32, base_width=4, **_VARIANT["d"])
     rows.append(CatalogRow("resnext50d_32x4d", "ResNeXt", spec, RESNEXT))
+    for depth, factor in ((50, 2), (50, 4), (50, 5), (200, 2)):  # every width times a factor, the stem's too
+        planes = tuple(factor * plane for plane in _PLANES)
+        spec = _bottleneck(_BOTTLENECK[depth], planes, stem=(StemConv(64 * factor, 7, 2),))
+        rows.append(CatalogRow(f"resnet{depth}w{factor}", "Wide", spec, SIMCLR))
+    return rows
+
+
+def _clip_rows() -> list[CatalogRow]:
+    """CLIP's larger visual towers; the bodies of its RN50 and RN101 are ``resnetaa50d`` and ``resnetaa101d``."""
+    rows = []
+    for name, depths, width, size in (
+        ("resnet50x4_clip", (4, 6, 10, 6), 80, 288),
+        ("resnet50x16_clip", (6, 8, 18, 8), 96, 384),
+        ("resnet50x64_clip", (3, 15, 36, 10), 128, 448),
+    ):
+        spec = _bottleneck(
+            depths,
+            tuple(factor * width for factor in (1, 2, 4, 8)),
+            stem=(StemConv(width // 2, 3, 2), StemConv(width // 2, 3, 1), StemConv(width, 3, 1)),
+            stem_pool="avg",
+            shortcut="avgpool",
+            antialias="avg",
+            input_size=(size, size),
+        )
+        rows.append(CatalogRow(name, "CLIP", spec, CLIP))
     return rows
 
 
@@ -279,6 +329,9 @@ def _small_rows() -> list[CatalogRow]:
     for depth in (20, 32, 44, 56, 110, 1202):
         spec = _basic(((depth - 2) // 6,) * 3, (16, 32, 64), shortcut="pad", **cifar)
         rows.append(CatalogRow(f"resnet{depth}", "CIFAR", spec, RESNET))
+    for depth in (20, 32, 44, 56):  # with projections (type B), as most libraries write them
+        spec = _basic(((depth - 2) // 6,) * 3, (16, 32, 64), **cifar)
+        rows.append(CatalogRow(f"resnet{depth}b", "CIFAR", spec, RESNET))
     for depth in (20, 32, 56, 110):
         spec = _basic(((depth - 2) // 6,) * 3, (16, 32, 64), preactivation=True, **cifar)
         rows.append(CatalogRow(f"preact_resnet{depth}", "CIFAR v2", spec, RESNET_V2))
@@ -307,8 +360,10 @@ def rows() -> dict[str, CatalogRow]:
     table: dict[str, CatalogRow] = {}
     for group in (
         _plain_rows,
+        _vd_rows,
         _preactivation_rows,
         _wider_rows,
+        _clip_rows,
         _attention_rows,
         _antialiased_rows,
         _small_rows,

@@ -18,6 +18,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "norm": ("batch", "group", "none"),
     "conv_bias": ("none", "all", "unnormalized"),
     "padding": ("symmetric", "same"),
+    "stem_padding": (None, "symmetric", "same"),
+    "shortcut_pool": ("strided", "always"),
     "attention": (None, "se", "eca"),
     "antialias": (None, "blur", "avg"),
     "output_stride": (8, 16, 32),
@@ -63,6 +65,8 @@ class ArchitectureSpec:
         shortcut: Of a block that changes shape: a strided 1x1 projection; average pooling, then a 1x1 projection
             (D); or subsampling and zero channels without parameters (type A).
         shortcut_kernel: Side of the projection's kernel.
+        shortcut_pool: Where the average pooling of ``"avgpool"`` stands: before the projections that stride, or before
+            all of them (Model Garden's ResNet-RS).
         project_first: The first block of each stage has a projection even where it changes no shape.
         norm: Normalisation after (v1) or before (v2) the convolutions. ``"none"`` where batch norm was folded away.
         norm_groups: Groups of a group norm.
@@ -71,6 +75,7 @@ class ArchitectureSpec:
         activation: Keras name of the activation.
         conv_bias: Which convolutions have a bias: none, all, or those that no norm follows.
         padding: ``"symmetric"`` pads both sides alike, ``"same"`` as TensorFlow does.
+        stem_padding: That of the stem's convolutions, where it is another (Model Garden's first ResNet).
         weight_standardization: Convolution kernels are standardised on the fly (BiT).
         weight_standardization_epsilon: Added to the variance of the kernel.
         attention: Channel attention at the end of a block's residual branch.
@@ -99,6 +104,7 @@ class ArchitectureSpec:
     stride_in_block: Literal["first", "spatial"] = "spatial"
     shortcut: Literal["projection", "avgpool", "pad"] = "projection"
     shortcut_kernel: int = 1
+    shortcut_pool: Literal["strided", "always"] = "strided"
     project_first: bool = False
     norm: Literal["batch", "group", "none"] = "batch"
     norm_groups: int = 32
@@ -107,6 +113,7 @@ class ArchitectureSpec:
     activation: str = "relu"
     conv_bias: Literal["none", "all", "unnormalized"] = "none"
     padding: Literal["symmetric", "same"] = "symmetric"
+    stem_padding: Literal["symmetric", "same"] | None = None
     weight_standardization: bool = False
     weight_standardization_epsilon: float = 1e-8
     attention: Literal["se", "eca"] | None = None

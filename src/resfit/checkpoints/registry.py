@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import fnmatch
 import functools
 import math
 from collections.abc import Iterator, Mapping
@@ -12,41 +13,67 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resfit.errors import UnknownNameError, closest
+from resfit.errors import ArgumentError, UnknownNameError, closest
 
 if TYPE_CHECKING:
     from resfit.preprocessing import InputSpec
 
 KERAS, TIMM, RESFIT = "keras.applications", "timm", "resfit"
 
-#: Sources whose files :mod:`resfit.checkpoints.store` can bring and a reader can read.
-LOADABLE = (KERAS, RESFIT)
+#: Who publishes the weights: the programs, libraries or lines of research that the rows come from.
+SOURCES = (
+    *(KERAS, RESFIT, TIMM, "torchvision", "transformers", "kerashub", "tensorflow-hub", "tf-slim", "bit"),
+    *("radimagenet", "self-supervised", "cifar"),
+)
+
+#: Sources whose files :mod:`resfit.checkpoints.store` can bring and a reader can read, row by row: a row with an
+#: ``obstacle`` cannot be loaded whatever its source.
+LOADABLE = SOURCES
+
+#: Licences that allow commercial use and ask for no more than a notice.
+PERMISSIVE = ("apache-2.0", "bsd-2-clause", "bsd-3-clause", "mit")
+
+#: The benchmark that accuracies are compared on unless another is named.
+IMAGENET = "ImageNet-1k"
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointInfo:
     """One published set of weights.
 
+    What is not published is empty; no figure is a guess.
+
     Attributes:
         name: Its name; a tag after a dot where one architecture has several (``"resnet50.a1_in1k"``).
         architecture: The catalog's name of its network, or ``""`` where the catalog lacks it.
-        source: Who publishes it: ``"keras.applications"``, ``"timm"`` or ``"resfit"``.
-        url: Where the file is: a URL, a ``hf://`` handle, or a path inside the package.
-        md5: Of the file with the classifier; ``""`` where none is published.
+        source: Who publishes it, one of :data:`SOURCES`.
+        url: Where it is: a URL, a handle (``hf://``, ``kaggle://``, ``gs://``), or a path inside the package.
+        mirror: Another place of the same weights, or ``""``.
+        md5: Of the file with the classifier, or its first eight digits where only these are published; ``""`` where
+            none is.
+        sha256: Likewise.
         url_notop: The file without the classifier; ``""`` where there is none.
         md5_notop: Of that file.
-        licence: SPDX name in lower case, or ``""`` where unknown.
+        format: What the file is: ``"keras_h5"``, ``"safetensors"``, ``"torch"``, ``"saved_model"``,
+            ``"tf_checkpoint"``, ``"kerashub"``, ``"npz"`` or ``"pickle"``.
+        layout: How its tensors are named: a convention of :mod:`resfit.checkpoints.namings` or of another translation.
+        prefix: What stands before the names of the network in the file.
+        obstacle: Why it cannot be loaded, or ``""``.
+        licence: SPDX name in lower case, or ``""`` where none is stated for the weights.
         classes: Outputs of the classifier; 0 where it has none.
+        labels: Which set of :mod:`resfit.checkpoints.labels` names them, or ``""``.
         training_data: What it was trained on.
         input_size: Side of its input in pixels.
         interpolation: How images are resized.
         crop_fraction: Share of the resized image that the centre crop keeps.
         channel_order: ``"rgb"`` or ``"bgr"``.
         scale: Factor on the raw values 0..255.
-        mean: Subtracted after scaling, in the network's channel order.
+        mean: Subtracted after scaling, in the network's channel order; as many as it has input channels.
         std: Divided by after that.
-        top1: Published top-1 accuracy in percent on the validation images of the classes it knows.
+        top1: Published top-1 accuracy in percent.
         top5: Published top-5 accuracy in percent.
+        evaluated_on: The images that these were measured on, such as ``"ImageNet-1k"``; of weights without a
+            classifier ``"ImageNet-1k (linear probe)"``, by a classifier that was trained on their features.
         eval_size: Side in pixels at which they were measured.
         params_m: Published parameters in millions.
         gmacs: Published multiply-accumulates in billions at ``input_size``.
@@ -57,11 +84,18 @@ class CheckpointInfo:
     architecture: str
     source: str
     url: str
+    mirror: str
     md5: str
+    sha256: str
     url_notop: str
     md5_notop: str
+    format: str
+    layout: str
+    prefix: str
+    obstacle: str
     licence: str
     classes: int
+    labels: str
     training_data: str
     input_size: int
     interpolation: str
@@ -72,6 +106,7 @@ class CheckpointInfo:
     std: tuple[float, ...]
     top1: float | None
     top5: float | None
+    evaluated_on: str
     eval_size: int | None
     params_m: float | None
     gmacs: float | None
@@ -82,7 +117,19 @@ class CheckpointInfo:
         """Whether ``resfit.load`` can bring these weights by name; embedded ones, if the file is there."""
         if self.source == RESFIT:
             return embedded_path(self).is_file()
-        return self.source in LOADABLE and bool(self.architecture)
+        return self.source in LOADABLE and bool(self.architecture) and not self.obstacle
+
+    @property
+    def permissive(self) -> bool:
+        """Whether its licence allows commercial use and asks for no more than a notice."""
+        return self.licence in PERMISSIVE
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Labels in the order of its classifier, or None where they are not known; read on first use."""
+        from resfit.checkpoints import labels
+
+        return labels.of(self.labels) if self.labels else None
 
     @property
     def input_spec(self) -> InputSpec:
@@ -93,6 +140,7 @@ class CheckpointInfo:
             return InputSpec.from_dict(written)
         return InputSpec(
             size=(self.input_size, self.input_size),
+            channels=len(self.mean),
             channel_order=self.channel_order,  # type: ignore[arg-type]
             scale=self.scale,
             mean=self.mean,
@@ -175,17 +223,70 @@ def _by_architecture() -> dict[str, tuple[CheckpointInfo, ...]]:
 def default_for(architecture: str) -> CheckpointInfo | None:
     """Returns the checkpoint that stands for an architecture, or None where there is none.
 
-    One that can be loaded comes first, then one whose licence allows commercial use, then the highest top-1.
+    One that can be loaded comes first, then one with a classifier, those of keras.applications and of resfit itself,
+    a permissive licence, timm's, an accuracy on ImageNet, and the highest top-1.
 
     Args:
         architecture: A name of the catalog.
     """
 
-    def rank(info: CheckpointInfo) -> tuple[bool, bool, bool, float]:
-        embedded = info.source == RESFIT
-        return (embedded or info.loadable, bool(info.licence), "-nc" not in info.licence, info.top1 or 0.0)
+    def rank(info: CheckpointInfo) -> tuple[bool | float, ...]:
+        own = info.source in (KERAS, RESFIT)
+        on_imagenet = info.evaluated_on == IMAGENET
+        return (
+            *(info.source == RESFIT or info.loadable, info.classes > 0, own, info.permissive),
+            *(info.source == TIMM, on_imagenet, info.top1 or 0.0),
+        )
 
     return max(of_architecture(architecture), key=rank, default=None)
+
+
+def find(
+    pattern: str = "*",
+    *,
+    licence: str | None = None,
+    trained_on: str | None = None,
+    source: str | None = None,
+) -> list[CheckpointInfo]:
+    """Finds checkpoints.
+
+    Args:
+        pattern: Shell pattern for the checkpoint's or the architecture's name.
+        licence: ``"permissive"`` (Apache, MIT, BSD), or a shell pattern for the SPDX name such as ``"apache*"``.
+        trained_on: Part of the training data's name, in any case and without regard to punctuation
+            (``"imagenet21k"``).
+        source: One of :data:`SOURCES`.
+
+    Returns:
+        The rows that fit, in the order of the table.
+
+    Raises:
+        ArgumentError: There is no such source.
+    """
+    if source is not None and source not in SOURCES:
+        raise ArgumentError(f"source must be one of {SOURCES}. Received: {source!r}.{closest(source, SOURCES)}")
+    return [
+        info
+        for info in rows().values()
+        if any(fnmatch.fnmatchcase(name, pattern) for name in (info.name, info.architecture))
+        and (source is None or info.source == source)
+        and (licence is None or is_licensed(info, licence))
+        and (trained_on is None or _plain(trained_on) in _plain(info.training_data))
+    ]
+
+
+def is_licensed(info: CheckpointInfo, licence: str) -> bool:
+    """Whether a checkpoint has such a licence.
+
+    Args:
+        info: The checkpoint.
+        licence: ``"permissive"`` or a shell pattern for the SPDX name.
+    """
+    return info.permissive if licence == "permissive" else fnmatch.fnmatchcase(info.licence, licence.lower())
+
+
+def _plain(text: str) -> str:
+    return "".join(character for character in text.lower() if character.isalnum())
 
 
 def _parse(text: str) -> Iterator[CheckpointInfo]:

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 PATIENCE = 2.0
 _NO_LIMIT = 10_000  # columns of a table that no terminal shows
 
-_WORDS = {"reading": "Reading images", "network": "Running the network"}
+_WORDS = {
+    "reading": "Reading images",
+    "decoding": "Decoding images",
+    "network": "Running the network",
+    "features": "Running the network",
+    "training": "Training",
+}
 
 
 def message(text: str) -> None:
@@ -95,9 +101,11 @@ def progress() -> Iterator[Progress | None]:
             if time.monotonic() - begin < PATIENCE:
                 return
             bar.start()
+        what, _, detail = what.partition("\t")
+        text = _WORDS.get(what, what) + (f": {detail}" if detail else "")
         if what not in tasks:
-            tasks[what] = bar.add_task(_WORDS.get(what, what), total=total)
-        bar.update(tasks[what], completed=done, total=total)
+            tasks[what] = bar.add_task(text, total=total)
+        bar.update(tasks[what], completed=done, total=total, description=text)
 
     try:
         yield report

@@ -18,8 +18,11 @@ import typer
 #: Which module of ``resfit.cli`` brings which commands. A module is imported when one of its commands is called.
 GROUPS: dict[str, tuple[str, ...]] = {
     "models": ("models", "info", "summary"),
+    "suggest": ("suggest",),
     "classify": ("fit", "predict", "evaluate", "embed"),
+    "convert": ("convert",),
     "pretrain": ("pretrain",),
+    "benchmark": ("benchmark",),
     "demo": ("demo",),
 }
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from resfit.checkpoints.registry import CheckpointInfo
     from resfit.zoo import Description, ModelInfo
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+#: What ``--sort`` takes: the value of a checkpoint, and whether the largest comes first.
+_ORDERS: dict[str, tuple[str, bool]] = {
+    "top1": ("top1", True),
+    "params": ("parameters", False),
+    "gmacs": ("gmacs", False),
+    "name": ("name", False),
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -20,15 +29,29 @@ def register(app: typer.Typer) -> None:
     Args:
         app: The application.
     """
-    app.command("models", epilog='Example: resfit models "resnet5*"')(models)
+    app.command("models", epilog='Example: resfit models "resnet5*" --weights --licence permissive --sort top1')(models)
     app.command("info", epilog="Example: resfit info resnet50")(info)
 
 
 def models(
     pattern: Annotated[str, typer.Argument(help='Shell pattern, such as "resnet5*" or "*.a1_in1k".')] = "*",
+    weights: Annotated[
+        bool, typer.Option("--weights", help="List published weights, not networks; as each option below does.")
+    ] = False,
+    licence: Annotated[
+        str | None, typer.Option("--licence", help='"permissive" (Apache, MIT, BSD) or a pattern such as "apache*".')
+    ] = None,
+    trained_on: Annotated[
+        str | None, typer.Option("--trained-on", help="Part of the training data's name, such as imagenet-21k.")
+    ] = None,
+    source: Annotated[str | None, typer.Option("--source", help="Who publishes them, such as timm.")] = None,
+    sort: Annotated[str | None, typer.Option("--sort", help="top1, params, gmacs or name.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the networks: parameters, cost, published accuracy and licence."""
+    """List the networks, or the published weights: parameters, cost, accuracy and licence."""
+    if weights or any(option is not None for option in (licence, trained_on, source, sort)):
+        _weights(pattern, licence, trained_on, source, sort, as_json)
+        return
     from resfit import zoo
 
     found = zoo.list_models(pattern)
@@ -62,8 +85,69 @@ def info(
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
         return
-    parts = [_heading(found), _stages_table(found)]
+    own = next((row for row in found.checkpoints if row.name == name), None)
+    parts = [_heading(found), *([_checkpoint(own)] if own else []), _stages_table(found)]
     typer.echo("\n\n".join([*parts, _checkpoints_table(found)] if found.checkpoints else parts))
+
+
+def _weights(
+    pattern: str, licence: str | None, trained_on: str | None, source: str | None, sort: str | None, as_json: bool
+) -> None:
+    from resfit.checkpoints import registry
+    from resfit.errors import ArgumentError, closest
+
+    if sort is not None and sort not in _ORDERS:
+        raise ArgumentError(f"--sort must be one of {', '.join(_ORDERS)}. Received: {sort!r}.{closest(sort, _ORDERS)}")
+    found = [_costed(row) for row in registry.find(pattern, licence=licence, trained_on=trained_on, source=source)]
+    if sort is not None:
+        key, descending = _ORDERS[sort]
+        known = [row for row in found if row[key] is not None]
+        found = sorted(known, key=lambda row: row[key], reverse=descending) + [r for r in found if r[key] is None]
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    if not found:
+        typer.echo("No weights match. `resfit models --weights` lists them all.", err=True)
+        raise typer.Exit(1)
+    typer.echo(_weights_table(found))
+    loadable = sum(row["loadable"] for row in found)
+    typer.echo(
+        f"{len(found)} checkpoints, {loadable} that `resfit.load` brings by name (*). Top-1 and GMACs at the size "
+        f"given; where it was not measured on {registry.IMAGENET}, what it was measured on is named.",
+        err=True,
+    )
+
+
+def _costed(row: CheckpointInfo) -> dict[str, Any]:
+    """A checkpoint's fields with what it costs: counted where its network is known, else as published."""
+    from resfit.suggestions import cost
+
+    counted = cost(row)
+    published = (row.params_m and round(row.params_m * 1e6), row.gmacs)
+    parameters, gmacs = counted or published
+    gmacs = gmacs if gmacs is None else round(gmacs, 4)
+    return {**row.to_dict(), "parameters": parameters, "gmacs": gmacs, "loadable": row.loadable}
+
+
+def _weights_table(found: list[dict[str, Any]]) -> str:
+    rows = [
+        (
+            row["name"] + (" *" if row["loadable"] else ""),
+            row["architecture"],
+            row["source"],
+            f"{row['parameters'] / 1e6:.2f}" if row["parameters"] else "",
+            f"{row['gmacs']:.2f}" if row["gmacs"] else "",
+            str(row["eval_size"] or row["input_size"]),
+            _percent(row["top1"]),
+            _benchmark(row["evaluated_on"]),
+            str(row["classes"] or ""),
+            row["training_data"],
+            row["licence"],
+        )
+        for row in found
+    ]
+    columns = ("checkpoint", "network", "source", ">Mparams", ">GMACs", ">size", ">top-1", "on", ">classes")
+    return table((*columns, "trained on", "licence"), rows)
 
 
 def _heading(found: Description) -> str:
@@ -86,6 +170,23 @@ def _heading(found: Description) -> str:
     return "\n".join(lines)
 
 
+def _checkpoint(row: CheckpointInfo) -> str:
+    """Where a checkpoint lies, under what licence, and whose figures it comes with."""
+    digest = f"sha256 {row.sha256}" if row.sha256 else f"md5 {row.md5}" if row.md5 else ""
+    told = {
+        f"weights {row.name}": f"{row.source}, {row.licence or 'licence unknown'}",
+        "at": ", or ".join(place for place in (row.url, row.mirror) if place),
+        "digest": digest,
+        "trained on": row.training_data,
+        "classes": f"{row.classes}{f', named as {row.labels}' if row.labels else ''}"
+        if row.classes
+        else "no classifier",
+        "figures": row.figures,
+        "cannot be loaded": row.obstacle,
+    }
+    return "\n".join(f"{key}: {value}" for key, value in told.items() if value)
+
+
 def _models_table(found: list[ModelInfo]) -> str:
     rows = [
         (
@@ -101,7 +202,7 @@ def _models_table(found: list[ModelInfo]) -> str:
         )
         for row in found
     ]
-    return _table(("name", "family", ">Mparams", ">GMACs", ">size", ">top-1", ">top-5", "weights", "licence"), rows)
+    return table(("name", "family", ">Mparams", ">GMACs", ">size", ">top-1", ">top-5", "weights", "licence"), rows)
 
 
 def _stages_table(found: Description) -> str:
@@ -116,7 +217,7 @@ def _stages_table(found: Description) -> str:
         )
         for stage in found.stages
     ]
-    return _table(("stage", ">blocks", ">shape", ">stride", ">parameters", ">MACs"), rows)
+    return table(("stage", ">blocks", ">shape", ">stride", ">parameters", ">MACs"), rows)
 
 
 def _checkpoints_table(found: Description) -> str:
@@ -130,15 +231,17 @@ def _checkpoints_table(found: Description) -> str:
                 _percent(found.info.top1 if own else row.top1),
                 _percent(found.info.top5 if own else row.top5),
                 str(row.eval_size or ""),
+                _benchmark(row.evaluated_on),
                 str(row.classes),
                 row.training_data,
                 row.licence or "unknown",
             )
         )
-    return _table(("checkpoint", "source", ">top-1", ">top-5", ">at", ">classes", "training data", "licence"), rows)
+    columns = ("checkpoint", "source", ">top-1", ">top-5", ">at", "on", ">classes", "training data", "licence")
+    return table(columns, rows)
 
 
-def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+def table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Lays a table out, a row a line however wide the terminal, since rich takes a tenth of a second for it.
 
     Args:
@@ -148,7 +251,7 @@ def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     heads = tuple(column.removeprefix(">") for column in columns)
     widths = [max(map(len, cells)) for cells in zip(heads, *rows, strict=True)]
     layout = "  ".join(
-        f"{{:{'>' if column[0] == '>' else '<'}{width}}}" for column, width in zip(columns, widths, strict=True)
+        f"{{:{'>' if column.startswith('>') else '<'}{width}}}" for column, width in zip(columns, widths, strict=True)
     )
     lines = [layout.format(*heads), "  ".join("─" * width for width in widths)]
     return "\n".join(line.rstrip() for line in [*lines, *(layout.format(*row) for row in rows)])
@@ -156,6 +259,13 @@ def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 def _size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
+
+
+def _benchmark(name: str) -> str:
+    """What accuracies were measured on, unless it is ImageNet by the checkpoint's own classifier."""
+    from resfit.checkpoints.registry import IMAGENET
+
+    return "" if name == IMAGENET else name.replace(f"{IMAGENET} (linear probe)", "linear probe")
 
 
 def _percent(value: float | None) -> str:

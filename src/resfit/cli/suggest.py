@@ -1,0 +1,146 @@
+"""``resfit suggest``: which published weights to take within given limits."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from resfit.cli import console
+from resfit.cli.models import Json, table
+
+if TYPE_CHECKING:
+    from resfit.suggestions import Progress, Suggestion
+
+_FACTORS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
+_SECONDS = {"ms": 1e-3, "s": 1.0, "us": 1e-6}
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to the application.
+
+    Args:
+        app: The application.
+    """
+    app.command("suggest", epilog="Example: resfit suggest --max-params 30M --max-gmacs 5 --licence permissive")(
+        suggest
+    )
+
+
+def suggest(
+    max_params: Annotated[str | None, typer.Option("--max-params", help="Most parameters, such as 30M.")] = None,
+    max_gmacs: Annotated[
+        float | None, typer.Option("--max-gmacs", help="Most multiply-accumulates for one image, in billions.")
+    ] = None,
+    min_top1: Annotated[float | None, typer.Option("--min-top1", help="Lowest published top-1 accuracy in %.")] = None,
+    licence: Annotated[
+        str | None, typer.Option("--licence", help='"permissive" (Apache, MIT, BSD) or a pattern such as "apache*".')
+    ] = None,
+    trained_on: Annotated[
+        str | None, typer.Option("--trained-on", help="Part of the training data's name, such as imagenet-21k.")
+    ] = None,
+    source: Annotated[str | None, typer.Option("--source", help="Who publishes them, such as timm.")] = None,
+    evaluated_on: Annotated[
+        str, typer.Option("--evaluated-on", help="The benchmark of the accuracies, such as CIFAR-10.")
+    ] = "ImageNet-1k",
+    latency: Annotated[
+        str | None,
+        typer.Option("--latency", help="Most time for one image on this machine, such as 50ms; measured and kept."),
+    ] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure the latency without limiting it.")] = False,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Rows to print beside those of the front.")] = 20,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw accuracy over cost into a .png, .svg or .pdf.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Suggest published weights within limits, the most accurate first; * marks those that nothing else beats."""
+    from resfit import suggestions
+
+    most = None if max_params is None else _number(max_params, _FACTORS, "--max-params")
+    slowest = None if latency is None else _number(latency, _SECONDS, "--latency")
+    with _tensorflow(measure or slowest is not None) as progress:
+        found = suggestions.suggest(
+            max_params=most,
+            max_gmacs=max_gmacs,
+            min_top1=min_top1,
+            licence=licence,
+            trained_on=trained_on,
+            source=source,
+            evaluated_on=evaluated_on,
+            max_latency=slowest,
+            measure=measure,
+            progress=progress,
+        )
+    if found and plot is not None:
+        console.message(f"Wrote {suggestions.plot(found, plot)}.")
+    if as_json:
+        console.print_json([one.to_dict() for one in found])
+        return
+    if not found:
+        console.message("Nothing is within these limits. Widen one of them.")
+        raise typer.Exit(1)
+    others = [one for one in found if not one.pareto][:limit]
+    shown = [one for one in found if one.pareto or one in others]
+    typer.echo(_table(shown))
+    beside = f", the best {len(shown)} of them shown" if len(shown) < len(found) else ""
+    cost = "latency" if found[0].latency is not None else "GMACs"
+    console.message(
+        f"{len(found)} checkpoints{beside}. * nothing else is more accurate on {found[0].evaluated_on} for its {cost}. "
+        "Cost and accuracy at the size given."
+    )
+
+
+@contextlib.contextmanager
+def _tensorflow(needed: bool) -> Iterator[Progress | None]:
+    """Loads TensorFlow quietly and yields what reports progress, if there is something to measure."""
+    if not needed:
+        yield None
+        return
+    console.load_tensorflow()
+    with console.progress() as report:
+        yield report
+
+
+def _number(text: str, units: dict[str, float], option: str) -> float:
+    """Returns a number with a unit, such as ``30M`` or ``50ms``."""
+    for unit in sorted(units, key=len, reverse=True):
+        if unit and text.strip().lower().endswith(unit.lower()):
+            digits, factor = text.strip()[: -len(unit)], units[unit]
+            break
+    else:
+        digits, factor = text, units.get("", 0.0)
+    try:
+        value = float(digits) * factor
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        example = "30M" if "" in units else "50ms"
+        raise typer.BadParameter(f"must be a number above 0 such as {example}. Received: {text!r}.", param_hint=option)
+    return value
+
+
+def _table(found: list[Suggestion]) -> str:
+    measured = found[0].latency is not None
+    rows = []
+    for one in found:
+        time = (f"{1000 * one.latency:.1f}",) if one.latency is not None else ()
+        rows.append(
+            (
+                "*" if one.pareto else "",
+                one.name,
+                f"{one.top1:.1f}",
+                f"{one.parameters / 1e6:.1f}",
+                f"{one.gmacs:.2f}",
+                *time,
+                str(one.size),
+                one.training_data,
+                one.licence,
+            )
+        )
+    milliseconds = (">ms",) if measured else ()
+    columns = ("", "checkpoint", ">top-1", ">Mparams", ">GMACs", *milliseconds, ">size", "trained on", "licence")
+    return table(columns, rows)
