@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from resfit import applications
 from resfit.architecture import catalog
-from resfit.checkpoints import canonical, store
+from resfit.checkpoints import canonical, registry, store, write
 from resfit.checkpoints.readers import keras_h5
 from resfit.errors import ArgumentError, CheckpointError, DownloadError
 from resfit.preprocessing import TORCH
@@ -70,12 +70,16 @@ def test_arguments_and_defaults_are_those_of_keras(name):
 def test_other_defaults_follow_the_row():
     parameters = inspect.signature(applications.ResNet10Tiny).parameters
     assert (parameters["classes"].default, parameters["weights"].default) == (200, "tiny-imagenet")
-    assert inspect.signature(applications.ResNet56).parameters["weights"].default is None
+    assert inspect.signature(applications.ResNet56).parameters["weights"].default == "cifar-10"
+    assert inspect.signature(applications.PreActResNet20).parameters["weights"].default is None
+    slim = inspect.signature(applications.ResNet_v1_50).parameters
+    published = registry.default_for("resnet_v1_50")
+    assert (slim["weights"].default, slim["classes"].default) == ("imagenet", published.classes)
 
 
 def test_unknown_function_suggests():
-    with pytest.raises(AttributeError, match="Did you mean 'ResNet50V2'"):
-        _ = applications.ResNet50v2
+    with pytest.raises(AttributeError, match="Did you mean 'ResNet101V2'"):
+        _ = applications.ResNet101v2
 
 
 @pytest.mark.parametrize("name", ["resnet", "resnet50", "resnet_v2"])
@@ -196,9 +200,9 @@ def test_unusual_channels_warn_as_keras_does():
 
 
 def test_small_networks_take_smaller_images():
-    assert applications.ResNet20(input_shape=(8, 8, 3)).output_shape == (None, 10)
+    assert applications.ResNet20(weights=None, input_shape=(8, 8, 3)).output_shape == (None, 10)
     with pytest.raises(ArgumentError, match="at least 4x4"):
-        applications.ResNet20(input_shape=(3, 8, 3))
+        applications.ResNet20(weights=None, input_shape=(3, 8, 3))
 
 
 def test_channels_first_is_refused():
@@ -214,10 +218,21 @@ def test_published_weights_that_are_not_here(monkeypatch):
     monkeypatch.setenv(store.OFFLINE, "1")
     with pytest.raises(DownloadError, match=r"resnet50_weights_tf_dim_ordering_tf_kernels_notop\.h5"):
         applications.ResNet50(include_top=False)
-    with pytest.raises(CheckpointError, match="cannot be fetched by name"):
+    with pytest.raises(DownloadError, match=r"timm/resnet18\.a1_in1k"):
         applications.ResNet18()
     with pytest.raises(ValueError, match="no ImageNet weights of 'resnet56'"):
         applications.ResNet56(weights="imagenet")
+
+
+def test_published_weights_of_another_library(tmp_path, monkeypatch):
+    """Weights under timm's names, in a folder as Hugging Face's cache has it."""
+    written = randomize(applications.ResNet18(weights=None))
+    write.write(written, tmp_path / "timm", naming="timm")
+    row = registry.get("resnet18.a1_in1k")
+    monkeypatch.setattr(store, "fetch", lambda info, include_top: tmp_path / "timm" if info == row else None)
+    received = applications.ResNet18()
+    for expected, found in zip(written.get_weights(), received.get_weights(), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_weights_from_a_path(tmp_path):

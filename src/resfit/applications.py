@@ -31,6 +31,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from resfit import zoo
 from resfit.architecture import arithmetic, catalog
 from resfit.architecture.catalog import CatalogRow
 from resfit.checkpoints import registry
@@ -164,6 +165,7 @@ def _function(row_name: str) -> Application:
     row, checkpoint = catalog.get(row_name), registry.default_for(row_name)
     called = function_name(row_name)
     published = _published_as(checkpoint)
+    usual = checkpoint.classes if checkpoint and published else row.spec.classes
 
     def build_application(
         include_top: bool = True,
@@ -171,7 +173,7 @@ def _function(row_name: str) -> Application:
         input_tensor: Any = None,
         input_shape: tuple[int | None, int | None, int] | None = None,
         pooling: str | None = None,
-        classes: int = row.spec.classes,
+        classes: int = usual,
         classifier_activation: Any = "softmax",
         name: str = row_name,
     ) -> keras.Model:
@@ -268,13 +270,13 @@ def _build(
             )
 
     from resfit.architecture.network import build
-    from resfit.checkpoints import canonical, store
+    from resfit.checkpoints import canonical
 
-    path: Path | None = None
-    if by_name and checkpoint:
-        path = store.fetch(checkpoint, include_top=include_top)
-    elif weights is not None:
-        path = Path(weights)
+    file = None
+    if weights is not None:
+        chosen = checkpoint.name if by_name and checkpoint else row.name
+        source = zoo.read_named(chosen, "default" if by_name else Path(weights), needs_top=include_top)
+        file = source.weights
     channels = shape[-1] if input_tensor is None else input_tensor.shape[-1]
     model = build(
         row.spec.replace(in_channels=int(channels)),
@@ -287,8 +289,8 @@ def _build(
         input_spec=_contract(row, checkpoint).with_channels(int(channels)),
         name=name,
     )
-    if path is not None:
-        canonical.fill_from_file(model, canonical.read(path))
+    if file is not None:
+        canonical.fill_from_file(model, file)
     return model
 
 
@@ -347,11 +349,11 @@ def _input_shape(
 
 def _published_as(checkpoint: CheckpointInfo | None) -> str | None:
     """Returns what ``weights`` calls the published weights of a row: the default of its function."""
-    if checkpoint is None:
+    if checkpoint is None or not checkpoint.classes:
         return None
-    if checkpoint.source == registry.RESFIT:
-        return checkpoint.training_data.lower().replace(" ", "-")
-    return "imagenet"
+    if checkpoint.evaluated_on == registry.IMAGENET or checkpoint.training_data == registry.IMAGENET:
+        return "imagenet"
+    return checkpoint.training_data.lower().replace(" ", "-")
 
 
 def _contract(row: CatalogRow, checkpoint: CheckpointInfo | None) -> InputSpec:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
+import json
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,7 @@ FILE_SUFFIXES = (
     *(".pth", ".pt", ".th", ".bin", ".ckpt", ".index"),
 )
 
+_MOST_JSON = 10_000_000
 _KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
 
 
@@ -238,7 +241,7 @@ def load(
         if include_top is None:
             include_top = True
         needs_top = include_top and not taps
-        found = _of_name(str(source), weights, reading, needs_top=needs_top, classes=classes)
+        found = read_named(str(source), weights, reading, needs_top=needs_top, classes=classes)
     return convert.load_source(
         found,
         include_top=include_top,
@@ -275,6 +278,8 @@ def load_keras(path: str | os.PathLike[str]) -> keras.Model:
 
     if not Path(path).is_file():
         raise CheckpointError(f"model file must exist. Received: {os.fspath(path)}.")
+    if _names_hub_layer(Path(path)):
+        from resfit import hub as _hub  # noqa: F401  # registers its layer
     try:
         model = keras.models.load_model(path, compile=False)
     except Exception as error:  # Keras raises many kinds for a damaged file
@@ -282,6 +287,11 @@ def load_keras(path: str | os.PathLike[str]) -> keras.Model:
             f"{os.fspath(path)}: the file must be a .keras model, and whole. Received: {error}."
         ) from error
     model.architecture = model.class_names = None
+    model.assumptions = ()
+    about = _written_beside(Path(path))
+    if about is not None:
+        model.class_names = about[2]
+        return attach(model, about[0], about[1])
     row = catalog.rows().get(model.name)
     if row is None:
         return model
@@ -294,6 +304,37 @@ def load_keras(path: str | os.PathLike[str]) -> keras.Model:
         return model
     contract = _contract(row.spec, registry.default_for(row.name))
     return attach(model, spec, contract.with_channels(spec.in_channels))
+
+
+def _names_hub_layer(path: Path) -> bool:
+    """Whether the configuration of a ``.keras`` archive has a layer of :mod:`resfit.hub`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.getinfo("config.json").file_size > _MOST_JSON:
+                return False
+            return b"resfit>KerasLayer" in archive.read("config.json")
+    except (zipfile.BadZipFile, KeyError, OSError, ValueError, NotImplementedError, RuntimeError):
+        return False
+
+
+def _written_beside(path: Path) -> tuple[ArchitectureSpec, InputSpec | None, tuple[str, ...] | None] | None:
+    """Returns what :mod:`resfit.checkpoints.write` puts into a ``.keras`` archive, or None for any other archive."""
+    from resfit.checkpoints.write import OWN_MEMBER
+    from resfit.preprocessing import InputSpec
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if OWN_MEMBER not in archive.namelist() or archive.getinfo(OWN_MEMBER).file_size > _MOST_JSON:
+                return None
+            about = json.loads(archive.read(OWN_MEMBER))
+        contract = about["input_spec"]
+        return (
+            ArchitectureSpec.from_dict(about["spec"]),
+            InputSpec.from_dict(contract) if contract else None,
+            _labels(about["class_names"]),
+        )
+    except (zipfile.BadZipFile, ArgumentError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {OWN_MEMBER} must be what resfit writes. Received: {error}.") from error
 
 
 def _of_path(path: Path, weights: Any, reading: Mapping[str, Any]) -> Source:
@@ -316,18 +357,34 @@ def _of_path(path: Path, weights: Any, reading: Mapping[str, Any]) -> Source:
     return found if weights else dataclasses.replace(found, path=None, class_names=None)
 
 
-def _of_name(source: str, weights: Any, reading: Mapping[str, Any], *, needs_top: bool, classes: int | None) -> Source:
-    """Says what a name and a choice of weights stand for, and reads these.
+def read_named(
+    name: str,
+    weights: Any = "default",
+    reading: Mapping[str, Any] | None = None,
+    *,
+    needs_top: bool = True,
+    classes: int | None = None,
+) -> Source:
+    """Says what a name and a choice of weights stand for, and reads these. Nothing is built yet.
+
+    Args:
+        name: Of the catalog or of a checkpoint.
+        weights: As :func:`load` takes it.
+        reading: Further arguments of :func:`load`, for weights from a file or handle.
+        needs_top: Whether the classifier is wanted; if not, the smaller published file serves.
+        classes: Outputs of the classifier that is wanted. Default: as many as the weights have.
 
     Raises:
+        UnknownNameError: No table has this name.
         CheckpointError: There is no such file, or there are no such weights.
+        DownloadError: The weights cannot be fetched.
         ArgumentError: The choice of weights is none.
     """
     from resfit.checkpoints import convert, store
 
-    row, checkpoint = _resolve(source)
+    row, checkpoint = _resolve(name)
     checkpoint = checkpoint or registry.default_for(row.name)
-    given = _as_path(weights)
+    given, reading = _as_path(weights), reading or {}
     if reading and given is None:
         raise ArgumentError(f"only a file or handle can be read in other ways. Received: {sorted(reading)}.")
     named = convert.Source(
@@ -454,10 +511,8 @@ def _contract(spec: ArchitectureSpec, checkpoint: CheckpointInfo | None) -> Inpu
 
 
 def _published_labels(checkpoint: CheckpointInfo) -> tuple[str, ...] | None:
-    if checkpoint.source != registry.RESFIT:
-        return None
-    metadata = registry.embedded_metadata(checkpoint)
-    return _labels(metadata.get("labels")) or _labels(metadata.get("classes"))
+    metadata = registry.embedded_metadata(checkpoint) if checkpoint.source == registry.RESFIT else {}
+    return _labels(metadata.get("labels")) or _labels(metadata.get("classes")) or checkpoint.class_names
 
 
 def _embedded_accuracy(checkpoint: CheckpointInfo) -> tuple[float | None, float | None]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from resfit.checkpoints.canonical import WeightsFile
 
 _LISTED = 8
+_INCIDENTAL = ("classes", "in_channels", "input_size", "weight_standardization_epsilon")
 _FIRST_KERNELS = ("conv1_conv/kernel", "conv1_1_conv/kernel")
 
 
@@ -62,7 +63,11 @@ class Format:
 
 
 #: Every kind of source that can be read. The first that recognises a path reads it.
-FORMATS: tuple[Format, ...] = (Format("torch", "torch", "namings"),)
+FORMATS: tuple[Format, ...] = (
+    Format("TensorFlow", "saved_model", "tf_namings"),
+    Format("npz", "npz", "tf_namings"),
+    Format("torch", "torch", "namings"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +99,13 @@ class Source:
     assumptions: tuple[str, ...]
     file: WeightsFile | None = None
 
+    @property
+    def weights(self) -> WeightsFile | None:
+        """What a network that was built is filled from, or None where there is nothing."""
+        from resfit.checkpoints.canonical import WeightsFile
+
+        return self.file or (WeightsFile(self.path, arrays=self.arrays) if self.path else None)
+
 
 def find_format(path: Path) -> Format | None:
     """Returns the kind of source that a path is, or None.
@@ -118,9 +130,10 @@ def read_source(
     """Reads a checkpoint of any known kind and says what network it is.
 
     Args:
-        source: A file or folder: PyTorch's ``.pth``, ``.pt``, ``.th``, ``.bin`` and ``.ckpt``, ``.safetensors``
-            (an ``.index.json`` of shards too), a folder with one of them and perhaps ``config.json`` and
-            ``preprocessor_config.json``.
+        source: A file or folder: PyTorch's ``.pth``, ``.pt``, ``.th``, ``.bin``, ``.tar`` and ``.ckpt``,
+            ``.safetensors`` (an ``.index.json`` of shards too), a folder with one of them and perhaps
+            ``config.json`` and ``preprocessor_config.json``; TensorFlow's SavedModels and checkpoints (a folder, its
+            ``.index`` or the name before it); BiT's ``.npz``.
         architecture: A name of the catalog that says what tensors do not, such as ``"resnetblur50"``.
         prefix: What stands before the network's names, where a source of PyTorch holds several networks.
         averaged: Take the running average (EMA) that such a source holds beside the network.
@@ -231,7 +244,7 @@ def load_source(
         read = source
     else:
         read = read_source(source, **reading)
-    file = read.file or (canonical.WeightsFile(read.path, arrays=read.arrays) if read.path else None)
+    file = read.weights
     top = (read.has_top or classes is not None) if include_top is None else include_top
     headless = bool(taps) or not top
     if not headless and not read.has_top and classes is None:
@@ -395,13 +408,15 @@ def says_architecture(path: Path) -> bool:
 
 
 def is_like(spec: ArchitectureSpec, other: ArchitectureSpec) -> bool:
-    """Whether two networks are alike but for their classes, channels and input size.
+    """Whether two networks are alike but for their classes, channels, input size and the epsilon of their kernels.
+
+    (BiT's authors add 1e-10 to a kernel's variance and timm 1e-8, for the same weights.)
 
     Args:
         spec: One.
         other: The other.
     """
-    return spec == other.replace(classes=spec.classes, in_channels=spec.in_channels, input_size=spec.input_size)
+    return spec == other.replace(**{field: getattr(spec, field) for field in _INCIDENTAL})
 
 
 def catalog_name_of(spec: ArchitectureSpec) -> str | None:

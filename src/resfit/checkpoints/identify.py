@@ -120,7 +120,7 @@ def identify(
 
 def _check_groups(spec: ArchitectureSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
     for name, shape in shapes.items():
-        if name.endswith("_gn/gamma") and shape[0] % spec.norm_groups:
+        if name.endswith("_gn/gamma") and (len(shape) != 1 or shape[0] % spec.norm_groups):
             raise CheckpointError(
                 f"channels must divide by norm_groups={spec.norm_groups}. Received: {name!r} of {shape}. "
                 "Pass norm_groups=."
@@ -185,6 +185,7 @@ def _told_by_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Returns the fields of the spec that names and shapes leave no doubt about."""
     parts: dict[tuple[int, int], dict[str, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
+        _check_axes(name, shape)
         match = _PART.fullmatch(name)
         if match:
             place = (int(match[1]) - 2, int(match[2]) - 1)
@@ -200,10 +201,6 @@ def _told_by_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     block = "basic" if numbers[0] == (1, 2) else "bottleneck"
     last = "2_conv/kernel" if block == "basic" else "3_conv/kernel"
     inner_name = "1_conv/kernel" if block == "basic" else "2_conv/kernel"
-    for part in first:
-        for name in {last, inner_name, "1_conv/kernel"}:
-            if len(part[name]) != 4 or 0 in part[name]:
-                raise CheckpointError(f"a kernel must have four axes, none empty. Received: {name!r} of {part[name]}.")
     widths = tuple(part[last][3] for part in first)
     inner = tuple(part[inner_name][3] for part in first)
     reduced = tuple(part["1_conv/kernel"][3] for part in first)
@@ -233,6 +230,15 @@ def _told_by_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     told |= _attention(first)
     told["conv_bias"] = _conv_bias(shapes, told["preactivation"])
     return told
+
+
+def _check_axes(name: str, shape: tuple[int, ...]) -> None:
+    if not name.endswith("/kernel"):
+        return
+    axes = 2 if name.startswith("predictions/") else 3 if name.endswith("_eca_conv/kernel") else 4
+    if len(shape) != axes or 0 in shape:
+        counted = {2: "two", 3: "three", 4: "four"}[axes]
+        raise CheckpointError(f"a kernel must have {counted} axes, none empty. Received: {name!r} of {shape}.")
 
 
 def _depths(parts: Mapping[tuple[int, int], Any]) -> tuple[int, ...]:
@@ -340,6 +346,9 @@ def _told_by_row(
 def _told_by_config(config: Mapping[str, Any], convention: str, told: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what a configuration says in its own words."""
     fields: dict[str, Any] = {}
+    own = config.get("resfit")
+    if isinstance(own, ArchitectureSpec) and len(own.depths) == len(told["depths"]):
+        fields = {field: getattr(own, field) for field in _FIELDS}
     if convention == "transformers" and config.get("model_type") == "resnet":
         stages = len(told["depths"])
         first = 2 if config.get("downsample_in_first_stage", False) else 1
@@ -401,10 +410,12 @@ def _usual(
             )
     if told["norm"] == "group":
         assumed["norm_groups"] = why
-    values = {**{field: getattr(_DEFAULTS, field) for field in assumed}, **values}
+    values = {**{field: getattr(_DEFAULTS, field) for field in assumed}, **_HABITS.get(convention, {}), **values}
     return values, assumed
 
 
+# What a convention's library does by default otherwise, and its names do not tell.
+_HABITS: dict[str, dict[str, Any]] = {"model-garden-rs": {"activation": "silu"}}
 _DEFAULTS = ArchitectureSpec(depths=(1,), widths=(1,), inner_widths=(1,), stage_strides=(1,))
 
 

@@ -366,13 +366,16 @@ def translate(
     )
 
 
-def to_torch(model: Any, convention: str = "timm") -> dict[str, np.ndarray]:
+def to_torch(
+    model: Any, convention: str = "timm", *, arrays: Mapping[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
     """Returns the weights of a network under the names and axes of a torch library.
 
     Args:
-        model: A network that :func:`resfit.architecture.network.build` made.
+        model: A network that :func:`resfit.architecture.network.build` made; or its spec, with ``arrays``.
         convention: ``"torchvision"`` or ``"timm"`` (``resnet`` module), ``"timm-v2"`` (``resnetv2`` module),
             ``"transformers"`` or ``"cifar"`` (Idelbayev's networks).
+        arrays: Weights by canonical name. Default: those of the network.
 
     Returns:
         Contiguous arrays, with the counters that torch's batch norm has.
@@ -386,17 +389,17 @@ def to_torch(model: Any, convention: str = "timm") -> dict[str, np.ndarray]:
     if chosen is None:
         names = ("torchvision", *CONVENTIONS)
         raise ArgumentError(f"convention must be one of {names}. Received: {convention!r}.{closest(convention, names)}")
-    spec = model.architecture
+    spec = model if arrays is not None else model.architecture
     if spec.preactivation != (chosen is PREACTIVATED):
         raise ArgumentError(
             f"a network {'with' if spec.preactivation else 'without'} pre-activation has no names in "
-            f"{convention!r}. Received: {model.name!r}. "
+            f"{convention!r}. "
             f"Take {'timm-v2' if spec.preactivation else 'timm'!r}."
         )
     stem = f"conv1_{len(spec.stem)}" if len(spec.stem) > 1 else "conv1"
     rules = [rule for rule in chosen.rules if rule.only is None or getattr(spec, rule.only[0]) == rule.only[1]]
     written: dict[str, np.ndarray] = {}
-    for name, array in canonical.arrays(model).items():
+    for name, array in (canonical.arrays(model) if arrays is None else arrays).items():
         layer, _, leaf = name.partition("/")
         base, kind = _split(layer)
         rule, source = _first_back(rules, base, kind, {"stem": stem}, chosen.shift) or (None, "")

@@ -98,7 +98,9 @@ def write_arrays(
     import numpy as np
     from safetensors.numpy import save
 
-    data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, dict(metadata or {}))
+    # ascontiguousarray would give a scalar an axis
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    data = save(contiguous, dict(metadata or {}))
     with atomic_open(path) as file:
         file.write(data)
 

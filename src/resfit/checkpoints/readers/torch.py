@@ -6,6 +6,7 @@ plain containers and runs no code. Arrays keep the names of the source; nested c
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -16,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from resfit.architecture.spec import ArchitectureSpec
 from resfit.checkpoints.readers import safetensors as safetensors_reader
 from resfit.checkpoints.readers.base import Tensors
 from resfit.errors import ArgumentError, CheckpointError, MissingDependencyError
 from resfit.preprocessing import InputSpec
 
 #: Suffixes of files that torch pickles.
-PICKLE_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".ckpt")
+PICKLE_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
 
 #: Suffixes of every file that :func:`read` takes.
 SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors")
@@ -68,7 +70,7 @@ def read(path: str | os.PathLike[str]) -> Tensors:
     """
     path = Path(path)
     if not path.is_dir():
-        return Tensors(path, _read_file(path))
+        return _with_metadata(Tensors(path, _read_file(path)))
     config, preprocessor = (
         _read_json(path / name) if (path / name).is_file() else {}
         for name in ("config.json", "preprocessor_config.json")
@@ -174,6 +176,26 @@ def _transformers_contract(stated: Mapping[str, Any]) -> InputSpec:
     )
 
 
+def _with_metadata(read: Tensors) -> Tensors:
+    """Adds what resfit writes beside the tensors of a ``.safetensors`` file under the names of PyTorch's world."""
+    if read.path.suffix.lower() != ".safetensors":
+        return read
+    text = safetensors_reader.read_metadata(read.path).get("resfit")
+    if text is None:
+        return read
+    about = safetensors_reader.metadata_value(text)
+    try:
+        contract, names = about["input_spec"], about["class_names"]
+        return dataclasses.replace(
+            read,
+            config={"resfit": ArchitectureSpec.from_dict(about["spec"])},
+            input_spec=InputSpec.from_dict(contract) if contract else None,
+            class_names=tuple(map(str, names)) if names else None,
+        )
+    except (ArgumentError, TypeError, KeyError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{read.path}: the metadata must be what resfit writes. Received: {error}.") from error
+
+
 def _weights_in(folder: Path) -> Path:
     for name in _DOUBTLESS:
         if (folder / name).is_file():
@@ -254,7 +276,7 @@ def _read_bfloat16(path: Path, names: list[str]) -> Iterator[tuple[str, np.ndarr
 
 
 def _read_pickle(path: Path) -> dict[str, np.ndarray]:
-    torch = _import_torch(path)
+    torch = import_torch(path)
     _check_archive(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -280,7 +302,15 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _import_torch(path: Path) -> Any:
+def import_torch(path: Path) -> Any:
+    """Returns the module ``torch``.
+
+    Args:
+        path: The file that needs it, for the error.
+
+    Raises:
+        MissingDependencyError: It is not installed, or too old to be safe.
+    """
     try:
         import torch
     except ImportError:

@@ -1,0 +1,190 @@
+"""Weights of TensorFlow: SavedModels (modules of TensorFlow Hub too), and checkpoints of every age.
+
+Only the variables are read. The graph of a SavedModel is a program, which is neither run nor looked at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resfit.checkpoints.readers import tf_bundle, wire
+from resfit.checkpoints.readers.base import Tensors
+from resfit.errors import CheckpointError
+
+_GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
+_VARIABLES = "variables/variables.index"
+_STATE = "checkpoint"
+_DATA = re.compile(r"(.+)\.data-\d{5}-of-\d{5}")
+# Where an object's values stand among the names of an object-based checkpoint.
+_ATTRIBUTE = re.compile(r"/\.ATTRIBUTES/[^/]+$")
+_OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
+_MOST_STATE = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Objects:
+    """What is known of the variables beside their names; the ``graph`` of the tensors.
+
+    Attributes:
+        paths: For each name, the way to the variable through the objects of the program that saved it, such as
+            ``"backbone/layer_with_weights-0/kernel"``. The name itself where the checkpoint is not object-based.
+        is_saved_model: Whether they are those of a SavedModel.
+        other: Names of what is no number, and was not read.
+    """
+
+    paths: Mapping[str, str]
+    is_saved_model: bool
+    other: tuple[str, ...]
+
+
+def recognises(path: Path) -> bool:
+    """Whether a path is a SavedModel or a checkpoint: a folder, one of its files, or what their names begin with.
+
+    Args:
+        path: The path; the content of a file is not checked, but for its last bytes.
+    """
+    path = Path(path)
+    if path.is_dir():
+        saved = any((path / name).is_file() for name in (*_GRAPHS, _VARIABLES))
+        return saved or _stated(path) is not None or bool(_indices(path))
+    if path.is_file():
+        return path.name in _GRAPHS or bool(_DATA.fullmatch(path.name)) or tf_bundle.is_table(path)
+    return path.name != "" and path.with_name(f"{path.name}.index").is_file()
+
+
+def read(path: Path) -> Tensors:
+    """Reads the variables of a SavedModel or a checkpoint.
+
+    Args:
+        path: The folder of a SavedModel or of checkpoints (the latest one is taken); or the ``.index`` file of a
+            checkpoint, what its files' names begin with, or the one file of a checkpoint of the first format.
+
+    Returns:
+        Arrays under the names that the variables had in the program (``"resnet_v2_50/conv1/weights"``), or under the
+        way to them where those names are missing or not unique. ``graph`` is an :class:`Objects`.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or there are no variables.
+    """
+    path = Path(path)
+    place, is_saved_model = _place(path)
+    if place.suffix == ".index":
+        found = tf_bundle.read_bundle(place)
+    else:
+        found = tf_bundle.read_single_file(place)
+    try:
+        full_names = _full_names(found.texts.get(_OBJECTS, b""))
+    except ValueError as error:
+        raise CheckpointError(f"{place}: the graph of objects must be whole. Received: {error}.") from error
+    arrays, paths = _named(found.arrays, full_names)
+    if not arrays:
+        raise CheckpointError(f"{place}: a checkpoint must hold variables. Received: none.")
+    texts = tuple(name for name in found.texts if name != _OBJECTS)
+    return Tensors(path, arrays, graph=Objects(paths, is_saved_model, (*texts, *found.other)))
+
+
+def _place(path: Path) -> tuple[Path, bool]:
+    """Returns the file with the table of names, and whether it is that of a SavedModel."""
+    if path.name in _GRAPHS and path.is_file():
+        path = path.parent
+    if path.is_dir():
+        if (path / _VARIABLES).is_file():
+            return path / _VARIABLES, True
+        if any((path / name).is_file() for name in _GRAPHS):
+            raise CheckpointError(
+                f"{path}: a SavedModel must have variables. Received: no {_VARIABLES}; if its weights are constants of "
+                "the graph, save it again with variables."
+            )
+        return _latest(path), False
+    if data := _DATA.fullmatch(path.name):
+        path = path.with_name(data[1])
+    beside = path.with_name(f"{path.name}.index") if path.name else path
+    if not path.is_file() and beside.is_file():
+        path = beside
+    if not path.is_file():
+        raise CheckpointError(f"a checkpoint's files must all exist. Received: no {beside}.")
+    return path, path.parent.name == "variables" and path.name == "variables.index"
+
+
+def _latest(folder: Path) -> Path:
+    """The newest checkpoint of a folder, as the file ``checkpoint`` in it says; the only one where none says so."""
+    stated = _stated(folder)
+    if stated is not None:
+        return stated
+    indices = _indices(folder)
+    if len(indices) != 1:
+        names = ", ".join(sorted(index.name for index in indices)[:5]) or "none"
+        raise CheckpointError(
+            f"{folder}: a folder must hold one checkpoint, or a file 'checkpoint' that says which. Received: {names}. "
+            "Pass one of them."
+        )
+    return indices[0]
+
+
+def _stated(folder: Path) -> Path | None:
+    """The checkpoint that the file ``checkpoint`` names, if it is in the folder, wherever it once stood."""
+    try:
+        with open(folder / _STATE, "rb") as file:
+            text = file.read(_MOST_STATE).decode("utf-8", "replace")
+    except OSError:
+        return None
+    stated = re.search(r'^model_checkpoint_path:\s*"([^"\n\0]{1,200})"', text, re.MULTILINE)
+    name = re.split(r"[/\\]", stated[1])[-1] if stated else ""
+    places = (folder / f"{name}.index", folder / name)
+    return next((place for place in places if name not in ("", ".", "..") and tf_bundle.is_table(place)), None)
+
+
+def _indices(folder: Path) -> list[Path]:
+    try:
+        return [entry for entry in folder.iterdir() if entry.suffix == ".index" and tf_bundle.is_table(entry)]
+    except OSError:
+        return []
+
+
+def _full_names(graph: bytes) -> dict[str, str]:
+    """Names of variables in the program, by their names in the checkpoint (``trackable_object_graph.proto``)."""
+    found: dict[str, str] = {}
+    for number, node in wire.fields(memoryview(graph)):
+        if number != 1:
+            continue
+        for part, attribute in wire.fields(wire.view(node)):
+            if part != 2:
+                continue
+            told = {key: value for key, value in wire.fields(wire.view(attribute)) if key in (2, 3)}
+            if 2 in told and 3 in told:
+                found[wire.text(told[3])] = wire.text(told[2]).removesuffix(":0")
+    return found
+
+
+def _named(
+    arrays: Mapping[str, np.ndarray], full_names: Mapping[str, str]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Names arrays as the program did. One that was saved twice is kept once."""
+    groups: dict[str, list[str]] = {}
+    for key in arrays:
+        groups.setdefault(full_names.get(key) or _path(key), []).append(key)
+    named: dict[str, np.ndarray] = {}
+    paths: dict[str, str] = {}
+    for name, keys in groups.items():
+        alike = all(_equal(arrays[keys[0]], arrays[key]) for key in keys[1:])
+        for key in keys[:1] if alike else keys:
+            own = name if alike else _path(key)
+            if own in named:
+                raise CheckpointError(f"a name must stand for one variable. Received: {own!r} for several.")
+            named[own] = arrays[key]
+            paths[own] = _path(key)
+    return named, paths
+
+
+def _path(key: str) -> str:
+    return _ATTRIBUTE.sub("", key)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=True)

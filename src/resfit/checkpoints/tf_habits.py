@@ -1,0 +1,272 @@
+"""What TensorFlow's programs do that their tensors do not tell: strides, paddings, epsilons, and what they take in.
+
+Beside each is the source it was read from. What a program leaves to its configuration is no fact here, but is assumed
+by :mod:`resfit.checkpoints.identify`, and said.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from resfit.architecture.spec import StemConv
+from resfit.preprocessing import CAFFE, TF, TORCH, InputSpec
+
+# TF-Slim's "VGG" preprocessing, and that of the official models: the mean colour is taken off, nothing is scaled.
+_MEAN_RGB = InputSpec(mean=(123.68, 116.779, 103.939))
+
+# Programs whose classes may begin with a background.
+_WITH_BACKGROUND = ("tf-slim", "model-garden-1", "model-garden", "model-garden-rs", "official")
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A network that was found in a source.
+
+    Attributes:
+        arrays: Its weights by canonical name.
+        is_saved_model: Whether the source is a SavedModel.
+        colours: Mean colours that the source holds.
+        pooled_shortcuts: Whether its shortcuts are known to average before they project.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    is_saved_model: bool = False
+    colours: tuple[np.ndarray, ...] = ()
+    pooled_shortcuts: bool = False
+
+    @property
+    def stages(self) -> int:
+        """How many stages it has, at least one."""
+        return max(len({match[1] for match in map(_STAGE.match, self.arrays) if match}), 1)
+
+    @property
+    def classes(self) -> int:
+        """Outputs of its classifier, 0 where it has none."""
+        head = self.arrays.get("predictions/kernel")
+        return int(head.shape[-1]) if head is not None and head.ndim else 0
+
+    @property
+    def is_preactivated(self) -> bool:
+        """Whether a norm follows the last block."""
+        return any(name.startswith("post_") for name in self.arrays)
+
+    @property
+    def all_project(self) -> bool:
+        """Whether the first block of every stage has a projection."""
+        return all(f"conv{stage + 2}_block1_0_conv/kernel" in self.arrays for stage in range(self.stages))
+
+    def has(self, pattern: str) -> bool:
+        """Whether a name matches a regular expression."""
+        return any(re.fullmatch(pattern, name) for name in self.arrays)
+
+
+@dataclasses.dataclass(frozen=True)
+class Habits:
+    """What the program that wrote a source does.
+
+    Attributes:
+        facts: Fields of the architecture.
+        input_spec: The input contract, or None where nothing speaks for one.
+        remarks: What is assumed, one sentence each.
+    """
+
+    facts: dict[str, Any]
+    input_spec: InputSpec | None
+    remarks: tuple[str, ...]
+
+
+_STAGE = re.compile(r"conv(\d{1,6})_block")
+
+
+def habits(convention: str, found: Found) -> Habits:
+    """Returns what the program of a convention does.
+
+    Args:
+        convention: As :func:`resfit.checkpoints.tf_namings.translate` calls it.
+        found: The network.
+
+    Raises:
+        CheckpointError: It does what an architecture here cannot.
+    """
+    told = _PROGRAMS[convention](found)
+    facts = told.facts if told.input_spec is None else {**told.facts, "input_size": told.input_spec.size}
+    return Habits(facts, told.input_spec, (*told.remarks, *_about_head(convention, found)))
+
+
+def _slim(found: Found) -> Habits:
+    """``research/slim/nets/resnet_v1.py``, ``resnet_v2.py`` and ``resnet_utils.py`` of tensorflow/models."""
+    facts = {
+        **_common(found),
+        "stride_in_stage": "last",
+        "stage_strides": (*(2,) * (found.stages - 1), 1),
+        "stem_pool_padding": "same",
+        # only a block that changes the width has one, which is every first block of the published networks
+        "project_first": found.is_preactivated and found.all_project,
+        "norm_momentum": 0.997,
+    }
+    if found.colours and found.colours[0].ndim == 1 and found.colours[0].size:
+        mean = tuple(round(float(value), 6) for value in found.colours[0])
+        contract = dataclasses.replace(_MEAN_RGB, channels=len(mean), mean=mean, std=(1.0,) * len(mean))
+        return Habits(facts, contract, ("the mean colour that is taken off images stands in the source (mean_rgb)",))
+    if found.is_saved_model:
+        how = "scaled to -1..1 (modules of TensorFlow Hub take 0..1 and are assumed to scale on inside)"
+        return Habits(facts, TF, (_assumed(how),))
+    if not found.is_preactivated and found.classes in (0, 1000):
+        return Habits(facts, _MEAN_RGB, (_assumed("less the mean colour (TF-Slim's for its published v1 networks)"),))
+    contract = dataclasses.replace(TF, size=(299, 299) if found.is_preactivated else (224, 224))
+    side = contract.size[0]
+    return Habits(facts, contract, (_assumed(f"of {side}x{side}, scaled to -1..1 (TF-Slim's for v2)"),))
+
+
+def _bit(found: Found) -> Habits:
+    """``bit_tf2/models.py`` of google-research/big_transfer (Kolesnikov et al. 2020, arXiv:1912.11370)."""
+    facts = {
+        **_common(found),
+        "stem_pool_padding": "zero",
+        "norm_groups": 32,
+        "weight_standardization": True,
+        "weight_standardization_epsilon": 1e-10,
+    }
+    if found.all_project:
+        facts["project_first"] = True
+    return Habits(facts, TF, (_assumed("scaled to -1..1 (BiT's; its SavedModels take 0..1 and scale on inside)"),))
+
+
+def _keras(found: Found) -> Habits:
+    """``resnet.py`` and ``resnet_v2.py`` of keras.applications, where biases say that a network is one of them."""
+    biased = found.has(r"conv1_conv/bias") and (found.is_preactivated or found.has(r"conv2_block1_1_conv/bias"))
+    theirs = biased and found.has(r"conv2_block1_3_conv/kernel") and found.has(r".*_bn/gamma")
+    reduced, inner = (found.arrays.get(f"conv2_block1_{number}_conv/kernel") for number in (1, 2))
+    grouped = reduced is not None and inner is not None and inner.shape[2:3] != reduced.shape[3:4]
+    is_next = grouped and not found.has(r".*_conv/bias")
+    if not theirs and not is_next:
+        remark = "of the networks with Keras' names, only keras.applications' own are known in every detail"
+        return Habits({}, None, (remark,))
+    facts = {**_common(found), "stem_pool_padding": "zero", "norm_epsilon": 1.001e-5, "norm_momentum": 0.99}
+    if found.is_preactivated:
+        facts |= {
+            "stride_in_stage": "last",
+            "stage_strides": (*(2,) * (found.stages - 1), 1),
+            "project_first": found.all_project,
+        }
+        return Habits(facts, TF, (_assumed("scaled to -1..1 (keras.applications' for v2)"),))
+    if is_next:
+        how = "scaled to 0..1, less ImageNet's mean, over its deviation (keras.applications' for ResNeXt)"
+        return Habits(facts, TORCH, (_assumed(how),))
+    facts["stride_in_block"] = "first"
+    return Habits(facts, CAFFE, (_assumed("BGR, less ImageNet's mean colour (keras.applications' for v1)"),))
+
+
+def _keras_legacy(found: Found) -> Habits:
+    """``resnet50.py`` of keras.applications before 2019."""
+    facts = {
+        **_common(found),
+        "stem_pool_padding": "zero",
+        "stride_in_block": "first",
+        "norm_epsilon": 1e-3,
+        "norm_momentum": 0.99,
+    }
+    remarks = (
+        "stem_pool_padding='zero' (keras.applications' from 2018 on; before, it did not pad the pooling, which cannot "
+        "be expressed here)",
+        _assumed("BGR, less ImageNet's mean colour (keras.applications' for v1)"),
+    )
+    return Habits(facts, CAFFE, remarks)
+
+
+def _garden_1(found: Found) -> Habits:
+    """``official/legacy/image_classification/resnet/resnet_model.py`` of tensorflow/models."""
+    facts = {**_common(found), "padding": "same", "stem_padding": "symmetric", "stem_pool_padding": "same"}
+    how = "RGB, less ImageNet's mean colour (Model Garden's; its modules in the Hub take 0..1 and do this inside)"
+    return Habits(facts, _MEAN_RGB, (_assumed(how),))
+
+
+def _garden(found: Found) -> Habits:
+    """``official/vision/modeling/backbones/resnet.py`` of tensorflow/models.
+
+    Epsilon and activation are left to its configurations.
+    """
+    facts = {**_common(found), "stem_pool_padding": "same", "padding": "same"}
+    for left_open in ("norm_epsilon", "activation"):
+        del facts[left_open]
+    if found.pooled_shortcuts:
+        facts |= {"shortcut": "avgpool", "shortcut_pool": "always"}
+    how = "scaled to 0..1, less ImageNet's mean, over its deviation (Model Garden's)"
+    return Habits(facts, TORCH, (_assumed(how),))
+
+
+def _official(found: Found) -> Habits:
+    """``official/r1/resnet/resnet_model.py`` of tensorflow/models."""
+    facts = {**_common(found), "stem_pool_padding": "same", "norm_momentum": 0.997}
+    if found.is_preactivated:
+        facts["project_first"] = found.all_project
+    if facts["stem_pool"] == "none":
+        how = "standardised one by one (the official models' for CIFAR), which an input contract cannot express"
+        return Habits(facts, None, (_assumed(how),))
+    how = "RGB, less ImageNet's mean colour (the official models')"
+    return Habits(facts, _MEAN_RGB, (_assumed(how),))
+
+
+_PROGRAMS: dict[str, Callable[[Found], Habits]] = {
+    "tf-slim": _slim,
+    "bit": _bit,
+    "keras": _keras,
+    "keras-legacy": _keras_legacy,
+    "model-garden-1": _garden_1,
+    "model-garden": _garden,
+    "model-garden-rs": _garden,
+    "official": _official,
+}
+
+
+def _common(found: Found) -> dict[str, Any]:
+    """What most of them do alike: a strided stem, a pooling, and a stride on the 3x3 of each stage's first block."""
+    kernels = _stem_kernels(found.arrays)
+    whole = bool(kernels) and all(len(kernel) == 4 and min(kernel) > 0 for kernel in kernels)
+    small = whole and len(kernels) == 1 and kernels[0][0] <= 3
+    facts: dict[str, Any] = {
+        "stem_pool": "conv" if found.has("pool1_conv/kernel") else "none" if small else "max",
+        "padding": "symmetric",
+        "shortcut": "projection",
+        "stride_in_stage": "first",
+        "stride_in_block": "spatial",
+        "stage_strides": (1, *(2,) * (found.stages - 1)),
+        "norm_epsilon": 1e-5,
+        "activation": "relu",
+        "antialias": None,
+    }
+    if whole:
+        strides = [1 if small else 2, *[1] * (len(kernels) - 1)]
+        pairs = zip(kernels, strides, strict=True)
+        facts["stem"] = tuple(StemConv(kernel[3], kernel[0], stride) for kernel, stride in pairs)
+    return facts
+
+
+def _stem_kernels(arrays: Mapping[str, np.ndarray]) -> list[tuple[int, ...]]:
+    if "conv1_conv/kernel" in arrays:
+        return [arrays["conv1_conv/kernel"].shape]
+    kernels: list[tuple[int, ...]] = []
+    while f"conv1_{len(kernels) + 1}_conv/kernel" in arrays:
+        kernels.append(arrays[f"conv1_{len(kernels) + 1}_conv/kernel"].shape)
+    return kernels
+
+
+def _about_head(convention: str, found: Found) -> list[str]:
+    remarks = []
+    if found.classes == 1001 and convention in _WITH_BACKGROUND:
+        remarks.append(
+            "class 0 of the 1001 is the background, so that class n of ImageNet's usual numbering is number n + 1"
+        )
+    head = found.arrays.get("predictions/kernel")
+    if head is not None and head.size and not np.any(head):
+        remarks.append("the classifier is all zeros: it was meant to be trained anew")
+    return remarks
+
+
+def _assumed(how: str) -> str:
+    return f"images {how}; the weights do not say so"

@@ -1,0 +1,115 @@
+"""``resfit convert``: what it writes, what it says it assumed, how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+import resfit
+from resfit.architecture.network import build
+from resfit.architecture.spec import ArchitectureSpec, StemConv
+from resfit.checkpoints import namings
+from resfit.checkpoints.readers import safetensors
+from resfit.cli import main
+from tests.numbers import relative_error
+from tests.test_zoo import randomize
+
+SPEC = ArchitectureSpec(
+    depths=(1, 2),
+    widths=(32, 64),
+    inner_widths=(16, 16),
+    stem=(StemConv(16, 7, 2),),
+    stage_strides=(1, 2),
+    classes=5,
+    input_size=(64, 64),
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return randomize(build(SPEC, input_shape=(None, None, 3), classifier_activation=None))
+
+
+@pytest.fixture
+def source(model, tmp_path):
+    """A file as torchvision would write it, of a bottleneck network of odd size."""
+    safetensors.write_arrays(tmp_path / "source.safetensors", namings.to_torch(model))
+    return tmp_path / "source.safetensors"
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            main.run(["convert", *map(str, arguments)])
+        output = capsys.readouterr()
+        return stopped.value.code or 0, output.out, output.err
+
+    return call
+
+
+@pytest.mark.parametrize("target", ["a.keras", "a.safetensors", "own.safetensors", "b.weights.h5"])
+def test_the_written_network_is_the_one_that_was_read(run, model, source, tmp_path, target):
+    naming = ("--naming", "resfit") if target.startswith("own") else ()
+    code, out, err = run(source, tmp_path / target, *naming)
+    assert code == 0, err
+    assert "bottleneck blocks [1, 2], widths [32, 64], 5 classes" in out
+    for assumed in ("activation='relu'", "stride_in_block='spatial'", "the source states no input contract"):
+        assert f"Assumed: {assumed}" in err or assumed in err
+    if target.endswith(".h5"):
+        assert "Read back" not in out  # weights alone do not say which network
+        again = build(SPEC, input_shape=(None, None, 3), classifier_activation=None)
+        again.load_weights(tmp_path / target)
+    else:
+        assert "Read back, the outputs differ by 0.0e+00" in out
+        again = resfit.load(tmp_path / target)
+        assert again.architecture == SPEC.replace(input_size=(224, 224))
+    x = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype("float32")
+    contract = resfit.load(source).input_spec
+    expected = model(contract.normalize(x), training=False)
+    received = again(x if again.get_layer(index=1).name == "normalization" else contract.normalize(x), training=False)
+    if target.endswith(".h5"):
+        assert relative_error(received, expected) < 1e-6
+    else:  # a loaded classifier gives probabilities
+        powers = np.exp(expected - np.max(expected, -1, keepdims=True))
+        assert relative_error(received, powers / powers.sum(-1, keepdims=True)) < 1e-5
+
+
+def test_what_is_set_overrules_what_is_assumed(run, source, tmp_path):
+    code, _out, err = run(source, tmp_path / "a.keras", "--set", "stride_in_block=first", "--set", "norm_epsilon=0.001")
+    assert code == 0, err
+    assert "stride_in_block" not in err
+    spec = resfit.load(tmp_path / "a.keras").architecture
+    assert (spec.stride_in_block, spec.norm_epsilon) == ("first", 0.001)
+
+
+def test_json(run, source, tmp_path):
+    code, out, _ = run(source, tmp_path / "a.keras", "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert told["architecture"]["depths"] == [1, 2]
+    assert told["largest_relative_difference"] == 0
+    assert len(told["assumptions"]) >= 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (("none.pth", "a.keras"), 1, "must exist"),
+        (("source.safetensors", "a.onnxx"), 2, "must end in"),
+        (("source.safetensors", "a.safetensors", "--naming", "timn"), 2, "Did you mean 'timm'"),
+        (("source.safetensors", "a.safetensors", "--naming", "timm-v2"), 2, "pre-activation"),
+        (("source.safetensors", "a.keras", "--set", "stride_in_blok=first"), 2, "Did you mean 'stride_in_block'"),
+        (("source.safetensors", "a.keras", "--set", "depths"), 2, "field=value"),
+        (("source.safetensors", "a.keras", "--architecture", "resnet19"), 2, "Did you mean"),
+    ],
+)
+def test_failures_leave_nothing_behind(run, source, tmp_path, monkeypatch, arguments, code, text):
+    monkeypatch.chdir(tmp_path)
+    received, _out, err = run(*arguments)
+    assert received == code, err
+    assert text in err
+    assert os.listdir(tmp_path) == ["source.safetensors"]
