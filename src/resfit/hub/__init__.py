@@ -1,0 +1,15 @@
+"""TensorFlow Hub in Keras 3: ``from resfit import hub`` in place of ``import tensorflow_hub as hub``.
+
+``KerasLayer``, ``load`` and ``resolve`` take what the originals take. ``list_models``, ``describe`` and ``to_keras``
+know the residual networks among the handles; ``publish`` writes a network as such a SavedModel.
+
+Importing this package imports Keras and TensorFlow, so that Keras knows the layer when it reads a saved model.
+"""
+
+from resfit.hub.layer import KerasLayer
+from resfit.hub.loading import load
+from resfit.hub.models import HubModel, describe, list_models, to_keras
+from resfit.hub.publish import publish
+from resfit.hub.resolver import HandleError, resolve
+
+__all__ = ["HandleError", "HubModel", "KerasLayer", "describe", "list_models", "load", "publish", "resolve", "to_keras"]

@@ -1,0 +1,195 @@
+"""The residual networks of TensorFlow Hub: which there are, what they take and give, and how to have one natively."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import functools
+from typing import TYPE_CHECKING, Any
+
+from resfit.architecture import arithmetic, catalog
+from resfit.checkpoints import registry
+from resfit.checkpoints.registry import CheckpointInfo
+from resfit.errors import CheckpointError, UnknownNameError, closest
+from resfit.hub import handles, resolver
+from resfit.preprocessing import InputSpec
+
+if TYPE_CHECKING:
+    import keras
+
+#: Publishers whose modules take values -1..1: BiT networks that were ported to Keras and distilled
+#: (https://www.kaggle.com/models/spsayakpaul/distill-bit). All others follow the image input contract of TensorFlow
+#: Hub, values 0..1 (https://www.tensorflow.org/hub/common_signatures/images).
+SIGNED = ("sayakpaul", "spsayakpaul")
+
+_CHANNELS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class HubModel:
+    """One handle of TensorFlow Hub.
+
+    Attributes:
+        name: Its name in the registry of checkpoints.
+        handle: What :class:`resfit.hub.KerasLayer` takes.
+        mirror: Its place at Kaggle, or ``""`` where that is not confirmed: the handle's redirect is followed then.
+        format: ``"TF2 SavedModel"``.
+        task: ``"classification"`` or ``"feature vector"``.
+        value_range: Of the images that the module takes.
+        input_size: Height and width in pixels that it is meant for.
+        outputs: How many numbers it gives an image; None where it is not known.
+        background: Whether the first of its classes is one for the background.
+        parameters: Moving statistics included; None where they are not known.
+        architecture: The catalog's name of its network, or ``""`` where the catalog lacks it.
+        native: Whether :func:`to_keras` can make a Keras network of it, as far as is known.
+        training_data: What it was trained on.
+        licence: Of the weights.
+    """
+
+    name: str
+    handle: str
+    mirror: str
+    format: str
+    task: str
+    value_range: tuple[float, float]
+    input_size: tuple[int, int]
+    outputs: int | None
+    background: bool
+    parameters: int | None
+    architecture: str
+    native: bool
+    training_data: str
+    licence: str
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """The input contract of the module, which is not that of the bare network inside it."""
+        low, high = self.value_range
+        return InputSpec(
+            size=self.input_size,
+            channels=_CHANNELS,
+            scale=(high - low) / 255,
+            mean=(-low,) * _CHANNELS,
+            std=(1.0,) * _CHANNELS,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON-ready values."""
+        fields = dataclasses.asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+
+
+def list_models(pattern: str = "*") -> list[HubModel]:
+    """Lists the residual networks of TensorFlow Hub, from tables alone.
+
+    Args:
+        pattern: Shell pattern for the name, the network or the handle: ``"resnet*"``, ``"bit_m*"``.
+
+    Returns:
+        One row a handle, in the order of the registry.
+
+    Example:
+        >>> [model.outputs for model in list_models("resnet_v2_50.*")]
+        [1001, 2048]
+    """
+    return [
+        model
+        for model in _rows().values()
+        if any(fnmatch.fnmatchcase(name, pattern) for name in (model.name, model.architecture, model.handle))
+    ]
+
+
+def describe(handle: str) -> HubModel:
+    """Describes a residual network of TensorFlow Hub.
+
+    Args:
+        handle: A handle in any of its forms, or a name of :func:`list_models`.
+
+    Raises:
+        UnknownNameError: The registry does not have it.
+    """
+    table = _rows()
+    found = table.get(handle) or _by_place().get(handles.canonical(handle))
+    if found is None:
+        known = [*table, *(model.handle for model in table.values())]
+        raise UnknownNameError(
+            f"handle must be one of resfit.hub.list_models(). Received: {handle!r}.{closest(handle, known)}"
+        )
+    return found
+
+
+def contract(handle: Any) -> InputSpec | None:
+    """Returns the input contract of a handle, or None where it is not known.
+
+    Args:
+        handle: Whatever a layer was made from.
+    """
+    found = _by_place().get(handles.canonical(handle)) if isinstance(handle, str) else None
+    return found.input_spec if found else None
+
+
+def value_range(spec: InputSpec) -> tuple[float, float]:
+    """Returns the least and the greatest value that images have under a contract."""
+    low = min(spec.offset)
+    return low, low + 255 * max(spec.multiplier)
+
+
+def to_keras(handle: str, **kwargs: Any) -> keras.Model:
+    """Loads a SavedModel that holds a residual network as a native Keras network, with layers by name.
+
+    Args:
+        handle: What :func:`resfit.hub.resolve` takes.
+        **kwargs: As :func:`resfit.load` takes them.
+
+    Returns:
+        The network, as :func:`resfit.load` returns it: it takes RGB images 0..255 unless ``preprocess=False``.
+
+    Raises:
+        CheckpointError: The SavedModel holds no network that can be recognised.
+        HandleError: The handle leads to no SavedModel.
+    """
+    from resfit.checkpoints import convert
+
+    folder = resolver.resolve(handle)
+    try:
+        return convert.load_source(folder, **kwargs)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error} It cannot be had as a native network; resfit.hub.KerasLayer({handle!r}) runs it as it is."
+        ) from error
+
+
+@functools.cache
+def _rows() -> dict[str, HubModel]:
+    return {row.name: _row(row) for row in registry.find(source="tensorflow-hub")}
+
+
+@functools.cache
+def _by_place() -> dict[str, HubModel]:
+    places = {handles.canonical(place): model for model in _rows().values() for place in (model.mirror,) if place}
+    return {**places, **{handles.canonical(model.handle): model for model in _rows().values()}}
+
+
+def _row(info: CheckpointInfo) -> HubModel:
+    spec = catalog.rows()[info.architecture].spec if info.architecture in catalog.rows() else None
+    outputs, parameters = info.classes or None, None
+    if spec is not None:
+        counted = arithmetic.count(spec.replace(classes=info.classes or spec.classes), include_top=bool(info.classes))
+        parameters, outputs = counted.parameters, counted.stages[-1].shape[-1]
+    signed, place = handles.publisher(info.url) in SIGNED, handles.moved_to(info.url)
+    return HubModel(
+        name=info.name,
+        handle=info.url,
+        mirror=info.mirror or (f"kaggle://{place}" if place else ""),
+        format="TF2 SavedModel",
+        task="classification" if info.classes else "feature vector",
+        value_range=(-1.0, 1.0) if signed else (0.0, 1.0),
+        input_size=(info.input_size, info.input_size),
+        outputs=outputs,
+        background=info.labels.endswith("-background"),
+        parameters=parameters,
+        architecture=info.architecture,
+        native=info.loadable,
+        training_data=info.training_data,
+        licence=info.licence,
+    )
