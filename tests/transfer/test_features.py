@@ -121,6 +121,90 @@ def test_two_stores_see_each_others_rows(tmp_path):
         np.testing.assert_array_equal(store.rows([digest(3), digest(2), digest(1)]), [[3], [2], [1]])
 
 
+def test_several_rows_of_one_image_the_last_counts(tmp_path, monkeypatch):
+    from resfit.transfer import store as stores
+
+    monkeypatch.setattr(stores, "_MOST_RECENT", 3)  # so that what is recent is sorted in, now and then
+    store = FeatureStore(tmp_path, KEY, 1)
+    for number in range(10):
+        store.append([digest(number % 4), digest(100 + number)], np.full((2, 1), number))
+        assert store.rows([digest(number % 4)])[0, 0] == number
+    for opened in (store, FeatureStore(tmp_path, KEY, 1)):
+        np.testing.assert_array_equal(opened.rows([digest(i) for i in range(4)])[:, 0], [8, 9, 6, 7])
+        np.testing.assert_array_equal(opened.find([digest(50), digest(109)]), [-1, 19])
+
+
+def test_digests_that_begin_alike_are_told_apart(tmp_path):
+    alike = [b"\7" * 8 + bytes([end]) * 24 for end in range(5)]
+    FeatureStore(tmp_path, KEY, 1).append(alike[:4], np.arange(4.0)[:, None])
+    store = FeatureStore(tmp_path, KEY, 1)
+    np.testing.assert_array_equal(store.find(alike), [0, 1, 2, 3, -1])
+
+
+def test_checksums_are_those_of_zlib(tmp_path):
+    import zlib
+
+    from resfit.transfer import store as stores
+
+    records = np.frombuffer(np.random.default_rng(0).bytes(40 * 70_000), stores._RECORD)
+    received = stores._record_crcs(records)
+    for place in (0, 1, 65_535, 65_536, 69_999):
+        assert received[place] == zlib.crc32(records[place].tobytes()[:36])
+
+
+def test_half_the_room_in_float16(tmp_path):
+    from resfit.errors import DataError
+
+    rows = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+    store = FeatureStore(tmp_path, KEY, 5, "float16")
+    store.append([digest(i) for i in range(6)], rows)
+    kept = FeatureStore(tmp_path, KEY, 5, "float16").rows([digest(3), digest(4)])
+    np.testing.assert_array_equal(kept, rows[3:5].astype(np.float16))
+    assert (store.folder / "rows.f16").stat().st_size == 6 * 5 * 2
+    with pytest.raises(DataError, match="up to 65504"):
+        store.append([digest(9)], np.full((1, 5), 1e5, np.float32))
+    with pytest.raises(ArgumentError, match="dtype must be one of"):
+        FeatureStore(tmp_path, KEY, 5, "float8")
+
+
+def test_prune_takes_what_nobody_uses(tmp_path):
+    from resfit.transfer import store as stores
+
+    used = FeatureStore(tmp_path / "features", KEY, 1)
+    used.append([digest(1)], np.ones((1, 1)))
+    idle = FeatureStore(tmp_path / "features", StoreKey("cd" * 32, {"name": "idle"}), 1)
+    idle.append([digest(1), digest(2)], np.ones((2, 1)))
+    folder = idle.folder
+    assert {item.description.get("name"): item.rows for item in stores.stored(tmp_path)} == {None: 1, "idle": 2}
+    assert stores.prune(tmp_path, older_than=1) == []
+    del idle
+    assert [item.folder for item in stores.prune(tmp_path)] == [folder]
+    assert not folder.exists()
+    np.testing.assert_array_equal(used.rows([digest(1)]), [[1]])
+
+
+def test_two_processes_fill_one_store(tmp_path):
+    program = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        import numpy as np
+        from resfit.transfer.store import FeatureStore, StoreKey
+        store = FeatureStore(Path(sys.argv[1]), StoreKey("ab" * 32, {"network": "test"}), 3)
+        for number in range(int(sys.argv[2]), 200, 2):
+            store.append([bytes([number]) * 32], np.full((1, 3), number))
+        """
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    running = [subprocess.Popen([sys.executable, "-c", program, tmp_path, str(n)], env=environment) for n in (0, 1)]
+    assert [process.wait(60) for process in running] == [0, 0]
+    store = FeatureStore(tmp_path, KEY, 3)
+    assert len(store) == 200
+    every = [digest(number) for number in range(200)]
+    assert store.drop_damaged(every) == 0
+    np.testing.assert_array_equal(store.rows(every)[:, 0], np.arange(200))
+
+
 # digests
 
 
@@ -282,3 +366,98 @@ def test_killed_run_goes_on_where_it_was(body, tmp_path):
     resumed = extract(body, paths, engine="keras", cache=cache)
     assert (resumed.reused, resumed.computed) == (10, 14)
     np.testing.assert_allclose(resumed.rows, extract(body, paths, cache=False).rows, rtol=1e-4, atol=1e-6)
+
+
+def test_new_files_are_read_once_and_known_ones_not_at_all(body, paths, tmp_path, monkeypatch):
+    import builtins
+    import time
+    from collections import Counter
+
+    reads = Counter()
+    original = builtins.open
+
+    def counting(file, *arguments, **options):
+        if str(file).endswith(".png"):
+            reads[str(file)] += 1
+        return original(file, *arguments, **options)
+
+    time.sleep(0.06)  # past the doubt about their times
+    monkeypatch.setattr(builtins, "open", counting)
+    extract(body, paths, engine="keras", cache=tmp_path / "cache")
+    assert reads == {str(path): 1 for path in paths}
+    reads.clear()
+    assert extract(body, paths, engine="keras", cache=tmp_path / "cache").engine == "cache"
+    assert not reads
+
+
+def test_rows_are_found_again_without_the_memory_of_digests(body, paths, tmp_path):
+    extract(body, paths, engine="keras", cache=tmp_path)
+    (tmp_path / "digests.sqlite").unlink()
+    again = extract(body, paths, engine="keras", cache=tmp_path)
+    assert (again.computed, again.reused, again.engine) == (0, 12, "cache")
+
+
+def test_views_are_the_networks_and_the_same_every_time(body, paths, tmp_path):
+    import hashlib
+
+    from resfit.data.decode import decode_renderings
+    from resfit.data.views import Views
+
+    views = Views(count=2, seed=3)
+    first = extract(body, paths, engine="keras", cache=tmp_path, views=views, batch_size=5)
+    assert (first.computed, len(first.views)) == (12, 2)
+    for number in range(2):
+        pixels = [
+            decode_renderings(path, body.input_spec, [views.rendering(number, digest, body.input_spec)])[0]
+            for path in paths
+            for digest in [hashlib.sha256(path.read_bytes()).digest()]
+        ]
+        expected = body.predict(np.stack(pixels), verbose=0)
+        np.testing.assert_allclose(first.views[number], expected, rtol=1e-4, atol=1e-6)
+        assert not np.allclose(first.views[number], first.rows, rtol=1e-2)
+    # a third view costs itself alone; in another order, with another engine, the rest stays
+    engine = CountingEngine(body)
+    more = extract(body, paths[::-1], engine=engine, cache=tmp_path, views=Views(count=3, seed=3))
+    assert engine.images == 12
+    np.testing.assert_array_equal(more.views[1], first.views[1][::-1])
+    engine = CountingEngine(body)
+    extract(body, paths, engine=engine, cache=tmp_path, views=Views(count=1, seed=4))
+    assert engine.images == 12
+
+
+def test_feature_maps_of_a_tap_in_float16(body, paths):
+    import keras
+
+    from resfit.data.decode import decode_image
+
+    features = extract(body, paths, engine="keras", cache=False, until="stage2", feature_maps=True, dtype="float16")
+    expected = keras.Model(body.inputs, body.get_layer("conv2_block1_out").output).predict(
+        np.stack([decode_image(path, body.input_spec) for path in paths]), verbose=0
+    )
+    assert (features.rows.dtype, features.rows.shape) == (np.float16, expected.shape)
+    np.testing.assert_allclose(features.rows, expected, rtol=2e-3, atol=1e-4)
+
+
+def test_int8_is_calibrated_once(paths, tmp_path, monkeypatch):
+    pytest.importorskip("nncf")
+    from resfit.architecture import catalog, network
+    from resfit.preprocessing import TORCH
+    from tests.numbers import randomize
+
+    monkeypatch.setenv("RESFIT_CACHE", str(tmp_path / "own"))
+    spec = catalog.get("resnet18").spec.replace(depths=(1, 1, 1, 1))
+    contract = TORCH.from_dict({**TORCH.to_dict(), "size": [32, 32]})
+    body = randomize(network.build(spec, include_top=False, pooling="avg", input_spec=contract, preprocess=True))
+    exact = extract(body, paths, cache=tmp_path)
+    fast = extract(body, paths, cache=tmp_path, precision="int8")
+    assert (exact.precision, fast.precision, fast.engine, fast.computed) == ("float32", "int8", "openvino", 12)
+    cosines = (exact.rows * fast.rows).sum(1) / np.linalg.norm(exact.rows, axis=1) / np.linalg.norm(fast.rows, axis=1)
+    assert 0.99 < cosines.min() < 0.9999999
+    again = extract(body, paths, cache=tmp_path, precision="int8")
+    assert (again.computed, again.engine, again.precision) == (0, "cache", "int8")
+    more = extract(body, [*paths[1:], write_picture(tmp_path / "new.png", "red", 77)], cache=tmp_path, precision="int8")
+    assert (more.computed, more.reused, more.engine) == (1, 11, "openvino")
+    np.testing.assert_array_equal(more.rows[:11], fast.rows[1:])
+    other = write_folder(tmp_path / "others", each=2)
+    others = extract(body, sorted(other.rglob("*.png"))[:1], cache=tmp_path, precision="int8")
+    assert others.computed + others.reused == 1

@@ -9,13 +9,14 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import io
+import itertools
 import os
 import re
 import stat
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -32,6 +33,9 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 MAX_PIXELS = 100_000_000
 #: Largest file in bytes that is opened.
 MAX_BYTES = 512 * 2**20
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 # How files begin that are no usable image, and what to call them: (position, bytes, name).
 _FOREIGN = (
@@ -68,6 +72,10 @@ class DecodedBatch(NamedTuple):
     failures: list[tuple[int, str]]
 
 
+#: Brings an upright image of mode RGB or L to the network's size.
+Rendering = Callable[["Image"], "Image"]
+
+
 def decode_image(
     source: str | os.PathLike[str] | bytes, input_spec: InputSpec, *, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
@@ -91,12 +99,38 @@ def decode_image(
     Raises:
         ImageError: The image cannot be used; the text is the reason.
     """
+    (image,) = decode_renderings(source, input_spec, [lambda image: resize(image, input_spec)], max_pixels=max_pixels)
+    return image
+
+
+def decode_renderings(
+    source: str | os.PathLike[str] | bytes,
+    input_spec: InputSpec,
+    renderings: Sequence[Rendering],
+    *,
+    max_pixels: int = MAX_PIXELS,
+) -> list[np.ndarray]:
+    """Decodes one image once and makes several arrays of it.
+
+    Args:
+        source: A file, or the bytes of one.
+        input_spec: As :func:`decode_image` takes it.
+        renderings: Each is called with the upright image, a JPEG perhaps at a fraction of its size, and returns an
+            image of its own.
+        max_pixels: As :func:`decode_image` takes it.
+
+    Returns:
+        For each rendering a uint8 array ``(height, width, channels)``, RGB or grey.
+
+    Raises:
+        ImageError: The image cannot be used; the text is the reason.
+    """
     data = b""
     try:
         data = source if isinstance(source, bytes) else read_file(source)
         if not data:
             raise ImageError("empty file")
-        return _decode(data, input_spec, max_pixels)
+        return _decode(data, input_spec, max_pixels, renderings)
     except ImageError:
         raise
     except MemoryError as error:
@@ -166,36 +200,56 @@ def _batches(
     def work(source: str | os.PathLike[str] | bytes) -> np.ndarray | str:
         try:
             image = decode_image(source, input_spec, max_pixels=max_pixels)
+            check_size(image, input_spec)
+            return image
         except ImageError as error:
             return str(error)
-        height, width = image.shape[:2]
-        if (height, width) != tuple(input_spec.size):
-            wanted = f"{input_spec.size[1]}x{input_spec.size[0]}"
-            return f"{width}x{height} pixels, and the network takes {wanted} without resizing"
-        return image
 
-    starts = iter(range(0, len(sources), batch_size))
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        pending: deque[tuple[int, list[concurrent.futures.Future[np.ndarray | str]]]] = deque()
+    decoded = in_order(work, sources, workers=workers, ahead=max(3 * batch_size, 2 * workers))
+    for start in range(0, len(sources), batch_size):
+        some = list(itertools.islice(decoded, batch_size))
+        yield _batch(start, some, input_spec)
 
-        def submit() -> None:
-            start = next(starts, None)
-            if start is not None:
-                some = sources[start : start + batch_size]
-                pending.append((start, [pool.submit(work, source) for source in some]))
 
+def check_size(image: np.ndarray, input_spec: InputSpec) -> None:
+    """Makes sure that a decoded image fits into a batch.
+
+    Raises:
+        ImageError: It has another size than the contract's, which does not resize.
+    """
+    height, width = image.shape[:2]
+    if (height, width) != tuple(input_spec.size):
+        wanted = f"{input_spec.size[1]}x{input_spec.size[0]}"
+        raise ImageError(f"{width}x{height} pixels, and the network takes {wanted} without resizing")
+
+
+def in_order(
+    work: Callable[[_Item], _Result], items: Iterable[_Item], *, workers: int | None = None, ahead: int = 64
+) -> Generator[_Result, None, None]:
+    """Does something with each item in parallel threads, and gives the results in the order of the items.
+
+    Args:
+        work: Called in one of the threads.
+        items: The items; taken as they are needed.
+        workers: Threads. Default: one a core.
+        ahead: Most results, done or under way, that wait for the reader: memory stays bounded.
+
+    Returns:
+        An iterator of the results; closing it drops what has not begun. The first items are begun with the first
+        ``next``, and while the reader is busy the threads go on.
+    """
+    coming = iter(items)
+    pending: deque[concurrent.futures.Future[_Result]] = deque()
+    with concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         try:
-            for _ in range(max(3, 2 * workers // batch_size)):
-                submit()
-            while pending:
-                start, futures = pending.popleft()
-                results = [future.result() for future in futures]
-                submit()
-                yield _batch(start, results, input_spec)
+            while True:
+                pending.extend(pool.submit(work, item) for item in itertools.islice(coming, ahead - len(pending)))
+                if not pending:
+                    return
+                yield pending.popleft().result()
         finally:
-            for _, futures in pending:
-                for future in futures:
-                    future.cancel()
+            for future in pending:
+                future.cancel()
 
 
 def _batch(start: int, results: list[np.ndarray | str], input_spec: InputSpec) -> DecodedBatch:
@@ -206,7 +260,7 @@ def _batch(start: int, results: list[np.ndarray | str], input_spec: InputSpec) -
     return DecodedBatch(np.array([index for index, _ in good], np.int64), images, bad)
 
 
-def _decode(data: bytes, spec: InputSpec, max_pixels: int) -> np.ndarray:
+def _decode(data: bytes, spec: InputSpec, max_pixels: int, renderings: Sequence[Rendering]) -> list[np.ndarray]:
     from PIL import Image, ImageOps
 
     if spec.channels not in (1, 3):
@@ -221,8 +275,8 @@ def _decode(data: bytes, spec: InputSpec, max_pixels: int) -> np.ndarray:
         image.load()
         upright: Image.Image = ImageOps.exif_transpose(image)
         plain = _eight_bits(upright, "RGB" if spec.channels == 3 else "L")
-        array = np.asarray(resize(plain, spec))
-    return array if array.ndim == 3 else array[:, :, None]
+        arrays = [np.asarray(rendering(plain)) for rendering in renderings]
+    return [array if array.ndim == 3 else array[:, :, None] for array in arrays]
 
 
 @functools.cache

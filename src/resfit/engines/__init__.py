@@ -1,33 +1,70 @@
 """How a forward pass is run: one file a runtime, all with the same call.
 
-An engine takes a batch of RGB images with values 0..255 and returns one row for each image. :func:`create` picks one.
+An engine takes a batch of RGB images with values 0..255 and returns what the network gives for each. :func:`create`
+picks one, converts the network for it, and keeps the converted network on disk.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
+import itertools
 import json
+import tempfile
 import warnings
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import numpy as np
 
+from resfit.engines import compiled
+from resfit.engines.prefix import cut
 from resfit.errors import ArgumentError, MissingDependencyError, closest
 
 if TYPE_CHECKING:
     import keras
 
+__all__ = [
+    "AGREEMENT",
+    "NAMES",
+    "PRECISIONS",
+    "Engine",
+    "agreement",
+    "check_name",
+    "check_precision",
+    "create",
+    "cut",
+    "fingerprint",
+    "is_installed",
+    "is_quantized",
+    "macs_per_image",
+    "stream",
+]
+
 #: What ``engine=`` accepts.
-NAMES = ("auto", "keras", "openvino")
+NAMES = ("auto", "keras", "openvino", "onnxruntime", "litert")
+#: What ``precision=`` accepts.
+PRECISIONS = ("float32", "int8")
 
-#: Multiply-accumulates from which OpenVINO's conversion (seconds) pays for itself, and if it is in the cache already.
-WORTH_CONVERTING = 1e12
-WORTH_LOADING = 2e11
+#: Multiply-accumulates from which OpenVINO's start (about a second) pays for itself.
+WORTH_CONVERTING = 5e10
 
-#: Smallest cosine between a row of an engine and Keras' own, on the first batch.
+#: Smallest cosine between a row of an engine and Keras' own, in float32.
 AGREEMENT = 0.9999
-_CHECKED_IMAGES = 8
+_CHECKED_IMAGES = 4
+
+# engine -> what must be installed, how to get it, the class that runs it
+_RUNTIMES: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "openvino": (("openvino",), "openvino", "OpenVinoEngine"),
+    "onnxruntime": (("onnx", "onnxruntime"), '"resfit[onnx]"', "OnnxRuntimeEngine"),
+    "litert": (("ai_edge_litert",), '"resfit[litert]"', "LiteRtEngine"),
+}
+
+_Tag = TypeVar("_Tag")
+#: Images to calibrate int8 on, or what decodes them when they are needed.
+Samples = np.ndarray | Callable[[], np.ndarray]
 
 
 class Engine(Protocol):
@@ -40,7 +77,7 @@ class Engine(Protocol):
 
     @property
     def precision(self) -> str:
-        """Number format of its arithmetic."""
+        """Number format of its arithmetic, ``"float32"`` or ``"int8"``."""
         ...
 
     def run(self, images: Any) -> np.ndarray:
@@ -50,38 +87,63 @@ class Engine(Protocol):
             images: Array of shape ``(batch, height, width, channels)``, RGB, values 0..255, any dtype. Not changed.
 
         Returns:
-            A new float32 array of shape ``(batch, outputs)``.
+            A new float32 array of shape ``(batch, ...)``, as the network's output.
         """
         ...
 
 
 def create(
-    model: keras.Model, engine: str | Engine = "auto", *, images: int | None = None, threads: int | None = None
+    model: keras.Model,
+    engine: str | Engine = "auto",
+    *,
+    images: int | None = None,
+    threads: int | None = None,
+    until: str | None = None,
+    precision: str = "float32",
+    samples: Samples | None = None,
+    calibration: str | None = None,
+    cache: Path | None = None,
 ) -> Engine:
-    """Makes a Keras model ready to run.
+    """Makes a Keras model, or the first part of one, ready to run.
 
-    Every engine computes in float32. One that is not Keras is compared with Keras on its first batch and given up,
-    with a warning, where the two disagree.
+    An engine that is not Keras is compared with Keras on real images, the ``samples`` or the first batch it runs. The
+    result is kept beside the converted network, and an engine that disagrees is given up for Keras, with a warning.
+
+    An int8 network is compared with its float32 form on samples that it was not calibrated on, and given up for
+    that, with a warning, below a cosine of 0.99.
 
     Args:
-        model: A network with one input ``(batch, height, width, channels)`` and one output ``(batch, outputs)``.
-        engine: ``"keras"``, ``"openvino"``, or ``"auto"``: OpenVINO if it is installed, no GPU is in sight and the work
-            is long enough to repay its conversion, otherwise Keras. An engine is passed through.
+        model: A network with one input ``(batch, height, width, channels)`` and one output.
+        engine: ``"keras"``, ``"openvino"``, ``"onnxruntime"``, ``"litert"``, or ``"auto"``: OpenVINO if it is
+            installed, no GPU is in sight and the work is long enough to repay its start, otherwise Keras. An engine is
+            passed through.
         images: Number of images that are coming, for ``"auto"``; ``None`` is many.
         threads: Number of threads; ``None`` is the runtime's own choice. Keras takes none.
+        until: Where to stop, as :func:`resfit.engines.prefix.cut` takes it: a stage, ``"features"`` or a layer.
+        precision: ``"float32"``, or ``"int8"``, which Keras does not have: it goes on in float32 and says so.
+        samples: For int8, images of the kind that are coming, of the size that the network gets; 48 are enough. Or a
+            function that returns them, called if they are needed.
+        calibration: A name for the samples; an int8 network that was calibrated under it is used again, without
+            samples. Default: their digest.
+        cache: Folder for converted networks, in its ``engines``; ``None`` is resfit's own cache.
 
     Raises:
-        ArgumentError: ``engine`` is unknown, or the model has more than one input or output.
-        MissingDependencyError: OpenVINO is asked for and not installed.
+        ArgumentError: ``engine`` or ``precision`` is unknown, the runtime cannot convert the network, the model has
+            more than one input or output, there is no such layer, or int8 is asked for without samples.
+        MissingDependencyError: The runtime, or NNCF for int8, is not installed.
 
     Example:
         >>> body = resfit.load("resnet10_tiny", include_top=False, pooling="avg")
         >>> create(body).run(np.zeros((2, 64, 64, 3), "uint8")).shape
         (2, 320)
+        >>> create(body, "openvino", until="stage3").run(np.zeros((2, 64, 64, 3), "uint8")).shape
+        (2, 8, 8, 80)
     """
     check_name(engine)
+    check_precision(precision)
     if not isinstance(engine, str):
         return engine
+    model = cut(model, until)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ArgumentError(
             "an engine runs models with one input and one output. "
@@ -90,19 +152,37 @@ def create(
     from resfit.engines.keras import KerasEngine
 
     plain = KerasEngine(model)
-    if engine == "keras" or (engine == "auto" and not _openvino_pays(model, images)):
+    name = engine if engine != "auto" else ("openvino" if _openvino_pays(model, images, precision) else "keras")
+    if name == "keras":
+        if precision == "int8":
+            warnings.warn("Keras computes in float32 only; int8 needs OpenVINO. Going on in float32.", stacklevel=2)
         return plain
-    if importlib.util.find_spec("openvino") is None:
-        raise MissingDependencyError('engine="openvino" needs openvino. Install it: pip install openvino')
-    from resfit.engines.openvino import OpenVinoEngine
-
+    _check_installed(name)
+    if precision == "int8" and samples is None and calibration is None:
+        raise ArgumentError('precision="int8" is calibrated on images. Pass samples=, an array of some 48 of them.')
+    maker = _Maker(model, name, threads, cache)
     try:
-        fast = OpenVinoEngine(model, threads=threads)
+        return maker.int8(plain, samples, calibration) if precision == "int8" else maker.float32(plain)
+    except (ArgumentError, MissingDependencyError):
+        raise
     except Exception as error:
-        if engine == "openvino":
-            raise ArgumentError(f"OpenVINO cannot convert this network ({error}). Use engine='keras'.") from error
+        if engine != "auto":
+            raise ArgumentError(f"{name} cannot convert this network ({error}). Use engine='keras'.") from error
         return plain
-    return _Checked(fast, plain)
+
+
+def stream(engine: Engine, batches: Iterable[tuple[_Tag, np.ndarray]]) -> Iterator[tuple[_Tag, np.ndarray]]:
+    """Runs batches as they come; while one is fetched and the last one is used, an engine that can goes on working.
+
+    Args:
+        engine: The engine.
+        batches: Pairs of anything and a batch of images, as :meth:`Engine.run` takes it, of at least one image.
+
+    Returns:
+        Pairs of the same thing and the rows of its batch, in the same order. At most two batches are held.
+    """
+    own = getattr(engine, "stream", None)
+    return own(batches) if own is not None else ((tag, engine.run(images)) for tag, images in batches)
 
 
 def check_name(engine: str | Engine) -> None:
@@ -113,6 +193,18 @@ def check_name(engine: str | Engine) -> None:
     """
     if isinstance(engine, str) and engine not in NAMES:
         raise ArgumentError(f"engine must be one of {NAMES}. Received: {engine!r}.{closest(engine, NAMES)}")
+
+
+def check_precision(precision: str) -> None:
+    """Makes sure that :func:`create` knows the precision.
+
+    Raises:
+        ArgumentError: It does not.
+    """
+    if precision not in PRECISIONS:
+        raise ArgumentError(
+            f"precision must be one of {PRECISIONS}. Received: {precision!r}.{closest(precision, PRECISIONS)}"
+        )
 
 
 def fingerprint(model: keras.Model) -> str:
@@ -142,12 +234,152 @@ def fingerprint(model: keras.Model) -> str:
     return digest.hexdigest()
 
 
-class _Checked:
-    """An engine that proves itself against Keras on its first batch."""
+class _Maker:
+    """Converts one network for one runtime, through the cache."""
 
-    def __init__(self, fast: Engine, plain: Engine):
+    def __init__(self, model: keras.Model, name: str, threads: int | None, cache: Path | None):
+        self._model, self._name, self._threads, self._cache = model, name, threads, cache
+        self._module = importlib.import_module(f"resfit.engines.{name}")
+        self._class = getattr(self._module, _RUNTIMES[name][2])
+        self._fingerprint = fingerprint(model)
+
+    def float32(self, plain: Engine) -> Engine:
+        entry = self._entry("float32", None)
+        found = entry.facts().get("agreement")
+        if found is not None and not found >= AGREEMENT:
+            _warn_disagreement(self._name, found)
+            return plain
+        fast = self._open(entry, "float32", lambda folder: self._module.convert(self._model, folder))
+        return fast if found is not None else _Checked(fast, plain, entry)
+
+    def int8(self, plain: Engine, samples: Samples | None, calibration: str | None) -> Engine:
+        from resfit.engines import int8
+
+        if calibration is None:
+            samples = cast(Samples, samples)
+            samples = samples() if callable(samples) else np.asarray(samples)
+            calibration = hashlib.sha256(np.ascontiguousarray(samples).data).hexdigest()
+        entry = self._entry("int8", calibration)
+        exact = None
+        if not entry.exists():
+            if self._module.QUANTIZER:
+                int8.check_installed()
+            if samples is None:
+                raise ArgumentError(f"no int8 network is kept under calibration={calibration!r}. Pass samples= too.")
+            exact = self.float32(plain)
+            if exact is plain:  # what disagrees in float32 is no base for int8
+                return plain
+            calibrating, checking = int8.split(samples() if callable(samples) else samples)
+            expected = exact.run(checking)
+
+        def write(folder: Path) -> dict[str, Any]:
+            lowest = -1.0
+            for careful in (False, True):
+                for stale in folder.iterdir():
+                    stale.unlink()
+                self._quantize(folder, calibrating, careful)
+                made = self._class(folder, precision="int8", threads=self._threads)
+                lowest = agreement(made.run(checking), expected)
+                if lowest >= int8.AGREEMENT:
+                    break
+            return {"agreement": lowest, "agreement_images": len(checking), "careful": careful}
+
+        fast = self._open(entry, "int8", write)
+        found = entry.facts().get("agreement", -1.0)
+        if found >= int8.AGREEMENT:
+            return fast
+        warnings.warn(
+            f"int8 must agree with float32 on this network (cosine at least {int8.AGREEMENT}). "
+            f"Received: {found:.4f}. Going on in float32.",
+            stacklevel=4,
+        )
+        return exact or self.float32(plain)
+
+    def _quantize(self, folder: Path, samples: np.ndarray, careful: bool) -> None:
+        if self._module.QUANTIZER:
+            self._module.quantize(self._entry("float32", None).folder, folder, samples, careful=careful)
+        else:
+            self._module.convert(self._model, folder, samples)
+
+    def _entry(self, precision: str, calibration: str | None) -> compiled.Entry:
+        return entry_of(self._model, self._name, precision, calibration, self._fingerprint, self._cache)
+
+    def _open(self, entry: compiled.Entry, precision: str, write: Callable[[Path], dict[str, Any]]) -> Any:
+        try:
+            entry.make(write)
+        except OSError as error:  # no room for it in the cache: it lives in memory alone
+            if precision != "float32":
+                raise
+            warnings.warn(f"the converted network cannot be kept ({error}).", stacklevel=5)
+            with tempfile.TemporaryDirectory(prefix="resfit-") as folder:
+                write(Path(folder))
+                return self._class(Path(folder), precision=precision, threads=self._threads)
+        try:
+            fast = self._class(entry.folder, precision=precision, threads=self._threads)
+        except Exception:  # damaged: make it again
+            entry.remove()
+            entry.make(write)
+            fast = self._class(entry.folder, precision=precision, threads=self._threads)
+        entry.used()
+        return fast
+
+
+def entry_of(
+    model: keras.Model,
+    name: str,
+    precision: str = "float32",
+    calibration: str | None = None,
+    digest: str | None = None,
+    cache: Path | None = None,
+) -> compiled.Entry:
+    """Returns the place of a converted network in the cache.
+
+    Args:
+        model: The network.
+        name: The engine.
+        precision: ``"float32"`` or ``"int8"``.
+        calibration: Name of what int8 was calibrated on.
+        digest: The network's :func:`fingerprint`, if it is known already.
+        cache: As :func:`create` takes it.
+    """
+    module = importlib.import_module(f"resfit.engines.{name}")
+    description = {
+        "engine": name,
+        "precision": precision,
+        "network": digest or fingerprint(model),
+        "name": model.name,
+        "input": list(model.inputs[0].shape),
+        "calibration": calibration,
+    }
+    packages = module.PACKAGES + (module.QUANTIZER if precision == "int8" else ())
+    return compiled.entry(description, packages, cache)
+
+
+def is_quantized(
+    model: keras.Model, name: str, calibration: str, *, until: str | None = None, cache: Path | None = None
+) -> bool:
+    """Says whether the cache holds an int8 network that :func:`create` would take without samples.
+
+    Args:
+        model: The network.
+        name: The engine; ``"auto"`` is OpenVINO.
+        calibration: As :func:`create` takes it.
+        until: As :func:`create` takes it.
+        cache: As :func:`create` takes it.
+    """
+    name = "openvino" if name == "auto" else name
+    if name not in _RUNTIMES:
+        return False
+    return entry_of(cut(model, until), name, "int8", calibration, cache=cache).exists()
+
+
+class _Checked:
+    """An engine that proves itself against Keras on its first batch, once for all programs to come."""
+
+    def __init__(self, fast: Engine, plain: Engine, entry: compiled.Entry | None = None):
         self._fast = fast
         self._plain = plain
+        self._entry = entry
         self._checked = False
 
     @property
@@ -162,47 +394,92 @@ class _Checked:
         rows = self._fast.run(images)
         if not self._checked and len(rows):
             self._checked = True
-            expected = self._plain.run(images[:_CHECKED_IMAGES])
+            expected = getattr(self._plain, "once", self._plain.run)(images[:_CHECKED_IMAGES])
             lowest = agreement(rows[:_CHECKED_IMAGES], expected)
+            if self._entry is not None:
+                self._entry.note(agreement=lowest, agreement_images=len(expected))
             if not lowest >= AGREEMENT:
-                warnings.warn(
-                    f"{self._fast.name} must agree with Keras on this network (cosine at least {AGREEMENT}). "
-                    f"Received: {lowest:.6f}. Going on with Keras.",
-                    stacklevel=2,
-                )
+                _warn_disagreement(self._fast.name, lowest)
                 self._fast = self._plain
                 rows = self._fast.run(images)
         return rows
+
+    def stream(self, batches: Iterable[tuple[_Tag, np.ndarray]]) -> Iterator[tuple[_Tag, np.ndarray]]:
+        coming = iter(batches)
+        for tag, images in itertools.islice(coming, 0 if self._checked else 1):
+            yield tag, self.run(images)
+        yield from stream(self._fast, coming)
+
+
+def _warn_disagreement(name: str, lowest: float) -> None:
+    warnings.warn(
+        f"{name} must agree with Keras on this network (cosine at least {AGREEMENT}). "
+        f"Received: {lowest:.6f}. Going on with Keras.",
+        stacklevel=3,
+    )
 
 
 def agreement(rows: np.ndarray, expected: np.ndarray) -> float:
     """Returns the smallest cosine between the rows of two arrays; 1.0 for two rows of zeros.
 
     Args:
-        rows: Array of shape ``(n, outputs)``.
+        rows: Array of shape ``(n, ...)``.
         expected: Array of the same shape.
+
+    Returns:
+        -1..1; -1 if a number is not finite.
     """
-    a, b = rows.astype(np.float64), expected.astype(np.float64)
+    a, b = (np.asarray(array, np.float64).reshape(len(array), -1) for array in (rows, expected))
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return -1.0
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     both_zero = ~a.any(axis=1) & ~b.any(axis=1)
     cosines = np.where(both_zero, 1.0, (a * b).sum(axis=1) / np.where(lengths > 0, lengths, 1.0))
     return float(cosines.min())
 
 
-def _openvino_pays(model: keras.Model, images: int | None) -> bool:
+def is_installed(name: str) -> bool:
+    """Says whether the packages of an engine are there.
+
+    Args:
+        name: An engine other than ``"auto"``.
+    """
+    modules = _RUNTIMES[name][0] if name in _RUNTIMES else ("keras",)
+    return all(importlib.util.find_spec(module) is not None for module in modules)
+
+
+def macs_per_image(model: keras.Model, size: tuple[int, int] | None = None) -> float | None:
+    """Returns the multiply-accumulates of the convolutions for one image; ``None`` for a network not of resfit's.
+
+    Args:
+        model: The network.
+        size: Height and width of the image in pixels; ``None`` takes the network's own.
+    """
+    from resfit.architecture import arithmetic
+
+    architecture = getattr(model, "architecture", None)
+    if architecture is None:
+        return None
+    height, width = model.inputs[0].shape[1:3]
+    contract = getattr(model, "input_spec", None)
+    own = (height, width) if height and width else getattr(contract, "size", architecture.input_size)
+    return float(arithmetic.count(architecture, input_size=size or own, include_top=False).macs)
+
+
+def _check_installed(name: str) -> None:
+    modules, source, _ = _RUNTIMES[name]
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise MissingDependencyError(f'engine="{name}" needs {" and ".join(missing)}. Install it: pip install {source}')
+
+
+def _openvino_pays(model: keras.Model, images: int | None, precision: str) -> bool:
     if importlib.util.find_spec("openvino") is None or _has_gpu():
         return False
-    macs = _macs_per_image(model)
-    if macs is None or images is None:
+    if precision == "int8" or images is None:
         return True
-    work = macs * images
-    if work < WORTH_LOADING:
-        return False
-    if work >= WORTH_CONVERTING:
-        return True
-    from resfit.engines.openvino import is_converted
-
-    return is_converted(model)
+    macs = macs_per_image(model)
+    return macs is None or macs * images >= WORTH_CONVERTING
 
 
 def _has_gpu() -> bool:
@@ -213,18 +490,6 @@ def _has_gpu() -> bool:
     import tensorflow as tf
 
     return bool(tf.config.list_physical_devices("GPU"))
-
-
-def _macs_per_image(model: keras.Model) -> float | None:
-    from resfit.architecture import arithmetic
-
-    architecture = getattr(model, "architecture", None)
-    if architecture is None:
-        return None
-    height, width = model.inputs[0].shape[1:3]
-    contract = getattr(model, "input_spec", None)
-    size = (height, width) if height and width else getattr(contract, "size", architecture.input_size)
-    return float(arithmetic.count(architecture, input_size=size).macs)
 
 
 def _number_names(value: Any, names: dict[str, str]) -> None:

@@ -22,11 +22,21 @@ class KerasEngine:
     precision = "float32"
 
     def __init__(self, model: keras.Model):
-        self._call = _compiled(model)
+        self._model = model
+        self._call: Callable[[np.ndarray], Any] | None = None
 
     def run(self, images: Any) -> np.ndarray:
         """Runs one batch of shape ``(batch, height, width, channels)``; see :class:`resfit.engines.Engine`."""
+        if self._call is None:
+            self._call = _compiled(self._model)
         return np.array(self._call(np.asarray(images, np.float32)), np.float32)
+
+    def once(self, images: Any) -> np.ndarray:
+        """Runs one batch without compiling anything first, which pays if it stays the only one."""
+        import keras
+
+        result = self._model(keras.ops.convert_to_tensor(np.asarray(images, np.float32)), training=False)
+        return np.array(keras.ops.convert_to_numpy(result), np.float32)
 
 
 def _compiled(model: keras.Model) -> Callable[[np.ndarray], Any]:

@@ -1,100 +1,212 @@
-"""The fast engine on a CPU: the network converted for OpenVINO, in float32.
+"""OpenVINO: the fast engine on a CPU, in float32 or int8.
 
-The converted network is kept in the cache under the fingerprint of the Keras model, because the conversion costs
-seconds.
+A batch is cut into pieces of a few images that run side by side, a thread each: on two cores that is as fast as one
+piece on both in float32, and 1.6 times as fast in int8, and a thread that has to wait for a decoder holds nobody up.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
+import functools
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from resfit import engines
-from resfit.cache import cache_root, locked
+from resfit.engines.lowering import Unsupported
 
 if TYPE_CHECKING:
     import keras
 
-_FORMAT = 1
+PACKAGES = ("openvino",)
+#: Packages that decide how int8 comes out.
+QUANTIZER = ("nncf",)
+
+_FILE = "network.xml"
+# pixels of a piece: four images of 224x224; larger pieces fall out of the core's cache
+_PIECE = 4 * 224 * 224
+_MOST_IN_PIECE = 64
+
+_Tag = TypeVar("_Tag")
+
+
+def convert(model: keras.Model, folder: Path) -> dict[str, Any]:
+    """Writes a Keras model as an OpenVINO model.
+
+    Args:
+        model: With one input and one output.
+        folder: An empty folder.
+
+    Returns:
+        How it was converted.
+
+    Raises:
+        RuntimeError: OpenVINO cannot convert it.
+    """
+    network, way = _converted(model)
+    _save(network, folder)
+    return {"conversion": way}
+
+
+def quantize(source: Path, folder: Path, samples: np.ndarray, *, careful: bool) -> None:
+    """Writes an int8 version of a converted network, calibrated by NNCF.
+
+    Args:
+        source: Folder that :func:`convert` wrote.
+        folder: An empty folder.
+        samples: Images ``(n, height, width, channels)``, RGB 0..255, to calibrate on.
+        careful: Whether biases are corrected too, which takes about twice as long.
+
+    Raises:
+        MissingDependencyError: NNCF is not installed.
+    """
+    import openvino
+
+    from resfit.engines import int8
+
+    network = openvino.Core().read_model(source / _FILE)
+    _save(int8.quantized(network, samples, careful=careful), folder)
+
+
+def _save(network: Any, folder: Path) -> None:
+    import openvino
+
+    openvino.save_model(network, folder / _FILE, compress_to_fp16=False)
+
+
+def _converted(model: keras.Model) -> tuple[Any, str]:
+    from resfit.engines import openvino_graph
+
+    try:
+        return openvino_graph.build(model), "layers"
+    except Unsupported as reason:
+        return _traced(model), f"traced ({reason})"
+
+
+def _traced(model: keras.Model) -> Any:
+    """Converts through TensorFlow's graph, which knows every layer and takes some ten times as long."""
+    import keras
+    import openvino
+
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError("layers that resfit does not translate itself need Keras on TensorFlow")
+    import tensorflow as tf
+
+    signature = [tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32, name="images")]
+    return openvino.convert_model(tf.function(lambda images: model(images, training=False), input_signature=signature))
 
 
 class OpenVinoEngine:
-    """Runs a Keras model (TensorFlow backend) through OpenVINO on the CPU.
+    """Runs a network that :func:`convert` or :func:`quantize` wrote. Several threads may use it.
 
     Args:
-        model: A network with one input and one output; a height and width that it fixes are fixed here too.
+        folder: Where it stands.
+        precision: ``"float32"`` or ``"int8"``, as it was written.
         threads: Number of threads; ``None`` is one a core.
-        cache: Folder for converted networks; ``None`` is resfit's own.
 
     Raises:
-        RuntimeError: OpenVINO cannot convert the network.
+        RuntimeError: The files are damaged.
     """
 
     name = "openvino"
-    precision = "float32"
 
-    def __init__(self, model: keras.Model, *, threads: int | None = None, cache: Path | None = None):
+    def __init__(self, folder: Path, *, precision: str = "float32", threads: int | None = None):
         import openvino
 
-        folder = cache or cache_root() / "openvino"
-        path = _converted_path(model, folder)
-        core = openvino.Core()
-        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-        if threads:
-            config["INFERENCE_NUM_THREADS"] = threads
-        with locked(folder / "lock"):
-            if not path.exists():
-                _convert(model, path)
-            try:
-                network = core.read_model(path)
-            except RuntimeError:  # damaged: make it again
-                _convert(model, path)
-                network = core.read_model(path)
-        self._compiled = core.compile_model(network, "CPU", config)
+        self.precision = precision
+        self._core = openvino.Core()
+        self._network = self._core.read_model(folder / _FILE)
+        self._threads = {"INFERENCE_NUM_THREADS": threads} if threads else {}
+        self._compiled = self._compile("THROUGHPUT")
+        self._streams = max(1, int(self._compiled.get_property("NUM_STREAMS")))
+        self._pool = _Requests(self._compiled, 2 * self._streams)
+        self._lock = threading.Lock()
 
     def run(self, images: Any) -> np.ndarray:
         """Runs one batch of shape ``(batch, height, width, channels)``; see :class:`resfit.engines.Engine`."""
-        batch = np.ascontiguousarray(images, np.float32)
-        return np.array(self._compiled(batch)[0], np.float32)
+        images = np.asarray(images)
+        if 0 < len(images) < self._streams:  # all threads on the few
+            return np.array(self._quick(np.ascontiguousarray(images, np.float32))[0], np.float32)
+        with self._lock:
+            return self._pool.submit(images, self._piece(images)).rows()
+
+    def stream(self, batches: Iterable[tuple[_Tag, np.ndarray]]) -> Iterator[tuple[_Tag, np.ndarray]]:
+        """Runs batches as they come, in order; see :func:`resfit.engines.stream`."""
+        pool = _Requests(self._compiled, 2 * self._streams)
+        pending: deque[tuple[_Tag, _Job]] = deque()
+        for tag, images in batches:
+            pending.append((tag, pool.submit(images, self._piece(images))))
+            # what is submitted keeps the threads busy while the next batch is fetched and the last one is used
+            while len(pending) > 1:
+                first, job = pending.popleft()
+                yield first, job.rows()
+        for tag, job in pending:
+            yield tag, job.rows()
+
+    @functools.cached_property
+    def _quick(self) -> Any:
+        """The network for less than a stream each: compiled when it is first needed."""
+        return self._compile("LATENCY")
+
+    def _compile(self, hint: str) -> Any:
+        config = {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": "f32", **self._threads}
+        return self._core.compile_model(self._network, "CPU", config)
+
+    def _piece(self, images: np.ndarray) -> int:
+        fits = min(_MOST_IN_PIECE, max(1, _PIECE // max(1, images.shape[1] * images.shape[2])))
+        return max(1, min(fits, -(-len(images) // self._streams)))
 
 
-def is_converted(model: keras.Model, cache: Path | None = None) -> bool:
-    """Says whether the cache holds the network already.
+class _Job:
+    """A batch under way. Pieces that are done are taken over as their requests are needed again."""
 
-    Args:
-        model: The Keras model.
-        cache: Folder for converted networks; ``None`` is resfit's own.
-    """
-    return _converted_path(model, cache or cache_root() / "openvino").exists()
+    def __init__(self) -> None:
+        self.parts: list[np.ndarray | None] = []
+        self.waiting: deque[_Request] = deque()
 
-
-def _converted_path(model: keras.Model, folder: Path) -> Path:
-    import openvino
-
-    shape = tuple(model.inputs[0].shape)
-    text = f"{_FORMAT} {engines.fingerprint(model)} {shape} {openvino.__version__}"
-    return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.xml"
+    def rows(self) -> np.ndarray:
+        while self.waiting:
+            self.waiting[0].finish()
+        return np.concatenate([part for part in self.parts if part is not None])
 
 
-def _convert(model: keras.Model, path: Path) -> None:
-    import openvino
-    import tensorflow as tf
+class _Request:
+    """One inference request, and whose piece it works on."""
 
-    shape = (None, *model.inputs[0].shape[1:])
-    signature = [tf.TensorSpec(shape, tf.float32, name="images")]
-    function = tf.function(lambda images: model(images, training=False), input_signature=signature)
-    network = openvino.convert_model(function)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.xml")
-    try:
-        openvino.save_model(network, temporary, compress_to_fp16=False)
-        # the weights first: the .xml is what is looked for
-        os.replace(temporary.with_suffix(".bin"), path.with_suffix(".bin"))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-        temporary.with_suffix(".bin").unlink(missing_ok=True)
+    def __init__(self, compiled: Any):
+        self._request = compiled.create_infer_request()
+        self._job: _Job | None = None
+        self._place = 0
+        self._images: np.ndarray | None = None  # kept alive while it is read
+
+    def start(self, job: _Job, images: np.ndarray) -> None:
+        self.finish()
+        self._job, self._place = job, len(job.parts)
+        self._images = np.ascontiguousarray(images, np.float32)
+        job.parts.append(None)
+        job.waiting.append(self)
+        self._request.start_async({0: self._images}, share_inputs=True)
+
+    def finish(self) -> None:
+        job, self._job = self._job, None
+        if job is not None:
+            job.waiting.remove(self)
+            self._request.wait()
+            job.parts[self._place] = np.array(self._request.get_output_tensor(0).data, np.float32)
+
+
+class _Requests:
+    """Requests that are used in turn; the next one waits for its last piece."""
+
+    def __init__(self, compiled: Any, count: int):
+        self._requests = [_Request(compiled) for _ in range(count)]
+        self._next = 0
+
+    def submit(self, images: np.ndarray, piece: int) -> _Job:
+        job = _Job()
+        for start in range(0, max(1, len(images)), piece):
+            self._requests[self._next].start(job, images[start : start + piece])
+            self._next = (self._next + 1) % len(self._requests)
+        return job

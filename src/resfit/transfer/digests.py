@@ -18,9 +18,10 @@ _CHUNK = 1 << 20
 _BATCH = 2000
 #: A file that changed so shortly before it was read might change again without its times showing it.
 _UNCERTAIN_NS = 50_000_000
+_SECONDS_UNWRITTEN = 2.0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class FileDigest:
     """What is known of one file.
 
@@ -62,39 +63,47 @@ def digest_files(
         One entry a path, in order. A file that cannot be read has a reason in place of a digest.
     """
     results: list[FileDigest] = []
-    with _Memory(memory) as known, concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with DigestMemory(memory) as known, concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for start in range(0, len(paths), _BATCH):
-            batch = [Path(os.path.abspath(path)) for path in paths[start : start + _BATCH]]
-            remembered = known.get(batch)
-            fresh = pool.map(_digest_file, batch, remembered)
-            found = [old if new is None else new for old, new in zip(remembered, fresh, strict=True)]
-            now = time.time_ns()
-            known.put(
-                (path, entry)
-                for path, entry, old in zip(batch, found, remembered, strict=True)
-                if entry is not None and entry is not old and not entry.reason and _is_settled(entry, now)
-            )
-            results.extend(entry for entry in found if entry is not None)
+            batch = paths[start : start + _BATCH]
+            remembered = known.recall(batch)
+            fresh = pool.map(_digest_unless_known, batch, remembered)
+            for path, old, entry in zip(batch, remembered, fresh, strict=True):
+                if entry is not old:
+                    known.note(path, entry)
+                results.append(entry)
             if progress:
                 progress(len(results))
     return results
 
 
-def _digest_file(path: Path, remembered: FileDigest | None) -> FileDigest | None:
-    """Returns what is new about a file; nothing if what is remembered still holds."""
+def digest_bytes(data: bytes, state: str) -> FileDigest:
+    """Returns the digest of a file that has been read.
+
+    Args:
+        data: All of its bytes.
+        state: What :func:`file_state` said before it was read.
+    """
+    return FileDigest(hashlib.sha256(data).digest(), state)
+
+
+def _digest_unless_known(path: Path, known: FileDigest | None) -> FileDigest:
+    if known is not None:
+        return known
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
-            return FileDigest(b"", "", "not a regular file")
         state = file_state(path)
-        if remembered is not None and remembered.state == state:
-            return None
         digest = hashlib.sha256()
         with open(path, "rb") as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
         return FileDigest(digest.digest(), state)
     except OSError as error:
-        return FileDigest(b"", "", f"cannot be read: {error.strerror or error}")
+        return unreadable(error)
+
+
+def unreadable(error: OSError) -> FileDigest:
+    """Returns what is known of a file that cannot be read."""
+    return FileDigest(b"", "", f"cannot be read: {error.strerror or error}")
 
 
 def _is_settled(entry: FileDigest, now: int) -> bool:
@@ -102,42 +111,87 @@ def _is_settled(entry: FileDigest, now: int) -> bool:
     return now - max(int(modified), int(changed)) > _UNCERTAIN_NS
 
 
-class _Memory:
-    """A table path -> digest on disk. Whatever is wrong with it, the digests are still right: it only saves reading."""
+class DigestMemory:
+    """A table path -> digest on disk. Whatever is wrong with it, the digests are still right: it only saves reading.
+
+    Args:
+        path: The file; ``None`` remembers nothing.
+    """
 
     def __init__(self, path: Path | None):
         self._path = path
         self._table: sqlite3.Connection | None = None
+        self._noted: list[tuple[bytes, bytes, str]] = []
+        self._written = time.monotonic()
 
-    def __enter__(self) -> _Memory:
+    def __enter__(self) -> DigestMemory:
+        """Opens the table."""
         if self._path is not None:
             self._table = self._open(self._path)
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Writes what was noted."""
+        self.flush()
         if self._table is not None:
             self._table.close()
 
-    def get(self, paths: Sequence[Path]) -> list[FileDigest | None]:
+    def recall(self, paths: Sequence[Path]) -> list[FileDigest | None]:
+        """Returns what is known of files without reading them: looks at their size and times only.
+
+        Args:
+            paths: The files.
+
+        Returns:
+            For each file its digest, or the reason why it cannot be read; ``None`` where it must be read.
+        """
+        found: list[FileDigest | None] = []
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            for start in range(0, len(paths), _BATCH):  # the pool holds something for each file it is given
+                some = paths[start : start + _BATCH]
+                states = pool.map(_state_or_reason, some)
+                for state, old in zip(states, self._get(some), strict=True):
+                    known = old if old is not None and old.state == state else None
+                    found.append(state if isinstance(state, FileDigest) else known)
+        return found
+
+    def note(self, path: Path, entry: FileDigest) -> None:
+        """Remembers a file that was read just now.
+
+        Args:
+            path: The file.
+            entry: Its digest; one with a reason, or of a file that changed a moment ago, is not remembered.
+        """
+        if self._table is None or entry.reason or not _is_settled(entry, time.time_ns()):
+            return
+        self._noted.append((_key(path), entry.digest, entry.state))
+        # a commit for each would cost more than reading the file again
+        if len(self._noted) >= _BATCH or time.monotonic() - self._written > _SECONDS_UNWRITTEN:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what was noted."""
+        self._written = time.monotonic()
+        rows, self._noted = self._noted, []
+        if self._table is None or not rows:
+            return
+        with self._forgiving(), self._table:
+            self._table.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", rows)
+
+    def _get(self, paths: Sequence[Path]) -> list[FileDigest | None]:
         if self._table is None:
             return [None] * len(paths)
         found: dict[bytes, FileDigest] = {}
-        keys = [os.fsencode(path) for path in paths]
+        keys = [_key(path) for path in paths]
         with self._forgiving():
             for start in range(0, len(keys), 500):
                 some = keys[start : start + 500]
                 marks = ",".join("?" * len(some))
                 query = f"SELECT path, digest, state FROM files WHERE path IN ({marks})"
                 for path, digest, state in self._table.execute(query, some):
-                    found[path] = FileDigest(digest, state)
+                    if isinstance(digest, bytes) and len(digest) == 32:
+                        found[path] = FileDigest(digest, state)
         return [found.get(key) for key in keys]
-
-    def put(self, entries: Iterator[tuple[Path, FileDigest]]) -> None:
-        rows = [(os.fsencode(path), entry.digest, entry.state) for path, entry in entries]
-        if self._table is None or not rows:
-            return
-        with self._forgiving(), self._table:
-            self._table.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", rows)
 
     @contextlib.contextmanager
     def _forgiving(self) -> Iterator[None]:
@@ -168,3 +222,16 @@ class _Memory:
                     with contextlib.suppress(OSError):
                         path.unlink()
         return None
+
+
+def _key(path: Path) -> bytes:
+    return os.fsencode(os.path.abspath(path))
+
+
+def _state_or_reason(path: Path) -> str | FileDigest:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+            return FileDigest(b"", "", "not a regular file")
+        return file_state(path)
+    except OSError as error:
+        return unreadable(error)

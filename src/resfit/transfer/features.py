@@ -1,14 +1,18 @@
-"""Features of images: each is decoded once and goes through the frozen network once, however often it is asked for."""
+"""Features of images: each is read, decoded and sent through the frozen network once, however often it is asked for."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
+import math
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,9 +20,12 @@ from resfit import engines
 from resfit.cache import cache_root
 from resfit.data import decode
 from resfit.data.image_set import ImageSet, Skipped
-from resfit.errors import ArgumentError, DataError
-from resfit.transfer.digests import FileDigest, digest_files, file_state
-from resfit.transfer.store import FeatureStore, StoreKey
+from resfit.data.views import Views, plain
+from resfit.engines import int8
+from resfit.errors import ArgumentError, DataError, ImageError
+from resfit.files import write_json
+from resfit.transfer.digests import DigestMemory, FileDigest, digest_bytes, digest_files, file_state, unreadable
+from resfit.transfer.store import FeatureStore, StoreKey, check_dtype
 
 if TYPE_CHECKING:
     import keras
@@ -29,7 +36,9 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 
 # of the rows; raised whenever the same file is decoded to other pixels
-_FORMAT = 2
+_FORMAT = 3
+#: Share of the images that int8 was calibrated on that must be among those asked for, to use it again.
+_SAME_IMAGES = 0.5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,13 +46,16 @@ class Features:
     """One row of numbers for each image that could be used.
 
     Attributes:
-        rows: Float32 array of shape ``(n, features)``, on disk where it is cached.
+        rows: Array of shape ``(n, features)``, or ``(n, height, width, channels)`` of feature maps; float32 or
+            float16, on disk where it is cached.
         indices: For each row the position of its image among those that were asked for, ascending.
         digests: For each row the SHA-256 of the image's bytes, in hexadecimal digits.
         skipped: Images without a row, with the reason.
         computed: Number of images that went through the network now.
         reused: Number of different images whose rows were there already.
         engine: What computed them; ``"cache"`` if nothing had to be.
+        precision: Number format of the arithmetic: ``"float32"`` or ``"int8"``.
+        views: For each augmented view that was asked for, its rows, as ``rows``.
     """
 
     rows: np.ndarray
@@ -53,6 +65,8 @@ class Features:
     computed: int
     reused: int
     engine: str
+    precision: str = "float32"
+    views: tuple[np.ndarray, ...] = ()
 
 
 def extract(
@@ -64,12 +78,18 @@ def extract(
     cache: bool | str | Path = True,
     batch_size: int | None = None,
     progress: Progress | None = None,
+    until: str | None = None,
+    feature_maps: bool = False,
+    precision: str = "float32",
+    dtype: str = "float32",
+    views: Views | None = None,
+    threads: int | None = None,
 ) -> Features:
     """Runs images through a network, except those whose row is on disk already.
 
-    The rows are kept under the content of the image (SHA-256 of the file) and of the network (its layers, weights and
-    input contract). A file whose size and times have not changed is not even read again. A kill at any moment loses at
-    most one batch.
+    The rows are kept under the content of the image (SHA-256 of the file), of the network (its layers, weights and
+    input contract), the precision and the view. A file whose size and times have not changed is not even read again;
+    another is read once. A kill at any moment loses at most two batches.
 
     Args:
         model: A network with one input ``(batch, height, width, 3)``, RGB 0..255, and one output
@@ -80,9 +100,18 @@ def extract(
         cache: ``True`` for resfit's own cache folder, ``False`` for none, or a folder.
         batch_size: Images in one pass; ``None`` chooses by their size.
         progress: Called as images get done.
+        until: Where to stop in the network, as :func:`resfit.engines.create` takes it.
+        feature_maps: Whether rows may be other than vectors.
+        precision: As :func:`resfit.engines.create` takes it. int8 is calibrated on some of the images; where most of
+            those it was once calibrated on are still among the images, that network is used again.
+        dtype: How rows are kept, ``"float32"`` or ``"float16"``.
+        views: Augmented views to compute as well, in the same pass over the files.
+        threads: As :func:`resfit.engines.create` takes it; decoding takes as many more.
 
     Raises:
-        ArgumentError: The model does not give one vector for each image, or has no input contract.
+        ArgumentError: The model does not give one vector for each image, has no input contract, or an argument is
+            outside its choices.
+        DataError: The network gives infinite or undefined features.
         OSError: The cache cannot be written.
 
     Example:
@@ -92,47 +121,91 @@ def extract(
     """
     files = [Path(path) for path in (images.paths if isinstance(images, ImageSet) else images)]
     engines.check_name(engine)
+    engines.check_precision(precision)
+    check_dtype(dtype)
     contract = _contract(model, input_spec)
-    if len(model.outputs) != 1 or len(model.outputs[0].shape) != 2:
-        raise ArgumentError(
-            "the network must give one vector an image; load it with include_top=False, pooling='avg'. "
-            f"Received: output shapes {[tuple(output.shape) for output in model.outputs]}."
-        )
+    model = engines.cut(model, until)
+    shape = _row_shape(model, contract, feature_maps)
     if batch_size is not None and batch_size < 1:
         raise ArgumentError(f"batch_size must be at least 1. Received: {batch_size}.")
-    width = int(model.outputs[0].shape[-1])
+    job = _Job(
+        model=model,
+        files=files,
+        contract=contract,
+        shape=shape,
+        engine=engine,
+        precision=precision,
+        dtype=dtype,
+        views=views,
+        threads=threads,
+        batch_size=batch_size or default_batch_size(contract.size),
+        progress=progress,
+    )
     if cache is False:
         with tempfile.TemporaryDirectory(prefix="resfit-", ignore_cleanup_errors=True) as folder:
-            return _extract(model, files, contract, width, engine, Path(folder), None, batch_size, progress)
+            return _extract(job, Path(folder), None)
     root = cache_root() if cache is True else Path(cache)
-    memory = root / "digests.sqlite"
-    return _extract(model, files, contract, width, engine, root / "features", memory, batch_size, progress)
+    return _extract(job, root, root / "digests.sqlite")
 
 
-def store_key(model: keras.Model, input_spec: InputSpec, precision: str = "float32") -> StoreKey:
+def store_key(
+    model: keras.Model, input_spec: InputSpec, precision: str = "float32", view: dict[str, Any] | None = None
+) -> StoreKey:
     """Returns what decides whether two features are the same but for the image.
 
     Args:
         model: The network.
         input_spec: How images become its input.
-        precision: Number format of the engine's arithmetic.
+        precision: Number format of the engine's arithmetic; for int8 with its calibration.
+        view: The augmented view, as :meth:`resfit.data.views.Views.describe` gives it; ``None`` is the image as it is.
     """
-    description: dict[str, object] = {
-        "format": _FORMAT,
-        "network": engines.fingerprint(model),
-        "name": model.name,
-        "input": input_spec.to_dict(),
-        "precision": precision,
-        "tap": "features",
-    }
-    decisive = {key: value for key, value in description.items() if key != "name"}
-    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-    return StoreKey(digest, description)
+    return _keys(model, input_spec, precision, [view])[0]
 
 
 def default_batch_size(size: tuple[int, int]) -> int:
     """Returns how many images of this height and width go through the network at once."""
     return int(np.clip(32 * 224 * 224 // (size[0] * size[1]), 1, 128))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Job:
+    """What :func:`extract` was asked for."""
+
+    model: Any
+    files: list[Path]
+    contract: InputSpec
+    shape: tuple[int, ...]
+    engine: str | engines.Engine
+    precision: str
+    dtype: str
+    views: Views | None
+    threads: int | None
+    batch_size: int
+    progress: Progress | None
+
+    def report(self, what: str, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(what, done, total)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Calibration:
+    """The int8 network for some images: under which name it is kept, and on which it is or will be calibrated."""
+
+    name: str
+    paths: list[Path]
+    record: Path | None
+    digests: list[str]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Decoded:
+    """What came of reading one file: for each missing view its pixels, or why there are none."""
+
+    position: int
+    entry: FileDigest
+    pixels: dict[int, np.ndarray]
+    reason: str = ""
 
 
 def _contract(model: keras.Model, input_spec: InputSpec | None) -> InputSpec:
@@ -144,99 +217,337 @@ def _contract(model: keras.Model, input_spec: InputSpec | None) -> InputSpec:
     return contract
 
 
-def _extract(
-    model: keras.Model,
-    files: list[Path],
-    contract: InputSpec,
-    width: int,
-    engine: str | engines.Engine,
-    folder: Path,
-    memory: Path | None,
-    batch_size: int | None,
-    progress: Progress | None,
-) -> Features:
-    total = len(files)
-    reading = None if progress is None else (lambda done: progress("reading", done, total))
-    known = digest_files(files, memory, progress=reading)
-    reasons = {position: entry.reason for position, entry in enumerate(known) if entry.reason}
+def _row_shape(model: keras.Model, contract: InputSpec, feature_maps: bool) -> tuple[int, ...]:
+    """Returns the shape of one image's output."""
+    shapes = [tuple(output.shape) for output in model.outputs]
+    if len(shapes) != 1 or (len(shapes[0]) != 2 and not feature_maps):
+        raise ArgumentError(
+            "the network must give one vector an image; load it with include_top=False, pooling='avg'. "
+            f"Received: output shapes {shapes}."
+        )
+    shape = shapes[0][1:]
+    if None in shape:
+        shape = tuple(model.compute_output_shape((1, *contract.size, contract.channels)))[1:]
+    if None in shape:
+        raise ArgumentError(f"the shape of the features must be known. Received: {shape}.")
+    return tuple(int(side) for side in shape)
 
-    precision = "float32" if isinstance(engine, str) else engine.precision
-    store = FeatureStore(folder, store_key(model, contract, precision), width)
-    present = {entry.digest for entry in known if not entry.reason and entry.digest in store}
-    store.drop_damaged(list(present))
-    firsts: dict[bytes, int] = {}  # of each image that is missing, its first file
-    for position, entry in enumerate(known):
-        if not entry.reason and entry.digest not in store:
-            firsts.setdefault(entry.digest, position)
-    missing = list(firsts.values())
-    failed: dict[bytes, str] = {}
-    name = "cache"
-    if missing:
-        running = engines.create(model, engine, images=len(missing))
-        size = batch_size or default_batch_size(contract.size)
-        failed = _compute(running, store, files, known, missing, contract, size, progress)
-        name = running.name
-    if progress is not None and not missing:
-        progress("network", total, total)
 
-    for position, entry in enumerate(known):
-        if entry.digest in failed:
-            reasons[position] = failed[entry.digest]
+def _keys(
+    model: keras.Model, contract: InputSpec, precision: str, views: Iterable[dict[str, Any] | None]
+) -> list[StoreKey]:
+    decisive = {
+        "format": _FORMAT,
+        "network": engines.fingerprint(model),
+        "input": contract.to_dict(),
+        "precision": precision,
+    }
+    keys = []
+    for view in views:
+        whole = {**decisive, "view": view}
+        digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+        keys.append(StoreKey(digest, {**whole, "name": model.name, "output": model.layers[-1].name}))
+    return keys
+
+
+def _extract(job: _Job, root: Path, memory: Path | None) -> Features:
+    total = len(job.files)
+    with DigestMemory(memory) as digests:
+        known = digests.recall(job.files)
+        job.report("reading", total, total)
+        running, precision = _prepared_engine(job, known, root, memory)
+        stores = _open_stores(job, root, precision)
+        present: set[bytes] = set()
+        for store in stores:
+            there = _present(store, known)
+            store.drop_damaged(list(there))
+            present |= there
+        filled = _Filling(job, stores, digests, known, running)
+        filled.run()
+
+    reasons = {position: entry.reason for position, entry in enumerate(filled.known) if entry and entry.reason}
+    for position, entry in enumerate(filled.known):
+        if entry is not None and entry.digest in filled.failed:
+            reasons[position] = filled.failed[entry.digest]
     kept = [position for position in range(total) if position not in reasons]
-    digests = [known[position].digest for position in kept]
+    found = [entry.digest for position in kept if (entry := filled.known[position]) is not None]
+    shape = (len(kept), *job.shape)
+    rows = [store.rows(found).reshape(shape) for store in stores]
     return Features(
-        rows=store.rows(digests),
+        rows=rows[0],
         indices=np.asarray(kept, np.int64),
-        digests=tuple(digest.hex() for digest in digests),
-        skipped=tuple(Skipped(files[position], reasons[position]) for position in sorted(reasons)),
-        computed=len(missing) - len(failed),
-        reused=len({digest for digest in digests if digest not in firsts}),
-        engine=name,
+        digests=tuple(digest.hex() for digest in found),
+        skipped=tuple(Skipped(job.files[position], reasons[position]) for position in sorted(reasons)),
+        computed=len(filled.computed),
+        reused=len(set(found) - filled.computed),
+        engine=filled.engine_name,
+        precision=precision.split(":")[0],
+        views=tuple(rows[1:]),
     )
 
 
-def _compute(
-    running: engines.Engine,
-    store: FeatureStore,
-    files: list[Path],
-    known: list[FileDigest],
-    missing: list[int],
-    contract: InputSpec,
-    batch_size: int,
-    progress: Progress | None,
-) -> dict[bytes, str]:
-    """Fills the store with the missing images; returns the reasons of those that could not be decoded."""
-    failed: dict[bytes, str] = {}
-    done = 0
-    sources = [files[position] for position in missing]
-    for indices, images, failures in decode.decode_many(sources, contract, batch_size=batch_size):
-        for index, reason in failures:
-            failed[known[missing[index]].digest] = reason
-        digests = []
-        unchanged = []
-        for row, index in enumerate(indices):
-            position = missing[index]
-            if _has_changed(files[position], known[position]):
-                failed[known[position].digest] = "changed while it was read"
-            else:
-                unchanged.append(row)
-                digests.append(known[position].digest)
-        if digests:
-            rows = running.run(images if len(unchanged) == len(images) else images[unchanged])
-            if not np.isfinite(rows).all():
-                raise DataError(
-                    "the network gives infinite or undefined features on these images; its weights are damaged, or it "
-                    "expects another input."
+def _open_stores(job: _Job, root: Path, precision: str) -> list[FeatureStore]:
+    """Opens the store of the images as they are, and one for each view."""
+    views = [None, *(job.views.describe(number) for number in range(job.views.count))] if job.views else [None]
+    width = math.prod(job.shape)
+    keys = _keys(job.model, job.contract, f"{precision} {job.dtype}" if job.dtype != "float32" else precision, views)
+    return [FeatureStore(root / "features", key, width, job.dtype) for key in keys]
+
+
+def _present(store: FeatureStore, known: Sequence[FileDigest | None]) -> set[bytes]:
+    digests = [entry.digest for entry in known if entry is not None and not entry.reason]
+    return {digest for digest, position in zip(digests, store.find(digests), strict=True) if position >= 0}
+
+
+class _Filling:
+    """Fills the stores with the rows that are missing.
+
+    Attributes:
+        known: For each file its digest, or why it cannot be read.
+        failed: For the digest of each image that cannot be decoded, the reason.
+        computed: Digests of the images that went through the network.
+        engine_name: What ran it; ``"cache"`` if nothing had to.
+    """
+
+    def __init__(
+        self,
+        job: _Job,
+        stores: list[FeatureStore],
+        digests: DigestMemory,
+        known: list[FileDigest | None],
+        running: engines.Engine | None,
+    ):
+        self.known = list(known)
+        self.failed: dict[bytes, str] = {}
+        self.computed: set[bytes] = set()
+        self.engine_name = "cache"
+        self._job, self._stores, self._digests, self._running = job, stores, digests, running
+        self._claimed: set[bytes] = set()
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        """Reads, decodes and computes until every file has its rows or a reason."""
+        candidates = self._candidates()
+        if not candidates:
+            self._job.report("network", len(self._job.files), len(self._job.files))
+        while candidates:
+            self._claimed.clear()
+            self._pass(candidates)
+            # a file that changed meanwhile may have been the one that stood for its copies
+            candidates = self._candidates()
+
+    def _candidates(self) -> list[int]:
+        """Returns the files that must be read: their content is not known, or has no row; of copies the first."""
+        digests = [entry.digest if entry else b"\0" * 32 for entry in self.known if entry is None or entry.digest]
+        complete = np.ones(len(digests), bool)
+        for store in self._stores:
+            complete &= store.find(digests) >= 0
+        rows = iter(complete.tolist())
+        candidates, seen = [], set()
+        for position, entry in enumerate(self.known):
+            if entry is None:
+                next(rows)
+                candidates.append(position)
+            elif entry.digest and not next(rows) and entry.digest not in self.failed and entry.digest not in seen:
+                seen.add(entry.digest)
+                candidates.append(position)
+        return candidates
+
+    def _pass(self, candidates: list[int]) -> None:
+        total, size = len(candidates), self._job.batch_size
+        decoded = decode.in_order(self._read, candidates, workers=self._job.threads, ahead=3 * size)
+        done = 0
+        with contextlib.closing(decoded):
+            batches = self._batches(decoded)
+            first = next(batches, None)  # the decoders are at work from here on, while the engine is made
+            if first is None:
+                self._job.report("network", total, total)
+                return
+            if self._running is None:
+                self._running = engines.create(
+                    self._job.model, self._job.engine, images=total, threads=self._job.threads
                 )
-            store.append(digests, rows)
-        done += len(indices) + len(failures)
-        if progress is not None:
-            progress("network", done, len(missing))
-    return failed
+            self.engine_name = self._running.name
+            for (owners, done), rows in engines.stream(self._running, itertools.chain([first], batches)):
+                self._keep(owners, rows)
+                self.engine_name = self._running.name  # it may have been given up
+                self._job.report("network", done, total)
+            if done < total:
+                self._job.report("network", total, total)
+
+    def _batches(self, decoded: Iterator[_Decoded]) -> Iterator[tuple[tuple[list[tuple[int, bytes]], int], np.ndarray]]:
+        """Yields batches of pixels with whose they are (store and digest), and how many files are done by then."""
+        owners: list[tuple[int, bytes]] = []
+        pixels: list[np.ndarray] = []
+        done = 0
+        for item in decoded:
+            done += 1
+            self._note(item)
+            for view, array in item.pixels.items():
+                owners.append((view, item.entry.digest))
+                pixels.append(array)
+            while len(pixels) >= self._job.batch_size:
+                some = self._job.batch_size
+                yield (owners[:some], done), np.stack(pixels[:some])
+                del owners[:some], pixels[:some]
+        if pixels:
+            yield (owners, done), np.stack(pixels)
+
+    def _note(self, item: _Decoded) -> None:
+        self.known[item.position] = item.entry
+        self._digests.note(self._job.files[item.position], item.entry)
+        if item.reason:
+            self.failed[item.entry.digest] = item.reason
+
+    def _keep(self, owners: list[tuple[int, bytes]], rows: np.ndarray) -> None:
+        if not np.isfinite(rows).all():
+            raise DataError(
+                "the network gives infinite or undefined features on these images; its weights are damaged, or it "
+                "expects another input."
+            )
+        rows = rows.reshape(len(rows), -1)
+        for number, store in enumerate(self._stores):
+            mine = [place for place, (view, _) in enumerate(owners) if view == number]
+            if mine:
+                store.append([owners[place][1] for place in mine], rows if len(mine) == len(rows) else rows[mine])
+        self.computed.update(digest for _, digest in owners)
+
+    def _read(self, position: int) -> _Decoded:
+        """Reads a file once: its digest and, if rows are missing, its pixels. Runs in the decoders' threads."""
+        path = self._job.files[position]
+        try:
+            state = file_state(path)
+            data = decode.read_file(path)
+        except OSError as error:
+            return _Decoded(position, unreadable(error), {})
+        except ImageError as error:
+            return _Decoded(position, FileDigest(b"", "", str(error)), {})
+        entry = digest_bytes(data, state)
+        with self._lock:
+            if entry.digest in self._claimed:
+                return _Decoded(position, entry, {})
+            self._claimed.add(entry.digest)
+        missing = [number for number, store in enumerate(self._stores) if entry.digest not in store]
+        if not missing:
+            return _Decoded(position, entry, {})
+        contract, views = self._job.contract, self._job.views
+        renderings = [
+            plain(contract) if number == 0 or views is None else views.rendering(number - 1, entry.digest, contract)
+            for number in missing
+        ]
+        try:
+            arrays = decode.decode_renderings(data, contract, renderings)
+            for array in arrays:
+                decode.check_size(array, contract)
+        except ImageError as error:
+            return _Decoded(position, entry, {}, str(error))
+        return _Decoded(position, entry, dict(zip(missing, arrays, strict=True)))
 
 
-def _has_changed(path: Path, known: FileDigest) -> bool:
+def _prepared_engine(
+    job: _Job, known: list[FileDigest | None], root: Path, memory: Path | None
+) -> tuple[engines.Engine | None, str]:
+    """Returns the precision that the rows have, for int8 with its calibration, and an engine if that took one."""
+    if not isinstance(job.engine, str):
+        return job.engine, job.engine.precision
+    if job.precision == "float32":
+        return None, "float32"
+    chosen = _calibration(job, known, root, memory)
+    if chosen is None:
+        return None, "float32"
+    name = "openvino" if job.engine == "auto" else job.engine
+    kept = f"int8:{name}:{chosen.name[:32]}"
+    facts = _record(chosen.record).get(chosen.name, {})
+    if facts.get("precision") == "float32":
+        return None, "float32"
+    if facts.get("precision") == "int8" and engines.is_quantized(job.model, job.engine, chosen.name):
+        return _Lazily(job, chosen.name), kept
+    samples = _samples(job, chosen)
+    running = engines.create(
+        job.model, job.engine, precision="int8", samples=samples, calibration=chosen.name, threads=job.threads
+    )
+    if chosen.record is not None:
+        entry = {"precision": running.precision, "digests": chosen.digests}
+        write_json(chosen.record, {**_record(chosen.record), chosen.name: entry})
+    return running, kept if running.precision == "int8" else "float32"
+
+
+class _Lazily:
+    """An int8 engine that is kept on disk, and is made when the first image comes."""
+
+    precision = "int8"
+
+    def __init__(self, job: _Job, calibration: str):
+        self._job, self._calibration = job, calibration
+        self._engine: engines.Engine | None = None
+
+    @property
+    def name(self) -> str:
+        return self._made().name
+
+    def run(self, images: Any) -> np.ndarray:
+        return self._made().run(images)
+
+    def stream(self, batches: Iterable[Any]) -> Iterator[Any]:
+        return engines.stream(self._made(), batches)
+
+    def _made(self) -> engines.Engine:
+        if self._engine is None:
+            self._engine = engines.create(
+                self._job.model,
+                self._job.engine,
+                precision="int8",
+                calibration=self._calibration,
+                threads=self._job.threads,
+            )
+        return self._engine
+
+
+def _calibration(job: _Job, known: list[FileDigest | None], root: Path, memory: Path | None) -> _Calibration | None:
+    """Chooses the int8 network: one that was calibrated on these images, or a new one."""
+    if not job.files:
+        return None
+    engine = "openvino" if job.engine == "auto" else job.engine
+    text = json.dumps([engines.fingerprint(job.model), job.contract.to_dict(), engine], sort_keys=True)
+    record = root / "calibrations" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json" if memory else None
+    earlier = _record(record)
+    if earlier:
+        if any(entry is None for entry in known):
+            known[:] = digest_files(job.files, memory)
+        mine = {entry.digest.hex() for entry in known if entry is not None and entry.digest}
+        shares = {name: np.mean([d in mine for d in facts.get("digests") or [""]]) for name, facts in earlier.items()}
+        best = max(shares, key=lambda name: shares[name])
+        if shares[best] >= _SAME_IMAGES:
+            again = set(earlier[best]["digests"])
+            paths = [
+                path
+                for path, entry in zip(job.files, known, strict=True)
+                if entry is not None and entry.digest.hex() in again
+            ]
+            return _Calibration(best, paths, record, sorted(again))
+    # spread over all of them, so that each class has its part
+    places = np.unique(np.linspace(0, len(job.files) - 1, min(int8.SAMPLES, len(job.files))).round().astype(int))
+    paths = [job.files[place] for place in places]
+    digests = sorted({entry.digest.hex() for entry in digest_files(paths, memory) if entry.digest})
+    name = hashlib.sha256("".join(digests).encode()).hexdigest()
+    return _Calibration(name, paths, record, digests)
+
+
+def _samples(job: _Job, chosen: _Calibration) -> np.ndarray:
+    batches = decode.decode_many(chosen.paths, job.contract, batch_size=8, workers=job.threads)
+    images = np.concatenate([batch.images for batch in batches])
+    if not len(images):
+        raise DataError("int8 is calibrated on images. Received: none of those looked at can be read.")
+    # the last ones check what the others calibrate: both shall have something of everything
+    return images[np.random.default_rng(0).permutation(len(images))]
+
+
+def _record(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
     try:
-        return file_state(path) != known.state
-    except OSError:
-        return True
+        record = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    valid = isinstance(record, dict) and all(isinstance(facts, dict) for facts in record.values())
+    return record if valid else {}

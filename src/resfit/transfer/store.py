@@ -2,7 +2,7 @@
 
 A store is a folder of two files that only ever grow::
 
-    rows.f32     one row of float32 after the other
+    rows.f32     one row of float32 (or rows.f16: float16) after the other
     index.bin    a record of 40 bytes for each row: SHA-256 of the image's bytes, CRC-32 of the row and of the record
 
 A row is on the disk before its record is written. Opening the store cuts whatever a kill left behind the last good
@@ -11,19 +11,32 @@ record.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import json
 import os
+import shutil
+import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
-from resfit.cache import locked
-from resfit.errors import DataError
+from resfit.cache import cache_root, locked
+from resfit.errors import ArgumentError, DataError
 from resfit.files import write_json
 
+#: Number formats of rows: name of the file, and of the numbers in it.
+DTYPES = {"float32": ("rows.f32", "<f4"), "float16": ("rows.f16", "<f2")}
+
 _RECORD = np.dtype([("digest", "V32"), ("row_crc", "<u4"), ("record_crc", "<u4")])
+_ABOUT = "about.json"
+_USERS = "users.lock"
+_MOST_RECENT = 8192  # rows that are looked up in a dictionary, at ten times the memory of a sorted one
+_CHECKED_AT_ONCE = 8 * 2**20  # bytes of rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +44,7 @@ class StoreKey:
     """What a store is for. Two keys that differ never share a row.
 
     Attributes:
-        digest: SHA-256 over network, input contract, precision and tap, in hexadecimal digits.
+        digest: SHA-256 over network, input contract, precision and view, in hexadecimal digits.
         description: The same in words, written beside the rows for people to read.
     """
 
@@ -42,37 +55,63 @@ class StoreKey:
 class FeatureStore:
     """Rows of one network, found by the digest of an image.
 
-    Several processes may read and append at once.
+    Several processes may read and append at once. What is held in memory is some 16 bytes a row.
 
     Args:
         folder: Where the store lives; made if it is missing.
         key: What it is for.
         width: Numbers in a row.
+        dtype: ``"float32"`` or ``"float16"``, which takes half the room and keeps three digits.
+
+    Raises:
+        ArgumentError: ``dtype`` is unknown.
+        OSError: The folder cannot be written.
     """
 
-    def __init__(self, folder: Path, key: StoreKey, width: int):
+    def __init__(self, folder: Path, key: StoreKey, width: int, dtype: str = "float32"):
+        check_dtype(dtype)
+        name, self._dtype = DTYPES[dtype]
         self.folder = folder / key.digest[:32]
         self.width = width
-        self._rows = self.folder / "rows.f32"
+        self._rows = self.folder / name
         self._index = self.folder / "index.bin"
-        self._positions: dict[bytes, int] = {}
-        self._checksums: list[int] = []
+        self._count = 0
+        self._sorted = _SortedDigests(np.zeros(0, _RECORD))
+        self._recent: dict[bytes, int] = {}  # newer than what is sorted
+        self._dropped: set[int] = set()
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._user = _hold_shared(self.folder / _USERS)
         with locked(self.folder / "lock"):
-            if not (self.folder / "about.json").exists():
-                write_json(self.folder / "about.json", {**key.description, "width": width})
+            about = self.folder / _ABOUT
+            if about.exists():
+                with contextlib.suppress(OSError):
+                    os.utime(about)
+            else:
+                write_json(about, {**key.description, "width": width, "dtype": dtype})
             self._rows.touch()
             self._index.touch()
-            self._load_new()
-            self._truncate(len(self))
+            records = self._new_records()
+            self._count = len(records)
+            self._sorted = _SortedDigests(records)
+            self._truncate(self._count)
 
     def __len__(self) -> int:
         """Number of rows, of which some may be of the same image."""
-        return len(self._checksums)
+        return self._count
 
     def __contains__(self, digest: bytes) -> bool:
         """Whether there is a row for the image with this digest."""
-        return digest in self._positions
+        return int(self.find([digest])[0]) >= 0
+
+    def find(self, digests: Sequence[bytes]) -> np.ndarray:
+        """Returns for each digest the position of its row, int64 of shape ``(n,)``; -1 where there is none."""
+        positions = self._sorted.find(digests)
+        if self._recent:
+            for place, digest in enumerate(digests):
+                positions[place] = self._recent.get(digest, positions[place])
+        if self._dropped:
+            positions[np.isin(positions, list(self._dropped))] = -1
+        return positions
 
     def append(self, digests: Sequence[bytes], rows: np.ndarray) -> None:
         """Adds rows, on disk when this returns.
@@ -82,22 +121,27 @@ class FeatureStore:
             rows: Array of shape ``(n, width)``.
 
         Raises:
+            DataError: A number does not fit the format.
             OSError: The disk is full or cannot be written.
         """
-        rows = np.ascontiguousarray(rows, "<f4")
+        rows = np.asarray(rows)
         if rows.shape != (len(digests), self.width):
             raise ValueError(f"rows must have shape {(len(digests), self.width)}. Received: {rows.shape}.")
+        with np.errstate(over="ignore"):
+            kept = np.ascontiguousarray(rows, self._dtype)
+        if self._dtype == "<f2" and not np.isfinite(kept).all():
+            largest = float(np.abs(np.asarray(rows, np.float32)).max())
+            raise DataError(f"float16 holds numbers up to 65504. Received: features of {largest:.3g}. Use float32.")
         records = np.zeros(len(digests), _RECORD)
-        for position, (digest, row) in enumerate(zip(digests, rows, strict=True)):
-            checksum = zlib.crc32(row.tobytes())
-            head = digest + checksum.to_bytes(4, "little")
-            records[position] = (digest, checksum, zlib.crc32(head))
+        records["digest"] = np.frombuffer(b"".join(digests), "V32")
+        records["row_crc"] = [zlib.crc32(row) for row in kept]
+        records["record_crc"] = _record_crcs(records)
         with locked(self.folder / "lock"):
-            self._load_new()
-            self._truncate(len(self))
-            _write(self._rows, rows.tobytes())
+            self._take_in_new()
+            self._truncate(self._count)
+            _write(self._rows, kept.tobytes())
             _write(self._index, records.tobytes())
-            self._load_new()
+            self._take_in_new()
 
     def drop_damaged(self, digests: Sequence[bytes]) -> int:
         """Forgets the rows of these images whose checksum is wrong, so that they are computed again.
@@ -108,14 +152,21 @@ class FeatureStore:
         Returns:
             How many were damaged.
         """
+        positions = np.unique(self.find(digests))
+        positions = positions[positions >= 0]
+        if len(positions) == 0:
+            return 0
+        expected = np.memmap(self._index, _RECORD, mode="r", shape=(self._count,))["row_crc"]
         bad = set()
         with open(self._rows, "rb") as file:
-            for position in sorted({self._positions[digest] for digest in digests}):
-                file.seek(position * self._row_bytes)
-                if zlib.crc32(file.read(self._row_bytes)) != self._checksums[position]:
-                    bad.add(position)
-        if bad:
-            self._positions = {digest: at for digest, at in self._positions.items() if at not in bad}
+            for run in _runs(positions, max(1, _CHECKED_AT_ONCE // self._row_bytes)):
+                file.seek(int(run[0]) * self._row_bytes)
+                content = memoryview(file.read(len(run) * self._row_bytes))
+                for place, position in enumerate(run.tolist()):
+                    row = content[place * self._row_bytes : (place + 1) * self._row_bytes]
+                    if zlib.crc32(row) != expected[position]:
+                        bad.add(position)
+        self._dropped |= bad
         return len(bad)
 
     def rows(self, digests: Sequence[bytes]) -> np.ndarray:
@@ -127,31 +178,37 @@ class FeatureStore:
         Returns:
             A read-only array of shape ``(n, width)``: a window of the file where the rows lie one after the other,
             a copy in a file of its own otherwise.
+
+        Raises:
+            KeyError: An image is not in the store.
         """
-        positions = np.asarray([self._positions[digest] for digest in digests], np.int64)
+        positions = self.find(digests)
         if len(positions) == 0:
-            return np.zeros((0, self.width), np.float32)
-        everything = self._memmap()
+            return np.zeros((0, self.width), self._dtype)
+        if positions.min() < 0:
+            raise KeyError(f"no row for {int((positions < 0).sum())} of the images")
+        everything = np.memmap(self._rows, self._dtype, mode="r", shape=(self._count, self.width))
         if np.array_equal(positions, np.arange(positions[0], positions[0] + len(positions))):
             return everything[positions[0] : positions[0] + len(positions)]
         return _gathered(everything, positions, self.folder)
 
-    def _memmap(self) -> np.memmap:
-        return np.memmap(self._rows, "<f4", mode="r", shape=(len(self), self.width))
-
-    def _load_new(self) -> None:
-        """Takes in the records that this or another process has added since the last look."""
-        known = len(self)
+    def _new_records(self) -> np.ndarray:
+        """Returns the good records on disk behind those that are known."""
         with open(self._index, "rb") as file:
-            file.seek(known * _RECORD.itemsize)
+            file.seek(self._count * _RECORD.itemsize)
             raw = file.read()
-        complete = min(len(raw) // _RECORD.itemsize, self._rows.stat().st_size // self._row_bytes - known)
-        for offset in range(0, max(complete, 0) * _RECORD.itemsize, _RECORD.itemsize):
-            record = raw[offset : offset + _RECORD.itemsize]
-            if zlib.crc32(record[:36]) != int.from_bytes(record[36:], "little"):
-                break
-            self._positions[record[:32]] = len(self._checksums)
-            self._checksums.append(int.from_bytes(record[32:36], "little"))
+        complete = min(len(raw) // _RECORD.itemsize, self._rows.stat().st_size // self._row_bytes - self._count)
+        records = np.frombuffer(raw, _RECORD, count=max(complete, 0))
+        wrong = np.flatnonzero(_record_crcs(records) != records["record_crc"])
+        return records[: wrong[0]] if len(wrong) else records
+
+    def _take_in_new(self) -> None:
+        for digest in self._new_records()["digest"]:
+            self._recent[digest.tobytes()] = self._count
+            self._count += 1
+        if len(self._recent) > _MOST_RECENT:
+            records = np.fromfile(self._index, _RECORD, count=self._count)
+            self._sorted, self._recent = _SortedDigests(records), {}
 
     def _truncate(self, count: int) -> None:
         for path, length in ((self._rows, count * self._row_bytes), (self._index, count * _RECORD.itemsize)):
@@ -160,7 +217,146 @@ class FeatureStore:
 
     @property
     def _row_bytes(self) -> int:
-        return 4 * self.width
+        return np.dtype(self._dtype).itemsize * self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A feature store on disk.
+
+    Attributes:
+        folder: Where.
+        description: What it is for: network, name, input, precision, view.
+        rows: Number of rows.
+        bytes: What it takes on disk.
+        used: When it was last opened, in seconds since 1970.
+    """
+
+    folder: Path
+    description: dict[str, Any]
+    rows: int
+    bytes: int
+    used: float
+
+
+def stored(cache: Path | None = None) -> list[Stored]:
+    """Lists the feature stores of a cache, the least recently used first.
+
+    Args:
+        cache: A cache folder; ``None`` is resfit's own.
+    """
+    folder = (cache or cache_root()) / "features"
+    found = []
+    for about in folder.glob(f"[!.]*/{_ABOUT}") if folder.is_dir() else ():
+        with contextlib.suppress(OSError):
+            files = [path for path in about.parent.iterdir() if path.is_file()]
+            index = about.parent / "index.bin"
+            found.append(
+                Stored(
+                    folder=about.parent,
+                    description=_facts(about),
+                    rows=index.stat().st_size // _RECORD.itemsize if index.exists() else 0,
+                    bytes=sum(path.stat().st_size for path in files),
+                    used=about.stat().st_mtime,
+                )
+            )
+    return sorted(found, key=lambda item: item.used)
+
+
+def prune(cache: Path | None = None, *, older_than: float = 0.0) -> list[Stored]:
+    """Deletes feature stores; features are computed again when they are needed.
+
+    A store that a process has open stays (where the platform can tell).
+
+    Args:
+        cache: A cache folder; ``None`` is resfit's own.
+        older_than: Days without use after which a store goes; 0 deletes all.
+
+    Returns:
+        What was deleted.
+    """
+    limit = time.time() - older_than * 86400
+    gone = []
+    for item in stored(cache):
+        if item.used <= limit and _delete(item.folder):
+            gone.append(item)
+    return gone
+
+
+def check_dtype(dtype: str) -> None:
+    """Makes sure that rows can be kept in this format.
+
+    Raises:
+        ArgumentError: They cannot.
+    """
+    if dtype not in DTYPES:
+        raise ArgumentError(f"dtype must be one of {tuple(DTYPES)}. Received: {dtype!r}.")
+
+
+class _SortedDigests:
+    """Where each digest stands, by binary search in 16 bytes a row."""
+
+    def __init__(self, records: np.ndarray):
+        self._digests = np.ascontiguousarray(records["digest"])
+        heads = self._digests.view("<u8").reshape(-1, 4)[:, 0]
+        self._order = np.argsort(heads, kind="stable")
+        self._heads = heads[self._order]
+
+    def find(self, digests: Sequence[bytes]) -> np.ndarray:
+        wanted = np.frombuffer(b"".join(digests), "V32")
+        if len(self._heads) == 0 or len(wanted) == 0:
+            return np.full(len(wanted), -1, np.int64)
+        # of several rows for one image the last one counts
+        places = np.searchsorted(self._heads, wanted.view("<u8").reshape(-1, 4)[:, 0], side="right") - 1
+        positions = np.where(places >= 0, self._order[places], -1)
+        differ = self._digests[positions] != wanted
+        for place in np.flatnonzero(differ | (positions < 0)):
+            positions[place] = self._before(int(places[place]), wanted[place])
+        return positions.astype(np.int64)
+
+    def _before(self, place: int, digest: np.void) -> int:
+        """Goes back over digests that begin with the same 64 bits."""
+        head = np.frombuffer(digest.tobytes()[:8], "<u8")[0]
+        while place >= 0 and self._heads[place] == head:
+            if self._digests[self._order[place]] == digest:
+                return int(self._order[place])
+            place -= 1
+        return -1
+
+
+@functools.cache
+def _crc_tables() -> np.ndarray:
+    """Returns the four tables of a CRC-32 that takes in four bytes a step, uint32 ``(4, 256)``."""
+    tables = np.zeros((4, 256), np.uint32)
+    values = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        values = np.where(values & 1, np.uint32(0xEDB88320) ^ (values >> 1), values >> 1)
+    tables[0] = values
+    for number in range(1, 4):
+        tables[number] = tables[0][tables[number - 1] & 0xFF] ^ (tables[number - 1] >> 8)
+    return tables
+
+
+def _record_crcs(records: np.ndarray) -> np.ndarray:
+    """Returns the CRC-32 of the first 36 bytes of each record: what ``zlib.crc32`` gives, all at once."""
+    words = np.ascontiguousarray(records).view("<u4").reshape(-1, 10)
+    tables = _crc_tables()
+    result = np.empty(len(words), np.uint32)
+    for start in range(0, len(words), 65536):
+        part = words[start : start + 65536]
+        crc = np.full(len(part), 0xFFFFFFFF, np.uint32)
+        for column in range(9):
+            x = crc ^ part[:, column]
+            crc = tables[3][x & 0xFF] ^ tables[2][(x >> 8) & 0xFF] ^ tables[1][(x >> 16) & 0xFF] ^ tables[0][x >> 24]
+        result[start : start + 65536] = ~crc
+    return result
+
+
+def _runs(positions: np.ndarray, longest: int) -> Iterator[np.ndarray]:
+    """Cuts ascending positions into stretches without a gap."""
+    for stretch in np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1):
+        for start in range(0, len(stretch), longest):
+            yield stretch[start : start + longest]
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -174,10 +370,48 @@ def _gathered(everything: np.ndarray, positions: np.ndarray, folder: Path) -> np
     import tempfile
 
     with tempfile.TemporaryFile(dir=folder) as file:
-        for start in range(0, len(positions), 4096):
-            file.write(np.ascontiguousarray(everything[positions[start : start + 4096]]).tobytes())
+        step = max(1, _CHECKED_AT_ONCE // max(1, everything.shape[1] * everything.itemsize))
+        for start in range(0, len(positions), step):
+            file.write(np.ascontiguousarray(everything[positions[start : start + step]]).tobytes())
         file.flush()
         try:
-            return np.memmap(file, "<f4", mode="r", shape=(len(positions), everything.shape[1]))
+            return np.memmap(file, everything.dtype, mode="r", shape=(len(positions), everything.shape[1]))
         except OSError as error:
             raise DataError(f"the feature cache cannot be read back: {error}") from error
+
+
+def _hold_shared(path: Path) -> IO[bytes]:
+    """Opens a file and holds a shared lock on it until it is closed: this process uses the store."""
+    file = open(path, "ab")  # noqa: SIM115  it stays open as long as the store
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_SH)
+    return file
+
+
+def _delete(folder: Path) -> bool:
+    """Deletes a store unless somebody has it open."""
+    with contextlib.suppress(OSError), open(folder / _USERS, "ab") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass
+        except OSError:
+            return False
+        # out of sight first, so that nobody opens half of it
+        trash = folder.with_name(f".{folder.name}.gone")
+        os.replace(folder, trash)
+        shutil.rmtree(trash, ignore_errors=True)
+        return True
+    return False
+
+
+def _facts(about: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(about.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}

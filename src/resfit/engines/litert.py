@@ -1,0 +1,119 @@
+"""LiteRT (TensorFlow Lite with XNNPACK), in float32 or int8."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import keras
+
+PACKAGES = ("tensorflow", "tensorflow-cpu", "ai-edge-litert")
+#: The converter quantises by itself.
+QUANTIZER: tuple[str, ...] = ()
+
+_FILE = "network.tflite"
+_PIECE = 4 * 224 * 224
+_MOST_IN_PIECE = 64
+
+
+def convert(model: keras.Model, folder: Path, samples: np.ndarray | None = None) -> dict[str, Any]:
+    """Writes a Keras model as a LiteRT model; see :func:`resfit.engines.openvino.convert`.
+
+    Args:
+        model: With one input and one output, on the TensorFlow backend.
+        folder: An empty folder.
+        samples: Images to calibrate int8 on; ``None`` writes float32.
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError("LiteRT models are converted from Keras on TensorFlow only")
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    signature = [tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32, name="images")]
+    function = tf.function(lambda images: model(images, training=False), input_signature=signature)
+    # the converter itself freezes nothing of Keras 3: variables would stay variables, without their values
+    frozen = convert_variables_to_constants_v2(function.get_concrete_function())
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
+    if samples is not None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: _one_by_one(samples)
+        # input and output stay float32; an operation without an int8 form does too
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]
+    with _quiet():
+        (folder / _FILE).write_bytes(converter.convert())
+    return {"conversion": "traced"}
+
+
+def _one_by_one(samples: np.ndarray) -> Iterator[list[np.ndarray]]:
+    for image in samples:
+        yield [np.asarray(image, np.float32)[None]]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the converter's lines, which it writes to the descriptor itself, off stderr."""
+    import sys
+
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(nowhere)
+        os.close(kept)
+
+
+class LiteRtEngine:
+    """Runs a network that :func:`convert` wrote, on the CPU. Several threads may use it, one at a time.
+
+    Args:
+        folder: Where it stands.
+        precision: ``"float32"`` or ``"int8"``, as it was written.
+        threads: Number of threads; ``None`` is one a core.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+
+    name = "litert"
+
+    def __init__(self, folder: Path, *, precision: str = "float32", threads: int | None = None):
+        with _quiet():
+            from ai_edge_litert.interpreter import Interpreter
+
+            self._interpreter = Interpreter(model_path=str(folder / _FILE), num_threads=threads or os.cpu_count() or 1)
+        self.precision = precision
+        self._input = self._interpreter.get_input_details()[0]["index"]
+        self._output = self._interpreter.get_output_details()[0]["index"]
+        self._shape: tuple[int, ...] | None = None
+        self._lock = threading.Lock()
+
+    def run(self, images: Any) -> np.ndarray:
+        """Runs one batch of shape ``(batch, height, width, channels)``; see :class:`resfit.engines.Engine`."""
+        images = np.asarray(images)
+        piece = min(_MOST_IN_PIECE, max(1, _PIECE // max(1, images.shape[1] * images.shape[2])))
+        with self._lock:
+            parts = [self._rows(images[start : start + piece]) for start in range(0, max(1, len(images)), piece)]
+        return np.concatenate(parts)
+
+    def _rows(self, images: np.ndarray) -> np.ndarray:
+        if images.shape != self._shape:
+            self._interpreter.resize_tensor_input(self._input, images.shape)
+            with _quiet():
+                self._interpreter.allocate_tensors()
+            self._shape = images.shape
+        self._interpreter.set_tensor(self._input, np.ascontiguousarray(images, np.float32))
+        self._interpreter.invoke()
+        return np.array(self._interpreter.get_tensor(self._output), np.float32)

@@ -1,0 +1,89 @@
+"""ONNX Runtime, in float32 or int8."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resfit.engines.lowering import Unsupported
+
+if TYPE_CHECKING:
+    import keras
+
+PACKAGES = ("onnx", "onnxruntime")
+QUANTIZER = ("nncf",)
+
+_FILE = "network.onnx"
+_PIECE = 4 * 224 * 224
+_MOST_IN_PIECE = 64
+
+
+def convert(model: keras.Model, folder: Path) -> dict[str, Any]:
+    """Writes a Keras model as an ONNX model; see :func:`resfit.engines.openvino.convert`.
+
+    Raises:
+        RuntimeError: It has a layer that resfit does not translate, and Keras' own exporter is not there or fails.
+    """
+    import onnx
+
+    from resfit.engines import onnx_graph
+
+    try:
+        onnx.save(onnx_graph.build(model), folder / _FILE)
+        return {"conversion": "layers"}
+    except Unsupported as reason:
+        try:
+            model.export(str(folder / _FILE), format="onnx", verbose=False)
+        except Exception as error:
+            raise RuntimeError(f"{reason}, and Keras cannot export it either ({error})") from error
+        return {"conversion": f"exported ({reason})"}
+
+
+def quantize(source: Path, folder: Path, samples: np.ndarray, *, careful: bool) -> None:
+    """Writes an int8 version of a converted network; see :func:`resfit.engines.openvino.quantize`."""
+    import onnx
+
+    from resfit.engines import int8
+
+    network = onnx.load(source / _FILE)
+    feed = network.graph.input[0].name
+    made = int8.quantized(network, samples, careful=careful, feed=lambda batch: {feed: batch})
+    onnx.save(made, folder / _FILE)
+
+
+class OnnxRuntimeEngine:
+    """Runs a network that :func:`convert` or :func:`quantize` wrote, on the CPU. Several threads may use it.
+
+    Args:
+        folder: Where it stands.
+        precision: ``"float32"`` or ``"int8"``, as it was written.
+        threads: Number of threads; ``None`` is one a core.
+
+    Raises:
+        Exception: The files are damaged; ONNX Runtime has several types for that.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, folder: Path, *, precision: str = "float32", threads: int | None = None):
+        import onnxruntime
+
+        self.precision = precision
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or os.cpu_count() or 1
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(str(folder / _FILE), options, providers=["CPUExecutionProvider"])
+        self._input = self._session.get_inputs()[0].name
+
+    def run(self, images: Any) -> np.ndarray:
+        """Runs one batch of shape ``(batch, height, width, channels)``; see :class:`resfit.engines.Engine`."""
+        images = np.asarray(images)
+        piece = min(_MOST_IN_PIECE, max(1, _PIECE // max(1, images.shape[1] * images.shape[2])))
+        parts = []
+        for start in range(0, max(1, len(images)), piece):
+            batch = np.ascontiguousarray(images[start : start + piece], np.float32)
+            parts.append(self._session.run(None, {self._input: batch})[0])
+        return np.concatenate(parts).astype(np.float32, copy=False)

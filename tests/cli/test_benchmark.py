@@ -1,0 +1,72 @@
+"""``resfit benchmark``: figures that fit together, engines that are missing, errors."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from resfit.architecture import arithmetic, catalog
+from resfit.cli.benchmark import register
+from resfit.engines import benchmark
+
+
+@pytest.fixture
+def run():
+    app = typer.Typer()
+    register(app)
+    return lambda *arguments: CliRunner().invoke(app, list(arguments))
+
+
+def test_figures_fit_together(run, monkeypatch):
+    monkeypatch.setattr(benchmark, "peak_gflops", lambda threads: 50.0)
+    result = run("resnet20", "--engine", "openvino", "--precision", "float32", "--seconds", "0.2", "--batch", "2",
+                 "--batch", "5", "--size", "40", "--json")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    small, large = json.loads(result.stdout)
+    assert (small["model"], small["engine"], small["precision"], small["size"]) == (
+        "resnet20", "openvino", "float32", [40, 40],
+    )  # fmt: skip
+    assert (small["batch"], large["batch"]) == (2, 5)
+    macs = arithmetic.count(catalog.get("resnet20").spec, input_size=(40, 40), include_top=False).macs
+    for row in (small, large):
+        assert row["problem"] == ""
+        assert 0 < row["p50"] <= row["p99"]
+        assert row["gflops"] == pytest.approx(2 * macs * row["throughput"] / 1e9)
+        assert row["peak_share"] == pytest.approx(row["gflops"] / 50)
+        assert row["start"] > 0
+        assert row["memory"] is None or row["memory"] < 2000
+
+
+def test_table_says_what_could_not_be_measured(run, tmp_path):
+    result = run(str(tmp_path / "none.keras"), "--engine", "keras", "--seconds", "0.1", "--batch", "1")
+    assert result.exit_code == 1
+    (row,) = [line for line in result.stdout.splitlines() if line.strip().startswith("keras")]
+    assert "none.keras" in row
+
+
+def test_wrong_usage(run):
+    from resfit.errors import ArgumentError
+
+    result = run("resnet20", "--engine", "openvin")
+    assert isinstance(result.exception, ArgumentError)
+    assert "Did you mean 'openvino'" in str(result.exception)
+    assert isinstance(run("resnet20", "--precision", "int4").exception, ArgumentError)
+    assert isinstance(run("resnet20", "--batch", "0").exception, ArgumentError)
+    assert isinstance(run("resnet20", "--seconds", "-1").exception, ArgumentError)
+
+
+def test_cases_are_those_that_exist():
+    assert benchmark.cases(("keras", "openvino"), ("float32", "int8")) == [
+        ("keras", "float32"),
+        ("openvino", "float32"),
+        ("openvino", "int8"),
+    ]
+    assert "keras" in benchmark.available()
+
+
+def test_peak_is_that_of_a_matrix_product():
+    one = benchmark.peak_gflops(threads=1)
+    assert 1 < one < 5000  # any processor of the last twenty years, one core
