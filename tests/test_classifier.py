@@ -14,6 +14,7 @@ from resfit import artifact, classifier
 from resfit.classifier import Classifier, fit
 from resfit.errors import ArgumentError, ArtifactError, DataError
 from tests.pictures import picture, tiny_body, write_folder, write_picture
+from tests.transfer.networks import small_body
 
 ROOT = Path(__file__).parents[1]
 
@@ -162,8 +163,8 @@ def test_class_without_a_usable_image(body, tmp_path):
 
 
 def test_arguments_of_fit(body, folder, tmp_path):
-    with pytest.raises(ArgumentError, match=r"strategy must be one of .*'probe'.*Received: 'finetune'"):
-        fit(folder, model=body, strategy="finetune")
+    with pytest.raises(ArgumentError, match=r"strategy must be one of .*'probe'.*Received: 'finetun'"):
+        fit(folder, model=body, strategy="finetun")
     with pytest.raises(ArgumentError, match="engine must be"):
         fit(folder, model=body, engine="fast")
     with pytest.raises(ArgumentError, match="max_skipped"):
@@ -174,6 +175,349 @@ def test_arguments_of_fit(body, folder, tmp_path):
     with pytest.raises(ArgumentError, match="holds something else"):
         fit(folder, model=body, out=tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+# fine-tuning
+
+
+PATTERNS = {"left": 0, "right": 1, "both": 2}
+QUICK = {"epochs": 4, "batch_size": 12, "learning_rate": 3e-3, "layer_decay": 1.0, "views": 1}
+
+
+def write_patterns(folder, each=36, seed=0):
+    """Images whose class a frozen random network tells only in part."""
+    from PIL import Image
+
+    random = np.random.default_rng(seed)
+    for name, number in PATTERNS.items():
+        (folder / name).mkdir(parents=True)
+        for index in range(each):
+            image = random.normal(110, 40, (32, 32, 3))
+            for side in (0, 1):
+                if number in (side, 2):
+                    row = random.integers(2, 26)
+                    image[row : row + 5, 3 + 16 * side : 12 + 16 * side] += (90, -60, 30)
+            Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(folder / name / f"{index:03}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def patterns(tmp_path_factory):
+    return write_patterns(tmp_path_factory.mktemp("patterns") / "images")
+
+
+@pytest.fixture(scope="module")
+def network():
+    return small_body(4)
+
+
+@pytest.fixture(scope="module")
+def tuned(network, patterns, tmp_path_factory):
+    before = [w.copy() for w in network.get_weights()]
+    out = tmp_path_factory.mktemp("tuned") / "patterns.resfit"
+    said = []
+    found = fit(
+        patterns,
+        model=network,
+        out=out,
+        strategy="finetune",
+        trainable_from="stage3",
+        tuning=QUICK,
+        say=said.append,
+        val_share=0.2,
+    )
+    for one, two in zip(network.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, two)  # the network that was given is not touched
+    return found, out, said
+
+
+def test_finetuning_makes_one_model_that_says_what_was_measured(tuned, patterns):
+    found, out, said = tuned
+    assert found.recipe.strategy == "finetune"
+    assert found.recipe.tuning["trainable_from"] == "stage3"
+    assert found.metrics["images"] == {"found": 108, "skipped": 0, "train": 69, "val": 18, "test": 21}
+    assert any("outputs take" in text for text in said)
+    rows = rows_of(out / "test_predictions.csv")
+    loaded = Classifier.load(out)
+    predictions = loaded.predict([row["path"] for row in rows])
+    for row, prediction in zip(rows, predictions, strict=True):
+        assert row["predicted"] == prediction.label
+        assert float(row["probability"]) == pytest.approx(prediction.probability, abs=1e-4)
+    assert loaded.evaluate(patterns).n == 108
+    np.testing.assert_allclose(
+        loaded.head().probabilities(loaded.embed(patterns).features), loaded.predict_proba(patterns), atol=1e-4
+    )
+
+
+def test_what_the_training_leaves_behind(tuned):
+    found, out, _ = tuned
+    rows = rows_of(out / "training.csv")
+    assert [int(row["epoch"]) for row in rows] == [0, 1, 2, 3, 4]
+    assert [row["epoch"] for row in found.run.history] == [0, 1, 2, 3, 4]
+    assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert list((out / "tensorboard").iterdir())
+    assert not out.with_name(f"{out.name}.run").exists()  # the run is in the classifier
+    kept = found.metrics["training"]
+    assert kept["val_accuracy"] == pytest.approx(max(float(row["val_accuracy"]) for row in rows), abs=1e-4)
+    assert kept["val_accuracy_before"] == float(rows[0]["val_accuracy"])
+    Classifier.load(out).save(out.with_name("copy"))
+    assert {path.name for path in out.with_name("copy").iterdir()} == {path.name for path in out.iterdir()}
+
+
+def test_layers_before_the_boundary_are_those_of_the_network(tuned, network):
+    found, _, _ = tuned
+    assert found.metrics["training"]["epoch"] > 0
+    for layer in network.layers:
+        one = layer.get_weights()
+        two = found.model.get_layer(layer.name).get_weights() if one else []
+        same = all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+        if one and layer.name.startswith(("conv1", "conv2")):
+            assert same, layer.name
+        elif layer.name.endswith("_conv"):
+            assert not same, layer.name
+
+
+def test_auto_never_returns_what_is_worse_than_the_probe(network, patterns):
+    probe = fit(patterns, model=network, strategy="probe")
+    hopeless = {**QUICK, "learning_rate": 1e-12, "epochs": 1}
+    kept = fit(patterns, model=network, strategy="auto", budget="5m", tuning=hopeless, trainable_from="stage4")
+    assert kept.recipe.strategy == "probe"
+    assert kept.recipe.tuning is None
+    np.testing.assert_array_equal(kept.head().kernel, probe.head().kernel)  # fitted on validation images as well
+    assert kept.metrics["test"] == probe.metrics["test"]
+    assert any("the probe is kept" in note for note in kept.run.notes)
+    better = fit(
+        patterns, model=network, strategy="auto", budget="5m", tuning={**QUICK, "epochs": 8}, trainable_from="stage2"
+    )
+    figures = better.metrics["training"]
+    assert figures["val_accuracy"] >= figures["val_accuracy_before"]
+    assert (better.recipe.strategy == "finetune") == (figures["epoch"] > 0)
+
+
+def test_auto_without_a_budget_is_the_probe(network, patterns):
+    found = fit(patterns, model=network)
+    assert (found.recipe.asked, found.recipe.strategy) == ("auto", "probe")
+    assert "training" not in found.metrics
+
+
+@pytest.mark.parametrize("options", [{"storage": 0}, {"tuning": {**QUICK, "views": 0, "flip": True}}])
+def test_what_may_not_be_stored_is_computed_as_it_goes(network, patterns, options):
+    said = []
+    found = fit(
+        patterns,
+        model=network,
+        strategy="finetune",
+        trainable_from="stage4",
+        say=said.append,
+        **{"tuning": QUICK, **options},
+    )
+    assert found.metrics["training"]["steps"] > 0
+    assert any("every epoch" in text for text in said)
+
+
+def test_stored_and_computed_parts_learn_the_same(network, patterns, tmp_path):
+    options = {"model": network, "strategy": "finetune", "trainable_from": "stage4", "engine": "keras"}
+    tuning = {**QUICK, "flip": False, "crop_scale": 1.0}
+    stored = fit(patterns, **options, tuning=tuning, cache=tmp_path)
+    computed = fit(patterns, **options, tuning=tuning, cache=tmp_path, storage=0)
+    one, two = ([row["train_loss"] for row in found.run.history if "train_loss" in row] for found in (stored, computed))
+    np.testing.assert_allclose(one[:2], two[:2], rtol=1e-3)
+    np.testing.assert_allclose(one, two, rtol=1e-2)  # roundings grow
+
+
+def test_full_trains_every_layer(network, patterns):
+    found = fit(patterns, model=network, strategy="full", tuning=QUICK, cache=False)
+    assert found.recipe.strategy in ("full", "probe")
+    assert found.metrics["training"]["steps"] > 0
+    if found.metrics["training"]["epoch"]:
+        moved = [
+            layer.name
+            for layer in network.layers
+            if layer.name.endswith("_conv")
+            and not np.array_equal(layer.get_weights()[0], found.model.get_layer(layer.name).get_weights()[0])
+        ]
+        assert "conv1_conv" in moved
+
+
+def test_a_stopped_fit_goes_on_where_it_stood(network, patterns, tmp_path):
+    options = {"model": network, "strategy": "finetune", "trainable_from": "stage4", "tuning": {**QUICK, "epochs": 6}}
+    whole = fit(patterns, out=tmp_path / "whole", **options)
+    said: list[str] = []
+
+    def interrupt(what, done, total):
+        if what.startswith("training") and done > 500:
+            raise KeyboardInterrupt
+
+    from resfit.transfer import strategies
+
+    class Running(strategies.Running):  # a checkpoint after every step
+        def __init__(self, **fields):
+            super().__init__(**{**fields, "checkpoint_seconds": 0.0})
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(strategies, "Running", Running)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(patterns, out=tmp_path / "parts", progress=interrupt, **options)
+    finally:
+        patch.undo()
+    assert (tmp_path / "parts.run" / "checkpoint.npz").exists()
+    found = fit(patterns, out=tmp_path / "parts", say=said.append, **options)
+    assert any("goes on at epoch" in text for text in said)
+    assert found.metrics["training"] == whole.metrics["training"]
+    np.testing.assert_array_equal(found.head().kernel, whole.head().kernel)
+    assert not (tmp_path / "parts.run").exists()
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_accuracy(patterns, tmp_path):
+    """kill -9, ten times; the same command ends where an undisturbed run does."""
+    program = textwrap.dedent(
+        """
+        import sys
+        from tests.transfer.networks import small_body
+        from resfit.classifier import fit
+        found = fit(sys.argv[1], model=small_body(4), out=sys.argv[2], strategy="finetune", trainable_from="stage2",
+                    tuning={"epochs": 60, "batch_size": 12, "learning_rate": 1e-3, "views": 2}, cache=sys.argv[3])
+        print(found.metrics["training"]["val_accuracy"], found.metrics["training"]["steps"])
+        """
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
+
+    def start(name):
+        arguments = [sys.executable, "-c", program, patterns, tmp_path / name, tmp_path / f"{name} cache"]
+        return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    import time
+
+    begin = time.monotonic()
+    expected, errors = start("whole").communicate()
+    length = time.monotonic() - begin
+    assert expected, errors.decode()
+    random = np.random.default_rng(0)
+    kills = 0
+    for _ in range(10):
+        process = start("parts")
+        try:
+            process.wait(random.uniform(0.2, 0.8) * length)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.communicate()
+    received, errors = start("parts").communicate()
+    assert kills >= 3
+    assert received, errors.decode()
+    one, two = (float(text.split()[0]) for text in (received, expected))
+    assert abs(one - two) <= 0.005
+
+
+def test_other_settings_start_afresh(network, patterns, tmp_path):
+    out = tmp_path / "out"
+    run = tmp_path / "out.run"
+    run.mkdir()
+    (run / "run.json").write_text('{"run": {"data": "other"}, "tuning": {}}')
+    (run / "checkpoint.npz").write_bytes(b"nothing")
+    said: list[str] = []
+    fit(patterns, model=network, out=out, strategy="finetune", trainable_from="stage4", tuning=QUICK, say=said.append)
+    assert any("starts afresh" in text for text in said)
+
+
+def test_a_range_test_chooses_the_rate(network, patterns, tmp_path):
+    found = fit(
+        patterns, model=network, out=tmp_path / "out", strategy="finetune", trainable_from="stage4",
+        tuning=QUICK, lr_find=True,
+    )  # fmt: skip
+    assert (tmp_path / "out" / "learning_rates.png").read_bytes().startswith(b"\x89PNG")
+    assert any("the loss falls fastest" in note for note in found.run.notes)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "nearest_mean", "knn"])
+def test_heads_are_part_of_the_one_model(body, folder, tmp_path, kind):
+    found = fit(folder, model=body, out=tmp_path / "out", head=kind, seed=1)
+    assert found.run.test.accuracy == 1.0
+    loaded = Classifier.load(tmp_path / "out")
+    assert loaded.recipe.head == kind
+    paths = [row["path"] for row in rows_of(tmp_path / "out" / "test_predictions.csv")]
+    np.testing.assert_allclose(loaded.predict_proba(paths), found.predict_proba(paths), atol=1e-6)
+    embedded = loaded.embed(paths)
+    assert embedded.features.shape == (9, 16)
+    np.testing.assert_allclose(loaded.head().probabilities(embedded.features), loaded.predict_proba(paths), atol=1e-4)
+    assert loaded.evaluate(folder).accuracy > 0.95
+
+
+def test_an_mlp_head_is_trained_with_the_network(network, patterns, tmp_path):
+    found = fit(
+        patterns, model=network, out=tmp_path / "out", strategy="finetune", head="mlp", trainable_from="stage4",
+        tuning=QUICK, focal=1.0, balance=True,
+    )  # fmt: skip
+    assert found.recipe.tuning["focal"] == 1.0
+    assert found.recipe.tuning["balance"] is True
+    assert [layer.name for layer in Classifier.load(tmp_path / "out").model.layers[-2:]] == ["hidden", "predictions"]
+
+
+@pytest.mark.parametrize("strategy", ["probe", "finetune"])
+def test_several_labels_an_image(network, patterns, tmp_path, strategy):
+    rows = ["path,label"]
+    names = {"left": "left", "right": "right", "both": "left; right"}
+    for path in sorted(patterns.glob("*/*.png")):
+        rows.append(f"{path},{names[path.parent.name]}")
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(rows))
+    found = fit(
+        table, model=network, out=tmp_path / "out", strategy=strategy, label_separator=";",
+        **({"tuning": QUICK, "trainable_from": "stage3"} if strategy == "finetune" else {}),
+    )  # fmt: skip
+    assert found.classes == ("left", "right")
+    loaded = Classifier.load(tmp_path / "out")
+    predictions = loaded.predict(patterns / "both")
+    for prediction in predictions:
+        chosen = {name for name, value in prediction.probabilities.items() if value > 0.5}
+        assert set(prediction.labels) == chosen
+    assert any(set(prediction.labels) == {"left", "right"} for prediction in predictions)
+    measured = loaded.evaluate(table)
+    assert measured.n == 108
+    assert measured.accuracy > 0.3
+    assert 0.7 < measured.mean_average_precision <= 1
+    assert found.metrics["test"]["mean_average_precision"] == found.run.test.mean_average_precision
+
+
+def test_learning_from_a_larger_network(network, patterns, tmp_path):
+    fit(patterns, model=small_body(7), out=tmp_path / "teacher")
+    found = fit(
+        patterns,
+        model=network,
+        strategy="finetune",
+        trainable_from="stage4",
+        tuning=QUICK,
+        teacher=tmp_path / "teacher",
+    )
+    assert found.recipe.tuning["distillation"] == 0.5
+    with pytest.raises(ArgumentError, match="classes of the data"):
+        fit(write_folder(tmp_path / "colours"), model=network, strategy="full", teacher=tmp_path / "teacher")
+
+
+def test_arguments_of_finetuning(body, folder):
+    for options, message in (
+        ({"strategy": "finetune", "head": "knn"}, "heads that are trained with the network"),
+        ({"strategy": "finetune", "tuning": {"optimizer": "lion"}}, "optimizer must be one of"),
+        ({"strategy": "finetune", "trainable_from": "stage9"}, "trainable_from must be"),
+        ({"budget": "soon"}, "budget must be"),
+        ({"head": "svm"}, "head must be one of"),
+        ({"val_share": 0.0}, "val_share"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            fit(folder, model=body, **options)
+
+
+def test_a_plan_needs_no_network(patterns):
+    from resfit.transfer.recipes import Hardware
+
+    found = classifier.plan(
+        patterns, model="resnet50", strategy="auto", budget="20m", hardware=Hardware(2, 190, 1 << 34)
+    )
+    assert found.strategy == "finetune"
+    assert found.tuning.epochs >= 3
+    assert 0 < found.total <= 1220
 
 
 # predict
@@ -192,6 +536,16 @@ def test_file_array_and_model_say_the_same(fitted, folder):
     np.testing.assert_allclose(from_file, fitted.model.predict(image[None], verbose=0), atol=1e-6)
     np.testing.assert_allclose(from_file, fitted.predict_proba(image), atol=1e-6)
     np.testing.assert_allclose(from_file, fitted.predict_proba(path, engine="openvino"), atol=1e-5)
+
+
+def test_views_are_averaged(fitted, folder):
+    array = picture("red", 0, (16, 16))
+    plain, mirrored = fitted.predict_proba(array)[0], fitted.predict_proba(array[:, ::-1])[0]
+    assert np.abs(plain - mirrored).max() > 1e-4
+    np.testing.assert_allclose(fitted.predict_proba(array, views=2)[0], (plain + mirrored) / 2, atol=1e-6)
+    assert fitted.predict(folder / "red" / "000.png", views=10)[0].label == "red"
+    with pytest.raises(ArgumentError, match=r"1\.\.10"):
+        fitted.predict(array, views=0)
 
 
 def test_predictions_are_in_order_with_their_classes(fitted, folder):

@@ -6,6 +6,10 @@
     classifier.json        classes, input contract, recipe, metrics, versions, SHA-256 of model.keras
     skipped.csv            images that were left out, with the reason
     test_predictions.csv   what it said about the test images
+    training.csv           a row for each epoch, where the network was fine-tuned
+    training.png           the same as curves
+    tensorboard/           the same for TensorBoard
+    learning_rates.png     the range test of the learning rate, where there was one
 """
 
 from __future__ import annotations
@@ -32,6 +36,10 @@ MODEL = "model.keras"
 DESCRIPTION = "classifier.json"
 SKIPPED = "skipped.csv"
 TEST_PREDICTIONS = "test_predictions.csv"
+TRAINING = "training.csv"
+CURVES = "training.png"
+RATES = "learning_rates.png"
+TENSORBOARD = "tensorboard"
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -75,7 +83,7 @@ def write(
         out: The folder. An earlier classifier is replaced.
         save_model: Writes the Keras model to a path.
         description: JSON-ready content of ``classifier.json``; format and checksums are added.
-        attachments: Further files, by name.
+        attachments: Further files, by name; a name may have one folder in it.
 
     Raises:
         ArgumentError: There is something else that must not be overwritten.
@@ -89,6 +97,7 @@ def write(
     try:
         save_model(temporary / MODEL)
         for name, content in attachments.items():
+            (temporary / name).parent.mkdir(exist_ok=True)
             (temporary / name).write_bytes(content)
         full = {"kind": KIND, "format": FORMAT, **description, "files": {MODEL: _sha256(temporary / MODEL)}}
         write_json(temporary / DESCRIPTION, full)
@@ -144,10 +153,9 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
                 f"{path} is damaged or was changed: its SHA-256 must be {expected}. Received: {found}. "
                 "Copy the folder again or fit the classifier again."
             )
-    attachments = {
-        name: (folder / name).read_bytes() for name in (SKIPPED, TEST_PREDICTIONS) if (folder / name).is_file()
-    }
-    return description, attachments
+    names = [SKIPPED, TEST_PREDICTIONS, TRAINING, CURVES, RATES]
+    names += [f"{TENSORBOARD}/{path.name}" for path in sorted(folder.glob(f"{TENSORBOARD}/*"))]
+    return description, {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 
 
 def csv_bytes(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +21,23 @@ from resfit.data import split as splits
 from resfit.data.image_set import ImageSet, Skipped
 from resfit.embedding import Embedding, embed_images
 from resfit.errors import ArgumentError, ArtifactError, DataError, closest
+from resfit.evaluation.labels import LabelEvaluation, evaluate_labels
 from resfit.evaluation.metrics import Evaluation, evaluate
 from resfit.files import atomic_open
 from resfit.preprocessing import InputSpec
 from resfit.transfer import features as feature_store
-from resfit.transfer import heads
+from resfit.transfer import heads, recipes, strategies
+from resfit.transfer.augment import prediction_views
+from resfit.transfer.training import check_choice
+from resfit.transfer.tuning import Tuning
 
 if TYPE_CHECKING:
     import keras
 
+    from resfit.architecture.spec import ArchitectureSpec
+
 #: What ``strategy=`` accepts.
-STRATEGIES = ("auto", "probe")
+STRATEGIES = recipes.STRATEGIES
 DEFAULT_MODEL = "resnet10_tiny"
 _MANY = 256  # images from which an engine of its own may be worth it
 
@@ -40,12 +48,17 @@ class Recipe:
 
     Attributes:
         model: Name or source of the network.
-        strategy: ``"probe"``: a linear head on the frozen network.
-        seed: Seed of the split and of the folds.
+        strategy: What was kept: ``"probe"`` (a head on the frozen network), ``"finetune"`` or ``"full"``.
+        seed: Seed of the split, of the folds, and of all that is random in training.
         test_share: Share of the images that was set aside for the final measurement, where the data had no test split.
         C: Inverse regularisation strength of the head.
         folds: Cross-validation folds that chose it; 1 is a hold-out, 0 no choice.
         grouped: Whether images of one group were kept together.
+        asked: The strategy that was asked for.
+        features: Name of the layer whose output the head reads; empty for the input of the last layer.
+        tuning: Settings of the fine-tuning; ``None`` for a probe.
+        head: Kind of the head, one of :data:`resfit.transfer.heads.KINDS`.
+        separator: What stands between the labels of an image that may have several; empty for one label an image.
     """
 
     model: str
@@ -55,6 +68,16 @@ class Recipe:
     C: float
     folds: int
     grouped: bool
+    asked: str = ""
+    features: str = ""
+    tuning: dict[str, Any] | None = None
+    head: str = "linear"
+    separator: str = ""
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels."""
+        return bool(self.separator)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +89,7 @@ class Prediction:
         label: The most probable class; ``None`` if the image could not be used.
         probability: Its probability, 0..1.
         probabilities: The most probable classes with their probabilities, best first.
+        labels: With several labels an image, those of a probability over one half; otherwise the label alone.
         error: Why the image could not be used; empty if it could.
     """
 
@@ -74,6 +98,7 @@ class Prediction:
     probability: float
     probabilities: dict[str, float]
     error: str = ""
+    labels: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,15 +113,19 @@ class FitRun:
         computed: Images that went through the network.
         reused: Images whose features were in the cache.
         engine: What ran the network; ``"cache"`` if nothing had to.
+        history: A row for each epoch of fine-tuning, epoch 0 being the frozen network with its head.
+        notes: What was decided on the way, one sentence each.
     """
 
-    test: Evaluation | None
+    test: Evaluation | LabelEvaluation | None
     skipped: tuple[Skipped, ...]
     warnings: tuple[str, ...]
     seconds: dict[str, float]
     computed: int
     reused: int
     engine: str
+    history: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Classifier:
@@ -147,6 +176,7 @@ class Classifier:
         images: Any,
         *,
         top: int | None = None,
+        views: int = 1,
         engine: str = "auto",
         batch_size: int | None = None,
         progress: feature_store.Progress | None = None,
@@ -157,6 +187,8 @@ class Classifier:
             images: A file; a folder, with all that is below it; a list of files; or an array of shape
                 ``(height, width, 3)`` or ``(n, height, width, 3)``, RGB, values 0..255; or a list of such.
             top: How many classes each prediction lists; ``None`` is all.
+            views: Over how many views of each image the probabilities are averaged, 1 to 10 (test-time augmentation):
+                2 adds the mirror image, more add crops (:func:`resfit.transfer.augment.prediction_views`).
             engine: As :func:`resfit.engines.create` takes it.
             batch_size: Images in one pass; ``None`` chooses by their size.
             progress: Called as images get done.
@@ -175,24 +207,29 @@ class Classifier:
         if top is not None and top < 1:
             raise ArgumentError(f"top must be at least 1. Received: {top}.")
         results: list[Prediction] = []
-        for path, probabilities, error in self._run(images, engine, batch_size, progress):
+        for path, probabilities, error in self._run(images, engine, batch_size, progress, views):
             if probabilities is None:
                 results.append(Prediction(path, None, 0.0, {}, error))
                 continue
             order = np.argsort(-probabilities, kind="stable")[:top]
             listed = {self.classes[i]: float(probabilities[i]) for i in order}
             best = self.classes[order[0]]
-            results.append(Prediction(path, best, listed[best], listed))
+            labels = (best,)
+            if self.recipe.several:
+                labels = tuple(self.classes[i] for i in order if probabilities[i] > 0.5)
+            results.append(Prediction(path, best, listed[best], listed, labels=labels))
         return results
 
-    def predict_proba(self, images: Any, *, engine: str = "auto", batch_size: int | None = None) -> np.ndarray:
+    def predict_proba(
+        self, images: Any, *, views: int = 1, engine: str = "auto", batch_size: int | None = None
+    ) -> np.ndarray:
         """Returns the probabilities, float32 of shape ``(n, classes)``; see :meth:`predict` for the arguments.
 
         Raises:
             DataError: An image cannot be used.
         """
         rows: list[np.ndarray] = []
-        for path, probabilities, error in self._run(images, engine, batch_size, None):
+        for path, probabilities, error in self._run(images, engine, batch_size, None, views):
             if probabilities is None:
                 raise DataError(f"every image must be readable. Received: {path}: {error}.")
             rows.append(probabilities)
@@ -206,7 +243,7 @@ class Classifier:
         cache: bool | str | Path = True,
         batch_size: int | None = None,
         progress: feature_store.Progress | None = None,
-    ) -> Evaluation:
+    ) -> Evaluation | LabelEvaluation:
         """Measures the classifier on labelled images.
 
         Args:
@@ -220,13 +257,13 @@ class Classifier:
             DataError: No image can be used, or a class is not one of the classifier's.
         """
         images = image_sets.scan(source)
-        unknown = [name for name in images.classes if name not in self.classes]
+        separator = self.recipe.separator
+        unknown = [name for name in _label_names(images, separator) if name not in self.classes]
         if unknown:
             raise DataError(
                 f"the classes must be among the classifier's: {', '.join(self.classes)}. "
                 f"Received: {unknown[0]!r}.{closest(unknown[0], self.classes)}"
             )
-        known = np.asarray([self.classes.index(name) for name in images.classes], np.int64)
         extracted = feature_store.extract(
             self.body(),
             images,
@@ -242,7 +279,10 @@ class Classifier:
         if not labelled.any():
             raise DataError(f"at least one labelled image must be usable. Received: {len(skipped)} unusable ones.")
         rows = np.asarray(extracted.rows)[labelled]
-        return evaluate(known[labels[labelled]], self.head().probabilities(rows), self.classes, skipped=skipped)
+        truth = _targets(images, self.classes, separator)
+        return _measured(
+            truth[extracted.indices][labelled], self.head().probabilities(rows), self.classes, bool(separator), skipped
+        )
 
     def embed(self, source: Any, **options: Any) -> Embedding:
         """Returns the features that the head of this classifier reads.
@@ -257,15 +297,26 @@ class Classifier:
         """Returns the network without its head: RGB 0..255 in, features ``(batch, features)`` out."""
         import keras
 
-        body = keras.Model(self.model.inputs, self.model.layers[-1].input, name=f"{self.model.name}_body")
+        body = keras.Model(self.model.inputs, self._features(), name=f"{self.model.name}_body")
         if hasattr(self.model, "architecture"):
             body.architecture = self.model.architecture
         return body
 
-    def head(self) -> heads.LinearHead:
+    def head(self) -> heads.Head:
         """Returns the head alone, as numbers."""
-        kernel, bias = (np.asarray(weight) for weight in self.model.layers[-1].get_weights())
-        return heads.LinearHead(kernel, bias, self.recipe.C, folds=self.recipe.folds)
+        import keras
+
+        features = self._features()
+        last = self.model.layers[-1]
+        activation = "sigmoid" if self.recipe.several else "softmax"
+        if self.recipe.head == "linear":
+            kernel, bias = (np.asarray(weight) for weight in last.get_weights())
+            return heads.LinearHead(kernel, bias, self.recipe.C, folds=self.recipe.folds, activation=activation)
+        return heads.ModelHead(keras.Model(features, self.model.outputs[0]), activation)
+
+    def _features(self) -> Any:
+        name = self.recipe.features
+        return self.model.get_layer(name).output if name else self.model.layers[-1].input
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the classifier as a folder, whole or not at all.
@@ -305,8 +356,9 @@ class Classifier:
 
         from resfit.architecture import layers, network
         from resfit.architecture.spec import ArchitectureSpec
+        from resfit.transfer import head_layers
 
-        del layers  # imported so that the layers of its own are registered
+        del layers, head_layers  # imported so that the layers of its own are registered
         try:
             model = keras.saving.load_model(folder / artifact.MODEL, compile=False, safe_mode=True)
             contract = InputSpec.from_dict(description["input"])
@@ -330,19 +382,20 @@ class Classifier:
             raise ArtifactError(f"the classifier {str(folder)!r} cannot be read: {text}. Fit it again.") from error
 
     def _run(
-        self, images: Any, engine: str, batch_size: int | None, progress: feature_store.Progress | None
+        self, images: Any, engine: str, batch_size: int | None, progress: feature_store.Progress | None, views: int = 1
     ) -> Iterator[tuple[Path | None, np.ndarray | None, str]]:
         """Yields path, probabilities (or none) and error of each image, in order."""
         paths, arrays = _listed(images, self.input_spec.channels)
         count = len(paths) or len(arrays)
         size = batch_size or feature_store.default_batch_size(self.input_spec.size)
-        running = self._engine(engine, count)
+        running = self._engine(engine, count * views)
         done = 0
         for batch in _batches(paths, arrays, self.input_spec, size):
             errors = dict(batch.failures)
-            rows = (
-                dict(zip(batch.indices.tolist(), running.run(batch.images), strict=True)) if len(batch.indices) else {}
-            )
+            rows: dict[int, np.ndarray] = {}
+            if len(batch.indices):
+                seen = [running.run(view) for view in prediction_views(batch.images, views)]
+                rows = dict(zip(batch.indices.tolist(), np.mean(seen, axis=0), strict=True))
             for index in sorted((*rows, *errors)):
                 yield paths[index] if paths else None, rows.get(index), errors.get(index, "")
                 done += 1
@@ -362,35 +415,78 @@ def fit(
     model: str | keras.Model = DEFAULT_MODEL,
     out: str | os.PathLike[str] | None = None,
     strategy: str = "auto",
+    head: str = "linear",
+    budget: str | float | None = None,
+    trainable_from: int | float | str | None = None,
+    tuning: Tuning | Mapping[str, Any] | None = None,
+    balance: bool = False,
+    label_smoothing: float | None = None,
+    focal: float = 0.0,
+    label_separator: str | None = None,
+    teacher: str | os.PathLike[str] | None = None,
+    lr_find: bool = False,
+    storage: int | None = None,
+    tensorboard: bool = True,
     seed: int = 0,
     engine: str = "auto",
     cache: bool | str | Path = True,
     max_skipped: float = 0.10,
     test_share: float = 0.2,
+    val_share: float = 0.15,
     batch_size: int | None = None,
     progress: feature_store.Progress | None = None,
+    say: Callable[[str], None] | None = None,
     **scan_options: Any,
 ) -> Classifier:
     """Fits a classifier to a folder of images.
 
-    The images go through the frozen network once; their features are kept on disk. A linear head is fitted on them, its
-    regularisation chosen by cross-validation on the training images, and measured on test images that nothing was
-    chosen on.
+    A **probe** runs the images through the frozen network once, keeps their features on disk, and fits a linear head,
+    whose regularisation is chosen by cross-validation on the training images. **Fine-tuning** starts there: what stays
+    frozen is computed once, the rest is trained, and the epoch that is best on validation images is kept; epoch 0 is
+    the probe. Both are measured on test images that nothing was chosen on.
+
+    A call that was killed is resumed by the same call: features, outputs of the frozen part and checkpoints of the
+    training are on disk, the last ones beside ``out``, or in the cache without it.
 
     Args:
         source: A folder of class folders, one with ``train``, ``val`` and ``test`` in it, or a CSV file of
             ``path,label[,split,group]``.
         model: A name of the zoo or a source that :func:`resfit.load` takes, or a Keras model that gives one vector an
-            image and has an ``input_spec``.
+            image and has an ``input_spec``. It is not changed.
         out: Folder to write the classifier to; ``None`` keeps it in memory.
-        strategy: ``"probe"``, or ``"auto"``, which is the same for now.
-        seed: Seed of the split and of the cross-validation.
+        strategy: ``"probe"``; ``"finetune"``, the last stages or those from ``trainable_from`` on; ``"full"``, the
+            whole network; or ``"auto"``: the probe first, then, given a ``budget``, fine-tuning within it, and the one
+            that is better on the validation images.
+        head: ``"linear"``, multinomial logistic regression; ``"mlp"``, one hidden layer of 1024; for a few images a
+            class ``"nearest_mean"`` or ``"knn"``, with a probe alone.
+        budget: Time for everything, such as ``"10m"``, ``"90s"`` or a number of minutes; ``None`` is no limit, and
+            ``"auto"`` then stays with the probe.
+        trainable_from: First layer that learns, as :func:`resfit.transfer.boundary.resolve` takes it; ``None`` leaves
+            it to the recipe.
+        tuning: Settings of the fine-tuning; a mapping overrules single ones of the recipe
+            (:func:`resfit.transfer.recipes.recipe`), or in a probe those of the mlp head.
+        balance: Whether each class counts the same in the loss, however many images it has.
+        label_smoothing: Share of the target that is spread over all classes; ``None`` is none for a probe, and the
+            recipe's in fine-tuning.
+        focal: Exponent of the focal loss, for the mlp head and for fine-tuning.
+        label_separator: Where an image may have several labels, what stands between them in the label column or in the
+            folder's name, such as ``";"``.
+        teacher: A larger network, or the folder of a classifier of the same classes, whose predictions are learned as
+            well in fine-tuning (distillation).
+        lr_find: Whether a range test chooses the learning rate before the fine-tuning; its curve is kept as a picture.
+        storage: Bytes that outputs of the frozen part may take up on disk; ``None`` is 20 GB, and in any case no more
+            than half of what is free. Above that they are computed in every epoch.
+        tensorboard: Whether the training writes TensorBoard's files, if that is installed.
+        seed: Seed of the split, of the cross-validation and of the training.
         engine: As :func:`resfit.engines.create` takes it.
         cache: ``True`` for resfit's own cache folder, ``False`` for none, or a folder.
         max_skipped: Largest share of unusable images, in [0, 1], that is put up with.
         test_share: Share of the images set aside for the measurement, in (0, 1), where the data has no test split.
-        batch_size: Images in one pass; ``None`` chooses by their size.
+        val_share: Share of the other images set aside to choose the epoch on, in (0, 1), where the data has no such
+            split and something is fine-tuned. A probe chooses by cross-validation and learns from them as well.
+        batch_size: Images in one pass of the frozen network; ``None`` chooses by their size.
         progress: Called as images get done.
+        say: Called with lines for people, such as where the outputs of the frozen part go.
         **scan_options: Further options of :func:`resfit.data.image_set.scan`, such as the columns of a CSV file.
 
     Returns:
@@ -401,89 +497,290 @@ def fit(
         DataError: The images cannot be trained on, or too many are unusable; these are listed in ``skipped.csv``.
 
     Example:
-        >>> clf = resfit.fit("photos/", model="resnet50", out="photos.resfit")
+        >>> clf = resfit.fit("photos/", model="resnet50", out="photos.resfit", budget="10m")
         >>> clf.metrics["test"]["accuracy"]
         0.93
     """
-    if strategy not in STRATEGIES:
-        raise ArgumentError(
-            f"strategy must be one of {STRATEGIES}. Received: {strategy!r}.{closest(strategy, STRATEGIES)}"
-        )
-    if not 0 <= max_skipped <= 1:
-        raise ArgumentError(f"max_skipped must lie in [0, 1]. Received: {max_skipped}.")
-    if not 0 < test_share < 1:
-        raise ArgumentError(f"test_share must lie in (0, 1). Received: {test_share}.")
-    if out is not None:
-        artifact.check_target(Path(out))
-
     clock = _Clock()
+    minutes = _check_arguments(strategy, budget, max_skipped, test_share, val_share, out)
+    check_choice("head", head, heads.KINDS)
+    separator = label_separator or ""
     images = image_sets.scan(source, **scan_options)
-    image_sets.check_trainable(images)
+    image_sets.check_trainable(images, least=1 if separator else 3)
     clock.lap("scan")
     body, name = _body(model)
     clock.lap("load network")
-    extracted = feature_store.extract(
-        body, images, engine=engine, cache=cache, batch_size=batch_size, progress=progress
+    notes: list[str] = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        if say is not None:
+            say(text)
+
+    probing = strategy in ("probe", "auto")
+    tunes = not probing or (strategy == "auto" and minutes is not None)
+    if tunes and head not in ("linear", "mlp"):
+        raise ArgumentError(f"heads that are trained with the network are 'linear' and 'mlp'. Received: {head!r}.")
+    options = {"balance": balance, "focal": focal, "label_smoothing": label_smoothing}
+    choice = _Choice(body, strategy, minutes, trainable_from, tuning, seed, head, lr_find, options, teacher is not None)
+    running = strategies.Running(
+        folder=Path(),
+        cache=cache,
+        engine=engine,
+        storage=storage,
+        lr_find=lr_find,
+        tensorboard=tensorboard,
+        progress=progress,
+        say=note,
     )
-    clock.lap("features")
+    settings, folder, prepared = None, None, None
+    if probing:
+        extracted = feature_store.extract(
+            body, images, engine=engine, cache=cache, batch_size=batch_size, progress=progress
+        )
+        used = _Used(extracted, extracted.rows)
+    else:
+        count = len(_split(images, val_share, test_share, seed).train)
+        settings, folder = choice.settings(images, count, out, cache, clock, note)
+        assert settings is not None
+        prepared = strategies.prepare(body, images.paths, settings, running)
+        used = _Used(prepared, np.zeros((0, 0), np.float32))
+    clock.lap("features" if probing else "frozen part")
     found = len(images) + len(images.skipped)
-    skipped = (*images.skipped, *extracted.skipped)
+    skipped = (*images.skipped, *used.skipped)
     skipped_csv = artifact.csv_bytes(("path", "reason"), ((item.path, item.reason) for item in skipped))
     _check_skipped(skipped, found, max_skipped, skipped_csv, None if out is None else Path(out))
 
-    kept = images.subset(extracted.indices)
-    parts = splits.split(kept, val=0.0, test=test_share, seed=seed)
-    train, test = np.sort(np.concatenate([parts.train, parts.val])), parts.test
-    _check_classes(kept, train)
-    head = heads.fit_linear(
-        extracted.rows[train],
-        kept.labels[train],
-        classes=len(kept.classes),
-        seed=seed,
-        sample_groups=[kept.groups[position] for position in train],
-    )
-    probabilities = head.probabilities(extracted.rows[test])
-    measured = evaluate(kept.labels[test], probabilities, kept.classes, skipped=skipped) if len(test) else None
+    kept = images.subset(used.indices)
+    parts = _split(kept, val_share if tunes else 0.0, test_share, seed)
+    if tunes and not len(parts.val):
+        raise DataError("fine-tuning needs validation images, and the data is too small to set some aside.")
+    everything, test = np.sort(np.concatenate([parts.train, parts.val])), parts.test
+    classes = _label_names(kept, separator)
+    targets = _targets(kept, classes, separator)
+    _check_classes(targets, everything, classes)
+
+    alone = dict(tuning or {}) if strategy == "probe" and not isinstance(tuning, Tuning) else {}
+
+    def head_of(rows: np.ndarray, positions: np.ndarray) -> heads.Head:
+        return heads.fit_head(
+            head,
+            rows[positions],
+            targets[positions] if separator else targets[positions].argmax(axis=1),
+            len(classes),
+            seed=seed,
+            sample_groups=[kept.groups[position] for position in positions],
+            balance=balance,
+            label_smoothing=label_smoothing or 0.0,
+            focal=focal if head == "mlp" else 0.0,
+            settings=alone,
+        )
+
+    final: heads.Head | None = head_of(used.rows, parts.train if tunes else everything) if probing else None
     clock.lap("head")
 
+    network, tuned, files = body, None, {}
+    if tunes and probing:
+        settings, folder = choice.settings(kept, len(parts.train), out, cache, clock, note)
+        if settings is not None:
+            prepared = strategies.prepare(body, kept.paths, settings, running)
+            clock.lap("frozen part")
+    if settings is not None and prepared is not None:
+        taught = _teach(teacher, kept, targets, parts.train, separator, engine, cache)
+        task = strategies.Task(targets, parts.train, parts.val, test, bool(separator), taught)
+        start = final if final is not None else (lambda rows: head_of(rows, parts.train))
+        if minutes is not None and not choice.sets_time:
+            settings = strategies.with_time_left(folder, settings, minutes - clock.total / 60)
+        with _run_folder(folder) as place:
+            tuned = strategies.tune(task, prepared, start, settings, dataclasses.replace(running, folder=place))
+            files = _run_files(place)
+        note(_verdict(tuned, strategy))
+        clock.lap("fine-tuning")
+
+    keeps = tuned is not None and (tuned.learned.epoch > 0 or not probing)
+    if tuned is not None and keeps:
+        network, final = tuned.body, tuned.head
+        probabilities = heads.activated(tuned.logits, final.activation)
+    else:
+        if tunes or final is None:
+            final = head_of(used.rows, everything)
+        probabilities = final.probabilities(used.rows[test])
+    measured = _measured(targets[test], probabilities, classes, bool(separator), skipped) if len(test) else None
+    clock.lap("measure")
+
     classifier = Classifier(
-        model=_with_head(body, head),
-        classes=kept.classes,
+        model=heads.attach(network, final)[0],
+        classes=classes,
         input_spec=body.input_spec,
         recipe=Recipe(
             model=name,
-            strategy="probe",
+            strategy=_kept_strategy(tuned) if keeps else "probe",
             seed=seed,
             test_share=test_share,
-            C=head.C,
-            folds=head.folds,
+            C=getattr(final, "C", 0.0),
+            folds=getattr(final, "folds", 0),
             grouped=any(group is not None for group in kept.groups),
+            asked=strategy,
+            features=network.layers[-1].name,
+            tuning=tuned.tuning.to_dict() if keeps and tuned is not None else None,
+            head=head,
+            separator=separator,
         ),
         metrics={
-            "images": {"found": found, "skipped": len(skipped), "train": len(train), "test": len(test)},
-            "cross_validation": [dataclasses.asdict(score) for score in head.cv_scores],
+            "images": {
+                "found": found,
+                "skipped": len(skipped),
+                "train": len(parts.train) if keeps else len(everything),
+                **({"val": len(parts.val)} if keeps else {}),
+                "test": len(test),
+            },
+            "cross_validation": [dataclasses.asdict(score) for score in getattr(final, "cv_scores", ())],
+            **({} if tuned is None else {"training": _training_json(tuned)}),
             "test": None if measured is None else measured.to_dict(),
         },
         fingerprint=kept.fingerprint,
         versions=_versions(),
         attachments={
             artifact.SKIPPED: skipped_csv,
-            artifact.TEST_PREDICTIONS: _test_table(kept, test, probabilities),
+            artifact.TEST_PREDICTIONS: _test_table(kept, test, probabilities, classes),
+            **files,
         },
     )
     if out is not None:
         classifier.save(out)
+    if tuned is not None and folder is not None:  # the run is in the classifier now
+        shutil.rmtree(folder, ignore_errors=True)
     clock.lap("save")
     classifier.run = FitRun(
         test=measured,
         skipped=skipped,
         warnings=images.warnings,
         seconds=clock.laps,
-        computed=extracted.computed,
-        reused=extracted.reused,
-        engine=extracted.engine,
+        computed=used.computed,
+        reused=used.reused,
+        engine=used.engine,
+        history=() if tuned is None else tuned.learned.history,
+        notes=tuple(notes),
     )
     return classifier
+
+
+def plan(
+    source: Any,
+    *,
+    model: str | keras.Model = DEFAULT_MODEL,
+    strategy: str = "auto",
+    budget: str | float | None = None,
+    seed: int = 0,
+    test_share: float = 0.2,
+    val_share: float = 0.15,
+    hardware: recipes.Hardware | None = None,
+    **scan_options: Any,
+) -> recipes.Recipe:
+    """Says what :func:`fit` would do and how long it would take, without doing it.
+
+    The images are counted, not decoded, and the network is not loaded.
+
+    Args:
+        source: As :func:`fit` takes it.
+        model: As :func:`fit` takes it.
+        strategy: As :func:`fit` takes it.
+        budget: As :func:`fit` takes it.
+        seed: As :func:`fit` takes it.
+        test_share: As :func:`fit` takes it.
+        val_share: As :func:`fit` takes it.
+        hardware: The machine; ``None`` measures this one.
+        **scan_options: As :func:`fit` takes them.
+    """
+    minutes = _check_arguments(strategy, budget, 0.0, test_share, val_share, None)
+    images = image_sets.scan(source, **scan_options)
+    image_sets.check_trainable(images)
+    parts = _split(images, val_share, test_share, seed)
+    spec, size = _described(model)
+    facts = _facts(images, len(parts.train), spec, size)
+    return recipes.recipe(facts, hardware or recipes.measure_hardware(), strategy=strategy, minutes=minutes, seed=seed)
+
+
+class _Used:
+    """The images that could be used, and what became of the others."""
+
+    def __init__(self, found: feature_store.Features | strategies.Prepared, rows: np.ndarray):
+        self.rows, self.indices, self.skipped = rows, found.indices, found.skipped
+        self.computed, self.reused, self.engine = found.computed, found.reused, found.engine
+
+
+@dataclasses.dataclass(frozen=True)
+class _Choice:
+    """Which settings a fine-tuning run gets."""
+
+    body: keras.Model
+    strategy: str
+    minutes: float | None
+    trainable_from: int | float | str | None
+    tuning: Tuning | Mapping[str, Any] | None
+    seed: int
+    head: str
+    lr_find: bool
+    options: dict[str, Any]
+    taught: bool
+
+    @property
+    def sets_time(self) -> bool:
+        """Whether the user has set the time of the training itself."""
+        given = self.tuning.to_dict() if isinstance(self.tuning, Tuning) else dict(self.tuning or {})
+        return given.get("minutes") is not None
+
+    def settings(
+        self,
+        images: ImageSet,
+        count: int,
+        out: str | os.PathLike[str] | None,
+        cache: bool | str | Path,
+        clock: _Clock,
+        note: Callable[[str], None],
+    ) -> tuple[Tuning | None, Path | None]:
+        """Returns the settings, ``None`` where a probe is all that is worth while, and the folder of the run."""
+        given = self.tuning.to_dict() if isinstance(self.tuning, Tuning) else dict(self.tuning or {})
+        for key, value in self.options.items():
+            if value:
+                given.setdefault(key, value)
+        if self.taught:
+            given["distillation"] = given.get("distillation") or 0.5
+        if self.trainable_from is not None:
+            given["trainable_from"] = self.trainable_from
+        strategies.tuning_from(given)  # refuses what is out of range before any work
+        described = {
+            "data": images.fingerprint,
+            "network": engines.fingerprint(self.body),
+            "strategy": self.strategy,
+            "minutes": self.minutes,
+            "tuning": given,
+            "seed": self.seed,
+            "head": self.head,
+            "lr_find": self.lr_find,
+        }
+        folder = strategies.run_folder(None if out is None else Path(out), described, cache)
+
+        def choose() -> Tuning | None:
+            left = None if self.minutes is None else max(1e-3, self.minutes - clock.total / 60)
+            contract = self.body.input_spec
+            facts = _facts(images, count, getattr(self.body, "architecture", None), contract.size)
+            hardware = recipes.measure_hardware()
+            found = recipes.recipe(facts, hardware, strategy=self.strategy, minutes=left, seed=self.seed)
+            if not isinstance(self.tuning, Tuning):
+                for reason in found.reasons:
+                    note(reason)
+            if found.tuning is None and not given:
+                return None
+            base = found.tuning or Tuning(seed=self.seed)
+            chosen = strategies.tuning_from({**base.to_dict(), **given})
+            if left is not None and chosen.minutes is None:
+                chosen = dataclasses.replace(chosen, minutes=left)
+            return chosen
+
+        if folder is None:
+            return choose(), None
+        return strategies.open_run(folder, described, choose, note), folder
 
 
 def embed(source: Any, *, model: str | keras.Model = DEFAULT_MODEL, **options: Any) -> Embedding:
@@ -511,7 +808,11 @@ class _Clock:
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
+        self._first = self._last = time.perf_counter()
+
+    @property
+    def total(self) -> float:
+        return time.perf_counter() - self._first
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
@@ -528,19 +829,98 @@ def _body(model: str | os.PathLike[str] | keras.Model) -> tuple[keras.Model, str
     return zoo.load(model, include_top=False, pooling="avg", preprocess=True), str(model)
 
 
-def _with_head(body: keras.Model, head: heads.LinearHead) -> keras.Model:
-    """Returns body and head as one plain functional model."""
-    import keras
+def _described(model: str | os.PathLike[str] | keras.Model) -> tuple[ArchitectureSpec | None, tuple[int, int]]:
+    """Returns architecture and input size of a network, without loading one that has a name."""
+    from resfit import zoo
+    from resfit.errors import UnknownNameError
 
-    taken = {layer.name for layer in body.layers}
-    name = "predictions" if "predictions" not in taken else f"predictions_{len(taken)}"
-    dense = keras.layers.Dense(len(head.bias), activation="softmax", dtype="float32", name=name)
-    model = keras.Model(body.inputs, dense(body.outputs[0]), name=body.name)
-    dense.set_weights([head.kernel, head.bias])
-    for attribute in ("architecture", "input_spec"):
-        if hasattr(body, attribute):
-            setattr(model, attribute, getattr(body, attribute))
-    return model
+    if isinstance(model, str | os.PathLike):
+        try:
+            described = zoo.describe(str(model))
+            return described.spec, described.input_spec.size
+        except UnknownNameError:
+            model, _ = _body(model)
+    return getattr(model, "architecture", None), model.input_spec.size
+
+
+def _facts(images: ImageSet, count: int, spec: ArchitectureSpec | None, size: tuple[int, int]) -> recipes.Facts:
+    counts = np.bincount(images.labels[images.labels >= 0], minlength=len(images.classes))
+    imbalance = float(counts.max() / max(1, counts.min()))
+    return recipes.facts_of(spec, count, len(images.classes), size, max(1.0, imbalance))
+
+
+def _split(images: ImageSet, val: float, test: float, seed: int) -> splits.Split:
+    """Splits a set; ``val`` is a share of what is not for testing."""
+    labelled = np.flatnonzero(images.labels >= 0)
+    stated = sum(images.splits[position] == "test" for position in labelled) / max(1, len(labelled))
+    return splits.split(images, val=val * (1 - (stated or test)), test=test, seed=seed)
+
+
+def _check_arguments(
+    strategy: str,
+    budget: str | float | None,
+    max_skipped: float,
+    test_share: float,
+    val_share: float,
+    out: str | os.PathLike[str] | None,
+) -> float | None:
+    """Checks what can be checked before any work, and returns the budget in minutes."""
+    if strategy not in STRATEGIES:
+        raise ArgumentError(
+            f"strategy must be one of {STRATEGIES}. Received: {strategy!r}.{closest(strategy, STRATEGIES)}"
+        )
+    if not 0 <= max_skipped <= 1:
+        raise ArgumentError(f"max_skipped must lie in [0, 1]. Received: {max_skipped}.")
+    for name, share in (("test_share", test_share), ("val_share", val_share)):
+        if not 0 < share < 1:
+            raise ArgumentError(f"{name} must lie in (0, 1). Received: {share}.")
+    if out is not None:
+        artifact.check_target(Path(out))
+    return recipes.parse_minutes(budget)
+
+
+@contextlib.contextmanager
+def _run_folder(folder: Path | None) -> Iterator[Path]:
+    """Yields the folder of a run; one that goes away where there is none."""
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="resfit-run-", ignore_cleanup_errors=True) as temporary:
+        yield Path(temporary)
+
+
+def _run_files(folder: Path) -> dict[str, bytes]:
+    """Returns what a run leaves in the classifier: its log, its curves and TensorBoard's files."""
+    paths = [folder / name for name in (strategies.LOG, strategies.CURVES, strategies.RATES)]
+    paths += [*sorted(folder.glob(f"{artifact.TENSORBOARD}/*"))]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.is_file()}
+
+
+def _verdict(tuned: strategies.Tuned, strategy: str) -> str:
+    first = tuned.learned.history[0].get("val_accuracy", 0.0)
+    text = f"validation accuracy {first:.1%} before, {tuned.learned.accuracy or 0.0:.1%} after"
+    if tuned.learned.ending == "diverged":
+        text += "; the loss was no number any more, a lower learning rate may help"
+    if tuned.learned.epoch == 0:
+        return f"{text}: {'the probe is kept' if strategy == 'auto' else 'no epoch was better than the probe'}"
+    return f"{text}: epoch {tuned.learned.epoch} of {tuned.learned.history[-1]['epoch']} is kept"
+
+
+def _kept_strategy(tuned: strategies.Tuned | None) -> str:
+    return "probe" if tuned is None else "finetune" if tuned.boundary.frozen else "full"
+
+
+def _training_json(tuned: strategies.Tuned) -> dict[str, Any]:
+    learned = tuned.learned
+    return {
+        "epoch": learned.epoch,
+        "epochs": learned.history[-1]["epoch"],
+        "steps": learned.steps,
+        "ending": learned.ending,
+        "val_accuracy": learned.accuracy,
+        "val_loss": learned.loss,
+        "val_accuracy_before": learned.history[0].get("val_accuracy"),
+    }
 
 
 def _check_skipped(skipped: Sequence[Skipped], found: int, most: float, table: bytes, out: Path | None) -> None:
@@ -562,19 +942,75 @@ def _check_skipped(skipped: Sequence[Skipped], found: int, most: float, table: b
     )
 
 
-def _check_classes(kept: ImageSet, train: np.ndarray) -> None:
-    counts = np.bincount(kept.labels[train], minlength=len(kept.classes))
-    empty = [name for name, count in zip(kept.classes, counts, strict=True) if count == 0]
+def _check_classes(targets: np.ndarray, train: np.ndarray, classes: Sequence[str]) -> None:
+    counts = targets[train].sum(axis=0)
+    empty = [name for name, count in zip(classes, counts, strict=True) if count == 0]
     if empty:
         raise DataError(f"each class needs a usable training image. Received none for: {', '.join(empty[:8])}.")
 
 
-def _test_table(kept: ImageSet, test: np.ndarray, probabilities: np.ndarray) -> bytes:
+def _label_names(images: ImageSet, separator: str) -> tuple[str, ...]:
+    """Returns the names of the classes, or of the labels that stand in them."""
+    if not separator:
+        return images.classes
+    return tuple(sorted({part.strip() for name in images.classes for part in name.split(separator)} - {""}))
+
+
+def _targets(images: ImageSet, classes: Sequence[str], separator: str) -> np.ndarray:
+    """Returns for each image and class 1 or 0, as float32; an image without a label has none."""
+    table = np.zeros((len(images.classes) + 1, len(classes)), np.float32)
+    for row, name in enumerate(images.classes):
+        for part in name.split(separator) if separator else [name]:
+            if not separator or part.strip():
+                table[row, classes.index(part.strip() if separator else part)] = 1
+    return table[np.asarray(images.labels)]
+
+
+def _measured(
+    targets: np.ndarray,
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    several: bool,
+    skipped: Sequence[Skipped],
+) -> Evaluation | LabelEvaluation:
+    if several:
+        return evaluate_labels(targets, probabilities, classes, skipped=skipped)
+    return evaluate(targets.argmax(axis=1), probabilities, classes, skipped=skipped)
+
+
+def _teach(
+    teacher: str | os.PathLike[str] | None,
+    kept: ImageSet,
+    targets: np.ndarray,
+    train: np.ndarray,
+    separator: str,
+    engine: str,
+    cache: bool | str | Path,
+) -> np.ndarray | None:
+    """Returns the logits of a teacher: a classifier of the same classes, or a probe on a larger network."""
+    if teacher is None:
+        return None
+    if artifact.is_artifact(Path(teacher)):
+        found = Classifier.load(teacher)
+        if found.classes != _label_names(kept, separator):
+            raise ArgumentError(
+                f"a teacher must have the classes of the data. Received: {', '.join(found.classes[:8])}."
+            )
+        body, head = found.body(), found.head()
+        rows = feature_store.extract(body, kept, input_spec=found.input_spec, engine=engine, cache=cache).rows
+        return head.logits(np.asarray(rows))
+    body, _ = _body(teacher)
+    rows = np.asarray(feature_store.extract(body, kept, engine=engine, cache=cache).rows)
+    labels = targets if separator else targets.argmax(axis=1)
+    return heads.fit_linear(rows[train], labels[train], classes=targets.shape[1]).logits(rows)
+
+
+def _test_table(kept: ImageSet, test: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> bytes:
     rows = []
     for position, row in zip(test, probabilities, strict=True):
         best = int(row.argmax())
         label = kept.classes[kept.labels[position]]
-        rows.append((kept.paths[position], label, kept.classes[best], f"{row[best]:.6f}"))
+        rows.append((kept.paths[position], label, classes[best], f"{row[best]:.6f}"))
     return artifact.csv_bytes(("path", "label", "predicted", "probability"), rows)
 
 

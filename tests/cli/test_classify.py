@@ -60,6 +60,45 @@ def test_fit_with_the_embedded_network(resfit, folder, tmp_path):
         assert part in text
 
 
+def test_a_dry_run_prints_the_recipe_and_does_nothing(resfit, folder, tmp_path):
+    code, text, errors = resfit("fit", folder, "--dry-run", "--strategy", "finetune", "--model", "resnet18")
+    assert (code, errors) == (0, "")
+    for part in ("strategy", "because", "seconds altogether", "learning_rate"):
+        assert part in text
+    code, text, _ = resfit("fit", folder, "--dry-run", "--strategy", "full", "--json")
+    found = json.loads(text)
+    assert found["strategy"] == "full"
+    assert found["tuning"]["trainable_from"] == 0.0
+    assert set(found["seconds"]) >= {"features", "training"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fit_finetunes(resfit, folder, tmp_path):
+    code, text, errors = resfit(
+        "fit", folder, "-o", tmp_path / "out", "--strategy", "finetune", "--trainable-from", "stage5",
+        "--set", "epochs=2", "--set", "views=1", "--set", "schedule=constant", "--budget", "5m",
+    )  # fmt: skip
+    assert code == 0, errors
+    assert "outputs take" in errors
+    for part in ("training (* the epoch that is kept)", "to choose the epoch on", "kept: epoch", "fine-tuning"):
+        assert part in text
+    code, text, _ = resfit("evaluate", tmp_path / "out", folder, "--json")
+    assert json.loads(text)["accuracy"] > 0.9
+    written = json.loads((tmp_path / "out" / "classifier.json").read_text())
+    assert written["recipe"]["tuning"]["schedule"] == "constant"
+    assert (tmp_path / "out" / "training.csv").exists()
+
+
+def test_fit_with_labels_that_stand_together(resfit, tmp_path):
+    folder = write_folder(tmp_path / "d", each=8)
+    (folder / "red").rename(folder / "red+warm")
+    code, text, errors = resfit("fit", folder, "-o", tmp_path / "out", "--label-separator", "+", "--json")
+    assert code == 0, errors
+    assert json.loads(text)["classes"] == ["blue", "green", "red", "warm"]
+    code, text, _ = resfit("evaluate", tmp_path / "out", folder)
+    assert "mean average precision" in text
+
+
 def test_fit_counts_and_lists_unusable_images(resfit, tmp_path):
     folder = write_folder(tmp_path / "d", each=10)
     (folder / "red" / "\x1b[31mbad.png").write_bytes(b"")
@@ -141,10 +180,13 @@ def test_embed(resfit, out, folder, tmp_path, ending):
     ("arguments", "code", "message"),
     [
         (("fit",), 2, "Missing argument"),
-        (("fit", "FOLDER"), 2, "Missing option"),
+        (("fit", "FOLDER"), 2, "needed unless --dry-run"),
+        (("fit", "FOLDER", "-o", "NEW", "--set", "epoch=3"), 2, "Did you mean 'epochs'"),
+        (("fit", "FOLDER", "-o", "NEW", "--strategy", "full", "--set", "epochs=-3"), 2, "epochs must be at least"),
+        (("fit", "FOLDER", "-o", "NEW", "--budget", "soon"), 2, "budget must be"),
         (("fit", "FOLDER", "-o", "NEW", "--model", "resnet10_tin"), 2, "Did you mean 'resnet10_tiny'"),
         (("fit", "FOLDER", "-o", "NEW", "--engine", "fast"), 2, "engine must be one of"),
-        (("fit", "FOLDER", "-o", "NEW", "--strategy", "finetune"), 2, "strategy must be one of"),
+        (("fit", "FOLDER", "-o", "NEW", "--strategy", "finetun"), 2, "strategy must be one of"),
         (("fit", "FOLDER", "-o", "FOLDER"), 2, "holds something else"),
         (("fit", "none", "-o", "NEW"), 1, "does not exist"),
         (("predict", "OUT"), 2, "Missing argument"),

@@ -5,7 +5,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from resfit.errors import ArgumentError, DataError
-from resfit.transfer.heads import CvScore, _choose, fit_linear
+from resfit.transfer import heads, mlp, prototypes, solver
+from resfit.transfer.heads import CvScore, _choose, fit_head, fit_linear
+from resfit.transfer.tuning import Tuning
 
 
 def clouds(n=240, features=12, classes=4, seed=0, spread=1.0):
@@ -144,3 +146,205 @@ def test_what_is_refused():
     rows[2, 2] = np.inf
     with pytest.raises(DataError, match="finite"):
         fit_linear(rows, labels)
+
+
+# the same optimum in chunks
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("balance", [False, True])
+def test_chunks_find_scikit_learns_optimum(classes, balance, monkeypatch):
+    monkeypatch.setattr(solver, "_CHUNK", 37)
+    rows, labels = clouds(classes=classes)
+    labels = np.where(np.arange(len(labels)) % 3, labels, 0)  # more of the first class
+    expected = fit_linear(rows, labels, grid=(0.1,), balance=balance)
+    monkeypatch.setattr(heads, "_IN_MEMORY", 0)
+    received = fit_linear(rows, labels, grid=(0.1,), balance=balance)
+    np.testing.assert_allclose(received.probabilities(rows), expected.probabilities(rows), atol=1e-3)
+    assert (
+        np.abs(fit_linear(rows, labels, grid=(0.001,)).probabilities(rows) - expected.probabilities(rows)).max() > 0.05
+    )
+
+
+def test_chunks_choose_the_same_strength(monkeypatch):
+    rows, labels = clouds(n=300, spread=0.7)
+    expected = fit_linear(rows, labels, seed=1)
+    monkeypatch.setattr(heads, "_IN_MEMORY", 0)
+    received = fit_linear(rows, labels, seed=1)
+    assert (received.C, received.folds) == (expected.C, expected.folds)
+    for one, two in zip(received.cv_scores, expected.cv_scores, strict=True):
+        assert one.accuracy == pytest.approx(two.accuracy, abs=0.01)
+        assert one.log_loss == pytest.approx(two.log_loss, rel=1e-3)
+
+
+def test_strength_is_chosen_on_some_where_there_are_many(monkeypatch):
+    monkeypatch.setattr(heads, "_IN_MEMORY", 0)
+    monkeypatch.setattr(heads, "_CHOOSING", 100)
+    rows, labels = clouds(n=400)
+    labels = labels.copy()
+    labels[labels == 3] = 2  # a class without an image
+    head = fit_linear(rows, labels, classes=4, seed=1)
+    assert head.cv_scores
+    assert head.probabilities(rows)[:, 3].max() == 0
+    assert (head.probabilities(rows).argmax(axis=1) == labels).mean() > 0.8
+
+
+def test_moments_of_rows_far_from_zero(monkeypatch):
+    monkeypatch.setattr(solver, "_CHUNK", 100)
+    rows = (1e4 + np.random.default_rng(0).normal(0, 1, (1000, 3))).astype(np.float32)
+    mean, deviation = solver.moments(rows)
+    np.testing.assert_allclose(mean, rows.astype(np.float64).mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(deviation, rows.astype(np.float64).std(axis=0), rtol=1e-9)
+
+
+def test_smoothed_labels_give_smoother_probabilities():
+    rows, labels = clouds(spread=4.0)
+    plain, smooth = (fit_linear(rows, labels, grid=(1.0,), label_smoothing=s) for s in (0.0, 0.2))
+    own = [head.probabilities(rows)[np.arange(len(labels)), labels].mean() for head in (plain, smooth)]
+    assert own[0] > 0.97
+    assert own[1] == pytest.approx(0.85, abs=0.02)  # 0.8 + 0.2 / 4
+    assert (smooth.probabilities(rows).argmax(axis=1) == labels).mean() > 0.97
+
+
+def test_fewer_images_than_features_is_the_same_problem(monkeypatch):
+    random = np.random.default_rng(0)
+    rows = (random.normal(size=(60, 200)) * 10.0 ** random.uniform(-2, 2, 200)).astype(np.float32)
+    labels = np.arange(60) % 3
+    rows[:, :5] += labels[:, None]
+    before = rows.copy()
+    short = fit_linear(rows, labels, seed=0)
+    monkeypatch.setattr(heads, "_FEWER", 0.0)
+    whole = fit_linear(rows, labels, seed=0)
+    assert short.C == whole.C
+    fresh = (random.normal(size=(40, 200)) * rows.std(axis=0)).astype(np.float32)
+    np.testing.assert_allclose(short.probabilities(fresh), whole.probabilities(fresh), atol=2e-3)
+    np.testing.assert_array_equal(rows, before)
+
+
+# several labels
+
+
+def test_several_labels_are_binary_regressions():
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(300, 8)).astype(np.float32)
+    targets = (rows[:, :3] + random.normal(0, 0.7, (300, 3)) > [0, 0.5, 1]).astype(int)
+    head = fit_linear(rows, targets, seed=0)
+    assert head.activation == "sigmoid"
+    assert len(head.cv_scores) > 1
+    standard = StandardScaler().fit_transform(rows.astype(np.float64))
+    for index in range(3):
+        expected = LogisticRegression(C=head.C, tol=1e-8, max_iter=5000).fit(standard, targets[:, index])
+        np.testing.assert_allclose(
+            head.probabilities(rows)[:, index], expected.predict_proba(standard)[:, 1], atol=1e-3
+        )
+    with pytest.raises(ArgumentError, match="0 or 1"):
+        fit_linear(rows, targets * 2)
+    with pytest.raises(DataError, match="every label all or none"):
+        fit_linear(rows, np.ones((300, 3)))
+
+
+def test_balance_helps_the_rare_class():
+    rows, labels = clouds(n=400, classes=2, spread=0.6)
+    labels = labels.copy()
+    rare = np.flatnonzero(labels == 1)[20:]
+    rows, labels = np.delete(rows, rare, axis=0), np.delete(labels, rare)
+    recall = []
+    for balance in (False, True):
+        guesses = fit_linear(rows, labels, grid=(0.1,), balance=balance).probabilities(rows).argmax(axis=1)
+        recall.append((guesses[labels == 1] == 1).mean())
+    assert recall[1] > recall[0] + 0.2
+
+
+# the others
+
+
+@pytest.mark.parametrize("kind", ["mlp", "nearest_mean", "knn"])
+def test_other_heads_tell_clouds_apart(kind):
+    rows, labels = clouds(n=200, features=24, spread=3.0, seed=2)
+    rows = rows / rows.std(axis=0)
+    head = fit_head(kind, rows[:120], labels[:120], 4, seed=0)
+    probabilities = head.probabilities(rows[120:])
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-4)
+    assert (probabilities.argmax(axis=1) == labels[120:]).mean() > 0.9
+
+
+@pytest.mark.parametrize("kind", heads.KINDS)
+def test_as_keras_layers_on_a_network_every_head_says_the_same(kind, tmp_path):
+    import keras
+
+    from resfit.transfer import head_layers  # noqa: F401  # registers the layer of the neighbours
+
+    rows, labels = clouds(n=90, features=10, classes=3)
+    head = fit_head(kind, rows, labels, 3, seed=0)
+    inputs = keras.Input((10,))
+    body = keras.Model(inputs, keras.layers.Identity(name="avg_pool")(inputs), name="body")
+    model, layers = heads.attach(body, head)
+    assert len(layers) >= 1
+    expected = head.probabilities(rows)
+    np.testing.assert_allclose(model.predict(rows, verbose=0), expected, atol=2e-5)
+    model.save(tmp_path / "m.keras")
+    again = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_allclose(again.predict(rows, verbose=0), expected, atol=2e-5)
+    part = heads.ModelHead(keras.Model(model.get_layer("avg_pool").output, model.outputs[0]), "softmax")
+    np.testing.assert_allclose(part.probabilities(rows), expected, atol=2e-5)
+    np.testing.assert_allclose(heads.activated(part.logits(rows), "softmax"), expected, atol=1e-4)
+    body = keras.Model(inputs, keras.layers.Identity(name="predictions")(inputs))
+    logits, _ = heads.attach(body, head, logits=True)
+    np.testing.assert_allclose(logits.predict(rows, verbose=0), head.logits(rows), rtol=1e-3, atol=1e-3)
+
+
+def test_mlp_learns_what_a_line_cannot():
+    random = np.random.default_rng(0)
+    rows = random.uniform(-1, 1, (400, 2)).astype(np.float32) * [1, 100] + [0, 1000]
+    labels = ((rows[:, 0] > 0) ^ (rows[:, 1] > 1000)).astype(int)
+    tuning = Tuning(epochs=40, batch_size=32, optimizer="adam", learning_rate=1e-2)
+    head = mlp.fit_mlp(rows.astype(np.float32), np.eye(2)[labels], hidden=64, tuning=tuning)
+    assert (head.probabilities(rows).argmax(axis=1) == labels).mean() > 0.95
+    assert (fit_linear(rows, labels).probabilities(rows).argmax(axis=1) == labels).mean() < 0.7
+    again = mlp.fit_mlp(rows.astype(np.float32), np.eye(2)[labels], hidden=64, tuning=tuning)
+    np.testing.assert_array_equal(again.kernels[0], head.kernels[0])
+
+
+def test_nearest_mean_by_hand():
+    rows = np.array([[3, 0.1], [3, -0.1], [0, 2.1], [0, 1.9], [-3, 0]], np.float32)
+    labels = np.array([0, 0, 1, 1, 2])
+    head = prototypes.fit_nearest_mean(rows, labels, 4)
+    centre = rows.mean(axis=0)
+    units = (rows - centre) / np.linalg.norm(rows - centre, axis=1, keepdims=True)
+    means = np.stack([units[:2].mean(axis=0), units[2:4].mean(axis=0), units[4]])
+    distances = ((units[:, None] - means) ** 2).sum(axis=2) / head.temperature
+    shares = np.exp(-distances) / np.exp(-distances).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(head.probabilities(rows)[:, :3], shares, atol=1e-5)
+    assert head.probabilities(rows)[:, 3].max() == 0  # a class without an image
+
+
+def test_neighbours_by_hand():
+    angles = np.array([0, 10, 20, 100, 110, 120, 240], np.float32) * np.pi / 180
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    labels = np.array([0, 0, 0, 1, 1, 1, 2])
+    head = prototypes.fit_neighbours(rows, labels, 3, count=3)
+    units = (rows - rows.mean(axis=0)) / np.linalg.norm(rows - rows.mean(axis=0), axis=1, keepdims=True)
+    cosines = units @ units.T
+    for i in range(len(rows)):
+        nearest = np.argsort(-cosines[i])[:3]
+        votes = np.zeros(3)
+        for j in nearest:
+            votes[labels[j]] += np.exp((cosines[i, j] - 1) / head.temperature)
+        np.testing.assert_allclose(head.probabilities(rows[i : i + 1])[0], votes / votes.sum(), atol=1e-4)
+    assert prototypes.fit_neighbours(rows, labels, 3).count in prototypes.NEIGHBOURS
+    with pytest.raises(ArgumentError, match=r"1\.\.7"):
+        prototypes.fit_neighbours(rows, labels, 3, count=8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("svm", {}, "head must be one of"),
+        ("linear", {"focal": 2.0}, "focal loss is for"),
+        ("knn", {"balance": True}, "are for head='linear' and 'mlp'"),
+    ],
+)
+def test_options_that_a_head_does_not_have(kind, options, message):
+    rows, labels = clouds(n=20)
+    with pytest.raises(ArgumentError, match=message):
+        fit_head(kind, rows, labels, 4, **options)

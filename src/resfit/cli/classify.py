@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +13,12 @@ from resfit.cli import console
 if TYPE_CHECKING:
     from resfit.classifier import Classifier, Prediction
     from resfit.data.image_set import Skipped
+    from resfit.evaluation.labels import LabelEvaluation
     from resfit.evaluation.metrics import Evaluation
+    from resfit.transfer.recipes import Recipe
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-Engine = Annotated[str, typer.Option(help="auto, keras or openvino.")]
+Engine = Annotated[str, typer.Option(help="auto, keras, openvino, onnxruntime or litert.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images in one pass. Default: by their size.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither use nor keep features on disk.")]
 Artifact = Annotated[Path, typer.Argument(help="A folder that `resfit fit` wrote.", metavar="OUT")]
@@ -42,10 +45,49 @@ def fit(
             help="Folder of class folders, also with train/ val/ test/ inside; or a CSV of path,label[,split,group]."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the classifier to.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write the classifier to; needed but for --dry-run.")
+    ] = None,
     model: Annotated[str, typer.Option(help="Network, as `resfit models` lists it.")] = "resnet10_tiny",
-    strategy: Annotated[str, typer.Option(help="probe: a linear head on the frozen network. auto: the same.")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the split and the cross-validation.")] = 0,
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="probe: a head on the frozen network. finetune: the last stages learn. full: all learns. "
+            "auto: the probe, then fine-tuning within --budget, and the better one is kept."
+        ),
+    ] = "auto",
+    budget: Annotated[
+        str | None, typer.Option(help="Time for everything, such as 10m, 90s or 1.5h. Without it auto is the probe.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done and how long it takes, and do nothing.")
+    ] = False,
+    head: Annotated[str, typer.Option(help="linear, mlp, nearest_mean or knn.")] = "linear",
+    trainable_from: Annotated[
+        str | None,
+        typer.Option(
+            help="First layer that learns: a name, an index of keras.applications, a stage, or a share 0.0-1.0."
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of the fine-tuning, such as epochs=20; may be given several times."),
+    ] = None,
+    lr_find: Annotated[
+        bool, typer.Option("--lr-find", help="Find the learning rate by a range test first; its curve is kept.")
+    ] = False,
+    teacher: Annotated[
+        str | None, typer.Option(help="A larger network, or a classifier, to learn from as well (distillation).")
+    ] = None,
+    balance: Annotated[bool, typer.Option("--balance", help="Let each class count the same in the loss.")] = False,
+    focal: Annotated[float, typer.Option(min=0, help="Exponent of the focal loss (mlp head, fine-tuning).")] = 0.0,
+    label_separator: Annotated[
+        str | None, typer.Option(help="What stands between the labels of an image that may have several.")
+    ] = None,
+    storage: Annotated[
+        float | None, typer.Option(min=0, help="Gigabytes that outputs of the frozen part may take up on disk.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split and of all that is random.")] = 0,
     test_share: Annotated[float, typer.Option(help="Share set aside to measure with, if there is no test/.")] = 0.2,
     max_skipped: Annotated[float, typer.Option(help="Largest share of unusable images that is put up with.")] = 0.1,
     engine: Engine = "auto",
@@ -60,6 +102,23 @@ def fit(
     """Fit a classifier to a folder of images and measure it on images it has not seen."""
     from resfit import classifier
 
+    columns: dict[str, Any] = {
+        "path_column": path_column,
+        "label_column": label_column,
+        "split_column": split_column,
+        "group_column": group_column,
+    }
+    if dry_run:
+        recipe = classifier.plan(
+            folder, model=model, strategy=strategy, budget=budget, seed=seed, test_share=test_share, **columns
+        )
+        if as_json:
+            console.print_json(recipe.to_dict())
+        else:
+            _print_plan(recipe)
+        return
+    if out is None:
+        raise typer.BadParameter("needed unless --dry-run is given", param_hint="'--out' / '-o'")
     console.load_tensorflow()
     with console.progress() as progress:
         fitted = classifier.fit(
@@ -67,6 +126,16 @@ def fit(
             model=model,
             out=out,
             strategy=strategy,
+            head=head,
+            budget=budget,
+            trainable_from=trainable_from,
+            tuning=_settings(settings or []),
+            lr_find=lr_find,
+            teacher=teacher,
+            balance=balance,
+            focal=focal,
+            label_separator=label_separator,
+            storage=None if storage is None else int(storage * 2**30),
             seed=seed,
             engine=engine,
             cache=not no_cache,
@@ -74,10 +143,8 @@ def fit(
             test_share=test_share,
             batch_size=batch_size,
             progress=progress,
-            path_column=path_column,
-            label_column=label_column,
-            split_column=split_column,
-            group_column=group_column,
+            say=lambda text: console.message(console.printable(text)),
+            **columns,
         )
     assert fitted.run is not None
     for warning in fitted.run.warnings:
@@ -93,6 +160,9 @@ def predict(
     artifact: Artifact,
     images: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
     top: Annotated[int, typer.Option(min=1, help="Classes to list for each image.")] = 1,
+    views: Annotated[
+        int, typer.Option(min=1, max=10, help="Views of each image to average over (test-time augmentation).")
+    ] = 1,
     csv: Annotated[Path | None, typer.Option(help="Write a table path,label,probability to this file.")] = None,
     engine: Engine = "auto",
     batch_size: BatchSize = None,
@@ -104,7 +174,9 @@ def predict(
     console.load_tensorflow()
     classifier = Classifier.load(artifact)
     with console.progress() as progress:
-        predictions = classifier.predict(images, top=top, engine=engine, batch_size=batch_size, progress=progress)
+        predictions = classifier.predict(
+            images, top=top, views=views, engine=engine, batch_size=batch_size, progress=progress
+        )
     failed = [prediction for prediction in predictions if prediction.error]
     if csv is not None:
         _write_csv(csv, predictions)
@@ -185,21 +257,111 @@ def _print_fit(fitted: Classifier, out: Path) -> None:
         ("network", fitted.recipe.model),
         ("images", f"{images['found']} in {len(fitted.classes)} classes"),
         ("skipped", images["skipped"]),
-        ("split", f"{images['train']} train, {images['test']} test" + (", by group" if fitted.recipe.grouped else "")),
-        ("features", f"{run.computed} computed ({run.engine}), {run.reused} from the cache"),
-        ("regularisation", f"C = {fitted.recipe.C:.3g} ({chosen})"),
+        ("split", _split(images) + (", by group" if fitted.recipe.grouped else "")),
+        *_work(fitted),
+        *([("regularisation", f"C = {fitted.recipe.C:.3g} ({chosen})")] if fitted.recipe.head == "linear" else []),
         ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in run.seconds.items())),
         ("accuracy", "not measured: no test images" if run.test is None else _accuracy(run.test)),
         ("written to", out),
     ]
+    if run.history:
+        _print_history(run.history, fitted.metrics["training"]["epoch"])
     console.print_table("", ("", ""), rows)
 
 
-def _print_evaluation(result: Evaluation) -> None:
+def _print_history(history: Sequence[dict[str, Any]], kept: int) -> None:
+    """Prints a row for each epoch; of a long run the first, the last, the kept one and some between."""
+    step = max(1, len(history) // 20)
+    shown = [row for row in history if row["epoch"] % step == 0 or row["epoch"] in (kept, history[-1]["epoch"])]
+    columns = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+    cells = [
+        (
+            f"{row['epoch']}{' *' if row['epoch'] == kept else ''}",
+            *(_figure(name, row.get(name)) for name in columns),
+            f"{row['seconds']:.0f}",
+        )
+        for row in shown
+    ]
+    heads = (">epoch", ">train loss", ">accuracy", ">val loss", ">accuracy", ">seconds")
+    console.print_table("training (* the epoch that is kept)", heads, cells)
+
+
+def _figure(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1%}" if name.endswith("accuracy") else f"{value:.4f}"
+
+
+def _split(images: dict[str, int]) -> str:
+    val = f", {images['val']} to choose the epoch on" if "val" in images else ""
+    return f"{images['train']} train{val}, {images['test']} test"
+
+
+def _work(fitted: Classifier) -> list[tuple[str, object]]:
+    run, recipe = fitted.run, fitted.recipe
+    assert run is not None
+    if run.engine == "none":
+        rows: list[tuple[str, object]] = []
+    else:
+        rows = [("features", f"{run.computed} computed ({run.engine}), {run.reused} from the cache")]
+    if "training" in fitted.metrics:
+        found = fitted.metrics["training"]
+        before, after = found["val_accuracy_before"], found["val_accuracy"]
+        kept = "the probe" if recipe.strategy == "probe" else f"epoch {found['epoch']} of {found['epochs']}"
+        rows.append(("fine-tuning", f"validation {before:.1%} before, {after:.1%} after; kept: {kept}"))
+    return rows
+
+
+def _print_plan(recipe: Recipe) -> None:
+    rows: list[tuple[str, object]] = [("strategy", recipe.strategy)]
+    rows += [("because", reason) for reason in recipe.reasons]
+    rows += [(f"seconds: {name}", f"{seconds:.0f}") for name, seconds in recipe.seconds.items()]
+    rows.append(("seconds altogether", f"about {recipe.total:.0f}"))
+    if recipe.tuning is not None:
+        defaults = type(recipe.tuning)().to_dict()
+        always = ("trainable_from", "epochs", "batch_size", "optimizer", "learning_rate")
+        rows += [
+            (name, value)
+            for name, value in recipe.tuning.to_dict().items()
+            if name in always or value != defaults[name]
+        ]
+    console.print_table("", ("", ""), rows)
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """Reads settings given as name=value."""
+    import ast
+    import dataclasses
+
+    from resfit.errors import ArgumentError, closest
+    from resfit.transfer.tuning import Tuning
+
+    known = [field.name for field in dataclasses.fields(Tuning)]
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, sign, text = pair.partition("=")
+        if not sign or name not in known:
+            raise ArgumentError(
+                f"--set takes name=value, with one of {', '.join(known)}. Received: {pair!r}.{closest(name, known)}"
+            )
+        try:
+            found[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            found[name] = text
+    return found
+
+
+def _print_evaluation(result: Evaluation | LabelEvaluation) -> None:
+    from resfit.evaluation.labels import LabelEvaluation
+
     rows = [
         (score.name, f"{score.precision:.1%}", f"{score.recall:.1%}", f"{score.f1:.3f}", score.support)
         for score in result.per_class
     ]
+    if isinstance(result, LabelEvaluation):
+        title = f"all labels right {_accuracy(result)}, mean average precision {result.mean_average_precision:.3f}"
+        console.print_table(title, ("label", ">precision", ">recall", ">F1", ">images"), rows)
+        return
     console.print_table(f"accuracy {_accuracy(result)}", ("class", ">precision", ">recall", ">F1", ">images"), rows)
     if len(result.per_class) <= 20:
         names = [score.name for score in result.per_class]
@@ -209,7 +371,7 @@ def _print_evaluation(result: Evaluation) -> None:
         )
 
 
-def _accuracy(result: Evaluation) -> str:
+def _accuracy(result: Evaluation | LabelEvaluation) -> str:
     low, high = result.interval
     return f"{result.accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}) on {result.n} images"
 
@@ -254,6 +416,8 @@ def _fit_json(fitted: Classifier, out: Path) -> dict[str, Any]:
         "seconds": run.seconds,
         "skipped": _skipped_json(run.skipped),
         "warnings": list(run.warnings),
+        "notes": list(run.notes),
+        "history": list(run.history),
     }
 
 

@@ -1,4 +1,8 @@
-"""A linear classifier on features: multinomial logistic regression, its strength chosen by cross-validation."""
+"""Heads: what tells classes by features, as numbers and as Keras layers on a network.
+
+The linear one, multinomial logistic regression with its strength chosen by cross-validation, is here; those for a few
+images a class are in :mod:`resfit.transfer.prototypes`, the one with a hidden layer in :mod:`resfit.transfer.mlp`.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,20 @@ import contextlib
 import dataclasses
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from resfit.errors import ArgumentError, DataError
+from resfit.transfer import solver
+from resfit.transfer.training import check_choice
 
+if TYPE_CHECKING:
+    import keras
+
+#: What ``head=`` accepts.
+KINDS = ("linear", "mlp", "nearest_mean", "knn")
 #: Strengths that are tried, from the most to the least regularised: the C of scikit-learn.
 GRID = tuple(float(c) for c in np.logspace(-4, 1, 11))
 #: The strength where there is too little to choose on.
@@ -24,7 +35,13 @@ _FIVE_FOLDS = 2e7
 _THREE_FOLDS = 4e8
 # values of the feature array up to which one thread is as fast
 _ONE_THREAD = 10_000_000
+# images for each feature under which their span is worth finding
+_FEWER = 0.75
 _UNSEEN = -1e4  # logit of a class that has no example
+# bytes of the features up to which scikit-learn gets them as a standardised copy in memory
+_IN_MEMORY = 1 << 30
+# images that the strength is chosen on where there are more than fit in memory
+_CHOOSING = 20_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +69,7 @@ class LinearHead:
         C: The chosen inverse regularisation strength.
         cv_scores: What it was chosen on; empty where there was too little data to choose.
         folds: Number of folds; 1 is a single hold-out, 0 no choice.
+        activation: ``"softmax"``, or ``"sigmoid"`` where an image may have several labels.
     """
 
     kernel: np.ndarray
@@ -59,6 +77,7 @@ class LinearHead:
     C: float
     cv_scores: tuple[CvScore, ...] = ()
     folds: int = 0
+    activation: str = "softmax"
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Returns ``features @ kernel + bias``, shape ``(n, classes)``.
@@ -69,8 +88,184 @@ class LinearHead:
         return np.asarray(features, np.float32) @ self.kernel + self.bias
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """Returns the softmax of :meth:`logits`, shape ``(n, classes)``, rows summing to 1."""
-        return _softmax(self.logits(features))
+        """Returns the softmax of :meth:`logits`, shape ``(n, classes)``, rows summing to 1, or their sigmoid."""
+        return activated(self.logits(features), self.activation)
+
+    def layers(self) -> list[Any]:
+        """Returns the head as one Keras layer that gives logits; see :func:`attach`."""
+        import keras
+
+        dense = keras.layers.Dense(len(self.bias), dtype="float32", name="predictions")
+        dense.build((None, len(self.kernel)))
+        dense.set_weights([self.kernel, self.bias])
+        return [dense]
+
+
+class Head(Protocol):
+    """Something that tells classes by features, and that Keras layers can compute."""
+
+    @property
+    def activation(self) -> str:
+        """``"softmax"`` or ``"sigmoid"``."""
+        ...
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """Returns logits ``(n, classes)`` of features ``(n, features)``."""
+        ...
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """Returns probabilities ``(n, classes)`` of features ``(n, features)``."""
+        ...
+
+    def layers(self) -> list[Any]:
+        """Returns built Keras layers, one after the other, of which the last gives logits."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelHead:
+    """A head of any kind, read back from a model: features in, probabilities out.
+
+    Attributes:
+        model: The layers of the head, as a Keras model.
+        activation: ``"softmax"`` or ``"sigmoid"``.
+    """
+
+    model: keras.Model
+    activation: str
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """Returns probabilities ``(n, classes)`` of features ``(n, features)``."""
+        rows = np.asarray(features, np.float32)
+        found = [np.asarray(self.model(rows[i : i + 1024], training=False)) for i in range(0, len(rows), 1024)]
+        return np.concatenate(found) if found else np.zeros((0, self.model.output_shape[-1]), np.float32)
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """Returns logits with these probabilities, shape ``(n, classes)``."""
+        shares = np.clip(self.probabilities(features), 1e-12, 1)
+        return np.log(shares) - (np.log1p(-np.minimum(shares, 1 - 1e-7)) if self.activation == "sigmoid" else 0)
+
+    def layers(self) -> list[Any]:
+        """Returns the layers of the head, which end in probabilities."""
+        return [layer for layer in self.model.layers if layer.weights]
+
+
+def attach(body: keras.Model, head: Head, *, logits: bool = False) -> tuple[keras.Model, list[Any]]:
+    """Puts a head on a network.
+
+    Args:
+        body: A network that gives one vector an image. Its layers are shared, not copied.
+        head: The head.
+        logits: Whether the model ends in logits, in place of probabilities.
+
+    Returns:
+        One plain functional model, and the layers of the head in it.
+    """
+    import keras
+
+    taken = {layer.name for layer in body.layers}
+    added = head.layers()
+    if not logits:
+        if isinstance(added[-1], keras.layers.Dense):
+            added[-1].activation = keras.activations.get(head.activation)
+        else:
+            added.append(keras.layers.Activation(head.activation, dtype="float32", name="probabilities"))
+    x = body.outputs[0]
+    for layer in added:
+        if layer.name in taken:
+            layer.name = f"{layer.name}_{len(taken)}"
+        x = layer(x)
+    model = keras.Model(body.inputs, x, name=body.name)
+    for attribute in ("architecture", "input_spec"):
+        if hasattr(body, attribute):
+            setattr(model, attribute, getattr(body, attribute))
+    return model, added
+
+
+def from_layers(layers: Sequence[Any], head: Head) -> Head:
+    """Returns the head that Keras layers have become in training.
+
+    Args:
+        layers: The layers, as :func:`attach` returned them.
+        head: The head that they were made from.
+    """
+    from resfit.transfer.mlp import MlpHead
+
+    found = [[np.asarray(weight, np.float32) for weight in layer.get_weights()] for layer in layers]
+    if isinstance(head, MlpHead):
+        (first, bias), (second, last) = found
+        return dataclasses.replace(head, kernels=(first, second), biases=(bias, last))
+    if not isinstance(head, LinearHead):
+        raise ArgumentError(f"heads that are trained with the network are 'linear' and 'mlp'. Received: {type(head)}.")
+    return dataclasses.replace(head, kernel=found[-1][0], bias=found[-1][1])
+
+
+def activated(logits: np.ndarray, activation: str) -> np.ndarray:
+    """Returns the softmax or the sigmoid of logits ``(n, classes)``."""
+    if activation == "sigmoid":
+        return 1 / (1 + np.exp(-logits))
+    return _softmax(logits)
+
+
+def fit_head(
+    kind: str,
+    features: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    *,
+    seed: int = 0,
+    sample_groups: Sequence[Any] | None = None,
+    balance: bool = False,
+    label_smoothing: float = 0.0,
+    focal: float = 0.0,
+    settings: Mapping[str, Any] | None = None,
+) -> Head:
+    """Fits a head of some kind.
+
+    Args:
+        kind: One of :data:`KINDS`.
+        features: Float array of shape ``(n, features)``. Not changed.
+        labels: ``n`` integers, or an array ``(n, classes)`` of 0 and 1 where an image may have several labels.
+        classes: Number of classes.
+        seed: Of all that is random.
+        sample_groups: As :func:`fit_linear` takes it.
+        balance: Whether each class counts the same, however many images it has (``"linear"`` and ``"mlp"``).
+        label_smoothing: Share of the target spread over all classes (``"linear"`` and ``"mlp"``).
+        focal: Exponent of the focal loss (``"mlp"``).
+        settings: Further settings of the training, as :class:`resfit.transfer.tuning.Tuning` has them (``"mlp"``).
+
+    Raises:
+        ArgumentError: The kind is unknown, or does not have one of these options.
+        DataError: The features cannot be fitted.
+    """
+    from resfit.transfer import mlp, prototypes
+
+    check_choice("head", kind, KINDS)
+    several = np.ndim(labels) == 2
+    if focal and kind != "mlp":
+        raise ArgumentError(f"focal loss is for head='mlp' and for fine-tuning. Received: head={kind!r}.")
+    if kind == "linear":
+        return fit_linear(
+            features,
+            labels,
+            classes=classes,
+            seed=seed,
+            sample_groups=sample_groups,
+            balance=balance,
+            label_smoothing=label_smoothing,
+        )
+    if kind == "mlp":
+        own = {"seed": seed, "balance": balance, "label_smoothing": label_smoothing, "focal": focal}
+        tuning = dataclasses.replace(mlp.MLP, **{**own, **(settings or {})})
+        targets = np.asarray(labels, np.float32) if several else np.eye(classes, dtype=np.float32)[labels]
+        return mlp.fit_mlp(features, targets, tuning=tuning, several=several)
+    if several or balance or label_smoothing:
+        raise ArgumentError(
+            f"several labels, balance and label_smoothing are for head='linear' and 'mlp'. Received: head={kind!r}."
+        )
+    if kind == "nearest_mean":
+        return prototypes.fit_nearest_mean(features, labels, classes)
+    return prototypes.fit_neighbours(features, labels, classes)
 
 
 def fit_linear(
@@ -81,6 +276,8 @@ def fit_linear(
     seed: int = 0,
     sample_groups: Sequence[Any] | None = None,
     grid: Sequence[float] = GRID,
+    balance: bool = False,
+    label_smoothing: float = 0.0,
 ) -> LinearHead:
     """Fits multinomial logistic regression on standardised features.
 
@@ -89,15 +286,22 @@ def fit_linear(
     once it has stopped getting better. Images of one group never stand on both sides of a fold. With more data there
     are fewer folds, down to a single hold-out of a fifth.
 
+    Features of more than a gigabyte are read chunk by chunk, and the strength is chosen on 20,000 of the images; the
+    optimum is the same. With several labels an image, each class is a binary regression of the same strength, chosen by
+    log-loss.
+
     Args:
         features: Float array of shape ``(n, features)``. Not changed.
-        labels: ``n`` integers in ``0..classes-1``.
+        labels: ``n`` integers in ``0..classes-1``; or an array ``(n, classes)`` of 0 and 1, where an image may have
+            several labels.
         classes: Number of classes; ``None`` is the largest label plus one. A class without an example gets
             probability 0.
         seed: Seed of the folds.
         sample_groups: For each image the group it belongs to (a patient, a scene), or ``None``. An image whose group is
             ``None`` is a group of its own.
         grid: Values of C to choose from, ascending.
+        balance: Whether each class counts the same in the loss, however many images it has.
+        label_smoothing: Share of the target, in [0, 1), spread over all classes.
 
     Returns:
         The head. Its ``probabilities`` are scikit-learn's to float32 accuracy.
@@ -106,49 +310,182 @@ def fit_linear(
         ArgumentError: The arrays do not fit together, or a label is out of range.
         DataError: There are fewer than two classes, or a feature is not finite.
     """
-    rows = np.asarray(features, np.float32)
+    several = np.ndim(labels) == 2
+    if several and balance:
+        raise ArgumentError("balance is for one label an image. Received: several labels.")
+    rows = features if isinstance(features, np.memmap) else np.asarray(features, np.float32)
     targets = np.asarray(labels).astype(np.int64)
+    count = targets.shape[1] if several else int(classes if classes is not None else targets.max(initial=-1) + 1)
+    _check(rows, targets, count, several, sample_groups)
+    if not 0 <= label_smoothing < 1:
+        raise ArgumentError(f"label_smoothing must lie in [0, 1). Received: {label_smoothing!r}.")
+    groups = _group_numbers(sample_groups)
+    # float64 sums: a float32 mean over many rows loses digits that the folded bias needs
+    mean, deviation = solver.moments(rows)
+    if not np.isfinite(mean).all():
+        raise DataError("features must be finite. The network gives infinite or undefined values on these images.")
+    scale = np.where(deviation > 1e-12, deviation, 1.0)
+    mean = mean.astype(np.float32).astype(np.float64)  # what is subtracted
+    if several or label_smoothing or rows.size * 4 > _IN_MEMORY:
+        own = _Own(rows, targets, count, several, mean, scale, balance, label_smoothing)
+        return _fit_own(own, groups, grid, seed)
+
+    standard = ((rows - mean.astype(np.float32)) / scale.astype(np.float32)).astype(np.float32)
+    basis = None
+    if len(standard) < _FEWER * standard.shape[1]:
+        # the weights lie in the span of the rows, and the penalty does not change when axes are turned
+        basis = np.linalg.qr(standard.T.astype(np.float64))[0]
+        standard = (standard @ basis).astype(np.float32)
+    folds = _folds(standard, targets, groups, count, seed)
+    scores = _sweep(standard, targets, folds, count, grid, balance) if len(grid) > 1 else ()
+    chosen = _choose(scores, len(targets)) if scores else _default(grid)
+    estimator = _estimator(chosen, tolerance=1e-5, balance=balance)
+    with _blas_threads(standard.size):
+        estimator.fit(standard, targets)
+    weights, intercept = _expanded(estimator, count)
+    if basis is not None:
+        weights = weights @ basis.T
+    return _folded(weights, intercept, mean, scale, chosen, scores, len(folds) if scores else 0)
+
+
+def _check(
+    rows: np.ndarray, targets: np.ndarray, count: int, several: bool, sample_groups: Sequence[Any] | None
+) -> None:
     if rows.ndim != 2 or len(rows) != len(targets):
         raise ArgumentError(
             f"features must have shape (n, features) and labels n entries. Received: {rows.shape}, {targets.shape}."
         )
-    count = int(classes if classes is not None else targets.max(initial=-1) + 1)
-    if len(targets) and (targets.min() < 0 or targets.max() >= count):
-        raise ArgumentError(f"labels must lie in 0..{count - 1}. Received: {targets.min()}..{targets.max()}.")
-    if len(np.unique(targets)) < 2:
-        raise DataError(
-            f"a classifier needs images of at least two classes. Received: {len(np.unique(targets))} with images."
-        )
+    if several:
+        if not np.isin(targets, (0, 1)).all():
+            raise ArgumentError("labels of shape (n, classes) must be 0 or 1. Received other numbers.")
+        if not len(rows) or (targets.min(axis=0) == targets.max(axis=0)).all():
+            raise DataError("a classifier needs images with and without a label. Received: every label all or none.")
+    else:
+        if len(targets) and (targets.min() < 0 or targets.max() >= count):
+            raise ArgumentError(f"labels must lie in 0..{count - 1}. Received: {targets.min()}..{targets.max()}.")
+        if len(np.unique(targets)) < 2:
+            raise DataError(
+                f"a classifier needs images of at least two classes. Received: {len(np.unique(targets))} with images."
+            )
     if sample_groups is not None and len(sample_groups) != len(targets):
         raise ArgumentError(
             f"sample_groups must have one entry an image ({len(targets)}). Received: {len(sample_groups)}."
         )
-    groups = _group_numbers(sample_groups)
-    # float64 sums: a float32 mean over many rows loses digits that the folded bias needs
-    mean = rows.mean(axis=0, dtype=np.float64)
-    if not np.isfinite(mean).all():
-        raise DataError("features must be finite. The network gives infinite or undefined values on these images.")
-    deviation = rows.std(axis=0, dtype=np.float64)
-    scale = np.where(deviation > 1e-12, deviation, 1.0)
-    standard = ((rows - mean.astype(np.float32)) / scale.astype(np.float32)).astype(np.float32)
 
-    folds = _folds(standard, targets, groups, count, seed)
-    scores = _sweep(standard, targets, folds, count, grid) if len(grid) > 1 else ()
-    chosen = _choose(scores, len(targets)) if scores else _default(grid)
-    estimator = _estimator(chosen, tolerance=1e-5)
-    with _blas_threads(standard.size):
-        estimator.fit(standard, targets)
-    weights, intercept = _expanded(estimator, count)
+
+def _folded(
+    weights: np.ndarray,
+    intercept: np.ndarray,
+    mean: np.ndarray,
+    scale: np.ndarray,
+    chosen: float,
+    scores: Sequence[CvScore],
+    folds: int,
+    activation: str = "softmax",
+) -> LinearHead:
+    """Returns the head whose kernel holds the standardisation."""
     kernel = weights.T / scale[:, None]
-    mean32 = mean.astype(np.float32).astype(np.float64)  # what was subtracted
-    bias = intercept - mean32 @ kernel
+    bias = intercept - mean @ kernel
     return LinearHead(
         kernel=kernel.astype(np.float32),
         bias=bias.astype(np.float32),
         C=chosen,
         cv_scores=tuple(scores),
-        folds=len(folds) if scores else 0,
+        folds=folds,
+        activation=activation,
     )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Own:
+    """A regression that scikit-learn does not have, or not on data of this size."""
+
+    rows: np.ndarray
+    labels: np.ndarray
+    classes: int
+    several: bool
+    mean: np.ndarray
+    scale: np.ndarray
+    balance: bool
+    smoothing: float
+
+    def targets(self) -> np.ndarray:
+        if self.several:
+            return (self.labels * (1 - self.smoothing) + self.smoothing / 2).astype(np.float32)
+        seen = np.unique(self.labels)
+        goal = np.eye(self.classes, dtype=np.float32)[self.labels] * (1 - self.smoothing)
+        goal[:, seen] += self.smoothing / len(seen)
+        return goal
+
+    def weights(self) -> np.ndarray | None:
+        """Returns what each image counts; balanced, the classes sum up to the same, and all to n."""
+        if not self.balance or self.several:
+            return None
+        counts = np.bincount(self.labels, minlength=self.classes)
+        return (len(self.labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)))[self.labels]
+
+    def solve(self, c: float, indices: np.ndarray | None, start: np.ndarray | None, tolerance: float) -> np.ndarray:
+        return solver.solve(
+            self.rows,
+            self.targets(),
+            c,
+            mean=self.mean,
+            scale=self.scale,
+            weights=self.weights(),
+            several=self.several,
+            indices=indices,
+            start=start,
+            tolerance=tolerance,
+        )
+
+    def score(self, matrix: np.ndarray, indices: np.ndarray) -> tuple[float, float]:
+        """Returns the sum of the losses and the number of images (of labels, with several) that are right."""
+        values = solver.logits(matrix, np.asarray(self.rows[indices], np.float32), self.mean, self.scale)
+        truth = self.labels[indices]
+        if self.several:
+            loss = np.logaddexp(0, values) - truth * values
+            return float(loss.sum()), float(((values > 0) == truth).mean(axis=1).sum())
+        if matrix.shape[0] > 1:
+            values[:, ~np.isin(np.arange(self.classes), self.labels)] = _UNSEEN
+        own = np.clip(_softmax(values)[np.arange(len(truth)), truth], 1e-12, 1)
+        return -float(np.log(own).sum()), float((values.argmax(axis=1) == truth).sum())
+
+
+def _fit_own(own: _Own, groups: np.ndarray | None, grid: Sequence[float], seed: int) -> LinearHead:
+    """Chooses the strength on folds of some of the images, and solves for all."""
+    count = len(own.labels)
+    some = np.arange(count)
+    if count > _CHOOSING:
+        some = np.sort(np.random.default_rng(seed).permutation(count)[:_CHOOSING])
+    strata = own.labels[some].argmax(axis=1) if own.several else own.labels[some]
+    inner = None if groups is None else groups[some]
+    shape_only = np.broadcast_to(np.float32(0), (len(some), own.rows.shape[1]))
+    folds = _folds(shape_only, strata, inner, own.classes, seed) if len(grid) > 1 else []
+    scores: list[CvScore] = []
+    states: list[np.ndarray | None] = [None] * len(folds)
+    total = sum(len(test) for _, test in folds)
+    for c in grid if folds else ():
+        loss = hits = 0.0
+        for number, (train, test) in enumerate(folds):
+            state = own.solve(c, some[train], states[number], 1e-4)
+            states[number] = state
+            more, right = own.score(state, some[test])
+            loss, hits = loss + more, hits + right
+        scores.append(CvScore(float(c), loss / total, hits / total))
+        if _is_past_the_best(scores):
+            break
+    if not scores:
+        chosen = _default(grid)
+    elif own.several:
+        chosen = min(scores, key=lambda score: score.log_loss).C
+    else:
+        chosen = _choose(scores, count)
+    matrix = own.solve(chosen, None, None, 1e-5)
+    bias = matrix[:, -1].copy()
+    if not own.several:
+        bias[~np.isin(np.arange(own.classes), own.labels)] = _UNSEEN
+    activation = "sigmoid" if own.several else "softmax"
+    return _folded(matrix[:, :-1], bias, own.mean, own.scale, chosen, scores, len(folds) if scores else 0, activation)
 
 
 def _blas_threads(size: int, *, side_by_side: bool = False) -> contextlib.AbstractContextManager[Any]:
@@ -166,10 +503,11 @@ def _default(grid: Sequence[float]) -> float:
     return float(min(grid, key=lambda c: abs(np.log(c / DEFAULT_C))))
 
 
-def _estimator(c: float, tolerance: float) -> Any:
+def _estimator(c: float, tolerance: float, balance: bool = False) -> Any:
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(C=c, solver="lbfgs", max_iter=1000, tol=tolerance, warm_start=True)
+    weight = "balanced" if balance else None
+    return LogisticRegression(C=c, solver="lbfgs", max_iter=1000, tol=tolerance, warm_start=True, class_weight=weight)
 
 
 def _sweep(
@@ -178,13 +516,14 @@ def _sweep(
     folds: Sequence[tuple[np.ndarray, np.ndarray]],
     count: int,
     grid: Sequence[float],
+    balance: bool = False,
 ) -> tuple[CvScore, ...]:
     """Scores each C over the folds, from strong to weak regularisation, each from the solution before."""
     from sklearn.exceptions import ConvergenceWarning
 
     if not folds:
         return ()
-    estimators = [_estimator(grid[0], tolerance=1e-4) for _ in folds]
+    estimators = [_estimator(grid[0], tolerance=1e-4, balance=balance) for _ in folds]
     splits = [(standard[train], targets[train], standard[test], targets[test]) for train, test in folds]
     total = sum(len(test) for _, test in folds)
 

@@ -8,19 +8,12 @@ would have had from there.
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
-import importlib.util
-import io
 import json
 import math
 import os
 import platform
-import queue
-import sys
-import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +24,11 @@ from resfit.architecture import catalog
 from resfit.architecture.spec import ArchitectureSpec
 from resfit.data.pixel_store import PixelStore, open_store
 from resfit.errors import ArgumentError, DataError, ResfitError
-from resfit.files import atomic_path, write_json, write_text
+from resfit.files import atomic_path, write_json
 from resfit.preprocessing import TORCH, InputSpec
+from resfit.transfer import training
+from resfit.transfer.augment import crop_and_flip
+from resfit.transfer.training import decays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,13 +112,7 @@ class Settings:
 
     def rate(self, progress: float) -> float:
         """Returns the learning rate at a share of the run."""
-        rise = 0.3 if self.schedule == "one_cycle" else self.warmup
-        floor = 1e-3 if self.schedule == "one_cycle" else 0.0
-        if progress < rise:
-            share = progress / rise
-            return self.learning_rate * (share if self.schedule == "cosine" else 0.5 - 0.5 * math.cos(math.pi * share))
-        share = min(1.0, (progress - rise) / (1 - rise))
-        return self.learning_rate * (floor + (1 - floor) * (0.5 + 0.5 * math.cos(math.pi * share)))
+        return training.rate(self.schedule, self.learning_rate, self.warmup, progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,11 +207,11 @@ def pretrain(
         output, settings, store, {"source": Path(source).name, "validation": validation and Path(validation).name}
     )
     trainer = _Trainer(settings, store)
-    log = _Log(output, tensorboard)
+    log = training.Log(output, tensorboard)
     resumed = trainer.restore(output)
     log.cut(trainer.epoch)
     if resumed:
-        _say(f"resumed at step {trainer.step}, epoch {trainer.epoch + 1}")
+        training.say(f"resumed at step {trainer.step}, epoch {trainer.epoch + 1}")
     result = _run(trainer, log, output, held_out, checkpoint_minutes, stop)
     if trainer.finished:
         facts = {"val_top1": result.top1, "val_top5": result.top5, "val_loss": result.loss, "steps": result.steps}
@@ -231,7 +221,7 @@ def pretrain(
 
 def _run(
     trainer: _Trainer,
-    log: _Log,
+    log: training.Log,
     output: Path,
     held_out: PixelStore | None,
     checkpoint_minutes: float,
@@ -242,7 +232,7 @@ def _run(
     stopped = False
     while not trainer.finished and not stopped:
         for report in trainer.epoch_steps():
-            log.progress(trainer, report)
+            log.progress(trainer.progress, trainer.epoch + 1, trainer.seconds, report)
             if stop is not None and stop(trainer.step):
                 stopped = True
                 break
@@ -321,7 +311,7 @@ class _Trainer:
                 rows = np.sort(order[index * size : (index + 1) * size])
                 yield self.store.images[rows], self.store.labels[rows]
 
-        with _ahead(batches(), 4) as ready:
+        with training.ahead(batches(), 4) as ready:
             started = time.perf_counter()  # waiting for images is training time, too
             for images, labels in ready:
                 progress = self.progress
@@ -456,32 +446,21 @@ class _Trainer:
             "epoch_seconds": self._epoch_seconds,
             "sums": self._sums.tolist(),
         }
-        newest = output / "checkpoint.npz"
-        if newest.exists():
-            os.replace(newest, output / "checkpoint-before.npz")
-        with atomic_path(newest) as temporary:
-            np.savez(
-                temporary,
-                state=np.array(json.dumps(state)),
-                **{k: v.numpy() for k, v in self._arrays().items()},
-            )
+        training.save_checkpoint(output, state, self._arrays())
 
     def restore(self, output: Path) -> bool:
         """Goes back to the newest checkpoint that can be read. Returns whether there was one."""
-        for name in ("checkpoint.npz", "checkpoint-before.npz"):
-            try:
-                with np.load(output / name, allow_pickle=False) as saved:
-                    arrays = {key: saved[key] for key in saved.files}
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-                continue
-            state = json.loads(str(arrays.pop("state")))
-            for key, variable in self._arrays().items():
-                variable.assign(arrays[key])
-            self.step, self.epoch, self.position = state["step"], state["epoch"], state["position"]
-            self.seconds, self._epoch_seconds = state["seconds"], state["epoch_seconds"]
-            self._sums = np.array(state["sums"])
-            return True
-        return False
+        variables = self._arrays()
+        found = training.load_checkpoint(output, {name: tuple(v.shape) for name, v in variables.items()})
+        if found is None:
+            return False
+        for name, variable in variables.items():
+            variable.assign(found.arrays[name])
+        state = found.state
+        self.step, self.epoch, self.position = state["step"], state["epoch"], state["position"]
+        self.seconds, self._epoch_seconds = state["seconds"], state["epoch_seconds"]
+        self._sums = np.array(state["sums"])
+        return True
 
     def write_weights(self, path: Path, scores: dict[str, Any], names: Sequence[str] = ()) -> None:
         """Writes the averaged weights in float16 with the facts that belong to them."""
@@ -519,11 +498,6 @@ def input_contract(settings: Settings) -> InputSpec:
     )
 
 
-def decays(variable: Any) -> bool:
-    """Whether weight decay applies: to kernels, not to norms and biases."""
-    return variable.path.endswith("kernel")
-
-
 def normalized(images: Any) -> Any:
     """Applies the input contract of :func:`input_contract` to float images 0..255 as a TensorFlow graph."""
     return images * np.array(TORCH.multiplier, np.float32) + np.array(TORCH.offset, np.float32)
@@ -544,135 +518,7 @@ def augment(images: Any, side: int, smallest: float, seed: Any) -> Any:
     Returns:
         float32 tensor ``(batch, side, side, 3)``, normalised.
     """
-    import tensorflow as tf
-
-    count = tf.shape(images)[0]
-    draw = tf.random.stateless_uniform((5, count), seed)
-    area = smallest + (1 - smallest) * draw[0]
-    ratio = tf.exp((2 * draw[1] - 1) * math.log(4 / 3))
-    height = tf.minimum(tf.sqrt(area / ratio), 1.0)
-    width = tf.minimum(tf.sqrt(area * ratio), 1.0)
-    top, left = draw[2] * (1 - height), draw[3] * (1 - width)
-    right = left + width
-    flip = draw[4] < 0.5
-    start, end = tf.where(flip, right, left), tf.where(flip, left, right)
-    boxes = tf.stack([top, start, top + height, end], axis=1)
-    crops = tf.image.crop_and_resize(images, boxes, tf.range(count), (side, side))
-    return normalized(crops)
-
-
-@contextlib.contextmanager
-def _ahead(items: Iterator[Any], depth: int) -> Iterator[Iterator[Any]]:
-    """Runs an iterator in a thread of its own, at most ``depth`` items ahead."""
-    line: queue.Queue[Any] = queue.Queue(depth)
-    closed = threading.Event()
-    end = object()
-
-    def fill() -> None:
-        last: Any = end
-        try:
-            for item in items:
-                while not closed.is_set():
-                    try:
-                        line.put(item, timeout=0.1)
-                        break
-                    except queue.Full:
-                        continue
-                if closed.is_set():
-                    return
-        except BaseException as error:
-            last = error
-        while not closed.is_set():
-            try:
-                line.put(last, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def drain() -> Iterator[Any]:
-        while (item := line.get()) is not end:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-    thread = threading.Thread(target=fill, daemon=True)
-    thread.start()
-    try:
-        yield drain()
-    finally:
-        closed.set()
-        thread.join()
-
-
-class _Log:
-    """A row for each epoch in ``log.csv`` and TensorBoard, a bar on a terminal, a line elsewhere."""
-
-    def __init__(self, output: Path, tensorboard: bool):
-        self.path = output / "log.csv"
-        self.started = time.monotonic()
-        self._shown = 0.0
-        self.writer = None
-        if tensorboard and importlib.util.find_spec("tensorboard") is None:
-            _say('no TensorBoard files: tensorboard is not installed (pip install "resfit[pretrain]")')
-        elif tensorboard:
-            import tensorflow as tf
-
-            self.writer = tf.summary.create_file_writer(str(output / "tensorboard"))
-
-    def rows(self) -> list[dict[str, str]]:
-        """Returns what has been written so far."""
-        if not self.path.exists():
-            return []
-        return list(csv.DictReader(io.StringIO(self.path.read_text("utf-8"))))
-
-    def cut(self, epochs: int) -> None:
-        """Drops rows of epochs that the checkpoint does not know, which will be run again."""
-        rows = self.rows()
-        kept = [row for row in rows if int(row["epoch"]) <= epochs]
-        if len(kept) != len(rows):
-            self._store(kept)
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Appends the row of an epoch."""
-        self._store([*self.rows(), row])
-        if self.writer is not None:
-            import tensorflow as tf
-
-            with self.writer.as_default(step=int(row["step"])):
-                for key, value in row.items():
-                    if key not in ("epoch", "step"):
-                        tf.summary.scalar(key, float(value))
-            self.writer.flush()
-        _say("  ".join(f"{key} {value}" for key, value in row.items()))
-
-    def _store(self, rows: Sequence[dict[str, Any]]) -> None:
-        text = io.StringIO()
-        if rows:
-            columns = dict.fromkeys(column for row in rows for column in row)
-            writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        write_text(self.path, text.getvalue())
-
-    def progress(self, trainer: _Trainer, report: dict[str, float]) -> None:
-        """Shows where the run stands, at most twice a second and only on a terminal."""
-        now = time.monotonic()
-        if not sys.stderr.isatty() or now - self._shown < 0.5:
-            return
-        self._shown = now
-        done = trainer.progress
-        left = trainer.seconds / done * (1 - done) if done else 0.0
-        sys.stderr.write(
-            f"\r{100 * done:5.1f} %  epoch {trainer.epoch + 1}  loss {report['loss']:.3f}  "
-            f"accuracy {100 * report['accuracy']:.1f} %  {left / 60:.0f} min left \x1b[K"
-        )
-        sys.stderr.flush()
-
-
-def _say(text: str) -> None:
-    end = "\x1b[K\n" if sys.stderr.isatty() else "\n"
-    sys.stderr.write(("\r" if sys.stderr.isatty() else "") + text + end)
-    sys.stderr.flush()
+    return normalized(crop_and_flip(images, (side, side), smallest, seed))
 
 
 def _names(labels: str | os.PathLike[str] | None, classes: Sequence[str]) -> list[str]:

@@ -1,0 +1,92 @@
+"""How good predictions are where an image may have several labels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from resfit.errors import ArgumentError
+from resfit.evaluation.metrics import ClassScore, wilson_interval
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LabelEvaluation:
+    """How good a classifier with several labels an image is.
+
+    Attributes:
+        accuracy: Share of images whose labels are all right, none missing and none too many, 0..1.
+        interval: 95 % interval of that share after Wilson.
+        n: Number of images.
+        log_loss: Mean over images of the sum of the binary log-losses, in nats.
+        mean_average_precision: Mean over labels of the average precision, over those that some image has.
+        f1_micro: Harmonic mean of precision and recall over all labels together.
+        f1_macro: Mean of the labels' own.
+        per_class: One score a label, at a probability of one half.
+        skipped: Images that could not be used, with ``path`` and ``reason``.
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    n: int
+    log_loss: float
+    mean_average_precision: float
+    f1_micro: float
+    f1_macro: float
+    per_class: tuple[ClassScore, ...]
+    skipped: tuple[Any, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the figures as JSON-ready values, without the skipped images."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del fields["skipped"]
+        scores = [dataclasses.asdict(score) for score in self.per_class]
+        return {**fields, "interval": list(self.interval), "per_class": scores}
+
+
+def evaluate_labels(
+    truth: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], *, skipped: Sequence[Any] = ()
+) -> LabelEvaluation:
+    """Compares predicted probabilities of labels with the true ones.
+
+    Args:
+        truth: Array ``(n, classes)`` of 0 and 1, ``n`` at least 1.
+        probabilities: Array of the same shape.
+        classes: Names of the labels.
+        skipped: Passed on to the result.
+
+    Raises:
+        ArgumentError: There is no image, or the arrays do not fit together.
+    """
+    from sklearn.metrics import average_precision_score, precision_recall_fscore_support
+
+    known, scores = np.asarray(truth).astype(int), np.asarray(probabilities, np.float64)
+    if not len(known) or known.shape != scores.shape or known.shape[1] != len(classes):
+        raise ArgumentError(
+            f"truth and probabilities must have shape (n >= 1, {len(classes)}). "
+            f"Received: {known.shape} and {scores.shape}."
+        )
+    guesses = (scores > 0.5).astype(int)
+    columns = precision_recall_fscore_support(known, guesses, zero_division=0.0)
+    seen = np.flatnonzero(known.any(axis=0))
+    exact = int((known == guesses).all(axis=1).sum())
+    clipped = np.clip(scores, 1e-12, 1 - 1e-12)
+    losses = -(known * np.log(clipped) + (1 - known) * np.log(1 - clipped)).sum(axis=1)
+    return LabelEvaluation(
+        accuracy=exact / len(known),
+        interval=wilson_interval(exact, len(known)),
+        n=len(known),
+        log_loss=float(losses.mean()),
+        mean_average_precision=(
+            float(np.mean([average_precision_score(known[:, i], scores[:, i]) for i in seen])) if len(seen) else 0.0
+        ),
+        f1_micro=float(precision_recall_fscore_support(known, guesses, average="micro", zero_division=0.0)[2]),
+        f1_macro=float(np.mean(columns[2])),
+        per_class=tuple(
+            ClassScore(name, float(precision), float(recall), float(f1), int(support))
+            for name, precision, recall, f1, support in zip(classes, *columns, strict=True)
+        ),
+        skipped=tuple(skipped),
+    )

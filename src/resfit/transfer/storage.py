@@ -1,0 +1,219 @@
+"""What a training run keeps on disk: whether the frozen part's outputs may be stored, and decoded pixels.
+
+Pixels are filled in from the front, a chunk at a time, in a folder named after everything that decides them. A kill at
+any moment costs one chunk; what is there already is not decoded again. The oldest ones make room for new ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resfit.cache import locked
+from resfit.data import decode
+from resfit.files import write_json
+from resfit.transfer import features as feature_store
+
+if TYPE_CHECKING:
+    from resfit.preprocessing import InputSpec
+
+#: Bytes that stored outputs of frozen parts may take up, and the share of the free disk.
+BUDGET = 20 * 2**30
+FREE_SHARE = 0.5
+
+_FORMAT = 1
+_CHUNK = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """Whether the frozen part's outputs are stored, decided before anything is computed.
+
+    Attributes:
+        bytes: What they take up.
+        limit: What they may take up: the budget, and no more than half of the free disk.
+        dtype: ``"float32"``, or ``"float16"`` where float32 is over the limit.
+        stored: Whether they are stored; otherwise the frozen part runs in every epoch, on the fast engine.
+        reason: The same in one sentence.
+    """
+
+    bytes: int
+    limit: int
+    dtype: str
+    stored: bool
+    reason: str
+
+
+def plan(
+    images: int, views: int, shape: Sequence[int], folder: Path, *, budget: int | None = None, free: int | None = None
+) -> Storage:
+    """Estimates what storing the frozen part's outputs takes.
+
+    Args:
+        images: Number of images.
+        views: Stored views of each; 0 asks for none.
+        shape: Of one output.
+        folder: Where they would be.
+        budget: Bytes they may take up; ``None`` is :data:`BUDGET`.
+        free: Bytes of free disk; ``None`` looks.
+    """
+    room = free if free is not None else _free(folder)
+    limit = min(BUDGET if budget is None else budget, int(room * FREE_SHARE))
+    values = images * max(views, 1) * int(np.prod(shape))
+    if not views:
+        return Storage(0, limit, "float32", False, "the frozen part runs in every epoch, on freshly changed images")
+    for dtype, width in (("float32", 4), ("float16", 2)):
+        if values * width <= limit:
+            text = f"the frozen part's outputs take {_size(values * width)} as {dtype}, of {_size(limit)} allowed"
+            return Storage(values * width, limit, dtype, True, text)
+    text = (
+        f"the frozen part's outputs would take {_size(values * 2)}, over the limit of {_size(limit)}: it runs in every "
+        "epoch on the fast engine instead"
+    )
+    return Storage(values * 2, limit, "float16", False, text)
+
+
+def pixels(
+    files: Sequence[Path],
+    digests: Sequence[str],
+    contract: InputSpec,
+    folder: Path,
+    *,
+    progress: feature_store.Progress | None = None,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Returns the decoded images, memory-mapped.
+
+    Args:
+        files: Image files.
+        digests: SHA-256 of each, in hexadecimal digits.
+        contract: How they are decoded.
+        folder: Where the arrays are kept.
+        progress: Called as images get done.
+
+    Returns:
+        uint8 array ``(n, height, width, channels)``, read-only, of those that can be decoded; and the positions of the
+        others, with the reason.
+    """
+    shape = (*contract.size, contract.channels)
+    make_room(folder, len(files) * int(np.prod(shape)), BUDGET)
+    with _array({"kind": "pixels", "input": contract.to_dict()}, digests, "uint8", shape, folder) as array:
+        failures = array.failures()
+        start = _position(array.done, failures)
+        with open(array.rows, "ab") as rows, open(array.notes, "a", encoding="utf-8") as notes:
+            for batch in decode.decode_many(files[start:], contract, batch_size=_CHUNK):
+                for index, reason in batch.failures:
+                    failures[start + index] = reason
+                    notes.write(json.dumps([start + index, reason]) + "\n")
+                notes.flush()  # before the rows, so that what a kill leaves can be told
+                rows.write(batch.images.tobytes())
+                rows.flush()
+                if progress is not None:
+                    done = start + max([*batch.indices.tolist(), *(index for index, _ in batch.failures)]) + 1
+                    progress("decoding", done, len(files))
+            os.fsync(rows.fileno())
+    return array.read(len(files) - len(failures)), dict(sorted(failures.items()))
+
+
+def make_room(folder: Path, needed: int, limit: int) -> None:
+    """Removes the arrays that were used longest ago, until new ones fit.
+
+    Args:
+        folder: Where the arrays are kept.
+        needed: Bytes of the new ones.
+        limit: Bytes that all may take up.
+    """
+    found = []
+    for path in folder.glob("*/rows.bin") if folder.is_dir() else ():
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            found.append(
+                (status.st_atime if status.st_atime > status.st_mtime else status.st_mtime, path, status.st_size)
+            )
+    total = sum(size for *_, size in found) + needed
+    for _, path, size in sorted(found):
+        if total <= limit:
+            return
+        shutil.rmtree(path.parent, ignore_errors=True)
+        total -= size
+
+
+class _Array:
+    """An array on disk that grows row by row."""
+
+    def __init__(self, place: Path, dtype: str, shape: tuple[int, ...]):
+        self.rows, self.notes = place / "rows.bin", place / "failures.jsonl"
+        self._dtype, self._shape = dtype, shape
+        self._row_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+
+    @property
+    def done(self) -> int:
+        """Whole rows that are there."""
+        return self.rows.stat().st_size // self._row_bytes
+
+    def keep(self, count: int) -> int:
+        """Cuts the array to so many rows."""
+        os.truncate(self.rows, count * self._row_bytes)
+        return count
+
+    def failures(self) -> dict[int, str]:
+        """Returns what could not be decoded; a line that a kill left half is passed over."""
+        found = {}
+        for line in self.notes.read_text("utf-8").splitlines() if self.notes.exists() else ():
+            with contextlib.suppress(ValueError, TypeError):
+                position, reason = json.loads(line)
+                found[int(position)] = str(reason)
+        return found
+
+    def read(self, count: int) -> np.ndarray:
+        """Returns the first rows, memory-mapped."""
+        if not count:
+            return np.zeros((0, *self._shape), self._dtype)
+        return np.memmap(self.rows, self._dtype, mode="r", shape=(count, *self._shape))
+
+
+@contextlib.contextmanager
+def _array(
+    description: dict[str, Any], digests: Sequence[str], dtype: str, shape: tuple[int, ...], folder: Path
+) -> Iterator[_Array]:
+    """Yields the array of this content, locked, cut to its last whole row."""
+    described = {"format": _FORMAT, **description, "dtype": dtype, "shape": list(shape), "images": len(digests)}
+    text = json.dumps(described, sort_keys=True) + "".join(digests)
+    place = folder / hashlib.sha256(text.encode()).hexdigest()[:32]
+    with locked(place / "lock"):
+        if not (place / "about.json").exists():
+            write_json(place / "about.json", described)
+        array = _Array(place, dtype, shape)
+        array.rows.touch()
+        array.keep(array.done)
+        yield array
+        os.utime(array.rows)
+
+
+def _position(rows: int, failures: dict[int, str]) -> int:
+    """Returns how many files are done, given the rows and the failures; later failures are forgotten."""
+    position = rows
+    for failed in sorted(failures):
+        if failed <= position:
+            position += 1
+        else:
+            del failures[failed]
+    return position
+
+
+def _free(folder: Path) -> int:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"

@@ -1,0 +1,422 @@
+"""How a network is adapted to images: a probe, fine-tuning, or both with the better one kept."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resfit import engines
+from resfit.cache import cache_root
+from resfit.data.image_set import Skipped
+from resfit.data.views import Views
+from resfit.errors import MissingDependencyError
+from resfit.files import write_json
+from resfit.transfer import boundary, feeds, finetune, heads, storage, training
+from resfit.transfer.digests import digest_files
+from resfit.transfer.features import extract
+from resfit.transfer.tuning import Tuning
+
+if TYPE_CHECKING:
+    import keras
+
+    from resfit.preprocessing import InputSpec
+    from resfit.transfer.features import Progress
+
+#: Files that a run leaves behind.
+LOG, CURVES, RATES = "training.csv", "training.png", "learning_rates.png"
+_CONFIG, _RATE = "run.json", "learning_rate.json"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """What there is to learn.
+
+    Attributes:
+        targets: float32 array ``(n, classes)``, rows of 0 and 1; ``n`` the images that could be used.
+        train: Positions to learn from.
+        val: Positions to choose on.
+        test: Positions to measure on in the end.
+        several: Whether an image may have several labels.
+        teacher: Logits of a teacher, an array like ``targets``, for distillation.
+    """
+
+    targets: np.ndarray
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+    several: bool = False
+    teacher: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """How a run is run; nothing of it changes the result.
+
+    Attributes:
+        folder: Where its checkpoints and its log are; a run that is found there with the same settings goes on.
+        cache: ``True`` for resfit's own cache folder, ``False`` for none, or a folder.
+        engine: As :func:`resfit.engines.create` takes it, for the frozen part.
+        storage: Bytes that stored outputs of the frozen part may take up; ``None`` is the default.
+        lr_find: Whether a range test chooses the learning rate first.
+        tensorboard: Whether to write TensorBoard's files.
+        checkpoint_seconds: Longest time between two checkpoints.
+        progress: Called as work gets done.
+        say: Called with lines for people.
+        stop: Called after each step with its number; the run ends early, resumable, where it returns True.
+    """
+
+    folder: Path
+    cache: bool | str | Path = True
+    engine: str | engines.Engine = "auto"
+    storage: int | None = None
+    lr_find: bool = False
+    tensorboard: bool = False
+    checkpoint_seconds: float = 60.0
+    progress: Progress | None = None
+    say: Callable[[str], None] = training.say
+    stop: Callable[[int], bool] | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tuned:
+    """A network that was fine-tuned.
+
+    Attributes:
+        body: Images to features.
+        head: The head on them.
+        learned: What the run came to.
+        tuning: The settings.
+        boundary: Where the network was cut.
+        logits: Of the test images, by the tuned network.
+    """
+
+    body: keras.Model
+    head: heads.Head
+    learned: finetune.Learned
+    tuning: Tuning
+    boundary: boundary.Boundary
+    logits: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """Images as the part of a network that learns reads them.
+
+    Attributes:
+        body: The network. It is not changed.
+        boundary: Where it is cut.
+        second: A copy of the part behind the cut, images or feature maps to features.
+        feed: What a run reads.
+        indices: For each image of the feed the position of its file among those that were asked for, ascending.
+        skipped: Files that cannot be used, with the reason.
+        storage: Whether the frozen part's outputs are stored; ``None`` where nothing is frozen.
+        computed: Images that went through the frozen part now.
+        reused: Images whose outputs were on disk already.
+        engine: What ran the frozen part; ``"none"`` if nothing did.
+    """
+
+    body: keras.Model
+    boundary: boundary.Boundary
+    second: keras.Model
+    feed: feeds.Feed
+    indices: np.ndarray
+    skipped: tuple[Skipped, ...]
+    storage: storage.Storage | None = None
+    computed: int = 0
+    reused: int = 0
+    engine: str = "none"
+
+
+def prepare(body: keras.Model, files: Sequence[Path], tuning: Tuning, running: Running) -> Prepared:
+    """Runs images through the frozen part of a network once, or decodes them where nothing is frozen or stored.
+
+    Args:
+        body: A network that gives one vector an image, with an ``input_spec``.
+        files: Image files.
+        tuning: What decides the boundary, and how images are changed.
+        running: How it is run.
+    """
+    working = boundary.copy(body)
+    found = boundary.find(working, tuning.trainable_from)
+    first, second = boundary.split(working, found)
+    room = None
+    if first is not None:
+        first.input_spec, first.architecture = body.input_spec, getattr(body, "architecture", None)
+        folder = cache_root() if isinstance(running.cache, bool) else Path(running.cache)
+        shape = first.compute_output_shape((1, *body.input_spec.size, body.input_spec.channels))[1:]
+        fresh = bool(tuning.sizes or tuning.rand_augment or tuning.erasing)
+        room = storage.plan(len(files), 0 if fresh else tuning.views, shape, folder, budget=running.storage)
+        running.say(room.reason)
+    if first is not None and room is not None and room.stored:
+        outputs = extract(
+            first,
+            files,
+            engine=running.engine,
+            cache=running.cache,
+            progress=running.progress,
+            feature_maps=True,
+            dtype=room.dtype,
+            views=_views(tuning),
+        )
+        feed: feeds.Feed = feeds.MapFeed([outputs.rows, *outputs.views], tuning)
+        return Prepared(
+            body=body,
+            boundary=found,
+            second=second,
+            feed=feed,
+            indices=outputs.indices,
+            skipped=outputs.skipped,
+            storage=room,
+            computed=outputs.computed,
+            reused=outputs.reused,
+            engine=outputs.engine,
+        )
+    images, indices, skipped = decoded(files, body.input_spec, running.cache, progress=running.progress)
+    engine = None
+    if first is not None:
+        frozen = first if tuning.sizes else boundary.copy(first, size=images.shape[1:3])
+        engine = engines.create(frozen, running.engine, images=len(images) * max(1, tuning.epochs))
+    return Prepared(body, found, second, feeds.PixelFeed(images, tuning, engine), indices, skipped, room)
+
+
+def decoded(
+    files: Sequence[Path], contract: InputSpec, cache: bool | str | Path, *, progress: Progress | None = None
+) -> tuple[np.ndarray, np.ndarray, tuple[Skipped, ...]]:
+    """Decodes images once; they are kept for the epochs and runs to come.
+
+    Args:
+        files: Image files.
+        contract: How they become the network's input.
+        cache: ``True`` for resfit's own cache folder, ``False`` for memory, or a folder.
+        progress: Called as images get done.
+
+    Returns:
+        uint8 array ``(n, height, width, channels)``, the positions of its files, and the files that cannot be used.
+    """
+    memory = None if cache is False else (cache_root() if cache is True else Path(cache)) / "digests.sqlite"
+    known = digest_files(list(files), memory)
+    reasons = {position: entry.reason for position, entry in enumerate(known) if entry.reason}
+    readable = [position for position in range(len(files)) if position not in reasons]
+    digests = [known[position].digest.hex() for position in readable]
+    with _cache_folder(cache) as folder:
+        images, failures = storage.pixels(
+            [Path(files[position]) for position in readable], digests, contract, folder / "pixels", progress=progress
+        )
+        if cache is False:
+            images = np.array(images)
+    reasons.update({readable[number]: reason for number, reason in failures.items()})
+    kept = [position for position in range(len(files)) if position not in reasons]
+    skipped = tuple(Skipped(Path(files[position]), reasons[position]) for position in sorted(reasons))
+    return images, np.asarray(kept, np.int64), skipped
+
+
+def tune(
+    task: Task,
+    prepared: Prepared,
+    head: heads.Head | Callable[[np.ndarray], heads.Head],
+    tuning: Tuning,
+    running: Running,
+) -> Tuned:
+    """Fine-tunes a network, or goes on with a run that was interrupted.
+
+    Args:
+        task: What there is to learn.
+        prepared: The images, and the network.
+        head: The head to start from, or what makes one from the features of the frozen network. These are computed from
+            the stored outputs of the frozen part, which costs less than the whole network.
+        tuning: What decides the result.
+        running: How it is run.
+    """
+    if callable(head):
+        head = head(_features(prepared, running))
+    model, layers = heads.attach(boundary.copy(prepared.body, dtype=_policy(tuning)), head, logits=True)
+    trainer = finetune.Trainer(
+        model,
+        layers,
+        tuning,
+        prepared.feed,
+        task.targets,
+        task.train,
+        task.val,
+        several=task.several,
+        teacher=task.teacher,
+    )
+    if running.lr_find:
+        trainer.tuning = tuning = dataclasses.replace(tuning, learning_rate=_found_rate(trainer, running))
+    log = training.Log(running.folder, running.tensorboard, name=LOG, speak=False)
+    try:
+        learned = finetune.train(
+            trainer,
+            running.folder,
+            log,
+            checkpoint_seconds=running.checkpoint_seconds,
+            report=_reporter(running),
+            stop=running.stop,
+            say=running.say,
+        )
+    finally:
+        log.close()
+    with contextlib.suppress(MissingDependencyError):
+        from resfit.transfer.curves import draw_training
+
+        draw_training(running.folder / CURVES, learned.history, kept=learned.epoch, title=prepared.body.name)
+    return Tuned(
+        body=boundary.copy(finetune.body_of(model, layers), dtype="float32" if _policy(tuning) else None),
+        head=heads.from_layers(layers, head),
+        learned=learned,
+        tuning=tuning,
+        boundary=trainer.boundary,
+        logits=trainer.predict(task.test),
+    )
+
+
+def open_run(
+    folder: Path, described: dict[str, Any], choose: Callable[[], Tuning | None], say: Callable[[str], None]
+) -> Tuning | None:
+    """Returns the settings of a run: those of the one that was interrupted here, or new ones.
+
+    Settings may depend on the clock and on measurements of the machine. A run goes on with those that it began with.
+
+    Args:
+        folder: Of the run.
+        described: What must be equal for the run to go on, JSON-ready.
+        choose: Called for the settings of a new run; ``None`` is for no run.
+        say: Called with lines for people.
+    """
+    path = folder / _CONFIG
+    wanted = json.loads(json.dumps(described))
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        if found["run"] == wanted:
+            return tuning_from(found["tuning"])
+        say(f"{folder} holds another run; it starts afresh")
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    for name in (LOG, CURVES, RATES, _RATE):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    training.forget_checkpoints(folder)
+    tuning = choose()
+    if tuning is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"run": wanted, "tuning": tuning.to_dict()})
+    return tuning
+
+
+def with_time_left(folder: Path | None, tuning: Tuning, minutes: float) -> Tuning:
+    """Returns the settings of a run that begins with what is left of its time; one that goes on keeps its own.
+
+    Args:
+        folder: Of the run.
+        tuning: Its settings.
+        minutes: What is left.
+    """
+    if folder is not None and training.load_checkpoint(folder) is not None:
+        return tuning
+    changed = dataclasses.replace(tuning, minutes=max(minutes, 1e-3))
+    if folder is not None:
+        found = json.loads((folder / _CONFIG).read_text("utf-8"))
+        write_json(folder / _CONFIG, {**found, "tuning": changed.to_dict()})
+    return changed
+
+
+def tuning_from(fields: dict[str, Any]) -> Tuning:
+    """Restores settings that :meth:`Tuning.to_dict` and JSON turned into lists."""
+    values = dict(fields)
+    for name in ("sizes", "unfreeze"):
+        values[name] = tuple(tuple(pair) for pair in values.get(name, ()))
+    if values.get("rand_augment") is not None:
+        values["rand_augment"] = tuple(values["rand_augment"])
+    return Tuning(**values)
+
+
+def run_folder(out: Path | None, described: dict[str, Any], cache: bool | str | Path) -> Path | None:
+    """Returns where a run keeps its checkpoints: beside the output, else in the cache; ``None`` for neither."""
+    if out is not None:
+        return out.with_name(f"{out.name}.run")
+    if cache is False:
+        return None
+    root = cache_root() if cache is True else Path(cache)
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    return root / "runs" / digest[:24]
+
+
+def _views(tuning: Tuning) -> Views | None:
+    """Returns the changed views that are stored beside the plain one."""
+    if tuning.views < 2 or not tuning.changes_images:
+        return None
+    area = (tuning.crop_scale, 1.0)
+    return Views(tuning.views - 1, tuning.seed, flip=tuning.flip, area=area, colour=min(tuning.colour, 0.99))
+
+
+def _features(prepared: Prepared, running: Running) -> np.ndarray:
+    """Computes features from what the part behind the cut reads."""
+    import tensorflow as tf
+
+    from resfit.transfer.folding import fold
+
+    program, feed = fold(prepared.second, lambda _: True), prepared.feed
+    forward = tf.function(lambda inputs: program(inputs, training=False), autograph=False, reduce_retracing=True)
+    found = []
+    for start in range(0, len(feed), 64):
+        rows = np.arange(start, min(start + 64, len(feed)))
+        found.append(np.asarray(forward(tf.constant(feed.plain(rows)))))
+        if running.progress is not None:
+            running.progress("features", int(rows[-1]) + 1, len(feed))
+    return np.concatenate(found)
+
+
+def _reporter(running: Running) -> Callable[[finetune.Trainer, dict[str, float]], None] | None:
+    progress = running.progress
+    if progress is None:
+        return None
+    shown = time.monotonic()
+
+    def report(trainer: finetune.Trainer, figures: dict[str, float]) -> None:
+        nonlocal shown
+        if time.monotonic() - shown < 0.2 and trainer.progress < 1:
+            return
+        shown = time.monotonic()
+        text = f"epoch {trainer.epoch + 1}, loss {figures['loss']:.3f}, accuracy {figures['accuracy']:.1%}"
+        progress(f"training\t{text}", round(1000 * trainer.progress), 1000)
+
+    return report
+
+
+def _found_rate(trainer: finetune.Trainer, running: Running) -> float:
+    """Returns the learning rate that a range test suggests; a run that goes on keeps the one it began with."""
+    path = running.folder / _RATE
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return float(json.loads(path.read_text("utf-8"))["suggestion"])
+    curve = trainer.find_rate()
+    running.say(f"learning rate {curve.suggestion:.2g}: the loss falls fastest there")
+    running.folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(MissingDependencyError):
+        from resfit.transfer.curves import draw_rates
+
+        draw_rates(running.folder / RATES, curve)
+    write_json(path, {"suggestion": curve.suggestion, "rates": curve.rates, "losses": curve.losses})
+    return curve.suggestion
+
+
+def _policy(tuning: Tuning) -> str | None:
+    return None if tuning.precision == "float32" else tuning.precision
+
+
+@contextlib.contextmanager
+def _cache_folder(cache: bool | str | Path) -> Iterator[Path]:
+    if cache is False:
+        with tempfile.TemporaryDirectory(prefix="resfit-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+    else:
+        yield cache_root() if cache is True else Path(cache)

@@ -1,0 +1,102 @@
+"""What a run keeps on disk: the decision before it starts, and pixels that survive a kill."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resfit.data.decode import decode_image
+from resfit.preprocessing import InputSpec
+from resfit.transfer import storage
+
+CONTRACT = InputSpec(size=(12, 16), crop_fraction=1.0)
+
+
+@pytest.fixture
+def files(tmp_path):
+    random = np.random.default_rng(0)
+    paths = []
+    for number in range(150):
+        path = tmp_path / "images" / f"{number:03}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
+        paths.append(path)
+    for number in (0, 70, 149):
+        paths[number].write_bytes(b"nothing")
+    return paths
+
+
+def digests(files):
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+
+
+def expected(files):
+    return np.stack([decode_image(path, CONTRACT) for number, path in enumerate(files) if number not in (0, 70, 149)])
+
+
+def test_pixels_are_the_decoded_images_and_failures_are_told(files, tmp_path):
+    images, failures = storage.pixels(files, digests(files), CONTRACT, tmp_path / "cache")
+    np.testing.assert_array_equal(images, expected(files))
+    assert failures == dict.fromkeys((0, 70, 149), "not an image of a known format")
+
+
+@pytest.mark.parametrize("rows", [0, 1, 62.5, 63, 69, 70, 126, 146])
+@pytest.mark.parametrize("notes", [0, 1, 2, 3])
+def test_what_a_kill_left_is_taken_up(files, tmp_path, rows, notes):
+    known = digests(files)
+    storage.pixels(files, known, CONTRACT, tmp_path / "cache")
+    (place,) = (path.parent for path in (tmp_path / "cache").glob("*/rows.bin"))
+    lines = (place / "failures.jsonl").read_text().splitlines(keepends=True)
+    # failures are on disk before the rows behind them
+    if notes < sum(number < rows + notes for number in (0, 70, 149)):
+        pytest.skip("rows without the failures before them are never left")
+    with open(place / "rows.bin", "r+b") as file:
+        file.truncate(int(rows * 12 * 16 * 3))
+    (place / "failures.jsonl").write_text("".join(lines[:notes]) + ("[14" if notes < 3 else ""))
+    images, failures = storage.pixels(files, known, CONTRACT, tmp_path / "cache")
+    np.testing.assert_array_equal(images, expected(files))
+    assert sorted(failures) == [0, 70, 149]
+
+
+def test_the_second_time_nothing_is_decoded(files, tmp_path):
+    known = digests(files)
+    first, _ = storage.pixels(files, known, CONTRACT, tmp_path / "cache")
+    kept = np.array(first)
+    for path in files:
+        path.unlink()
+    again, failures = storage.pixels(files, known, CONTRACT, tmp_path / "cache")
+    np.testing.assert_array_equal(again, kept)
+    assert len(failures) == 3
+
+
+def test_the_oldest_make_room(tmp_path):
+    import os
+
+    for number in range(4):
+        path = tmp_path / f"array {number}" / "rows.bin"
+        path.parent.mkdir()
+        path.write_bytes(bytes(100))
+        os.utime(path, (1000 + number, 1000 + number))
+    storage.make_room(tmp_path, needed=150, limit=400)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["array 2", "array 3"]
+    storage.make_room(tmp_path / "none", 1, 1)
+
+
+def test_storage_is_decided_before_anything_is_computed(tmp_path):
+    shape = (14, 14, 1024)
+    one = 14 * 14 * 1024 * 4
+    room = storage.plan(400, 2, shape, tmp_path, budget=10**10, free=10**12)
+    assert (room.stored, room.dtype, room.bytes) == (True, "float32", 800 * one)
+    tight = storage.plan(400, 2, shape, tmp_path, budget=500 * one, free=10**12)
+    assert (tight.stored, tight.dtype, tight.bytes) == (True, "float16", 400 * one)
+    over = storage.plan(400, 2, shape, tmp_path, budget=300 * one, free=10**12)
+    assert not over.stored
+    assert "runs in every epoch on the fast engine" in over.reason
+    full = storage.plan(400, 1, shape, tmp_path, budget=10**10, free=100 * one)
+    assert not full.stored
+    assert full.limit == 50 * one
+    assert not storage.plan(400, 0, shape, tmp_path).stored
+    assert storage.plan(1, 1, (2,), tmp_path / "not there yet").stored
