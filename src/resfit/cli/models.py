@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
+# Which published weights, for every command that lists them.
+Licence = Annotated[
+    str | None, typer.Option("--licence", help='"permissive" (Apache, MIT, BSD) or a pattern such as "apache*".')
+]
+TrainedOn = Annotated[
+    str | None, typer.Option("--trained-on", help="Part of the training data's name, such as imagenet-21k.")
+]
+Publisher = Annotated[str | None, typer.Option("--source", help="Who publishes them, such as timm.")]
+
 #: What ``--sort`` takes: the value of a checkpoint, and whether the largest comes first.
 _ORDERS: dict[str, tuple[str, bool]] = {
     "top1": ("top1", True),
@@ -38,13 +47,9 @@ def models(
     weights: Annotated[
         bool, typer.Option("--weights", help="List published weights, not networks; as each option below does.")
     ] = False,
-    licence: Annotated[
-        str | None, typer.Option("--licence", help='"permissive" (Apache, MIT, BSD) or a pattern such as "apache*".')
-    ] = None,
-    trained_on: Annotated[
-        str | None, typer.Option("--trained-on", help="Part of the training data's name, such as imagenet-21k.")
-    ] = None,
-    source: Annotated[str | None, typer.Option("--source", help="Who publishes them, such as timm.")] = None,
+    licence: Licence = None,
+    trained_on: TrainedOn = None,
+    source: Publisher = None,
     sort: Annotated[str | None, typer.Option("--sort", help="top1, params, gmacs or name.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from resfit.cli import console
-from resfit.cli.models import Json, table
+from resfit.cli.models import Json, Licence, Publisher, TrainedOn, table
 
 if TYPE_CHECKING:
     from resfit.suggestions import Progress, Suggestion
@@ -36,13 +36,9 @@ def suggest(
         float | None, typer.Option("--max-gmacs", help="Most multiply-accumulates for one image, in billions.")
     ] = None,
     min_top1: Annotated[float | None, typer.Option("--min-top1", help="Lowest published top-1 accuracy in %.")] = None,
-    licence: Annotated[
-        str | None, typer.Option("--licence", help='"permissive" (Apache, MIT, BSD) or a pattern such as "apache*".')
-    ] = None,
-    trained_on: Annotated[
-        str | None, typer.Option("--trained-on", help="Part of the training data's name, such as imagenet-21k.")
-    ] = None,
-    source: Annotated[str | None, typer.Option("--source", help="Who publishes them, such as timm.")] = None,
+    licence: Licence = None,
+    trained_on: TrainedOn = None,
+    source: Publisher = None,
     evaluated_on: Annotated[
         str, typer.Option("--evaluated-on", help="The benchmark of the accuracies, such as CIFAR-10.")
     ] = "ImageNet-1k",
