@@ -17,7 +17,7 @@ from keras.src.legacy.saving import legacy_h5_format
 
 from resfit import zoo
 from resfit.architecture import arithmetic, catalog
-from resfit.checkpoints import canonical, registry, store
+from resfit.checkpoints import canonical, convert, registry, store
 from resfit.checkpoints.readers import keras_h5, safetensors
 from resfit.errors import ArgumentError, CheckpointError, DownloadError, UnknownNameError
 from resfit.preprocessing import CAFFE, TF, InputSpec
@@ -171,8 +171,11 @@ def test_saved_network_loads_again(trained, tmp_path):
     assert again.input_spec == model.input_spec
     pictures = images(2, 64, 64, 3)
     np.testing.assert_array_equal(again(pictures), model(pictures))
-    with pytest.raises(ArgumentError, match="without other arguments"):
-        zoo.load(tmp_path / "net.keras", classes=3)
+    anew = zoo.load(tmp_path / "net.keras", include_top=False, pooling="avg")
+    assert convert.is_like(anew.architecture, model.architecture)
+    expected = keras.Model(model.input, model.layers[-2].output)(pictures)
+    assert relative_error(anew(pictures), expected) <= 1e-6
+    assert zoo.load(tmp_path / "net.keras", classes=3).output_shape == (None, 3)
     (tmp_path / "bad.keras").write_bytes(b"none")
     with pytest.raises(CheckpointError, match=r"must be a \.keras model"):
         zoo.load(tmp_path / "bad.keras")

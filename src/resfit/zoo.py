@@ -174,7 +174,9 @@ def load(
     Args:
         source: A name of the catalog (``"resnet50"``) or of a checkpoint (``"resnet50.a1_in1k"``); a handle
             (``"hf://timm/resnet50.a1_in1k"``, ``"timm://…"``, ``"kaggle://…"``, ``"https://…"``); or the path of a
-            file or folder of any kind that :data:`resfit.checkpoints.convert.FORMATS` lists.
+            file or folder of any kind that :data:`resfit.checkpoints.convert.FORMATS` lists. A ``.keras`` file
+            alone is loaded as it was saved (:func:`load_keras`); with any other argument, the residual network in
+            it is read and built anew.
         weights: ``"default"`` for the published weights of that name, None for fresh ones, or the path or handle
             of weights of this architecture.
         classes: Outputs of the classifier. A number other than that of the weights replaces the classifier by
@@ -225,13 +227,9 @@ def load(
             raise ArgumentError(f"{argument} must be at least 1. Received: {value!r}.")
     path = _as_path(source)
     if path is not None and path.suffix == ".keras":
-        given = (classes, include_top, pooling, tuple(taps), preprocess, in_channels, weights, dtype, name)
-        if given != (None, None, None, (), True, None, "default", None, None):
-            raise ArgumentError(
-                "a .keras file is loaded as it was saved, without other arguments. "
-                f"Received: {os.fspath(source)!r} with arguments."
-            )
-        return load_keras(path)
+        given = (classes, include_top, pooling, tuple(taps), preprocess, input_shape, in_channels, weights, dtype, name)
+        if given == (None, None, None, (), True, None, None, "default", None, None) and not reading:
+            return load_keras(path)
 
     from resfit.checkpoints import convert
 
@@ -348,12 +346,12 @@ def _of_path(path: Path, weights: Any, reading: Mapping[str, Any]) -> Source:
 
     if weights not in ("default", None):
         raise ArgumentError(f"a file as source brings its own weights. Received: weights={weights!r}.")
-    if path.suffix in _KERAS_SUFFIXES:
-        raise CheckpointError(
-            f"a {path.suffix} file holds weights alone, so its network must be named. Received: {path}. "
-            f'Pass the name and the file: load("resnet50", weights={path.name!r}).'
-        )
+    about = _written_beside(path) if path.suffix == ".keras" and path.is_file() else None
+    if about is not None:
+        reading = {"config": {"resfit": about[0]}, "input_spec": about[1], **reading}
     found = convert.read_source(path, **reading)
+    if about is not None and about[2] and found.has_top and len(about[2]) == found.spec.classes:
+        found = dataclasses.replace(found, class_names=about[2])
     return found if weights else dataclasses.replace(found, path=None, class_names=None)
 
 
@@ -429,9 +427,7 @@ def _filled(named: Source, path: Path, reading: Mapping[str, Any]) -> Source:
     """
     from resfit.checkpoints import canonical, convert, identify
 
-    if path.suffix.lower() in _KERAS_SUFFIXES:
-        if reading:
-            raise ArgumentError(f"a {path.suffix} file is read in one way. Received: {sorted(reading)}.")
+    if path.suffix.lower() in _KERAS_SUFFIXES and not reading:
         if not path.is_file():
             raise CheckpointError(f"weights file must exist. Received: {path}.")
         file = canonical.read(path)

@@ -64,6 +64,10 @@ class Format:
 
 #: Every kind of source that can be read. The first that recognises a path reads it.
 FORMATS: tuple[Format, ...] = (
+    Format("KerasHub", "kerashub", "keras_namings"),
+    Format("Keras", "keras_archive", "keras_namings"),
+    Format("Keras 3's weights", "keras_weights", "keras_namings"),
+    Format("Keras' legacy HDF5", "keras_h5", "keras_namings"),
     Format("TensorFlow", "saved_model", "tf_namings"),
     Format("npz", "npz", "tf_namings"),
     Format("torch", "torch", "namings"),
@@ -133,7 +137,8 @@ def read_source(
         source: A file or folder: PyTorch's ``.pth``, ``.pt``, ``.th``, ``.bin``, ``.tar`` and ``.ckpt``,
             ``.safetensors`` (an ``.index.json`` of shards too), a folder with one of them and perhaps
             ``config.json`` and ``preprocessor_config.json``; TensorFlow's SavedModels and checkpoints (a folder, its
-            ``.index`` or the name before it); BiT's ``.npz``.
+            ``.index`` or the name before it); BiT's ``.npz``; Keras' ``.keras``, ``.weights.h5`` and ``.h5`` (weights
+            or whole models, with the network inside another model too); the folder of a preset of KerasHub.
         architecture: A name of the catalog that says what tensors do not, such as ``"resnetblur50"``.
         prefix: What stands before the network's names, where a source of PyTorch holds several networks.
         averaged: Take the running average (EMA) that such a source holds beside the network.

@@ -248,6 +248,15 @@ def _keras_layer(layer: str) -> str | None:
     return layer if _KERAS_LAYER.fullmatch(layer) else None
 
 
+def canonical_layer(layer: str) -> str | None:
+    """Returns the canonical name of a layer of keras.applications, of any age; None for any other layer.
+
+    Args:
+        layer: The layer's name.
+    """
+    return _keras_layer(layer) or _legacy_layer(layer)
+
+
 def _legacy_layer(layer: str) -> str | None:
     plain = {"conv1": "conv1_conv", "bn_conv1": "conv1_bn", "fc1000": "predictions", "probs": "predictions"}
     if layer in plain:

@@ -56,7 +56,7 @@ def convert(
     """Convert the weights of a residual network, whatever they come in."""
     console.load_tensorflow()
     from resfit import zoo
-    from resfit.checkpoints import write
+    from resfit.checkpoints import convert, write
 
     reading: dict[str, Any] = {
         "architecture": architecture,
@@ -68,6 +68,8 @@ def convert(
     reading = {key: value for key, value in reading.items() if value}
     preprocess = preprocess or destination.suffix != ".keras"  # weights alone are the same either way
     model = zoo.load(source, preprocess=preprocess, **reading)
+    if model.architecture is None:  # a .keras of another program, which is loaded as it was saved
+        model = convert.load_source(source, preprocess=preprocess, **reading)
     for sentence in model.assumptions:
         console.message(f"Assumed: {console.printable(sentence)}")
     write.write(model, destination, naming=naming)

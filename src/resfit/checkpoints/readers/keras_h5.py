@@ -6,15 +6,20 @@ allocated that the file itself does not hold, and nothing is unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import math
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from resfit.checkpoints.readers import hdf5, keras_config
+from resfit.checkpoints.readers.base import Tensors
 from resfit.errors import CheckpointError
 from resfit.files import atomic_path
 
@@ -54,16 +59,70 @@ def read_layers(path: str | os.PathLike[str]) -> tuple[H5Layer, ...]:
         CheckpointError: The file is missing, damaged, not of this format, or refers to something outside
             itself.
     """
+    with told(path), hdf5.opened(path) as file:
+        root = _child(file, "model_weights", h5py.Group) if "model_weights" in file else file
+        return tuple(_layers(root, most_bytes(os.path.getsize(path))))
+
+
+def recognises(path: Path) -> bool:
+    """Whether a path is such a file, by its ending and its attributes.
+
+    Args:
+        path: The path.
+    """
+    return Path(path).suffix.lower() in (".h5", ".hdf5") and Path(path).is_file() and is_legacy(path)
+
+
+def read(path: Path) -> Tensors:
+    """Reads a weights file or a whole model, models inside it too.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Arrays under ``"<model around it>/<name of the layer>/<variable>"``, such as
+        ``"resnet50/conv2_block1_1_conv/kernel"``. Of a whole model, ``config`` has the layers' configurations by name
+        under ``"keras_layers"``.
+
+    Raises:
+        CheckpointError: As :func:`read_layers`; or two weights have one name.
+    """
+    path = Path(path)
+    arrays: dict[str, np.ndarray] = {}
+    for layer in read_layers(path):
+        for name, array in zip(layer.weight_names, layer.arrays, strict=True):
+            parts = name.removesuffix(":0").split("/")
+            inner = parts[-2] if len(parts) > 1 else layer.name
+            target = "/".join([*([layer.name] if inner != layer.name else []), inner, parts[-1]])
+            if target in arrays:
+                raise CheckpointError(f"{path}: every weight must have a name of its own. Received: {target!r} twice.")
+            arrays[target] = array
+    with told(path), hdf5.opened(path) as file:
+        stated = file.attrs.get("model_config")
+        layers = keras_config.config_layers(json.loads(text(stated))) if stated is not None else {}
+    return Tensors(path, arrays, {"keras_layers": layers} if layers else {})
+
+
+@contextlib.contextmanager
+def told(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what goes wrong in a file of HDF5 into an error that names the file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: Anything went wrong.
+    """
     try:
-        with h5py.File(path, "r") as file:
-            root = _child(file, "model_weights", h5py.Group) if "model_weights" in file else file
-            limit = _MOST_EXPANSION * os.path.getsize(path)
-            return tuple(_layers(root, limit))
+        yield
     except CheckpointError as error:
         raise CheckpointError(f"{os.fspath(path)}: {error}") from None
     except FileNotFoundError:
         raise CheckpointError(f"weights file must exist. Received: {os.fspath(path)}.") from None
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+    except (
+        *(OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError),
+        *(IndexError, RecursionError),
+    ) as error:
         raise CheckpointError(
             f"{os.fspath(path)}: the file must be HDF5 as Keras writes it, and whole. Received: {error}."
         ) from error
@@ -76,9 +135,9 @@ def is_legacy(path: str | os.PathLike[str]) -> bool:
         path: The file; it need not be HDF5.
     """
     try:
-        with h5py.File(path, "r") as file:
+        with hdf5.opened(path) as file:
             return "model_weights" in file or any(key.startswith("layer_names") for key in file.attrs)
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, CheckpointError):
         return False
 
 
@@ -143,18 +202,39 @@ def _layers(root: Any, limit: int) -> Iterator[H5Layer]:
         weight_names = tuple(_names(group, "weight_names"))
         arrays = []
         for weight_name in weight_names:
-            array = _array(group, weight_name, room)
+            array = read_array(group, weight_name, room)
             room -= array.nbytes
             arrays.append(array)
         if arrays:
             yield H5Layer(name, weight_names, tuple(arrays))
 
 
-def _array(group: Any, name: str, room: int) -> np.ndarray:
+def most_bytes(size: int) -> int:
+    """Returns how many bytes the weights of a file of so many bytes may take."""
+    return _MOST_EXPANSION * size
+
+
+def text(value: Any) -> str:
+    """Returns an attribute as text."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def read_array(group: Any, name: str, room: int) -> np.ndarray:
+    """Reads one array of floating-point numbers that lies in the file itself.
+
+    Args:
+        group: Where it stands.
+        name: Its name there.
+        room: How many bytes it may have.
+
+    Raises:
+        CheckpointError: It lies elsewhere, is of another kind, or is larger than the file holds.
+    """
     dataset = _child(group, name, h5py.Dataset)
     if dataset.external or dataset.is_virtual:
         raise CheckpointError(f"weights must lie in the file itself. Received: {name!r} in another file.")
-    if not np.issubdtype(dataset.dtype, np.floating):
+    is_brain = text(dataset.attrs.get("dtype", "")) == "bfloat16" and dataset.dtype.itemsize == 2
+    if not np.issubdtype(dataset.dtype, np.floating) and not is_brain:
         raise CheckpointError(f"weights must be floating-point numbers. Received: {name!r} of {dataset.dtype}.")
     if dataset.shape is None or len(dataset.shape) > 8:
         raise CheckpointError(f"weights must have at most 8 axes. Received: {name!r} of {dataset.shape}.")
@@ -166,6 +246,9 @@ def _array(group: Any, name: str, room: int) -> np.ndarray:
         )
     if size > room or (size and not dataset.id.get_storage_size()):
         raise CheckpointError(f"the file must hold all it declares. Received: {name!r} of {size} bytes.")
+    if is_brain:  # bfloat16, which numpy lacks: its bits are the upper half of a float32's
+        raw = np.frombuffer(dataset[()].tobytes(), "<u2").astype(np.uint32) << np.uint32(16)
+        return raw.view(np.float32).reshape(dataset.shape)
     return np.asarray(dataset[()])
 
 

@@ -1,0 +1,109 @@
+"""Keras 3's ``.keras``: a zip of the model's configuration and its weights. The configuration is read as data: no layer
+is made from it, and nothing in it is called."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from resfit.checkpoints.readers import keras_config, keras_h5, keras_weights
+from resfit.checkpoints.readers.base import Tensors
+from resfit.errors import CheckpointError
+
+_CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
+_MOST_JSON = 50_000_000
+_MOST_MEMBERS = 100_000
+_MOST_EXPANSION = 4
+_FREE_BYTES = 200_000_000
+_ENCRYPTED = 0x1
+
+
+def recognises(path: Path) -> bool:
+    """Whether a path is such a file, by its ending.
+
+    Args:
+        path: The path.
+    """
+    return Path(path).suffix.lower() == ".keras" and Path(path).is_file()
+
+
+def read(path: Path) -> Tensors:
+    """Reads the weights and the configuration of a model.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Arrays under the names of :func:`resfit.checkpoints.readers.keras_weights.read`; ``config`` has the layers'
+        configurations by name under ``"keras_layers"``.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, declares more than it holds, or refers to something outside
+            itself.
+    """
+    path = Path(path)
+    with keras_h5.told(path), _opened(path) as archive:
+        config = json.loads(_content(archive, _member(archive, _CONFIG), _MOST_JSON))
+        member = _member(archive, _WEIGHTS)
+        if member.compress_type == zipfile.ZIP_STORED:  # as Keras writes it: read where it lies
+            arrays, other = keras_weights.read_file(path, _offset(path, member), member.file_size)
+        else:
+            limit = min(_MOST_EXPANSION * path.stat().st_size + _FREE_BYTES, 1100 * path.stat().st_size)
+            with tempfile.TemporaryDirectory(prefix="resfit-") as folder:
+                unpacked = Path(folder, _WEIGHTS)
+                unpacked.write_bytes(_content(archive, member, limit))
+                arrays, other = keras_weights.read_file(unpacked)
+    layers = keras_config.config_layers(config)
+    return Tensors(path, arrays, {"keras_layers": layers} if layers else {}, graph=keras_weights.Layers(other))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if len(archive.infolist()) > _MOST_MEMBERS:
+                raise CheckpointError(f"an archive must have at most {_MOST_MEMBERS} members. Received: more.")
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise CheckpointError(f"the file must be .keras as Keras writes it, and whole. Received: {error}.") from error
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    found = [member for member in archive.infolist() if member.filename == name]
+    if len(found) != 1 or found[0].flag_bits & _ENCRYPTED:
+        raise CheckpointError(f"the archive must hold {name}, once and unencrypted. Received: {len(found)} of it.")
+    return found[0]
+
+
+def _offset(path: Path, member: zipfile.ZipInfo) -> int:
+    """Returns where the bytes of a stored member begin: after a header of 30 bytes, its name and what else it has."""
+    with path.open("rb") as file:
+        file.seek(member.header_offset)
+        header = file.read(30)
+        if len(header) != 30 or header[:4] != b"PK\x03\x04":
+            raise CheckpointError(f"the archive must hold {_WEIGHTS} where it says. Received: other bytes there.")
+        offset = member.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
+        if member.file_size != member.compress_size or offset + member.file_size > os.fstat(file.fileno()).st_size:
+            raise CheckpointError(f"the archive must hold all it declares. Received: {_WEIGHTS} of other sizes.")
+    return offset
+
+
+def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -> bytes:
+    if member.file_size > limit:
+        raise CheckpointError(
+            f"{member.filename} must unpack to at most {limit} bytes. Received: {member.file_size} bytes in "
+            f"{member.compress_size}."
+        )
+    with archive.open(member) as file:
+        content: Any = file.read(limit + 1)
+    if len(content) != member.file_size:
+        raise CheckpointError(f"the archive must hold all it declares. Received: {member.filename} cut off.")
+    return bytes(content)
