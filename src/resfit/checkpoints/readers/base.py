@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from resfit.errors import CheckpointError
 from resfit.preprocessing import InputSpec
+
+_MOST_JSON = 50_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,3 +36,23 @@ class Tensors:
     input_spec: InputSpec | None = None
     class_names: tuple[str, ...] | None = None
     graph: Any = None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a mapping of JSON that lies beside weights.
+
+    Args:
+        path: The file, of at most 50 MB.
+
+    Raises:
+        CheckpointError: It is missing, larger, no JSON, or no mapping.
+    """
+    try:
+        if path.stat().st_size > _MOST_JSON:
+            raise ValueError(f"{path.stat().st_size} bytes")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the file must be JSON. Received: {error}.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: the file must hold a mapping. Received: {type(value).__name__}.")
+    return value

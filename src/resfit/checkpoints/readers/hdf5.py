@@ -1,13 +1,15 @@
-"""Opens HDF5 files that nobody vouches for.
+"""Opens and reads HDF5 files that nobody vouches for.
 
 The HDF5 library itself can hang, take all memory or crash on a damaged file. So a process of its own, with limits,
 looks through the file first (:mod:`resfit.checkpoints.readers.hdf5_child`); what it gets through is then opened here.
+Nothing is followed out of the file, and nothing is allocated that the file does not hold.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import subprocess
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from resfit.checkpoints.readers import hdf5_child
 from resfit.errors import CheckpointError
@@ -27,9 +30,15 @@ SECONDS = 8.0
 _BYTES_A_SECOND = 30_000_000
 _MOST_REMEMBERED = 1000
 
+# Compressed data may unpack to this many times the size of the file, and no more.
+_MOST_EXPANSION = 100
+
+# The kind of error that a file deserves, or None, and its text.
+_Verdict = tuple[type[Exception] | None, str]
+
 _lock = threading.Lock()
 _worker: subprocess.Popen[str] | None = None
-_seen: dict[tuple[Any, ...], str | None] = {}
+_seen: dict[tuple[Any, ...], _Verdict] = {}
 
 
 @contextlib.contextmanager
@@ -46,8 +55,7 @@ def opened(path: str | os.PathLike[str], offset: int | None = None, size: int | 
             900 MB, or crashes on it.
         OSError: It is missing, no HDF5, or damaged.
     """
-    if wrong := _inspected(os.path.abspath(path), offset, size):
-        raise OSError(wrong)
+    _inspect(os.path.abspath(path), offset, size)
     if offset is None or size is None:
         with h5py.File(path, "r") as file:
             yield file
@@ -56,25 +64,115 @@ def opened(path: str | os.PathLike[str], offset: int | None = None, size: int | 
             yield file
 
 
-def _inspected(path: str, offset: int | None, size: int | None) -> str | None:
-    """Returns what is wrong with a file, once for each state of it."""
+@contextlib.contextmanager
+def told(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what goes wrong in a file of HDF5 into an error that names the file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: Anything went wrong.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{os.fspath(path)}: {error}") from None
+    except FileNotFoundError:
+        raise CheckpointError(f"weights file must exist. Received: {os.fspath(path)}.") from None
+    except (
+        *(OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError),
+        *(IndexError, RecursionError),
+    ) as error:
+        raise CheckpointError(
+            f"{os.fspath(path)}: the file must be HDF5 as Keras writes it, and whole. Received: {error}."
+        ) from error
+
+
+def most_bytes(size: int) -> int:
+    """Returns how many bytes the weights of a file of so many bytes may take."""
+    return _MOST_EXPANSION * size
+
+
+def text(value: Any) -> str:
+    """Returns an attribute as text."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def read_array(group: Any, name: str, room: int) -> np.ndarray:
+    """Reads one array of floating-point numbers that lies in the file itself.
+
+    Args:
+        group: Where it stands.
+        name: Its name there.
+        room: How many bytes it may have.
+
+    Raises:
+        CheckpointError: It lies elsewhere, is of another kind, or is larger than the file holds.
+    """
+    dataset = child(group, name, h5py.Dataset)
+    if dataset.external or dataset.is_virtual:
+        raise CheckpointError(f"weights must lie in the file itself. Received: {name!r} in another file.")
+    is_brain = text(dataset.attrs.get("dtype", "")) == "bfloat16" and dataset.dtype.itemsize == 2
+    if not np.issubdtype(dataset.dtype, np.floating) and not is_brain:
+        raise CheckpointError(f"weights must be floating-point numbers. Received: {name!r} of {dataset.dtype}.")
+    if dataset.shape is None or len(dataset.shape) > 8:
+        raise CheckpointError(f"weights must have at most 8 axes. Received: {name!r} of {dataset.shape}.")
+    size = math.prod(dataset.shape) * dataset.dtype.itemsize
+    if dataset.chunks is None and dataset.id.get_storage_size() < size:
+        raise CheckpointError(
+            f"the file must hold all it declares. Received: {name!r} of {size} bytes, "
+            f"{dataset.id.get_storage_size()} of them there."
+        )
+    if size > room or (size and not dataset.id.get_storage_size()):
+        raise CheckpointError(f"the file must hold all it declares. Received: {name!r} of {size} bytes.")
+    if is_brain:  # bfloat16, which numpy lacks: its bits are the upper half of a float32's
+        raw = np.frombuffer(dataset[()].tobytes(), "<u2").astype(np.uint32) << np.uint32(16)
+        return raw.view(np.float32).reshape(dataset.shape)
+    return np.asarray(dataset[()])
+
+
+def child(parent: Any, path: str, kind: type) -> Any:
+    """Walks to a group or dataset, link by link, over links inside the file only.
+
+    Args:
+        parent: Where the way begins.
+        path: The way, with slashes.
+        kind: ``h5py.Group`` or ``h5py.Dataset``.
+
+    Raises:
+        CheckpointError: Nothing of that kind is there, or the way leads out of the file.
+    """
+    node = parent
+    for part in path.split("/"):
+        if part in ("", "."):
+            continue
+        link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
+        if link is None:
+            raise CheckpointError(f"the file must hold what it names. Received: no {path!r}.")
+        if not isinstance(link, h5py.HardLink):
+            raise CheckpointError(f"weights must lie in the file itself. Received: a link at {path!r}.")
+        node = node[part]
+    if not isinstance(node, kind) or node is parent:
+        raise CheckpointError(f"{path!r} must be a {kind.__name__.lower()}. Received: {type(node).__name__}.")
+    return node
+
+
+def _inspect(path: str, offset: int | None, size: int | None) -> None:
+    """Raises what is wrong with a file; each state of it is looked at once."""
     about = os.stat(path)
     key = (path, offset, size, about.st_ino, about.st_size, about.st_mtime_ns)
     with _lock:
         if key not in _seen:
             if len(_seen) >= _MOST_REMEMBERED:
                 _seen.clear()
-            try:
-                _seen[key] = _asked(json.dumps([path, offset, size]), SECONDS + about.st_size / _BYTES_A_SECOND)
-            except CheckpointError as error:
-                _seen[key] = f"!{error}"
-        wrong = _seen[key]
-    if wrong and wrong.startswith("!"):
-        raise CheckpointError(wrong[1:])
-    return wrong
+            _seen[key] = _asked(json.dumps([path, offset, size]), SECONDS + about.st_size / _BYTES_A_SECOND)
+        kind, wrong = _seen[key]
+    if kind is not None:
+        raise kind(wrong)
 
 
-def _asked(request: str, seconds: float) -> str | None:
+def _asked(request: str, seconds: float) -> _Verdict:
     global _worker
     line = ""
     for _ in range(2):  # the one that is there may have gone in this moment, for want of work
@@ -90,18 +188,18 @@ def _asked(request: str, seconds: float) -> str | None:
             line = answers.get(timeout=seconds)
         except queue.Empty:
             _stop(worker)
-            raise CheckpointError(
+            return CheckpointError, (
                 f"the file must be read within {seconds:.0f} seconds. Received: one that HDF5 does not get through."
-            ) from None
+            )
         except OSError:
             line = ""
         if line or fresh:
             break
     if not line:
         _stop(worker)
-        raise CheckpointError("the file must be whole. Received: one on which the HDF5 library crashes.")
+        return CheckpointError, "the file must be whole. Received: one on which the HDF5 library crashes."
     answer = json.loads(line)[0]
-    return None if answer is None else str(answer)
+    return (None, "") if answer is None else (OSError, str(answer))
 
 
 def _started() -> subprocess.Popen[str]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from resfit.checkpoints.readers import keras_config, keras_h5, keras_weights
+from resfit.checkpoints.readers import hdf5, keras_config, keras_weights
 from resfit.checkpoints.readers.base import Tensors
 from resfit.errors import CheckpointError
 
@@ -50,7 +50,7 @@ def read(path: Path) -> Tensors:
             itself.
     """
     path = Path(path)
-    with keras_h5.told(path), _opened(path) as archive:
+    with hdf5.told(path), _opened(path) as archive:
         config = json.loads(_content(archive, _member(archive, _CONFIG), _MOST_JSON))
         member = _member(archive, _WEIGHTS)
         if member.compress_type == zipfile.ZIP_STORED:  # as Keras writes it: read where it lies

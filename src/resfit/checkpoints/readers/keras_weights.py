@@ -1,13 +1,12 @@
 """Keras 3's ``.weights.h5``: a tree of layers, each with its variables by number.
 
 The names of the layers stand beside the variables, but for the files of the first versions. A file is read as data
-alone, under the rules of :mod:`resfit.checkpoints.readers.keras_h5`.
+alone, under the rules of :mod:`resfit.checkpoints.readers.hdf5`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ import h5py
 import numpy as np
 
 from resfit.checkpoints.readers import hdf5, keras_h5
-from resfit.checkpoints.readers.base import Tensors
+from resfit.checkpoints.readers.base import Tensors, read_json
 from resfit.errors import CheckpointError
 
 ENDING = ".weights.h5"
@@ -28,7 +27,6 @@ _VARIABLES = "vars"
 _CONTAINER = "layers"
 _MOST_DEPTH = 40
 _MOST_GROUPS = 100_000
-_MOST_JSON = 10_000_000
 _MOST_SHARDS = 1000
 # What is no weight of a layer: who keeps it, and what it is called.
 _STATE = re.compile(r"(?:^|/)(?:optimizer|seed_generator(?:_\d+)?|_?metrics?\w*)(?:/|$)")
@@ -56,7 +54,7 @@ class Layers:
 
 
 def recognises(path: Path) -> bool:
-    """Whether a path is such a file, by its ending and its first groups; or a list of shards.
+    """Whether a path is such a file, by its ending and its attributes; or a list of shards.
 
     Args:
         path: The path.
@@ -64,9 +62,7 @@ def recognises(path: Path) -> bool:
     path = Path(path)
     if path.name.endswith(SHARDS_ENDING):
         return path.is_file()
-    if not path.name.lower().endswith(".h5") or not path.is_file() or keras_h5.is_legacy(path):
-        return False
-    return path.name.endswith(ENDING)
+    return path.name.endswith(ENDING) and path.is_file() and not keras_h5.is_legacy(path)
 
 
 def read(path: Path) -> Tensors:
@@ -83,7 +79,7 @@ def read(path: Path) -> Tensors:
         CheckpointError: The file is missing, damaged, refers to something outside itself, or does not name its layers.
     """
     path = Path(path)
-    with keras_h5.told(path):
+    with hdf5.told(path):
         arrays, other = read_shards(path) if path.name.endswith(SHARDS_ENDING) else read_file(path)
         return Tensors(path, arrays, graph=Layers(other))
 
@@ -104,9 +100,9 @@ def read_file(
 
     Raises:
         CheckpointError: It refers to something outside itself, declares more than it holds, or names no layers.
-        OSError: It is no HDF5. (Other errors of h5py too; see :func:`resfit.checkpoints.readers.keras_h5.told`.)
+        OSError: It is no HDF5. (Other errors of h5py too; see :func:`resfit.checkpoints.readers.hdf5.told`.)
     """
-    room = keras_h5.most_bytes(os.path.getsize(path) if size is None else size)
+    room = hdf5.most_bytes(os.path.getsize(path) if size is None else size)
     arrays: dict[str, np.ndarray] = {}
     other: list[str] = []
     with hdf5.opened(path, offset, size) as file:
@@ -120,7 +116,7 @@ def read_file(
                 other.append(place)
                 continue
             for number, name in enumerate(sorted(present, key=_number)):
-                array = keras_h5.read_array(group, name, room)
+                array = hdf5.read_array(group, name, room)
                 room -= array.nbytes
                 target = _target(place, group, number, len(present), name, names or {})
                 if target in arrays:
@@ -138,10 +134,7 @@ def read_shards(path: Path, names: Mapping[str, str] | None = None) -> tuple[dic
         path: A ``.weights.json``.
         names: As :func:`read_file` takes them: Keras leaves the names of layers out of shards.
     """
-    if path.stat().st_size > _MOST_JSON:
-        raise CheckpointError(f"a list of shards has at most {_MOST_JSON} bytes. Received: {path.stat().st_size}.")
-    about = json.loads(path.read_text(encoding="utf-8"))
-    table = about.get("weight_map") if isinstance(about, dict) else None
+    table = read_json(path).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise CheckpointError("the list of shards must have a mapping 'weight_map'. Received: none.")
     files = sorted(
@@ -194,7 +187,7 @@ def _target(place: str, group: Any, number: int, count: int, name: str, names: M
         )
     leaves = _LEAVES.get(kind, ())
     fits = count == len(leaves) or (len(leaves) == 2 and count == 1)
-    return "/".join([*parts[:-1], keras_h5.text(stated), leaves[number] if fits else name])
+    return "/".join([*parts[:-1], hdf5.text(stated), leaves[number] if fits else name])
 
 
 def _number(name: str) -> tuple[int, str]:

@@ -5,26 +5,24 @@ The configurations are read as data: no layer is made from them, and nothing in 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from resfit.checkpoints.readers import keras_h5, keras_weights
-from resfit.checkpoints.readers.base import Tensors
+from resfit.checkpoints.readers import hdf5, keras_weights
+from resfit.checkpoints.readers.base import Tensors, read_json
 from resfit.errors import ArgumentError, CheckpointError
 from resfit.preprocessing import InputSpec
 
 BACKBONE = "ResNetBackbone"
 HEAD = "predictions"
 
-_CONFIG, _TASK = "config.json", "task.json"
+_CONFIG = "config.json"
 _WEIGHTS = ("model.weights.json", "model.weights.h5")
 _TASK_WEIGHTS = "task.weights.h5"
 _CONVERTERS = ("image_converter.json", "preprocessor.json")
-_MOST_JSON = 5_000_000
 _DIGITS = 9
 _MOST_BLOCKS = 10_000
 
@@ -39,8 +37,8 @@ def recognises(path: Path) -> bool:
     if folder is None:
         return False
     try:
-        return _config(folder / _CONFIG).get("class_name") == BACKBONE
-    except (CheckpointError, OSError, ValueError, RecursionError):
+        return read_json(folder / _CONFIG).get("class_name") == BACKBONE
+    except CheckpointError:
         return False
 
 
@@ -61,8 +59,8 @@ def read(path: Path) -> Tensors:
     folder = _folder(path)
     if folder is None:
         raise CheckpointError(f"{path}: a preset must hold {_CONFIG} and {' or '.join(_WEIGHTS)}. Received: none.")
-    with keras_h5.told(folder):
-        about = _config(folder / _CONFIG)
+    with hdf5.told(folder):
+        about = read_json(folder / _CONFIG)
         if about.get("class_name") != BACKBONE or not isinstance(about.get("config"), dict):
             raise CheckpointError(f"a preset must be that of a {BACKBONE}. Received: {about.get('class_name')!r}.")
         weights = next(folder / name for name in _WEIGHTS if (folder / name).is_file())
@@ -77,7 +75,7 @@ def read(path: Path) -> Tensors:
             arrays |= _head(head)
             other += rest
         contract = next(
-            (_contract(_config(folder / name)) for name in _CONVERTERS if (folder / name).is_file()),
+            (_contract(read_json(folder / name)) for name in _CONVERTERS if (folder / name).is_file()),
             None,
         )
     return Tensors(folder, arrays, {"kerashub": about["config"]}, contract, graph=keras_weights.Layers(other))
@@ -88,15 +86,6 @@ def _folder(path: Path) -> Path | None:
     beside = path.is_dir() or path.name in _WEIGHTS
     whole = (folder / _CONFIG).is_file() and any((folder / name).is_file() for name in _WEIGHTS)
     return folder if beside and whole else None
-
-
-def _config(path: Path) -> Mapping[str, Any]:
-    if path.stat().st_size > _MOST_JSON:
-        raise CheckpointError(f"{path.name} has at most {_MOST_JSON} bytes. Received: {path.stat().st_size}.")
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path.name} must be an object. Received: {type(found).__name__}.")
-    return found
 
 
 def _groups(config: Mapping[str, Any]) -> dict[str, str]:

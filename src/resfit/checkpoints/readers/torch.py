@@ -19,7 +19,7 @@ import numpy as np
 
 from resfit.architecture.spec import ArchitectureSpec
 from resfit.checkpoints.readers import safetensors as safetensors_reader
-from resfit.checkpoints.readers.base import Tensors
+from resfit.checkpoints.readers.base import Tensors, read_json
 from resfit.errors import ArgumentError, CheckpointError, MissingDependencyError
 from resfit.preprocessing import InputSpec
 
@@ -32,7 +32,6 @@ SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors")
 # The restricted reader of older releases could be tricked into running code (CVE-2025-32434) and more.
 _OLDEST_TORCH = (2, 10)
 
-_MOST_JSON = 50_000_000
 _DEEPEST = 16
 _MOST_NODES = 200_000
 _DOUBTLESS = (
@@ -72,7 +71,7 @@ def read(path: str | os.PathLike[str]) -> Tensors:
     if not path.is_dir():
         return _with_metadata(Tensors(path, _read_file(path)))
     config, preprocessor = (
-        _read_json(path / name) if (path / name).is_file() else {}
+        read_json(path / name) if (path / name).is_file() else {}
         for name in ("config.json", "preprocessor_config.json")
     )
     try:
@@ -225,7 +224,7 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_shards(index: Path) -> dict[str, np.ndarray]:
-    shards = _read_json(index).get("weight_map")
+    shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise CheckpointError(f"{index}: the index must hold a mapping 'weight_map'. Received: none.")
     arrays: dict[str, np.ndarray] = {}
@@ -383,15 +382,3 @@ def _to_numpy(torch: Any, name: str, tensor: Any) -> np.ndarray:
     if tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float32, torch.float64):
         tensor = tensor.to(torch.float32)
     return tensor.resolve_neg().numpy()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MOST_JSON:
-            raise ValueError(f"{path.stat().st_size} bytes")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the file must be JSON. Received: {error}.") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: the file must hold a mapping. Received: {type(value).__name__}.")
-    return value
