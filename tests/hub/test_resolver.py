@@ -31,6 +31,7 @@ from resfit.checkpoints.readers import saved_model
 from resfit.errors import ArgumentError, DownloadError, MissingDependencyError, ResfitError
 from resfit.hub import handles, resolver
 from tests import fuzzing
+from tests.checkpoints import servers
 
 ROOT = Path(__file__).parents[2]
 
@@ -149,6 +150,28 @@ def test_without_a_named_cache(server, folders, tmp_path, monkeypatch):
     if (tmp_path / "temporary" / "tfhub_modules").stat().st_uid not in (0, 12345):
         with pytest.raises(OSError, match="another user"):
             hub.resolve(f"{server.url}/a")
+
+
+def test_the_cache_may_be_named_as_a_url(server, cache, folders, monkeypatch):
+    server.answers["/a"] = (200, {}, _tar(folders["strings"]))
+    monkeypatch.setenv("TFHUB_CACHE_DIR", f"file://{cache}")
+    assert hub.resolve(f"{server.url}/a") == os.fspath(cache / _sha1(f"{server.url}/a"))
+    monkeypatch.setenv("TFHUB_CACHE_DIR", "gs://bucket/cache")
+    with pytest.raises(OSError, match="folder of this machine"):
+        hub.resolve(f"{server.url}/a")
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_stopped(cache, folders):
+    data = _tar(folders["half_plus_one"])
+    with servers.running() as site:
+        site.files["/half"] = data
+        site.script["/half"] = [
+            servers.Reply(cut=len(data) // 2),
+            servers.Reply(status=503, headers={"Retry-After": "0"}),
+        ]
+        place = hub.resolve(f"{site.url}/half")
+        assert site.ranges() == [None, f"bytes={len(data) // 2}-", f"bytes={len(data) // 2}-"]
+    assert _relative(place) == _relative(folders["half_plus_one"])
 
 
 def test_several_at_once_download_once(server, cache, folders):
@@ -363,6 +386,30 @@ def test_uncompressed(server):
     server.answers["/a"] = (303, {"Location": "https://example.com"}, b"gs://bucket/a\n")
     assert resolver._storage_place(f"{server.url}/a?x=1") == "gs://bucket/a"
     assert server.requests == ["/a?x=1&tf-hub-format=uncompressed"]
+
+
+def test_uncompressed_leads_to_a_folder_that_is_read_in_place(server, monkeypatch):
+    monkeypatch.setenv("TFHUB_MODEL_LOAD_FORMAT", "UNCOMPRESSED")
+    monkeypatch.setattr(tf.io.gfile, "exists", lambda path: path == "gs://bucket/a")  # the network's part
+    server.answers["/a"] = (303, {}, b"gs://bucket/a")
+    assert hub.resolve(f"{server.url}/a") == "gs://bucket/a"
+    server.answers["/b"] = (303, {}, b"gs://bucket/b")
+    with pytest.raises(OSError, match="nothing there"):
+        hub.resolve(f"{server.url}/b")
+
+
+def test_an_archive_on_google_cloud_storage_is_unpacked_once(folders, cache, monkeypatch):
+    copied = []
+
+    def copy(source, target, overwrite):  # the network's part
+        copied.append(source)
+        Path(target).write_bytes(_tar(folders["half_plus_one"]))
+
+    monkeypatch.setattr(tf.io.gfile, "copy", copy)
+    place = hub.resolve("gs://bucket/half.tar.gz")
+    assert place == os.fspath(cache / _sha1("gs://bucket/half.tar.gz"))
+    np.testing.assert_allclose(hub.KerasLayer("gs://bucket/half.tar.gz")([[4.0]]), [[3.0]])
+    assert copied == ["gs://bucket/half.tar.gz"]
 
 
 @pytest.mark.parametrize("answer", [(303, {}, b"file:///etc"), (200, {}, b"gs://bucket/a"), (404, {}, b"")])

@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 from resfit import files
 from resfit.checkpoints import archives, download
@@ -203,10 +203,13 @@ def cache_folder() -> Path:
     """Returns the folder of the cache. It need not exist yet.
 
     Raises:
-        HandleError: It is the shared one of the system and belongs to somebody else.
+        HandleError: It is on another machine, or the shared one of the system and belongs to somebody else.
     """
     if named := os.environ.get(CACHE):
-        return Path(named).expanduser()
+        parts = split(named)
+        if parts.scheme not in ("", "file"):
+            raise HandleError(f"{CACHE} must be a folder of this machine. Received: {named!r}. Set it to another.")
+        return Path(unquote(parts.path) if parts.scheme else named).expanduser()
     folder = Path(tempfile.gettempdir()) / "tfhub_modules"
     if hasattr(os, "getuid") and folder.exists() and folder.stat().st_uid not in (os.getuid(), 0):
         raise HandleError(
