@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import pytest
 
+from resfit.cache import USERS
 from resfit.checkpoints import download, handles, registry
 from resfit.errors import ArgumentError, CheckpointError, DownloadError, MissingDependencyError
 from tests.checkpoints import servers
@@ -156,7 +157,7 @@ def test_an_archive_of_the_web(site, members, inner):
     assert found.as_posix().endswith(f"/content/{inner}".rstrip("/"))
     assert handles.resolve(f"{site.url}/net.tar.gz") == found
     assert len(site.requests) == 1
-    assert {path.name for path in handles.weights_root().glob("*/*")} == {"content", handles.ORIGIN}
+    assert {path.name for path in handles.weights_root().glob("*/*")} == {"content", handles.ORIGIN, USERS}
 
 
 def test_an_unpacked_archive_with_missing_files_is_brought_again(site):
@@ -171,7 +172,7 @@ def test_an_archive_that_is_refused_leaves_nothing(site):
     site.files["/net.tar.gz"] = archive({"a": b"1", "../evil": b"2"})
     with pytest.raises(CheckpointError, match=r"'\.\./evil'"):
         handles.resolve(f"{site.url}/net.tar.gz")
-    assert [path for path in handles.weights_root().rglob("*") if path.is_file()] == []
+    assert {path.name for path in handles.weights_root().rglob("*") if path.is_file()} == {USERS}
 
 
 def test_offline_says_where_to_put_the_file(site, monkeypatch):

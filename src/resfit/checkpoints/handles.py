@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from resfit import files
-from resfit.cache import cache_root
+from resfit.cache import USERS, cache_root, keep
 from resfit.checkpoints import archives, download, registry, tfhub
 from resfit.checkpoints.readers import saved_model
 from resfit.errors import ArgumentError, CheckpointError, DownloadError, MissingDependencyError, ResfitError, closest
@@ -211,6 +211,13 @@ class _Entry:
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return False
 
+    def use(self) -> None:
+        """Keeps the entry from being pruned as long as this process lives, and notes when it was used."""
+        if self.folder.is_dir() or not download.is_offline():
+            keep(self.folder / USERS)
+        with contextlib.suppress(OSError):
+            os.utime(self.folder / ORIGIN)
+
     def describe(self, inner: str) -> None:
         """Writes where it is from, and the size and SHA-256 of what it holds."""
         root = self.folder / inner
@@ -230,6 +237,7 @@ def _unpacked(entry: _Entry, bring: Callable[[], Path]) -> Path:
         bring: Returns the archive.
     """
     content = entry.folder / _CONTENT
+    entry.use()
     archives.unpack_once(
         content, bring, is_whole=lambda: entry.whole(_CONTENT), describe=lambda: entry.describe(_CONTENT)
     )
@@ -262,8 +270,9 @@ def _of_web(handle: str, expected: download.Expected) -> Path:
     entry = _Entry(handle, re.sub(r"(\.pth|\.pt)\.tar$", r"\1", name))
     if _ARCHIVE.search(name):
         return _unpacked(entry, lambda: _fetch(handle, entry.file, expected))
+    entry.use()
     if (entry.folder / ORIGIN).is_file() and not entry.whole(entry.file.name):  # damaged since it came
-        shutil.rmtree(entry.folder, ignore_errors=True)
+        entry.file.unlink(missing_ok=True)
     _fetch(handle, entry.file, expected)
     if not entry.whole(entry.file.name):
         entry.describe(entry.file.name)
@@ -460,6 +469,7 @@ def _of_cloud(handle: str, expected: download.Expected) -> Path:
     """Brings a file, or the weights of a folder, by fsspec."""
     entry = _Entry(handle, handle.partition("://")[2].strip("/"))
     content = entry.folder / _CONTENT
+    entry.use()
     if not entry.whole(_CONTENT):
         if download.is_offline():
             raise _absent(handle, handle, os.fspath(content), "it is not there.")
