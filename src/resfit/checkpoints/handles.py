@@ -237,10 +237,15 @@ def _unpacked(entry: _Entry, bring: Callable[[], Path]) -> Path:
         bring: Returns the archive.
     """
     content = entry.folder / _CONTENT
+
+    def fill() -> None:
+        archives.unpack_once(
+            content, bring, is_whole=lambda: entry.whole(_CONTENT), describe=lambda: entry.describe(_CONTENT)
+        )
+
+    fill()
     entry.use()
-    archives.unpack_once(
-        content, bring, is_whole=lambda: entry.whole(_CONTENT), describe=lambda: entry.describe(_CONTENT)
-    )
+    fill()  # it may have been pruned before it was in use
     while len(inside := list(content.iterdir())) == 1:
         content = inside[0]
         if content.is_file():
