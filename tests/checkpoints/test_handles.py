@@ -172,7 +172,7 @@ def test_an_archive_that_is_refused_leaves_nothing(site):
     site.files["/net.tar.gz"] = archive({"a": b"1", "../evil": b"2"})
     with pytest.raises(CheckpointError, match=r"'\.\./evil'"):
         handles.resolve(f"{site.url}/net.tar.gz")
-    assert {path.name for path in handles.weights_root().rglob("*") if path.is_file()} == {USERS}
+    assert not [path for path in handles.weights_root().rglob("*") if path.is_file()]
 
 
 def test_offline_says_where_to_put_the_file(site, monkeypatch):
