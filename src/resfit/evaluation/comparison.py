@@ -10,6 +10,7 @@ import numpy as np
 
 from resfit.errors import ArgumentError
 from resfit.evaluation import calibration
+from resfit.evaluation.figures import mean_over_known
 from resfit.evaluation.ranking import Ranking
 from resfit.evaluation.resampling import RESAMPLES, Figure, bootstrap, group_numbers, interval
 
@@ -120,7 +121,7 @@ def _statistic(
         means = (columns.T @ weights) / weights.sum(axis=0)
         areas = np.full(weights.shape[1], np.nan)
         if rankings:
-            areas = np.nanmean(np.stack([ranking.measure(weights)[0] for ranking in rankings]), axis=0)
+            areas = mean_over_known(np.stack([ranking.measure(weights)[0] for ranking in rankings]))
         return np.concatenate([means, areas[None]])
 
     return measure

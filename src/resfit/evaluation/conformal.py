@@ -84,7 +84,8 @@ def fit_conformal(probabilities: np.ndarray, truth: np.ndarray) -> Conformal:
         truth: ``n`` integers.
 
     Source:
-        LAC: Sadinle, Lei and Wasserman 2019, JASA 114. APS, without its random part: Romano, Sesia and Candès 2020,
+        LAC: Sadinle, Lei and Wasserman 2019, JASA 114. APS, with one half for its random part: Romano, Sesia and
+        Candès 2020,
         arXiv:2006.02544.
     """
     shares = np.asarray(probabilities, np.float64)
@@ -138,7 +139,9 @@ def _lac(shares: np.ndarray) -> np.ndarray:
 
 def _aps(shares: np.ndarray) -> np.ndarray:
     order = np.argsort(-shares, axis=1, kind="stable")
-    sums = np.take_along_axis(shares, order, axis=1).cumsum(axis=1)
+    ordered = np.take_along_axis(shares, order, axis=1)
+    # with all of its own share the least likely class would score 1 in every image, and ties make sets too large
+    sums = ordered.cumsum(axis=1) - ordered / 2
     scores = np.empty_like(sums)
     np.put_along_axis(scores, order, sums, axis=1)
     return scores

@@ -125,7 +125,7 @@ def figures(
     for position, name in enumerate(_AREAS[:2]):
         drawn[f"{name}_micro"] = resampled["rank"][position]
         if areas:
-            drawn[f"{name}_macro"] = np.nanmean(np.stack([rows[position] for rows in areas.values()]), axis=0)
+            drawn[f"{name}_macro"] = mean_over_known(np.stack([rows[position] for rows in areas.values()]))
 
     values = task.values(rankings)
     units = int(numbers.max()) + 1
@@ -301,13 +301,19 @@ def _class_tables(counts: np.ndarray, classes: int) -> dict[str, np.ndarray]:
 def _from_counts(tables: Mapping[str, np.ndarray], used: np.ndarray, several: bool) -> dict[str, np.ndarray]:
     has, called, hits, total = (tables[name] for name in ("has", "called", "hits", "total"))
     found = {"f1_macro": np.nan_to_num(tables["f1"][used]).mean(axis=0) if used.any() else np.zeros(has.shape[1])}
-    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-        warnings.simplefilter("ignore", RuntimeWarning)
+    with np.errstate(invalid="ignore", divide="ignore"):
         found["f1_micro"] = np.nan_to_num(2 * hits.sum(axis=0) / (has + called).sum(axis=0))
         if not several:
-            found["balanced_accuracy"] = np.nanmean(tables["recall"], axis=0)
+            found["balanced_accuracy"] = mean_over_known(tables["recall"])
             n = total[0]
             spread = (n**2 - (called**2).sum(axis=0)) * (n**2 - (has**2).sum(axis=0))
             top = hits.sum(axis=0) * n - (has * called).sum(axis=0)
             found["mcc"] = np.where(spread > 0, top / np.sqrt(np.maximum(spread, 1e-30)), 0.0)
     return found
+
+
+def mean_over_known(table: np.ndarray) -> np.ndarray:
+    """Returns the mean of each column over what is defined there; NaN where nothing is."""
+    known = np.isfinite(table)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(known, table, 0).sum(axis=0) / known.sum(axis=0)
