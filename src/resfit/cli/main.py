@@ -23,6 +23,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "convert": ("convert",),
     "pretrain": ("pretrain",),
     "benchmark": ("benchmark",),
+    "explain": ("explain",),
+    "check": ("check",),
     "demo": ("demo",),
 }
 
