@@ -30,6 +30,7 @@ from resfit.evaluation.judged import judge, label_names, measured, targets
 from resfit.evaluation.labels import LabelEvaluation
 from resfit.evaluation.metrics import Evaluation
 from resfit.evaluation.references import References
+from resfit.explain import Explanation, neighbours, results
 from resfit.files import atomic_open
 from resfit.preprocessing import InputSpec
 from resfit.transfer import features as feature_store
@@ -364,6 +365,76 @@ class Classifier:
             **options: Its further options.
         """
         return embed_images(self.body(), source, input_spec=self.input_spec, **options)
+
+    def explain(
+        self,
+        images: Any,
+        *,
+        method: str = "grad-cam",
+        target: str | int | None = None,
+        stage: str | None = None,
+        examples: int = 0,
+        references: Any = None,
+        batch_size: int | None = None,
+        progress: feature_store.Progress | None = None,
+        **options: Any,
+    ) -> list[Explanation]:
+        """Shows which parts of images speak for a class, and which training images are alike.
+
+        Args:
+            images: As :meth:`predict` takes them.
+            method: ``"grad-cam"``, ``"grad-cam++"``, ``"eigen-cam"``, ``"integrated-gradients"`` or ``"occlusion"``.
+            target: The class to explain, by name or index; ``None`` is the most probable one of each image.
+            stage: The feature map that a CAM reads: ``"stage1"`` to ``"stage5"`` or the name of a layer; ``None`` is
+                the last one with at least 7 cells on a side.
+            examples: How many training images that are most alike to find for each image.
+            references: Where to find them, as :meth:`embed` takes it; ``None`` takes what the classifier holds.
+            batch_size: Images at once; ``None`` chooses by their size.
+            progress: Called as images get done.
+            **options: Of the method, as :func:`resfit.explain.attribute` takes them.
+
+        Returns:
+            One explanation an image, in order. An image that cannot be used has an ``error`` and empty arrays.
+
+        Raises:
+            ArgumentError: An argument breaks its rule, or there are no references.
+
+        Example:
+            >>> clf.explain("a.jpg", method="grad-cam++")[0].overlay.shape
+            (224, 224, 3)
+        """
+        paths, arrays = _listed(images, self.input_spec.channels)
+        size = batch_size or feature_store.default_batch_size(self.input_spec.size)
+        alike = None
+        if examples:
+            known, running = self._references(references), engines.create(self.body(), "keras")
+            alike = lambda batch: neighbours.nearest(known, running.run(batch), examples)  # noqa: E731
+        return results.explain_batches(
+            self.model,
+            _batches(paths, arrays, self.input_spec, size),
+            self.classes,
+            paths=paths,
+            method=method,
+            target=target,
+            stage=stage,
+            batch_size=batch_size,
+            alike=alike,
+            total=len(paths) or len(arrays),
+            progress=progress,
+            **options,
+        )
+
+    def _references(self, source: Any) -> neighbours.References:
+        if source is not None:
+            found = self.embed(source)
+            return neighbours.References(found.features, found.labels, found.paths)
+        content = self._attachments.get(neighbours.REFERENCES, b"")
+        if not content:
+            raise ArgumentError(
+                f"examples need training images. Received: a classifier without {neighbours.REFERENCES}. "
+                "Pass references=, a folder of them."
+            )
+        return neighbours.read_references(content, self.classes)
 
     def body(self) -> keras.Model:
         """Returns the network without its head: RGB 0..255 in, features ``(batch, features)`` out."""

@@ -24,6 +24,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "pretrain": ("pretrain",),
     "benchmark": ("benchmark",),
     "cache": ("cache",),
+    "explain": ("explain",),
+    "check": ("check",),
     "demo": ("demo",),
 }
 
