@@ -510,7 +510,7 @@ def fit(
     minutes = _check_arguments(strategy, budget, max_skipped, test_share, val_share, out)
     check_choice("head", head, heads.KINDS)
     separator = label_separator or ""
-    images = image_sets.scan(source, **scan_options)
+    images = image_sets.scan(source, **_scan_options(reading, scan_options))
     image_sets.check_trainable(images, least=1 if separator else 3)
     clock.lap("scan")
     body, name = _body(model, channels, reading)
