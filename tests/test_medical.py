@@ -97,7 +97,7 @@ def test_a_classifier_of_scans_is_fitted_by_patient_and_measured(clinic, fitted)
 
 
 def test_it_is_saved_measured_and_asked_again(clinic, fitted):
-    found, out = fitted
+    _, out = fitted
     loaded = Classifier.load(out)
     assert loaded.metrics["notice"] == "research use, not a medical device"
     measured = loaded.evaluate(clinic)
@@ -254,7 +254,7 @@ def test_the_command_takes_the_readings_options(tmp_path, capsys):
 
 
 def test_channels_must_be_those_of_the_network(clinic):
-    with pytest.raises(ArgumentError, match="the network has 3 input channels. Received: channels=1"):
+    with pytest.raises(ArgumentError, match=r"the network has 3 input channels. Received: channels=1"):
         fit(clinic, model=tiny_body(), channels=1)
     with pytest.raises(ArgumentError, match="channels must be 1 or 3"):
         fit(clinic, channels=2)
