@@ -203,7 +203,8 @@ def decoded(
         progress: Called as images get done.
 
     Returns:
-        uint8 array ``(n, height, width, channels)``, the positions of its files, and the files that cannot be used.
+        uint8 or float32 array ``(n, height, width, channels)``, the positions of its files, and the files that cannot
+        be used.
     """
     memory = None if cache is False else (cache_root() if cache is True else Path(cache)) / "digests.sqlite"
     known = digest_files(list(files), memory)
