@@ -554,6 +554,34 @@ def test_variables_are_missed_only_where_there_are_some(folders, tmp_path):
     assert saved_model.lost(text) == ["variables/variables.index"]
 
 
+def test_a_model_at_kaggle_that_is_no_public_module(folders, tmp_path, monkeypatch):
+    """Weights of another kind, or of a private model, come by kagglehub; the first reason is told if they do not."""
+    kagglehub = pytest.importorskip("kagglehub")
+    handle = "https://www.kaggle.com/models/me/mine/tensorFlow2/weights/3"
+    (tmp_path / "brought").mkdir()
+    (tmp_path / "brought" / "net.h5").write_bytes(b"weights")
+    answers = [_members((tarfile.TarInfo("net.h5"), b"weights"), honest=False), None, None]
+
+    def fetch(url, destination, **_):
+        if (data := answers.pop(0)) is None:
+            raise DownloadError("the server answers 403")
+        destination.write_bytes(data)
+        return destination
+
+    monkeypatch.setattr(download, "fetch", fetch)
+    monkeypatch.setattr(kagglehub, "model_download", lambda *_, **__: os.fspath(tmp_path / "brought"))
+    assert sources.resolve(handle) == tmp_path / "brought"
+    with pytest.raises(OSError, match=r"folder with saved_model\.pb"):
+        hub.resolve(handle)
+
+    def refuse(*_, **__):
+        raise RuntimeError("no credentials")
+
+    monkeypatch.setattr(kagglehub, "model_download", refuse)
+    with pytest.raises(DownloadError, match="answers 403"):
+        hub.resolve(handle)
+
+
 def test_a_gutted_folder_of_kagglehub_is_brought_again(folders, tmp_path, monkeypatch):
     kagglehub = pytest.importorskip("kagglehub")
     place = tmp_path / "kagglehub" / "models" / "google" / "a" / "tensorFlow2" / "b" / "1"
