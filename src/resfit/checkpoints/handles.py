@@ -379,7 +379,7 @@ def kaggle_cache() -> Path:
 
 
 def _of_kaggle_page(handle: str, model: tfhub.KagglePlace, expected: download.Expected) -> Path:
-    """Brings a model by its address: one of TensorFlow as TensorFlow Hub does, else or where that fails by kagglehub."""
+    """Brings a model by its address: one of TensorFlow as the Hub does; others, or where that fails, by kagglehub."""
     by_kagglehub = f"kaggle://{model}"
     variation = str(dataclasses.replace(model, version=""))
     as_module = model.version and model.framework.lower().startswith("tensorflow")
