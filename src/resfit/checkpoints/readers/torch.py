@@ -6,6 +6,7 @@ plain containers and runs no code. Arrays keep the names of the source; nested c
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
@@ -278,7 +279,8 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
     torch = import_torch(path)
     _check_archive(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # options, as many programs keep them beside
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is damaged or asks for code
         reason = str(error).strip()
         if "weights_only" in reason or "Unsupported" in reason:
