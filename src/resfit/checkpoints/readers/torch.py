@@ -285,9 +285,10 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
         reason = str(error).strip()
         if "weights_only" in reason or "Unsupported" in reason:
             found = next((part for part in reason.split("\n") if "GLOBAL" in part or "Unsupported" in part), reason)
+            found = found.partition(" was not an allowed")[0].strip()[:200]
             raise CheckpointError(
                 f"{path}: only tensors in plain containers are loaded, and no code is run. Received: "
-                f"{found.partition(' was not an allowed')[0].strip()[:200]}. Have its publisher, or a program that you trust, save the state_dict alone, "
+                f"{found}. Have its publisher, or a program that you trust, save the state_dict alone, "
                 "best as .safetensors."
             ) from None
         raise CheckpointError(
