@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,15 +187,20 @@ TORCH_NETWORKS: dict[str, tuple[Callable[[], Any], int]] = {
 }
 
 
-def export_keras(model: Any, path: Path, *, opset: int = 17) -> Path:
-    """Exports a Keras model by tf2onnx, with a batch that is left open."""
+def export_tensorflow(forward: Callable[[Any], Any], shape: Sequence[int | None], path: Path, opset: int = 17) -> Path:
+    """Exports a function of images by tf2onnx."""
     import tensorflow as tf
     import tf2onnx
 
-    signature = [tf.TensorSpec(model.input_shape, tf.float32, name="images")]
-    function = tf.function(lambda images: model(images, training=False), input_signature=signature)
+    signature = [tf.TensorSpec(shape, tf.float32, name="images")]
+    function = tf.function(forward, input_signature=signature)
     tf2onnx.convert.from_function(function, input_signature=signature, opset=opset, output_path=str(path))
     return path
+
+
+def export_keras(model: Any, path: Path) -> Path:
+    """Exports a Keras model by tf2onnx, with a batch that is left open."""
+    return export_tensorflow(lambda images: model(images, training=False), model.input_shape, path)
 
 
 def caffe2(path: Path, *, opset: int = 8, classes: int = 9) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import resfit
 from resfit.architecture import catalog
 from resfit.architecture.network import build
 from resfit.architecture.spec import ArchitectureSpec, StemConv
-from resfit.checkpoints import canonical, convert
+from resfit.checkpoints import canonical, convert, write
 from resfit.preprocessing import CAFFE, TF, TORCH
 from tests.checkpoints import onnx_sources as sources
+from tests.checkpoints import tf_sources
 from tests.contract.test_catalog import reduced
 from tests.numbers import randomize, relative_error
 
@@ -134,6 +136,28 @@ def test_the_body_alone(tmp_path):
     assert relative_error(tapped(images, training=False)["stage5"], expected) < TOLERANCE
 
 
+def test_normalisation_of_images_from_0_to_1(tmp_path):
+    import torch
+
+    class Normalised(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network, _ = sources.torch_network("se")
+            self.mean, self.std = (torch.tensor(value).reshape(1, 3, 1, 1) for value in (TORCH.mean, TORCH.std))
+
+        def forward(self, x: Any) -> Any:
+            return self.network((x - self.mean) / self.std)
+
+    torch.onnx.export(Normalised().eval(), (torch.zeros(1, 3, 64, 64),), str(tmp_path / "n.onnx"), dynamo=False)
+    model = resfit.load(tmp_path / "n.onnx", classifier_activation=None)
+    np.testing.assert_allclose(model.input_spec.mean, TORCH.mean, rtol=1e-5)
+    np.testing.assert_allclose(model.input_spec.std, TORCH.std, rtol=1e-5)
+    assert model.input_spec.scale == 1 / 255
+    images = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3))
+    expected = run(tmp_path / "n.onnx", (images / 255).astype(np.float32))
+    assert relative_error(model(images, training=False), expected) < TOLERANCE
+
+
 # --- tf2onnx ------------------------------------------------------------------------------------------------------
 
 KERAS = ("resnet18", "seresnet50", "resnet50v2", "resnet50d", "resnetrs50")
@@ -190,6 +214,25 @@ def test_same_padding_of_tensorflow(tmp_path):
         path = sources.export_keras(network, tmp_path / f"{number}.onnx")
         model = compared(path, (64, 64), channels_last=True, activation="softmax")
         assert (model.architecture.padding, model.architecture.stem_pool_padding) == ("same", "same")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "forward", "told"),
+    [
+        (tf_sources.slim_arrays(1), tf_sources.slim_forward, {"norm": "none", "stride_in_stage": "last"}),
+        (tf_sources.slim_arrays(2), tf_sources.slim_forward, {"folded": True, "stride_in_stage": "last"}),
+        (
+            tf_sources.legacy_arrays(garden=True),
+            functools.partial(tf_sources.legacy_forward, garden=True),
+            {"padding": "same", "stem_padding": "symmetric"},
+        ),
+    ],
+    ids=["slim-v1", "slim-v2", "garden"],
+)
+def test_programs_of_tensorflow_compute_the_same(arrays, forward, told, tmp_path):
+    path = sources.export_tensorflow(lambda images: forward(images, arrays), (None, 64, 64, 3), tmp_path / "net.onnx")
+    spec = compared(path, (64, 64), channels_last=True, batch=2).architecture
+    assert {field: getattr(spec, field) for field in told} == told
 
 
 def test_normalisation_in_the_graph_becomes_the_input_contract(tmp_path):
@@ -249,3 +292,20 @@ def test_convert(tmp_path, capsys):
     again = resfit.load(tmp_path / "net.keras")
     assert again.architecture.folded
     assert relative_error(again(images), resfit.load(path)(images)) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["d", "v2"])
+def test_folded_networks_are_written_for_timm(name, tmp_path):
+    """Each bias becomes that of a batch norm that does nothing else, and timm's own network loads them."""
+    import torch
+    from safetensors.torch import load_file
+
+    path = sources.export_torch(name, tmp_path / "net.onnx")
+    model = resfit.load(path, preprocess=False, classifier_activation=None)
+    write.write(model, tmp_path / "net.safetensors")
+    module, _ = sources.torch_network(name)
+    module.load_state_dict(load_file(tmp_path / "net.safetensors"), strict=True)
+    images = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
+    with torch.no_grad():
+        received = module(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    assert relative_error(received, run(path, images) if name == "d" else model(images, training=False)) < TOLERANCE

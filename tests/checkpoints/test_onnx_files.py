@@ -76,6 +76,12 @@ def test_every_way_to_lay_out_an_array(kind, raw, tmp_path):
     assert (found.dtype.kind == "f") == ("FLOAT" in kind or kind == "DOUBLE")
 
 
+def test_a_folder_with_one_file(source, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "net.onnx").write_bytes(source.read_bytes())
+    assert convert.read_source(tmp_path).spec == convert.read_source(source).spec
+
+
 def test_half_precision_computes_the_same(source, tmp_path):
     def halve(model: Any) -> None:
         for tensor in model.graph.initializer:

@@ -70,8 +70,8 @@ FORMATS: tuple[Format, ...] = (
     Format("Keras' legacy HDF5", "keras_h5", "keras_namings"),
     Format("TensorFlow", "saved_model", "tf_namings"),
     Format("npz", "npz", "tf_namings"),
-    Format("ONNX", "onnx", "onnx_graph.translate"),
     Format("torch", "torch", "namings"),
+    Format("ONNX", "onnx", "onnx_graph.translate"),
 )
 
 

@@ -69,7 +69,7 @@ class Constants:
     """
 
     def __init__(self, elements: int):
-        self._room = 16 * elements + _FREE_ELEMENTS
+        self._room = 24 * elements + _FREE_ELEMENTS
 
     def work_out(self, node: Node, values: Sequence[np.ndarray | None]) -> np.ndarray:
         """Returns the first output of an operation.
@@ -211,7 +211,7 @@ def _divide(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return one // other if one.dtype.kind in "iu" else one / other
 
 
-_VIEWS = ("Constant", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Transpose", "Shape")
+_VIEWS = ("Constant", "Identity", "Squeeze", "Unsqueeze", "Slice", "Transpose", "Shape")
 _BROADCASTING = ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min")
 _OPERATIONS: Mapping[str, Callable[[Node, Sequence[Any]], Any]] = {
     "Constant": _constant,

@@ -20,10 +20,11 @@ def stages(network: Network) -> list[list[Block]]:
         network: A network.
     """
     found: list[list[Block]] = []
+    pads = _pads(network)
     for block in network.blocks:
         shortcut = block.shortcut
         changes = shortcut.projection is not None or any(step.kind == "widen" for step in shortcut.shapes)
-        if not found or changes or block.width != found[-1][-1].width or (shortcut.shapes and _pads(network)):
+        if not found or changes or block.width != found[-1][-1].width or (shortcut.shapes and pads):
             found.append([])
         found[-1].append(block)
     return found

@@ -19,6 +19,8 @@ from resfit.checkpoints.onnx_graph.constants import Constants, Unfit
 from resfit.checkpoints.onnx_graph.steps import Map, Step
 from resfit.checkpoints.readers.onnx import Graph, Node
 
+_MOST_CHANNELS = 1_000_000
+
 
 @dataclasses.dataclass(frozen=True)
 class Lifted:
@@ -55,6 +57,8 @@ def lift(graph: Graph, arrays: Mapping[str, np.ndarray]) -> Lifted:
     channels_last = _takes_channels_last(graph, name)
     letters = "NHWC" if channels_last else "NCHW"
     sides: dict[str, int | None] = dict(zip(letters, shape or (None,) * 4, strict=True))
+    if (sides["C"] or 0) > _MOST_CHANNELS:
+        raise Unfit(f"images must have channels that can be. Received: {sides['C']}")
     start = Step("input", [], f"input {name!r}", sides["C"] or 0, (sides["H"], sides["W"]))
     lifter.values[name] = Map(start, letters)
     for node in graph.nodes:
@@ -70,7 +74,7 @@ def _takes_channels_last(graph: Graph, name: str) -> bool:
     """Whether what images go through first turns their axes to have the channels second."""
     readers: dict[str, Node] = {}
     for node in graph.nodes:
-        for value in node.inputs:
+        for value in node.inputs if node.op != "Shape" else ():
             readers.setdefault(value, node)
     for _ in range(8):
         reader = readers.get(name)
@@ -108,9 +112,11 @@ class _Lifter:
             if known is None:
                 raise Unfit(_WHY.get(node.op, "no residual network has it"))
             result = known(self.opset, node, inputs)
+            if isinstance(result, Map) and result.step.channels > _MOST_CHANNELS:
+                raise Unfit(f"{result.step.channels} channels")
         except Unfit as reason:
             result = self._strange(node, maps, str(reason))
-        except (ValueError, TypeError, IndexError, KeyError, OverflowError, AttributeError, ZeroDivisionError) as error:
+        except (ValueError, TypeError, IndexError, KeyError, OverflowError, AttributeError, ArithmeticError) as error:
             result = self._strange(node, maps, f"its inputs do not fit it ({error})")
         self._keep(node, result)
 

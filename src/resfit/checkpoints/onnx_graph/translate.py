@@ -97,7 +97,8 @@ def _arrays(network: Network, remarks: list[str]) -> tuple[dict[str, np.ndarray]
     units = fields.named(network)
     found = fields.blocks(network)
     told: dict[str, Any] = {"norm": "none", "folded": False, "norm_epsilon": _EPSILON, "weight_standardization": False}
-    behind = {name: unit for name, unit in units.items() if _is_normalized(network, unit)}
+    bare = _without_norms(network)
+    behind = {name: unit for name, unit in units.items() if id(unit) not in bare}
     before = {f"{name}_preact": block.preact for name, block in found.items()} if network.preactivated else {}
     if network.preactivated:
         before["post"] = network.post
@@ -133,14 +134,12 @@ def _arrays(network: Network, remarks: list[str]) -> tuple[dict[str, np.ndarray]
     return arrays, told
 
 
-def _is_normalized(network: Network, unit: Unit) -> bool:
-    """Whether a norm stands behind a convolution in networks of this kind."""
+def _without_norms(network: Network) -> set[int]:
+    """The convolutions, by identity, behind which networks of this kind have no norm."""
     if not network.preactivated:
-        return True
-    if unit is network.stem[-1]:
-        return False
-    ends = [block.units[-1] for block in network.blocks] + [block.shortcut.projection for block in network.blocks]
-    return not any(unit is end for end in ends)
+        return set()
+    ends = [network.stem[-1], *(block.units[-1] for block in network.blocks)]
+    return {id(unit) for unit in (*ends, *(block.shortcut.projection for block in network.blocks))}
 
 
 def _kind(step: Step) -> str:

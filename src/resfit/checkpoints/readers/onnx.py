@@ -96,19 +96,26 @@ class Graph:
 
 
 def recognises(path: Path) -> bool:
-    """Whether a path is such a file, by its ending.
+    """Whether a path is such a file, by its ending, or a folder with one of them.
 
     Args:
         path: The path.
     """
-    return Path(path).suffix.lower() == ".onnx"
+    return _file(Path(path)) is not None
+
+
+def _file(path: Path) -> Path | None:
+    if not path.is_dir():
+        return path if path.suffix.lower() == ".onnx" else None
+    found = [entry for entry in path.iterdir() if entry.suffix.lower() == ".onnx"]
+    return found[0] if len(found) == 1 else None
 
 
 def read(path: Path) -> Tensors:
     """Reads the constants of a file by name, and its graph.
 
     Args:
-        path: The file. Arrays outside it must lie in files of the same folder, or of folders in it.
+        path: The file, or a folder with one. Arrays outside it must lie in files of its folder, or of folders in that.
 
     Returns:
         Arrays in ONNX' axes; ``graph`` is a :class:`Graph`.
@@ -117,7 +124,7 @@ def read(path: Path) -> Tensors:
         CheckpointError: A file is missing, damaged, lies outside the folder, is a link, declares more than it holds, or
             holds what is no number.
     """
-    path = Path(path)
+    path = _file(Path(path)) or Path(path)
     try:
         return _Reader(path).model(_mapped(path))
     except CheckpointError as error:
