@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _MOST_LUT_ENTRIES = 4 * 65536
 _AT_ONCE = 2**21  # pixels that go through the tables at a time
+_MOST_LEVELS = 2**17  # stored values that a table is made for
 _WINDOWS = ("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence")
 _RESCALING = ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence")
 _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
@@ -65,22 +66,36 @@ def of(raw: np.ndarray, ds: Any, index: int, reading: Reading) -> Frame:
 
 
 def planes(frame: Frame) -> Iterator[np.ndarray]:
-    """Yields the planes of a picture, a few rows at a time through the tables, so that memory stays small."""
+    """Yields the planes of a picture: float32 arrays ``(rows, columns)``, values 0..255."""
     for channel in range(frame.raw.shape[2]) if frame.raw.ndim == 3 else (None,):
         raw = frame.raw if channel is None else frame.raw[..., channel]
-        step = max(1, _AT_ONCE // max(1, raw.shape[1]))
-        parts = [slice(start, start + step) for start in range(0, len(raw), step)]
-        black, white = frame.black, frame.white
-        if black is None or white is None:
-            black, white = _extremes(frame, raw, parts)
-        if frame.inverted:
-            black, white = white, black
-        plane = np.empty(raw.shape, np.float32)
-        for part in parts:
-            plane[part] = deep.scaled(frame.shown(raw[part]), black, white)
-        if frame.padding is not None:
-            plane[raw == frame.padding] = 0
-        yield plane
+        low, high = (int(raw.min()), int(raw.max())) if raw.dtype.kind in "iu" else (0, _MOST_LEVELS)
+        if high - low >= _MOST_LEVELS:
+            yield _plane(frame, raw)
+            continue
+        # each stored value goes through the tables once, however many pixels have it
+        places = raw.astype(np.int64) - low
+        levels = np.flatnonzero(np.bincount(places.ravel(), minlength=high - low + 1))
+        table = np.zeros(high - low + 1, np.float32)
+        table[levels] = _plane(frame, (levels + low).astype(raw.dtype)[:, None])[:, 0]
+        yield table[places]
+
+
+def _plane(frame: Frame, raw: np.ndarray) -> np.ndarray:
+    """Returns stored values ``(rows, columns)`` as shown, a few rows at a time, so that memory stays small."""
+    step = max(1, _AT_ONCE // max(1, raw.shape[1]))
+    parts = [slice(start, start + step) for start in range(0, len(raw), step)]
+    black, white = frame.black, frame.white
+    if black is None or white is None:
+        black, white = _extremes(frame, raw, parts)
+    if frame.inverted:
+        black, white = white, black
+    plane = np.empty(raw.shape, np.float32)
+    for part in parts:
+        plane[part] = deep.scaled(frame.shown(raw[part]), black, white)
+    if frame.padding is not None:
+        plane[raw == frame.padding] = 0
+    return plane
 
 
 def _take_from_groups(ds: Any, index: int) -> None:
