@@ -1,6 +1,5 @@
 """The report: what it says is what was measured, and no name in it can do harm."""
 
-import html
 import json
 import re
 from html.parser import HTMLParser
