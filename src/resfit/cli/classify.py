@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resfit.cli import console
+from resfit.cli import console, medical
+from resfit.cli.medical import Frame, Plane, Series, Spacing, Window
 
 if TYPE_CHECKING:
     from resfit.classifier import Classifier, Prediction
@@ -101,7 +102,18 @@ def fit(
     path_column: Annotated[str, typer.Option(help="Column of a CSV with the path.")] = "path",
     label_column: Annotated[str, typer.Option(help="Column of a CSV with the class.")] = "label",
     split_column: Annotated[str, typer.Option(help="Column of a CSV with train, val or test.")] = "split",
-    group_column: Annotated[str, typer.Option(help="Column of a CSV with what must stay together.")] = "group",
+    group_column: Annotated[
+        str | None,
+        typer.Option(help="Column of a CSV with what must stay together. Default: group, patient or patient_id."),
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option(help="1 for grey images, 3 for colour. Default: what the network was trained on.")
+    ] = None,
+    frame: Frame = "middle",
+    series: Series = "each",
+    window: Window = "0",
+    plane: Plane = "axial",
+    spacing: Spacing = None,
     as_json: Json = False,
 ) -> None:
     """Fit a classifier to a folder of images and measure it on images it has not seen."""
@@ -112,6 +124,7 @@ def fit(
         "label_column": label_column,
         "split_column": split_column,
         "group_column": group_column,
+        "reading": medical.reading(frame, series, window, plane, spacing),
     }
     if dry_run:
         recipe = classifier.plan(
@@ -148,6 +161,7 @@ def fit(
             max_skipped=max_skipped,
             test_share=test_share,
             batch_size=batch_size,
+            channels=channels,
             progress=progress,
             say=lambda text: console.message(console.printable(text)),
             **columns,
@@ -183,6 +197,7 @@ def predict(
 
     console.load_tensorflow()
     classifier = Classifier.load(artifact)
+    medical.print_notice(classifier.metrics)
     with console.progress() as progress:
         predictions = classifier.predict(
             images,
@@ -259,6 +274,7 @@ def evaluate(
 
     console.load_tensorflow()
     classifier = Classifier.load(artifact)
+    medical.print_notice(classifier.metrics)
     with console.progress() as progress:
         found = reports.measure(
             classifier,

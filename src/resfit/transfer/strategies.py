@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import engines
-from resfit.cache import cache_root
+from resfit.cache import USERS, cache_root, keep
 from resfit.data.image_set import Skipped
 from resfit.data.views import Views
 from resfit.errors import MissingDependencyError
@@ -203,7 +203,8 @@ def decoded(
         progress: Called as images get done.
 
     Returns:
-        uint8 array ``(n, height, width, channels)``, the positions of its files, and the files that cannot be used.
+        uint8 or float32 array ``(n, height, width, channels)``, the positions of its files, and the files that cannot
+        be used.
     """
     memory = None if cache is False else (cache_root() if cache is True else Path(cache)) / "digests.sqlite"
     known = digest_files(list(files), memory)
@@ -351,7 +352,9 @@ def run_folder(out: Path | None, described: dict[str, Any], cache: bool | str | 
         return None
     root = cache_root() if cache is True else Path(cache)
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-    return root / "runs" / digest[:24]
+    folder = root / "runs" / digest[:24]
+    keep(folder / USERS)
+    return folder
 
 
 def _views(tuning: Tuning) -> Views | None:
