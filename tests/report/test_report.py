@@ -10,9 +10,10 @@ import pytest
 from resfit import report
 from resfit.classifier import Classifier, fit
 from resfit.cli import main
+from resfit.data.thumbnails import jpeg
 from resfit.errors import ArgumentError
 from resfit.report import checklists, plots
-from resfit.report.pictures import gallery, plain
+from resfit.report.pictures import _address, gallery, plain
 from tests.pictures import COLOURS, picture, tiny_body, write_folder
 
 #: Names that would harm a page that wrote them as they are, or matplotlib's mathematics.
@@ -143,21 +144,15 @@ def test_images_behind_the_cells(findings):
     assert [item.probability for item in shown.doubts] == pytest.approx(hits[:12], abs=1e-6)
 
 
-def test_explanations_stand_beside_the_images(findings, monkeypatch):
-    """Any classifier whose ``explain`` gives overlays is shown with them."""
-    from types import SimpleNamespace
-
-    asked = []
-
-    def explain(self, paths, method):
-        asked.append((len(paths), method))
-        return [SimpleNamespace(overlay=np.full((8, 8, 3), 200, np.uint8)) for _ in paths]
-
-    monkeypatch.setattr(Classifier, "explain", explain, raising=False)
+def test_explanations_stand_beside_the_images(findings):
     shown = gallery(findings)
-    assert asked == [(21, "grad-cam")]
     assert shown.explained == "Grad-CAM"
     assert all(item.overlay.startswith("data:image/jpeg") for item in (*shown.mistakes, *shown.doubts))
+    first = shown.mistakes[0]
+    path = findings.judged.images.root / first.name.replace("\\u202e", "\u202e")
+    (explained,) = findings.classifier.explain(path)
+    assert explained.target == first.said
+    assert first.overlay == _address(jpeg(explained.overlay))
     assert gallery(findings, explain=False).note == "not asked for"
 
 

@@ -73,8 +73,8 @@ def render(findings: Findings, *, names: bool | None = None, explain: bool = Tru
 
     Args:
         findings: What was measured.
-        names: Whether file names may stand in it; ``None`` leaves them out where images belong to groups, such as
-            patients, whose names files often bear.
+        names: Whether file names may stand in it; ``None`` leaves them out of scans, and where images belong to
+            groups, such as patients, whose names files often bear.
         explain: Whether to show what the classifier looked at.
 
     Raises:
@@ -87,7 +87,8 @@ def render(findings: Findings, *, names: bool | None = None, explain: bool = Tru
             'Reports need jinja2 and matplotlib, which are not installed. Install them: pip install "resfit[report]".'
         ) from error
     judged = findings.judged
-    shown = gallery(findings, names=judged.groups is None if names is None else names, explain=explain)
+    nameless = judged.groups is not None or judged.images.medical
+    shown = gallery(findings, names=not nameless if names is None else names, explain=explain)
     facts = cards.facts(findings, shown.explained)
     script, style = ((_FOLDER / name).read_text("utf-8") for name in ("page.js", "page.css"))
     environment = jinja2.Environment(

@@ -173,7 +173,7 @@ def _overlays(findings: Findings, positions: Sequence[int]) -> tuple[dict[int, b
     made = {
         position: jpeg(np.asarray(item.overlay))
         for position, item in zip(positions, found, strict=True)
-        if getattr(item, "overlay", None) is not None
+        if np.size(item.overlay)
     }
     return made, "Grad-CAM", ""
 
