@@ -8,7 +8,6 @@ import pytest
 
 from resfit import report
 from resfit.classifier import Classifier
-from tests.report.test_report import data, findings, out, tested, written  # noqa: F401  fixtures
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (
@@ -29,7 +28,7 @@ def browser():
 
 
 @pytest.fixture
-def opened(browser, written):  # noqa: F811
+def opened(browser, written):
     """A page with all that it said and asked for."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(10_000)
@@ -43,7 +42,7 @@ def opened(browser, written):  # noqa: F811
     page.close()
 
 
-def test_a_click_shows_the_images_behind_a_cell(opened, written):  # noqa: F811
+def test_a_click_shows_the_images_behind_a_cell(opened, written):
     page, said, asked = opened
     assert "How good is tiny" in page.title()
     panel, button = page.locator("#cell-1-0"), page.locator('[data-cell="1-0"]')

@@ -14,11 +14,7 @@ from resfit.data.thumbnails import jpeg
 from resfit.errors import ArgumentError
 from resfit.report import checklists, plots
 from resfit.report.pictures import _address, gallery, plain
-from tests.pictures import COLOURS, picture, tiny_body, write_folder
-
-#: Names that would harm a page that wrote them as they are, or matplotlib's mathematics.
-CLASSES = {"blue": '<script>alert("x")</script>', "green": "$\\frac{green}$ & --> {{ 7 * 7 }}", "red": "red"}
-EVIL = "<img src=x onerror=alert(1)> \u202e.png"
+from tests.pictures import tiny_body, write_folder
 
 
 class Page(HTMLParser):
@@ -39,50 +35,6 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text.append(data)
-
-
-def write_named(folder, each, wrong=0):
-    """Writes coloured squares under hard names; of each class some look like the next."""
-    from PIL import Image
-
-    names = list(COLOURS)
-    for number, colour in enumerate(names):
-        target = folder / CLASSES[colour].replace("/", "∕")
-        target.mkdir(parents=True)
-        for index in range(each):
-            looks = names[(number + 1) % 3] if index < wrong else colour
-            name = EVIL if index == 0 else f"{index:03}.png"
-            Image.fromarray(picture(looks, 100 * number + index)).save(target / name)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_named(tmp_path_factory.mktemp("named") / "train", each=40)
-
-
-@pytest.fixture(scope="module")
-def tested(tmp_path_factory):
-    return write_named(tmp_path_factory.mktemp("tested") / "images & more", each=25, wrong=3)
-
-
-@pytest.fixture(scope="module")
-def out(data, tmp_path_factory):
-    path = tmp_path_factory.mktemp("out") / "named.resfit"
-    fit(data, model=tiny_body(), out=path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def findings(out, tested):
-    return report.measure(Classifier.load(out), tested)
-
-
-@pytest.fixture(scope="module")
-def written(findings, tmp_path_factory):
-    path = tmp_path_factory.mktemp("report") / "report.html"
-    report.write(findings, path, names=True)
-    return path
 
 
 def test_the_page_says_what_was_measured(findings, written):

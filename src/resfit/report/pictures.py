@@ -104,7 +104,7 @@ def gallery(findings: Findings, *, names: bool = True, explain: bool = True) -> 
     small = dict(zip(wanted, thumbnails(paths), strict=True))
     overlays, explained, note = _overlays(findings, [*mistakes, *doubts]) if explain else ({}, "", "not asked for")
 
-    def picture(position: int) -> Picture:
+    def picture(position: int, overlay: bytes = b"") -> Picture:
         name = _name(judged.images.paths[position], judged.images.root) if names else f"image {position + 1}"
         if judged.several:
             known, called = (
@@ -113,17 +113,15 @@ def gallery(findings: Findings, *, names: bool = True, explain: bool = True) -> 
             )
         else:
             known, called = judged.classes[truth[position]], judged.classes[guess[position]]
-        return Picture(
-            name, _address(small[position]), known, called, float(sure[position]), _address(overlays.get(position, b""))
-        )
+        return Picture(name, _address(small[position]), known, called, float(sure[position]), _address(overlay))
 
     counts = {} if judged.several else _counts(judged.truth, shares.argmax(axis=1))
     return Gallery(
         cells={
             key: Cell(*key, counts[key], tuple(picture(position) for position in some)) for key, some in cells.items()
         },
-        mistakes=tuple(picture(position) for position in mistakes),
-        doubts=tuple(picture(position) for position in doubts),
+        mistakes=tuple(picture(position, overlays.get(position, b"")) for position in mistakes),
+        doubts=tuple(picture(position, overlays.get(position, b"")) for position in doubts),
         explained=explained,
         note=note,
     )
