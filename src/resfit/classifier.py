@@ -830,7 +830,7 @@ def fit(
             **({"notice": scans.NOTICE} if images.medical else {}),
         },
         fingerprint=kept.fingerprint,
-        versions=_versions(),
+        versions=package_versions(),
         attachments={
             artifact.SKIPPED: skipped_csv,
             artifact.TEST_PREDICTIONS: _test_table(kept, test, probabilities, classes),
@@ -1235,7 +1235,8 @@ def _test_table(kept: ImageSet, test: np.ndarray, probabilities: np.ndarray, cla
     return artifact.csv_bytes(("path", "label", "predicted", "probability"), rows)
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Returns the versions of the packages that have a part in a classifier."""
     import importlib.metadata as metadata
     import platform
 

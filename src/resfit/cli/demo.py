@@ -24,6 +24,7 @@ def demo(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the images, the classifier and the picture.")
     ] = Path("demo"),
+    report: Annotated[bool, typer.Option("--report", help="Write a report of the test images as well.")] = False,
 ) -> None:
     """Fit a classifier to 2,000 images that ship with resfit, and show what it does."""
     from resfit.classifier import Classifier
@@ -56,4 +57,11 @@ def demo(
         title=f"Fashion-MNIST, {len(test)} test images: {100 * accuracy:.1f} % right",
     )
     typer.echo(f"Accuracy {100 * accuracy:.1f} % on {len(test)} test images; picture: {picture}")
+    if report:
+        from resfit import report as reports
+
+        page = out / "report.html"
+        console.message(f"$ resfit evaluate {artifact} {images / 'test'} --report {page}")
+        reports.write(reports.measure(classifier, images / "test"), page)
+        typer.echo(f"Report: {page}")
     console.message(f"The whole demo took {time.monotonic() - begin:.0f} s.")
