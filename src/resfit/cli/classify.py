@@ -90,6 +90,12 @@ def fit(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split and of all that is random.")] = 0,
     test_share: Annotated[float, typer.Option(help="Share set aside to measure with, if there is no test/.")] = 0.2,
     max_skipped: Annotated[float, typer.Option(help="Largest share of unusable images that is put up with.")] = 0.1,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Look for duplicates, wrong labels, shortcuts in the same pass.")
+    ] = True,
+    allow_leakage: Annotated[
+        bool, typer.Option("--allow-leakage", help="Go on where test images are there for training too.")
+    ] = False,
     engine: Engine = "auto",
     batch_size: BatchSize = None,
     no_cache: NoCache = False,
@@ -141,6 +147,8 @@ def fit(
             cache=not no_cache,
             max_skipped=max_skipped,
             test_share=test_share,
+            check=check,
+            allow_leakage=allow_leakage,
             batch_size=batch_size,
             progress=progress,
             say=lambda text: console.message(console.printable(text)),
@@ -261,6 +269,7 @@ def _print_fit(fitted: Classifier, out: Path) -> None:
         *_work(fitted),
         *([("regularisation", f"C = {fitted.recipe.C:.3g} ({chosen})")] if fitted.recipe.head == "linear" else []),
         ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in run.seconds.items())),
+        *(("found", finding) for finding in fitted.metrics.get("checks", {}).get("findings", ())),
         ("accuracy", "not measured: no test images" if run.test is None else _accuracy(run.test)),
         ("written to", out),
     ]

@@ -31,6 +31,10 @@ from resfit.files import write_json
 
 #: Number formats of rows: name of the file, and of the numbers in it.
 DTYPES = {"float32": ("rows.f32", "<f4"), "float16": ("rows.f16", "<f2")}
+#: Rows that are no numbers of a network: records of bytes.
+BYTES = "uint8"
+
+_FILES = {**DTYPES, BYTES: ("rows.u8", "u1")}
 
 _RECORD = np.dtype([("digest", "V32"), ("row_crc", "<u4"), ("record_crc", "<u4")])
 _ABOUT = "about.json"
@@ -61,7 +65,7 @@ class FeatureStore:
         folder: Where the store lives; made if it is missing.
         key: What it is for.
         width: Numbers in a row.
-        dtype: ``"float32"`` or ``"float16"``, which takes half the room and keeps three digits.
+        dtype: ``"float32"``; ``"float16"``, which takes half the room and keeps three digits; or ``"uint8"``.
 
     Raises:
         ArgumentError: ``dtype`` is unknown.
@@ -69,8 +73,9 @@ class FeatureStore:
     """
 
     def __init__(self, folder: Path, key: StoreKey, width: int, dtype: str = "float32"):
-        check_dtype(dtype)
-        name, self._dtype = DTYPES[dtype]
+        if dtype != BYTES:
+            check_dtype(dtype)
+        name, self._dtype = _FILES[dtype]
         self.folder = folder / key.digest[:32]
         self.width = width
         self._rows = self.folder / name
