@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import shutil
+import signal
 import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,20 +131,69 @@ def test_a_wrong_export_does_not_stay(classifier, made, tmp_path, monkeypatch):
     assert not (tmp_path / "all" / "onnx").exists()
 
 
-def test_eight_bits_that_agree_stand_and_others_do_not(classifier, network, photos, tmp_path):
+@pytest.mark.parametrize("format", ["onnx", "openvino", "litert"])
+def test_eight_bits_that_agree_stand(classifier, photos, tmp_path, format):
     pytest.importorskip("nncf")
-    good = exports.export(classifier, tmp_path / "good", format="openvino", precision="int8", images=photos)
+    good, whole = (
+        exports.export(classifier, tmp_path / precision, format=format, precision=precision, images=photos)
+        for precision in ("int8", "float32")
+    )
     assert good.verification.agreement >= 0.99
     assert good.verification.difference > 1e-4  # eight bits, no copy of the floats
-    exports.export(classifier, tmp_path / "float", format="openvino", images=photos)
-    weights = [(tmp_path / name / "model.bin").stat().st_size for name in ("good", "float")]
-    assert weights[0] < 0.5 * weights[1]
+    assert good.size < 0.6 * whole.size
+    assert "Calibrated on 12 images" in (good.folder / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino", "litert"])
+def test_convolutions_that_stay_in_floats_cost_nothing(network, tmp_path, format):
+    pytest.importorskip("nncf")
+    model, images = network("cifar"), networks.shipped(32)
+    expected = np.asarray(model(images.astype(np.float32), training=False))
+    module, job = exports._module(format), exports.Job(subject.subject_of(model), "int8", images[:32])
+    away = []
+    for share in (0.0, 0.5, 1.0):
+        out = tmp_path / str(share)
+        out.mkdir()
+        job = dataclasses.replace(job, share=share)
+        module.write(job, out)
+        away.append(np.abs(verification.rows(module.load(job, out), images) - expected).mean())
+    assert 1e-4 < away[1] < away[0] < 0.1
+    assert away[2] < 1e-6
+
+
+def test_eight_bits_that_disagree_do_not_stand(network, tmp_path, monkeypatch):
+    pytest.importorskip("nncf")
+    monkeypatch.setattr(exports, "FLOAT_SHARES", (0.0,))
+    images = networks.shipped(64)
     # random weights leave no margin between the classes
-    with pytest.raises(ExportError, match=r"up to 50% of the .*first class agrees on .*Pass more images"):
-        exports.export(
-            network("bit"), tmp_path / "bad", format="openvino", precision="int8", images=networks.shipped(64)
-        )
+    with pytest.raises(ExportError, match=r"first class agrees on .*Pass more images"):
+        exports.export(network("bit"), tmp_path / "bad", format="openvino", precision="int8", images=images)
     assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.slow
+def test_kill_while_it_is_checked_leaves_the_earlier_export(made, tmp_path):
+    out = shutil.copytree(made.folder, tmp_path / "out")
+    before = tree(out)
+    program = textwrap.dedent(
+        """
+        import os, signal, sys
+        from resfit import export
+        from resfit.export import verification
+        from tests.export import networks
+
+        verification.latency = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        export.export(networks.network("cifar"), sys.argv[1], format="keras", images=networks.shipped(32, 20))
+        """
+    )
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(root / "src"), str(root)))}
+    done = subprocess.run([sys.executable, "-c", program, out], env=environment, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert tree(out) == before
+    assert len(list(tmp_path.iterdir())) == 2  # what the killed one left
+    exports.export(networks.network("cifar"), out, format="onnx", images=networks.shipped(32, 20))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # is gone
 
 
 def test_earlier_exports_are_replaced_and_nothing_else(classifier, made, tmp_path):

@@ -10,7 +10,7 @@ import typer
 from resfit.cli import console
 
 if TYPE_CHECKING:
-    from resfit.export import Row
+    from resfit.export import Export
 
 
 def register(app: typer.Typer) -> None:
@@ -83,7 +83,7 @@ def export(
             version=model_version,
             seed=seed,
         )
-        rows = [exports.Row(made.format, made.precision, made.folder, made.size, made.verification)]
+        rows = [made]
     if as_json:
         console.print_json([row.to_dict() for row in rows])
     else:
@@ -100,7 +100,7 @@ def _default_target(source: str, ending: str) -> Path:
     return beside / f"{stem}-{ending}"
 
 
-def _print_table(rows: list[Row]) -> None:
+def _print_table(rows: list[Export]) -> None:
     labelled = any(row.verification is not None and row.verification.accuracy is not None for row in rows)
     ends = (">accuracy", "") if labelled else ("",)
     columns = ("format", "precision", ">MB", ">ms", ">largest difference", ">same first class", *ends)
@@ -110,7 +110,7 @@ def _print_table(rows: list[Row]) -> None:
         typer.echo(f"Compared with Keras on {found.images} images: {console.printable(found.source)}.")
 
 
-def _cells(row: Row, labelled: bool) -> tuple[object, ...]:
+def _cells(row: Export, labelled: bool) -> tuple[object, ...]:
     found = row.verification
     verdict = "disagrees" if row.failed else "left out" if row.problem else ""
     if found is None:

@@ -115,6 +115,7 @@ def quantized(
     careful: bool = False,
     feed: Callable[[np.ndarray], Any] | None = None,
     floats: Sequence[str] = (),
+    full_range: bool = False,
 ) -> Any:
     """Returns an int8 version of a network of OpenVINO or ONNX.
 
@@ -126,6 +127,8 @@ def quantized(
         careful: Whether biases are corrected too.
         feed: Makes the network's input of a batch; ``None`` passes the batch.
         floats: Names of operations that stay in float32.
+        full_range: Whether the weights of the first convolution that is quantised use all eight bits. That of a network
+            gets seven otherwise, since its sums can overflow on processors without instructions for eight bits.
 
     Raises:
         MissingDependencyError: NNCF is not installed.
@@ -134,7 +137,14 @@ def quantized(
     size = min(_BATCH, len(samples))
     starts = range(0, len(samples) - size + 1, size)
     batches = [np.ascontiguousarray(samples[start : start + size], np.float32) for start in starts]
-    advanced = nncf.AdvancedQuantizationParameters(disable_bias_correction=not careful)
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    overflow = nncf.OverflowFix.DISABLE if full_range else nncf.OverflowFix.FIRST_LAYER
+    advanced = nncf.AdvancedQuantizationParameters(
+        overflow_fix=overflow,
+        disable_bias_correction=not careful,
+        activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+    )
     with _quiet():
         return nncf.quantize(
             network,

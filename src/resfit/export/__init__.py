@@ -32,7 +32,6 @@ __all__ = [
     "FORMATS",
     "PRECISIONS",
     "Export",
-    "Row",
     "Verification",
     "cases",
     "export",
@@ -55,33 +54,14 @@ TABLE = "exports.json"
 PICTURE = "exports.png"
 
 #: Shares of the convolutions that stay in float32 in int8, tried in turn until an export agrees.
-FLOAT_SHARES = (0.0, 0.05, 0.15, 0.3, 0.5)
+FLOAT_SHARES = (0.0, 0.05, 0.15, 0.3, 0.5, 0.75)
 
 _SECONDS = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """One export that stands and agrees with Keras.
-
-    Attributes:
-        folder: Where.
-        format: One of :data:`FORMATS`.
-        precision: One of :data:`PRECISIONS`.
-        size: Bytes of the network's files.
-        verification: How it compares with Keras.
-    """
-
-    folder: Path
-    format: str
-    precision: str
-    size: int
-    verification: Verification
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of the table of exports.
+    """One export, or why there is none.
 
     Attributes:
         format: One of :data:`FORMATS`.
@@ -195,7 +175,7 @@ def export_all(
     version: int = 1,
     seed: int = 0,
     say: Callable[[str], None] | None = None,
-) -> list[Row]:
+) -> list[Export]:
     """Writes a classifier or network in every format and precision, a folder each.
 
     Beside them stand ``exports.json``, the table, and ``exports.png``, accuracy over latency. What cannot be made, for
@@ -244,7 +224,7 @@ def export_all(
     return found
 
 
-def line(row: Row) -> str:
+def line(row: Export) -> str:
     """Returns an export in one line for people.
 
     Args:
@@ -274,16 +254,15 @@ class _Exporter:
         with artifact.atomic_folder(out) as work:
             found, size = self._written(module, format, precision, work)
             folder.check_target(out)
-        return Export(out, format, precision, size, found)
+        return Export(format, precision, out, size, found)
 
-    def row(self, format: str, precision: str, out: Path) -> Row:
+    def row(self, format: str, precision: str, out: Path) -> Export:
         try:
-            made = self.run(format, precision, out)
+            return self.run(format, precision, out)
         except _DisagreementError as error:
-            return Row(format, precision, None, 0, error.verification, str(error), failed=True)
+            return Export(format, precision, verification=error.verification, problem=str(error), failed=True)
         except (ExportError, MissingDependencyError) as error:
-            return Row(format, precision, problem=str(error))
-        return Row(format, precision, out, made.size, made.verification)
+            return Export(format, precision, problem=str(error))
 
     def _written(self, module: Format, format: str, precision: str, work: Path) -> tuple[Verification, int]:
         job = Job(self.subject, precision, self.images.calibrating, self._version)

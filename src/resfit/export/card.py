@@ -85,8 +85,7 @@ def _compared(found: Verification) -> str:
 
 def _origin(facts: dict[str, Any]) -> str:
     if facts.get("kind") != "classifier":
-        assumed = "".join(f"\n- Assumed: {sentence}" for sentence in facts.get("assumptions", ()))
-        return f"- A network as it was loaded. The licence of its weights is that of their publisher.{assumed}"
+        return "\n".join([_weights(facts.get("weights")), *(f"- Assumed: {text}" for text in facts["assumptions"])])
     recipe, metrics = facts["recipe"], facts["metrics"]
     lines = [f"- {recipe['model']}, strategy {recipe['strategy']}, head {recipe['head']}, seed {recipe['seed']}."]
     images = metrics.get("images") or {}
@@ -104,6 +103,18 @@ def _origin(facts: dict[str, Any]) -> str:
         "- It tells apart the classes that it was fitted on, on images like those; whatever else it is shown, "
         "it names one of them."
     )
+    return "\n".join(lines)
+
+
+def _weights(known: dict[str, Any] | None) -> str:
+    if known is None:
+        return "- A network as it was loaded. The licence of its weights is that of their publisher."
+    data = f", trained on {known['training_data']}" if known["training_data"] else ""
+    licence = known["licence"] or "none stated for them"
+    lines = [f"- Weights {known['name']} of {known['source']}{data}; licence: {licence}."]
+    if known["top1"] is not None:
+        at = f" at {known['eval_size']} pixels" if known["eval_size"] else ""
+        lines.append(f"- Published accuracy: {known['top1']:g} % on {known['evaluated_on']}{at}.")
     return "\n".join(lines)
 
 

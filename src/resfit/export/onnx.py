@@ -29,7 +29,9 @@ def write(job: Job, folder: Path) -> Written:
     if job.precision == "int8":
         operations = [(node.name, node.op_type == "Conv") for node in network.graph.node]
         floats, kept = int8.sensitive(operations, job.share)
-        network = int8.quantized(network, job.calibrating, feed=lambda batch: {taken: batch}, floats=floats)
+        network = int8.quantized(
+            network, job.calibrating, feed=lambda batch: {taken: batch}, floats=floats, full_range=kept > 0
+        )
         notes.append(int8_note(job, kept))
     onnx.helper.set_model_props(
         network,

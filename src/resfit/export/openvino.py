@@ -33,7 +33,7 @@ def write(job: Job, folder: Path) -> Written:
         kinds = [(operation.get_friendly_name(), operation.get_type_name()) for operation in network.get_ordered_ops()]
         operations = [(name, kind in _CONVOLUTIONS) for name, kind in kinds if kind not in _NO_OPERATIONS]
         floats, kept = int8.sensitive(operations, job.share)
-        network = int8.quantized(network, job.calibrating, floats=floats)
+        network = int8.quantized(network, job.calibrating, floats=floats, full_range=kept > 0)
         notes.append(int8_note(job, kept))
     if job.precision == "float16":
         notes.append("Weights are stored in float16.")

@@ -10,12 +10,12 @@ from resfit.export.base import check_installed
 from resfit.files import atomic_path
 
 if TYPE_CHECKING:
-    from resfit.export import Row
+    from resfit.export import Export
 
 _COLOURS = {"float32": "#1565c0", "float16": "#6a1b9a", "int8": "#2e7d32"}
 
 
-def accuracy_over_latency(path: str | os.PathLike[str], rows: Sequence[Row], title: str) -> None:
+def accuracy_over_latency(path: str | os.PathLike[str], rows: Sequence[Export], title: str) -> None:
     """Draws a dot for each export; without labels, agreement with Keras takes the place of accuracy.
 
     Args:
@@ -29,7 +29,7 @@ def accuracy_over_latency(path: str | os.PathLike[str], rows: Sequence[Row], tit
     check_installed("a picture", ("matplotlib",), "plot")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FormatStrFormatter
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     good = [row for row in rows if row.verification is not None and not row.problem]
     labelled = all(row.verification and row.verification.accuracy is not None for row in good)
@@ -51,7 +51,7 @@ def accuracy_over_latency(path: str | os.PathLike[str], rows: Sequence[Row], tit
         axes.annotate(
             f"{row.format} {row.precision}" if row.precision != "float32" else row.format,
             (latency, share),
-            xytext=(0, 12 + 11 * (number % 3)),
+            xytext=(0, 12 + 11 * (number % 4)),
             textcoords="offset points",
             ha="center",
             fontsize=8,
@@ -59,8 +59,9 @@ def accuracy_over_latency(path: str | os.PathLike[str], rows: Sequence[Row], tit
         )
     if points:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-        axes.xaxis.set_minor_formatter(FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         lowest, highest = min(share for _, share, _ in points), max(share for _, share, _ in points)
         room = max(4.0, highest - lowest)
         axes.set_ylim(lowest - 0.3 * room, highest + 0.6 * room)

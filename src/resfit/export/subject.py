@@ -97,6 +97,7 @@ def subject_of(source: Any, *, name: str | None = None) -> Subject:
         ArgumentError: The network does not end in a classifier, has more than one input, does not compute in float32,
             or the name cannot stand in a path.
     """
+    facts: dict[str, Any] = {}
     if isinstance(source, str | os.PathLike):
         if _holds_classifier(Path(source)):
             name = name or _clean(Path(os.path.abspath(source)).name.removesuffix(".resfit"))
@@ -105,8 +106,8 @@ def subject_of(source: Any, *, name: str | None = None) -> Subject:
             from resfit import zoo
 
             name = name or _clean(Path(str(source)).name)
-            source = zoo.load(source)
-    found = _of_classifier(source, name) if isinstance(source, Classifier) else _of_model(source, name)
+            facts, source = _published(str(source)), zoo.load(source)
+    found = _of_classifier(source, name) if isinstance(source, Classifier) else _of_model(source, name, facts)
     _check(found)
     return found
 
@@ -114,6 +115,15 @@ def subject_of(source: Any, *, name: str | None = None) -> Subject:
 def _holds_classifier(path: Path) -> bool:
     """Says whether a folder holds a classifier, a damaged one included, which is then told from a checkpoint."""
     return artifact.is_artifact(path) or (path.is_dir() and (path / artifact.MODEL).exists())
+
+
+def _published(name: str) -> dict[str, Any]:
+    """Returns what the registry knows of the weights that a name stands for."""
+    from resfit.checkpoints import registry
+
+    row = registry.rows().get(name) or registry.default_for(name)
+    known = ("name", "source", "licence", "training_data", "top1", "evaluated_on", "eval_size")
+    return {} if row is None else {"weights": {key: getattr(row, key) for key in known}}
 
 
 def _of_classifier(classifier: Classifier, name: str | None) -> Subject:
@@ -138,7 +148,7 @@ def _of_classifier(classifier: Classifier, name: str | None) -> Subject:
     )
 
 
-def _of_model(model: Any, name: str | None) -> Subject:
+def _of_model(model: Any, name: str | None, facts: dict[str, Any]) -> Subject:
     contract = getattr(model, "input_spec", None)
     if not isinstance(contract, InputSpec):
         raise ArgumentError(
@@ -173,7 +183,7 @@ def _of_model(model: Any, name: str | None) -> Subject:
         input_spec=contract,
         activation="sigmoid" if ending == "sigmoid" else "softmax",
         features=_last_input(model),
-        facts={"kind": "network", "assumptions": list(getattr(model, "assumptions", None) or ())},
+        facts={"kind": "network", "assumptions": list(getattr(model, "assumptions", None) or ()), **facts},
     )
 
 
