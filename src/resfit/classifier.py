@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 import os
 import shutil
 import tempfile
@@ -484,6 +485,32 @@ class Classifier:
             "versions": self.versions,
         }
         artifact.write(Path(path), self.model.save, description, self._attachments)
+
+    def export(self, out: str | os.PathLike[str], *, format: str = "tf_saved_model", **options: Any) -> Any:
+        """Writes the classifier for another runtime, and compares the result with Keras there.
+
+        Args:
+            out: A new or empty folder, or an earlier export, which is replaced.
+            format: One of :data:`resfit.export.FORMATS`.
+            **options: Further options of :func:`resfit.export.export`, such as ``precision``.
+
+        Returns:
+            A :class:`resfit.export.Export`.
+
+        Example:
+            >>> clf.export("served/", format="onnx").verification.agreement
+            1.0
+        """
+        # by name: exports stand on a floor above this one
+        return importlib.import_module("resfit.export").export(self, out, format=format, **options)
+
+    def attachment(self, name: str) -> bytes:
+        """Returns a further file of the classifier's folder, such as ``"test_predictions.csv"``; empty if it has none.
+
+        Args:
+            name: Relative to the folder.
+        """
+        return self._attachments.get(name, b"")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Classifier:
