@@ -1063,12 +1063,17 @@ def _batches(
     if paths:
         yield from decode.decode_many(paths, contract, batch_size=size)
     for start in range(0, len(arrays), size):
-        some = [_fitted(array, contract) for array in arrays[start : start + size]]
+        some = [fit_array(array, contract) for array in arrays[start : start + size]]
         yield decode.DecodedBatch(np.arange(start, start + len(some)), np.stack(some), [])
 
 
-def _fitted(array: np.ndarray, contract: InputSpec) -> np.ndarray:
-    """Resizes and crops an array as a file would be; one of the right size passes as it is, whatever its dtype."""
+def fit_array(array: np.ndarray, contract: InputSpec) -> np.ndarray:
+    """Resizes and crops an array as a file would be; one of the right size passes as it is, whatever its dtype.
+
+    Args:
+        array: Array of shape ``(height, width, channels)``, RGB, values 0..255.
+        contract: The network's input contract.
+    """
     if array.shape[:2] == tuple(contract.size) or contract.resize_mode == "none":
         return array
     from PIL import Image

@@ -23,6 +23,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "convert": ("convert",),
     "pretrain": ("pretrain",),
     "benchmark": ("benchmark",),
+    "serve": ("serve",),
     "demo": ("demo",),
 }
 

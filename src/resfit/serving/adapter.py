@@ -1,0 +1,261 @@
+"""A classifier as the server sees it: the only module that knows how :class:`resfit.classifier.Classifier` is called.
+
+Every answer comes from the classifier's own methods, so that it is the one that it gives offline.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import io
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resfit.errors import ImageError
+from resfit.serving.problems import Problem, unusable
+
+if TYPE_CHECKING:
+    from resfit.classifier import Classifier, Prediction
+
+#: Files of a classifier that the page shows, by the name that it asks for.
+DOCUMENTS = {"report": ("report.html",), "card": ("model_card.md", "MODEL_CARD.md", "README.md")}
+#: How many nearest training images are shown.
+NEAREST = 5
+#: Ways of drawing what a class is seen by.
+METHODS = ("grad-cam",)
+# colours of the map, from nothing to most
+_RAMP = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbour:
+    """A training image near to one that was asked about.
+
+    Attributes:
+        label: Its class.
+        similarity: Cosine of the features, -1..1.
+        thumbnail: The image as PNG or JPEG; empty where none is kept.
+        name: Its file, without the folder.
+    """
+
+    label: str
+    similarity: float
+    thumbnail: bytes = b""
+    name: str = ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Explanation:
+    """Where on an image the network saw a class.
+
+    Attributes:
+        label: The class.
+        image: uint8 ``(height, width, 3)``: the image as the network gets it.
+        map: float32 ``(height, width)``, 0..1: how much each place counts.
+        overlay: uint8 ``(height, width, 3)``: both in one.
+    """
+
+    label: str
+    image: np.ndarray
+    map: np.ndarray
+    overlay: np.ndarray
+
+
+class Served:
+    """One classifier, ready to answer.
+
+    Args:
+        classifier: The classifier.
+        folder: Where it stands.
+        engine: As :func:`resfit.engines.create` takes it.
+    """
+
+    def __init__(self, classifier: Classifier, folder: Path, engine: str):
+        from resfit import engines
+
+        self.classifier = classifier
+        self.folder = folder
+        engines.check_name(engine)
+        self._engine: Any = engines.create(classifier.model, engine, images=None)
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(cls, folder: Path, engine: str) -> Served:
+        """Reads a classifier and makes it ready.
+
+        Raises:
+            ArtifactError: It cannot be read.
+            ArgumentError: The engine cannot run it.
+        """
+        from resfit.classifier import Classifier
+
+        return cls(Classifier.load(folder), folder, engine)
+
+    @property
+    def engine(self) -> str:
+        """Which runtime answers."""
+        return str(self._engine.name)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.classifier.classes
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels that the network takes."""
+        contract = self.classifier.input_spec
+        return (*contract.size, contract.channels)
+
+    @functools.cached_property
+    def features(self) -> int:
+        """How many numbers an embedding has."""
+        return int(self.classifier.body().output_shape[-1])
+
+    def warm_up(self, batch: int) -> None:
+        """Runs the network on batches of every size that is compiled apart, and compares it with Keras once."""
+        _ = self.features  # worked out once, and not while a client waits
+        noise = np.random.default_rng(0).integers(0, 256, (batch, *self.shape), dtype=np.uint8)
+        for count in sorted({1, min(2, batch), batch}):
+            self.predict(list(noise[:count]))
+
+    def decode(self, data: bytes, max_pixels: int) -> np.ndarray:
+        """Decodes a file as the classifier does offline.
+
+        Raises:
+            Problem: The image cannot be used.
+        """
+        from resfit.data import decode
+
+        try:
+            image = decode.decode_image(data, self.classifier.input_spec, max_pixels=max_pixels)
+            decode.check_size(image, self.classifier.input_spec)
+        except ImageError as error:
+            raise unusable(str(error)) from error
+        return image
+
+    def fit(self, image: np.ndarray) -> np.ndarray:
+        """Brings an array to the network's size as the classifier does offline.
+
+        Raises:
+            Problem: It cannot be used.
+        """
+        from resfit.classifier import fit_array
+        from resfit.data import decode
+
+        try:
+            image = fit_array(image, self.classifier.input_spec)
+            decode.check_size(image, self.classifier.input_spec)
+        except ImageError as error:
+            raise unusable(str(error)) from error
+        return image
+
+    def predict(self, images: Sequence[np.ndarray]) -> Sequence[Prediction]:
+        """Says what is on images of the network's size."""
+        return self.classifier.predict(list(images), engine=self._engine, batch_size=len(images))
+
+    def embed(self, images: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        """Returns the features of images of the network's size."""
+        return list(self._body.run(np.stack(images)))
+
+    @functools.cached_property
+    def _body(self) -> Any:
+        from resfit import engines
+
+        with self._lock:
+            return engines.create(self.classifier.body(), self.engine, images=None)
+
+    def scores(self, predictions: Sequence[Prediction]) -> np.ndarray:
+        """Returns probabilities in the order of the classes, float32 ``(n, classes)``."""
+        rows = [[prediction.probabilities[name] for name in self.classes] for prediction in predictions]
+        return np.array(rows, np.float32).reshape(len(predictions), len(self.classes))
+
+    @staticmethod
+    def unlike_training(prediction: Prediction) -> bool | None:
+        """Says whether an image is unlike the training data; ``None`` where the classifier cannot tell."""
+        found = getattr(prediction, "unlike_training", None)
+        return None if found is None else bool(found)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the probabilities are calibrated."""
+        return getattr(self.classifier, "temperature", None) is not None
+
+    @property
+    def explains(self) -> bool:
+        """Whether :meth:`explain` can answer."""
+        return hasattr(self.classifier, "explain")
+
+    def explain(self, image: np.ndarray, method: str) -> Explanation:
+        """Draws where on an image the most probable class was seen.
+
+        Raises:
+            Problem: This classifier has no such thing.
+        """
+        ask: Any = getattr(self.classifier, "explain", None)
+        if ask is None:
+            raise Problem(501, "this version of resfit has no explanations: Classifier.explain is missing.")
+        (found,) = ask([image], method=method)
+        overlay = np.asarray(found.overlay, np.uint8)
+        return Explanation(
+            label=str(getattr(found, "label", "")),
+            image=np.asarray(image, np.uint8),
+            map=np.asarray(found.map, np.float32),
+            overlay=overlay,
+        )
+
+    def nearest(self, image: np.ndarray) -> list[Neighbour] | None:
+        """Returns the nearest training images; ``None`` where the classifier keeps none."""
+        find = getattr(self.classifier, "nearest", None)
+        if find is None:
+            return None
+        del image
+        return None
+
+    def document(self, name: str) -> bytes | None:
+        """Returns a document that stands beside the model; ``None`` if there is none.
+
+        Args:
+            name: A key of :data:`DOCUMENTS`.
+        """
+        for file in DOCUMENTS[name]:
+            path = self.folder / file
+            if path.is_file():
+                return path.read_bytes()
+        return None
+
+
+def png(image: np.ndarray) -> bytes:
+    """Returns an image as PNG.
+
+    Args:
+        image: uint8 ``(height, width)`` or ``(height, width, channels)`` of 1, 3 or 4 channels.
+    """
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image).save(file, "PNG")
+    return file.getvalue()
+
+
+def heat(values: np.ndarray) -> np.ndarray:
+    """Returns a map as colours that can be laid over the image: uint8 ``(height, width, 4)``.
+
+    Args:
+        values: float ``(height, width)``, 0..1.
+    """
+    values = np.clip(np.nan_to_num(values), 0, 1)
+    at = np.linspace(0, 1, len(_RAMP))
+    colours = np.stack([np.interp(values, at, _RAMP[:, channel]) for channel in range(3)], axis=-1)
+    return np.concatenate([colours, 255 * np.ones_like(colours[..., :1])], axis=-1).astype(np.uint8)
+
+
+def data_url(image: bytes) -> str:
+    """Returns a PNG or JPEG as a ``data:`` URL."""
+    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
