@@ -1,4 +1,4 @@
-"""One small classifier of the shipped sample and the servers that the tests talk to: real ones, in their own process."""
+"""A small classifier of the shipped sample, and the servers that the tests talk to: real ones, in processes apart."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ import base64
 import dataclasses
 import functools
 import io
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ DOCUMENTS = {"report": ("report.html",), "card": ("model_card.md", "MODEL_CARD.m
 #: How many nearest training images are shown.
 NEAREST = 5
 #: Ways of drawing what a class is seen by.
-METHODS = ("grad-cam",)
+METHODS = ("grad-cam", "grad-cam++", "eigen-cam")
 # colours of the map, from nothing to most
 _RAMP = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], np.float32)
 
@@ -40,13 +39,11 @@ class Neighbour:
         label: Its class.
         similarity: Cosine of the features, -1..1.
         thumbnail: The image as PNG or JPEG; empty where none is kept.
-        name: Its file, without the folder.
     """
 
     label: str
     similarity: float
     thumbnail: bytes = b""
-    name: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,8 +78,9 @@ class Served:
         self.classifier = classifier
         self.folder = folder
         engines.check_name(engine)
-        self._engine: Any = engines.create(classifier.model, engine, images=None)
-        self._lock = threading.Lock()
+        self._body = engines.create(classifier.body(), engine, images=None)
+        #: Which runtime answers.
+        self.engine = self._body.name
 
     @classmethod
     def load(cls, folder: Path, engine: str) -> Served:
@@ -95,11 +93,6 @@ class Served:
         from resfit.classifier import Classifier
 
         return cls(Classifier.load(folder), folder, engine)
-
-    @property
-    def engine(self) -> str:
-        """Which runtime answers."""
-        return str(self._engine.name)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -157,18 +150,11 @@ class Served:
 
     def predict(self, images: Sequence[np.ndarray]) -> Sequence[Prediction]:
         """Says what is on images of the network's size."""
-        return self.classifier.predict(list(images), engine=self._engine, batch_size=len(images))
+        return self.classifier.predict(list(images), engine=self.engine, batch_size=len(images))
 
     def embed(self, images: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         """Returns the features of images of the network's size."""
         return list(self._body.run(np.stack(images)))
-
-    @functools.cached_property
-    def _body(self) -> Any:
-        from resfit import engines
-
-        with self._lock:
-            return engines.create(self.classifier.body(), self.engine, images=None)
 
     def scores(self, predictions: Sequence[Prediction]) -> np.ndarray:
         """Returns probabilities in the order of the classes, float32 ``(n, classes)``."""
@@ -178,13 +164,14 @@ class Served:
     @staticmethod
     def unlike_training(prediction: Prediction) -> bool | None:
         """Says whether an image is unlike the training data; ``None`` where the classifier cannot tell."""
-        found = getattr(prediction, "unlike_training", None)
-        return None if found is None else bool(found)
+        if getattr(prediction, "unlikeness", None) is None:
+            return None
+        return bool(getattr(prediction, "unlike_training", False))
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether the probabilities are calibrated."""
-        return getattr(self.classifier, "temperature", None) is not None
+        """Whether a temperature was fitted, so that the probabilities mean what they say."""
+        return bool(getattr(getattr(self.classifier, "calibration", None), "count", 0))
 
     @property
     def explains(self) -> bool:
@@ -201,21 +188,22 @@ class Served:
         if ask is None:
             raise Problem(501, "this version of resfit has no explanations: Classifier.explain is missing.")
         (found,) = ask([image], method=method)
-        overlay = np.asarray(found.overlay, np.uint8)
-        return Explanation(
-            label=str(getattr(found, "label", "")),
-            image=np.asarray(image, np.uint8),
-            map=np.asarray(found.map, np.float32),
-            overlay=overlay,
-        )
+        return Explanation(str(found.label), image, np.asarray(found.map), np.asarray(found.overlay))
 
     def nearest(self, image: np.ndarray) -> list[Neighbour] | None:
         """Returns the nearest training images; ``None`` where the classifier keeps none."""
-        find = getattr(self.classifier, "nearest", None)
-        if find is None:
+        kept: Any = getattr(self.classifier, "references", None)
+        if kept is None:
             return None
-        del image
-        return None
+        positions, cosines = kept.nearest(self._body.run(image[None]), NEAREST)
+        return [
+            Neighbour(
+                label=self.classes[kept.labels[position]] if kept.labels[position] >= 0 else "",
+                similarity=float(cosine),
+                thumbnail=kept.thumbnails[position],
+            )
+            for position, cosine in zip(positions[0].tolist(), cosines[0], strict=True)
+        ]
 
     def document(self, name: str) -> bytes | None:
         """Returns a document that stands beside the model; ``None`` if there is none.

@@ -33,6 +33,7 @@ _MEANINGS = {
     421: "The server is not known by this name.",
     422: "No image can be used.",
     429: "Too many images are waiting.",
+    431: "The head of the request is too large.",
     501: "This classifier has no such thing.",
     503: "Not ready, or about to end.",
     504: "There was no answer in time.",
@@ -163,7 +164,7 @@ def described(prediction: Prediction, unlike: bool | None, top: int | None) -> d
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Returns OpenAPI's description of the errors of a route; those of every route are added."""
-    every = (400, 401, 404, 408, 413, 415, 421, 429, 503, 504)
+    every = (400, 401, 404, 408, 413, 415, 421, 429, 431, 503, 504)
     content = {"application/json": {"schema": _ERROR}}
     return {status: {"description": _MEANINGS[status], "content": content} for status in sorted({*every, *statuses})}
 

@@ -137,6 +137,11 @@ class Limits:
 
     def _check_head(self, exchange: _Exchange) -> None:
         settings, headers = self._context.settings, exchange.headers
+        scope = exchange.scope
+        size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+        size += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+        if size > settings.max_header:
+            raise Problem(431, f"the head of a request may have at most {settings.max_header} bytes.")
         host = _host_name(headers.get(b"host", b"").decode("latin-1"))
         known = host in settings.hosts if settings.hosts else not settings.is_loopback or is_loopback(host)
         if not known:

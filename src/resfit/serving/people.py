@@ -278,4 +278,4 @@ def _explained(found: adapter.Explanation, neighbours: list[adapter.Neighbour] |
 
 def _neighbour(one: adapter.Neighbour) -> dict[str, Any]:
     picture = {"thumbnail": adapter.data_url(one.thumbnail)} if one.thumbnail else {}
-    return {"label": one.label, "similarity": one.similarity, "name": one.name, **picture}
+    return {"label": one.label, "similarity": one.similarity, **picture}

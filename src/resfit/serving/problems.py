@@ -41,6 +41,7 @@ _REASONS = {
     421: "host",
     422: "image",
     429: "busy",
+    431: "size",
     501: "missing",
     503: "unready",
     504: "timeout",

@@ -16,6 +16,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from resfit import engines
 from resfit.serving import logs
 from resfit.serving.app import create_app
 from resfit.serving.context import Context
@@ -42,6 +43,7 @@ def serve(root: Path, settings: Settings, *, started: Callable[[str], None] | No
         ArtifactError: The only classifier is damaged.
         OSError: The address is taken.
     """
+    engines.check_name(settings.engine)
     preflight(root)
     metrics = Metrics()
     repository = Repository(root, settings, metrics)
