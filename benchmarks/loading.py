@@ -1,11 +1,11 @@
 """Loading a large network: time against Keras' own loading of the same weights, and extra memory.
 
-    python benchmarks/loading.py [--model resnet152]
+    python benchmarks/loading.py [--rounds 3] [--kind pth ...]
 
-Writes one file of random weights for each side, then loads both in turn, each time in a process of its own: Keras
-builds ``keras.applications``' network and reads its legacy ``.h5``; resfit loads the same ``.h5`` by name, and a
-``.safetensors`` and a ``.pth`` under timm's names by path. Imports are not counted. The extra memory is what the
-process had at its most, beyond what the built and filled network needs.
+Writes ResNet-152 with random weights in every format, then loads each file in turn, each time in a process of its own.
+Keras builds ``keras.applications.ResNet152`` and reads its legacy ``.h5``; for ``.weights.h5`` and ``.keras`` it reads
+the same file as well. Imports are not counted. The extra memory is what the process had at its most, beyond what the
+building of the network alone needs in a process with the same imports.
 """
 
 from __future__ import annotations
@@ -18,98 +18,117 @@ import sys
 import tempfile
 from pathlib import Path
 
+_ROOT = Path(__file__).parents[1]
+
 _CHILD = """
 import json, os, resource, sys, time
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-kind, name, file = sys.argv[1:]
-import keras, numpy, tensorflow
+kind, how, file = sys.argv[1:]
+import h5py, keras, numpy, tensorflow
 import resfit
 from resfit import zoo
-from resfit.checkpoints import convert
-from resfit.checkpoints.readers import safetensors
+from resfit.checkpoints import canonical, convert, identify, keras_namings, tf_namings
+from resfit.checkpoints.readers import keras_archive, npz, saved_model, torch as _
 import safetensors.numpy
-if kind == "pth":
+if kind in ("pth", "old.pth"):
     import torch
 
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
 keras.Sequential([keras.layers.Input((8, 8, 3)), keras.layers.Conv2D(8, 3), keras.layers.Dense(2)])  # warm
-begin = time.perf_counter()
-if kind == "build":
-    model = zoo.load(name, weights=None)
-elif kind == "keras":
-    model = getattr(keras.applications, "ResNet152")(weights=None)
+before, begin = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+if how == "build":
+    model = zoo.load("resnet152", weights=None)
+elif how == "keras" and kind == "keras":
+    model = keras.models.load_model(file, compile=False)
+elif how == "keras":
+    model = keras.applications.ResNet152(weights=None)
     model.load_weights(file)
 elif kind == "h5":
-    model = zoo.load(name, weights=file)
+    model = zoo.load("resnet152", weights=file)
 else:
-    model = zoo.load(file)
-seconds = time.perf_counter() - begin
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"seconds": seconds, "peak": peak, "resident": resident()}))
+    model = zoo.load(file, name="any")
+seconds, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF)
+cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+print(json.dumps({"seconds": seconds, "cpu": cpu, "peak": after.ru_maxrss * 1024}))
 """
 
-
-def measure(kind: str, name: str, file: Path) -> dict[str, float]:
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "MALLOC_TRIM_THRESHOLD_": "0"}
-    result = subprocess.run(
-        [sys.executable, "-c", _CHILD, kind, name, str(file)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    if result.returncode:
-        raise SystemExit(result.stderr)
-    return json.loads(result.stdout.splitlines()[-1])
-
-
-def write_files(folder: Path, name: str, timm_name: str) -> dict[str, Path]:
-    """Random weights for every side, written by a process that ends, so that nothing of it is counted."""
-    code = f"""
-import os
+_WRITE = """
+import os, sys
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+from pathlib import Path
+import numpy as np, keras, tensorflow as tf, torch
 from resfit import zoo
 from resfit.checkpoints import write
-model = zoo.load({name!r}, weights=None, preprocess=False)
-write.write(model, {str(folder / "weights.h5")!r})
-other = zoo.load({timm_name!r}, weights=None, preprocess=False)
-write.write(other, {str(folder / "timm.safetensors")!r})
-try:
-    write.write(other, {str(folder / "timm.pth")!r})
-except Exception as error:
-    print(error)
+from tests.checkpoints import tf_sources
+
+folder = Path(sys.argv[1])
+model = keras.applications.ResNet152(weights=None)
+zoo_model = zoo.load("resnet152", weights=None, preprocess=False)
+write.write(zoo_model, folder / "net.h5")
+model.save_weights(folder / "net.weights.h5")
+model.save(folder / "net.keras")
+model.export(folder / "saved_model", verbose=False)
+tf.train.Checkpoint(model=model).write(os.fspath(folder / "net.ckpt"))
+other = zoo.load("resnet152v1.5", weights=None, preprocess=False)
+write.write(other, folder / "net.safetensors")
+write.write(other, folder / "net.pth")
+state = torch.load(folder / "net.pth", weights_only=True)
+torch.save(state, folder / "net.old.pth", _use_new_zipfile_serialization=False)
+np.savez(folder / "net.npz", **tf_sources.bit_arrays((3, 8, 36, 3), filters=(64, 128, 256, 512), classes=1000))
 """
-    subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
-    files = {
-        "h5": folder / "weights.h5",
-        "safetensors": folder / "timm.safetensors",
-        "pth": folder / "timm.pth",
-    }
-    return {kind: file for kind, file in files.items() if file.is_file()}
+
+FILES = {
+    "h5": "net.h5",
+    "weights.h5": "net.weights.h5",
+    "keras": "net.keras",
+    "safetensors": "net.safetensors",
+    "pth": "net.pth",
+    "old.pth": "net.old.pth",
+    "npz": "net.npz",
+    "saved_model": "saved_model",
+    "ckpt": "net.ckpt.index",
+}
+
+
+def run(code: str, *arguments: object) -> str:
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "MALLOC_TRIM_THRESHOLD_": "0"}
+    environment["PYTHONPATH"] = os.pathsep.join([os.fspath(_ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if result.returncode:
+        raise SystemExit(result.stderr)
+    return result.stdout
+
+
+def size_of(file: Path) -> int:
+    files = [*file.rglob("*")] if file.is_dir() else [*file.parent.glob(f"{file.name.removesuffix('.index')}*")]
+    return sum(one.stat().st_size for one in files if one.is_file())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kind", action="append", choices=FILES)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        files = write_files(Path(name), "resnet152", "resnet152v1.5")
-        size = files["h5"].stat().st_size
-        print(f"ResNet-152, {size / 1e6:.0f} MB; best of {arguments.rounds} rounds, in turn")
-        runs: dict[str, list[dict[str, float]]] = {}
-        for _ in range(arguments.rounds):
-            for kind, file in {"build": files["h5"], "keras": files["h5"], **files}.items():
-                runs.setdefault(kind, []).append(measure(kind, "resnet152", file))
-    best = {kind: min(found, key=lambda run: run["seconds"]) for kind, found in runs.items()}
-    peak = {kind: min(run["peak"] for run in found) for kind, found in runs.items()}
-    for kind, run in best.items():
-        extra = (peak[kind] - peak["build"]) / size
-        print(
-            f"{kind:12} {run['seconds']:6.2f} s, {run['seconds'] / best['keras']['seconds']:5.2f} x Keras; "
-            f"peak {peak[kind] / 1e6:6.0f} MB, {extra:+.2f} x the file over building alone"
-        )
+        run(_WRITE, name)
+        print(f"ResNet-152; the best of {arguments.rounds} rounds, in turn")
+        for kind in arguments.kind or FILES:
+            file = Path(name, FILES[kind])
+            same = kind if kind in ("weights.h5", "keras") else "h5"
+            hows = {"build": file, "keras": Path(name, FILES[same]), "resfit": file}
+            runs = [
+                {how: json.loads(run(_CHILD, same if how == "keras" else kind, how, one)) for how, one in hows.items()}
+                for _ in range(arguments.rounds)
+            ]
+            best = {(how, key): min(one[how][key] for one in runs) for how in hows for key in runs[0][how]}
+            extra = best["resfit", "peak"] - best["build", "peak"]
+            times = " ".join(
+                f"{key} {best['resfit', key]:5.2f} s ({best['resfit', key] / best['keras', key]:4.2f} x Keras)"
+                for key in ("seconds", "cpu")
+            )
+            print(
+                f"{kind:12} {times}; memory +{extra / 1e6:4.0f} MB, {extra / size_of(file):+.2f} x the file", flush=True
+            )
 
 
 if __name__ == "__main__":

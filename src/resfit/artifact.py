@@ -3,7 +3,9 @@
 ::
 
     model.keras            the network with its head: RGB 0..255 in, probabilities out
-    classifier.json        classes, input contract, recipe, metrics, versions, SHA-256 of model.keras
+    classifier.json        classes, input contract, recipe, temperature and prediction sets, metrics, versions, SHA-256
+    references.npz         some training images: features, classes, thumbnails, no names (`references=False`: none)
+    unlike.npz             what tells images that are unlike the training images
     skipped.csv            images that were left out, with the reason
     test_predictions.csv   what it said about the test images
     training.csv           a row for each epoch, where the network was fine-tuned
@@ -40,6 +42,8 @@ TRAINING = "training.csv"
 CURVES = "training.png"
 RATES = "learning_rates.png"
 TENSORBOARD = "tensorboard"
+REFERENCES = "references.npz"
+UNLIKE = "unlike.npz"
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -153,7 +157,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
                 f"{path} is damaged or was changed: its SHA-256 must be {expected}. Received: {found}. "
                 "Copy the folder again or fit the classifier again."
             )
-    names = [SKIPPED, TEST_PREDICTIONS, TRAINING, CURVES, RATES]
+    names = [SKIPPED, TEST_PREDICTIONS, REFERENCES, UNLIKE, TRAINING, CURVES, RATES]
     names += [f"{TENSORBOARD}/{path.name}" for path in sorted(folder.glob(f"{TENSORBOARD}/*"))]
     return description, {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 

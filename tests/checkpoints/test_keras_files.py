@@ -329,6 +329,12 @@ def test_damaged_files_are_refused_or_read(reader, form, small, tmp_path):
     assert result["refused"] > 200
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("reader", "form"), FUZZED)
+def test_many_damaged_files(reader, form, small, tmp_path):
+    print(fuzzing.survive(f"resfit.checkpoints.readers.{reader}:read", [small / form], tmp_path, 50_000, seed=1))
+
+
 def test_damaged_configurations_of_a_preset(small, tmp_path):
     """Every cut and many changed bytes of the two files that are no HDF5."""
     whole = (small / "preset/config.json").read_bytes()

@@ -1,11 +1,12 @@
+import gc
 import json
 import warnings
 
 import numpy as np
 import pytest
 
-from resfit import engines
-from resfit.engines import compiled, int8
+from resfit import engines, housekeeping
+from resfit.engines import int8
 from resfit.errors import ArgumentError, MissingDependencyError
 from tests.numbers import images as random_images
 from tests.numbers import randomize
@@ -93,21 +94,22 @@ def test_threads_share_an_engine(images, running):
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_conversion_is_kept_and_made_again_when_damaged(body, images, tmp_path, name):
     expected = engines.create(body, name, cache=tmp_path).run(images)
-    (item,) = compiled.stored(tmp_path)
-    assert item.description["agreement"] > 0.999999
-    assert (item.description["agreement_images"], item.description["conversion"]) == (4, "layers")
-    (network,) = [path for path in item.folder.iterdir() if path.suffix in (".xml", ".onnx")]
+    (item,) = housekeeping.find(tmp_path, kinds=["engines"])
+    assert item.about["agreement"] > 0.999999
+    assert (item.about["agreement_images"], item.about["conversion"]) == (4, "layers")
+    (network,) = [path for path in item.path.iterdir() if path.suffix in (".xml", ".onnx")]
     stamp = network.stat().st_mtime_ns
     engines.create(body, name, cache=tmp_path)
     assert network.stat().st_mtime_ns == stamp
     network.write_bytes(network.read_bytes()[:200])
     np.testing.assert_array_equal(engines.create(body, name, cache=tmp_path).run(images), expected)
-    assert len(compiled.stored(tmp_path)) == 1
+    assert len(housekeeping.find(tmp_path, kinds=["engines"])) == 1
     engines.create(tiny_body(seed=1), name, cache=tmp_path)
-    assert len(compiled.stored(tmp_path)) == 2
-    assert len(compiled.prune(tmp_path, older_than=1)) == 0
-    assert len(compiled.prune(tmp_path)) == 2
-    assert compiled.stored(tmp_path) == []
+    assert len(housekeeping.find(tmp_path, kinds=["engines"])) == 2
+    assert len(housekeeping.prune(tmp_path, older_than=1).deleted) == 0
+    gc.collect()  # the engines are gone, so that nobody uses what they were made from
+    assert len(housekeeping.prune(tmp_path).deleted) == 2
+    assert housekeeping.find(tmp_path, kinds=["engines"]) == []
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(body, images, tmp_path):
@@ -135,8 +137,8 @@ def test_engine_that_disagrees_is_given_up(body, images, tmp_path):
 
 def test_disagreement_is_remembered(body, images, tmp_path):
     engines.create(body, "openvino", cache=tmp_path).run(images)
-    (item,) = compiled.stored(tmp_path)
-    about = item.folder / "about.json"
+    (item,) = housekeeping.find(tmp_path, kinds=["engines"])
+    about = item.path / "about.json"
     about.write_text(json.dumps({**json.loads(about.read_text()), "agreement": 0.5}))
     with pytest.warns(UserWarning, match=r"openvino must agree .* Received: 0.500000. Going on with Keras"):
         assert engines.create(body, "openvino", cache=tmp_path).name == "keras"

@@ -158,11 +158,10 @@ def test_what_is_not_known_is_refused_not_guessed(step):
 
 
 def test_what_is_not_known_is_traced(tmp_path):
-    from resfit import engines
-    from resfit.engines import compiled
+    from resfit import engines, housekeeping
 
     model = built(layers.GlobalAveragePooling2D(), Doubling(3))
     images = np.random.default_rng(0).normal(size=(4, 9, 8, 5)).astype(np.float32)
     rows = engines.create(model, "openvino", cache=tmp_path).run(images)
     assert relative_error(rows, np.asarray(model(images, training=False))) < 1e-5
-    assert compiled.stored(tmp_path)[0].description["conversion"].startswith("traced (Doubling")
+    assert housekeeping.find(tmp_path)[0].about["conversion"].startswith("traced (Doubling")

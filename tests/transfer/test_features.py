@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from resfit import housekeeping
 from resfit.errors import ArgumentError
 from resfit.transfer.digests import digest_files
 from resfit.transfer.features import extract, store_key
@@ -168,17 +169,14 @@ def test_half_the_room_in_float16(tmp_path):
 
 
 def test_prune_takes_what_nobody_uses(tmp_path):
-    from resfit.transfer import store as stores
-
     used = FeatureStore(tmp_path / "features", KEY, 1)
     used.append([digest(1)], np.ones((1, 1)))
     idle = FeatureStore(tmp_path / "features", StoreKey("cd" * 32, {"name": "idle"}), 1)
     idle.append([digest(1), digest(2)], np.ones((2, 1)))
     folder = idle.folder
-    assert {item.description.get("name"): item.rows for item in stores.stored(tmp_path)} == {None: 1, "idle": 2}
-    assert stores.prune(tmp_path, older_than=1) == []
+    assert housekeeping.prune(tmp_path, older_than=1).deleted == ()
     del idle
-    assert [item.folder for item in stores.prune(tmp_path)] == [folder]
+    assert [item.path for item in housekeeping.prune(tmp_path).deleted] == [folder]
     assert not folder.exists()
     np.testing.assert_array_equal(used.rows([digest(1)]), [[1]])
 

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -71,6 +71,42 @@ def printable(value: object) -> str:
     """Returns text in which no file name can do harm to a terminal, or fail to be encoded."""
     text = str(value).encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def quantity(text: str, units: Mapping[str, float], option: str, example: str) -> float:
+    """Returns a number above 0 that a user gave with a unit, such as ``30M`` or ``50ms``.
+
+    Args:
+        text: What was given.
+        units: Their factors; ``""`` is a number without one.
+        option: The option that took it, for the error.
+        example: One that would do, for the error.
+
+    Raises:
+        typer.BadParameter: It is none.
+    """
+    for unit in sorted(units, key=len, reverse=True):
+        if unit and text.strip().lower().endswith(unit.lower()):
+            digits, factor = text.strip()[: -len(unit)], units[unit]
+            break
+    else:
+        digits, factor = text, units.get("", 0.0)
+    try:
+        value = float(digits) * factor
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise typer.BadParameter(f"must be a number above 0 such as {example}. Received: {text!r}.", param_hint=option)
+    return value
+
+
+def size(count: float) -> str:
+    """Returns a number of bytes for people, such as ``"1.5 GB"``."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 999.5 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "bytes" or count >= 99.5 else f"{count:.1f} {unit}"
 
 
 @contextlib.contextmanager

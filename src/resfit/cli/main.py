@@ -23,6 +23,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "convert": ("convert",),
     "pretrain": ("pretrain",),
     "benchmark": ("benchmark",),
+    "cache": ("cache",),
+    "explain": ("explain",),
+    "check": ("check",),
     "serve": ("serve",),
     "demo": ("demo",),
 }

@@ -56,8 +56,8 @@ def suggest(
     """Suggest published weights within limits, the most accurate first; * marks those that nothing else beats."""
     from resfit import suggestions
 
-    most = None if max_params is None else _number(max_params, _FACTORS, "--max-params")
-    slowest = None if latency is None else _number(latency, _SECONDS, "--latency")
+    most = None if max_params is None else console.quantity(max_params, _FACTORS, "--max-params", "30M")
+    slowest = None if latency is None else console.quantity(latency, _SECONDS, "--latency", "50ms")
     with _tensorflow(measure or slowest is not None) as progress:
         found = suggestions.suggest(
             max_params=most,
@@ -99,24 +99,6 @@ def _tensorflow(needed: bool) -> Iterator[Progress | None]:
     console.load_tensorflow()
     with console.progress() as report:
         yield report
-
-
-def _number(text: str, units: dict[str, float], option: str) -> float:
-    """Returns a number with a unit, such as ``30M`` or ``50ms``."""
-    for unit in sorted(units, key=len, reverse=True):
-        if unit and text.strip().lower().endswith(unit.lower()):
-            digits, factor = text.strip()[: -len(unit)], units[unit]
-            break
-    else:
-        digits, factor = text, units.get("", 0.0)
-    try:
-        value = float(digits) * factor
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        example = "30M" if "" in units else "50ms"
-        raise typer.BadParameter(f"must be a number above 0 such as {example}. Received: {text!r}.", param_hint=option)
-    return value
 
 
 def _table(found: list[Suggestion]) -> str:

@@ -183,6 +183,27 @@ def scan_images(sources: Iterable[str | os.PathLike[str]]) -> ImageSet:
     return _image_set(root, entries, skipped, _not_followed(circles))
 
 
+def read_column(source: str | os.PathLike[str], column: str, *, path_column: str = "path") -> dict[str, str]:
+    """Returns what a CSV file says of each image in one more column.
+
+    Args:
+        source: The CSV file.
+        column: Its column.
+        path_column: Its column with the path.
+
+    Returns:
+        The value by path, as ``os.path.normpath`` writes it.
+
+    Raises:
+        DataError: It is no CSV file, or has no such column.
+    """
+    path = Path(source)
+    if not path.is_file():
+        raise DataError(f"columns are those of a CSV file. Received: {str(source)!r} and column {column!r}.")
+    rows = _read_table(path, {"path": path_column, "label": column})
+    return {os.path.normpath(path.parent / row[path_column].strip()): row[column].strip() for _, row in rows}
+
+
 def check_trainable(images: ImageSet, *, least: int = 3) -> None:
     """Checks that a classifier can be trained and measured on a set.
 

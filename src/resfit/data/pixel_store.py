@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from resfit.cache import cache_root
+from resfit.cache import USERS, cache_root, keep
 from resfit.data.decode import decode_image, read_file
 from resfit.errors import DataError, ImageError
 from resfit.preprocessing import InputSpec
@@ -69,6 +70,9 @@ def open_store(source: str | os.PathLike[str], size: int, *, folder: Path | None
     root = (folder or cache_root() / "pixels") / _key(source, size)
     if not all((root / name).is_file() for name in _PARTS):
         _write(source, size, root)
+    keep(root / USERS)
+    with contextlib.suppress(OSError):
+        os.utime(root / "store.json")
     facts = json.loads((root / "store.json").read_text("utf-8"))
     return PixelStore(
         images=np.load(root / "images.npy", mmap_mode="r"),

@@ -320,7 +320,7 @@ class _Maker:
             entry.remove()
             entry.make(write)
             fast = self._class(entry.folder, precision=precision, threads=self._threads)
-        entry.used()
+        entry.used(fast)
         return fast
 
 

@@ -14,16 +14,19 @@ import json
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from resfit.cache import cache_root, locked
+from resfit.cache import USERS, cache_root, hold, locked
+from resfit.checkpoints.download import digest
 from resfit.files import write_json
 
 _FORMAT = 3
-_ABOUT = "about.json"
+
+#: In the folder of a network: what it is.
+ABOUT = "about.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +43,12 @@ class Entry:
 
     def exists(self) -> bool:
         """Whether it has been made."""
-        return (self.folder / _ABOUT).is_file()
+        return (self.folder / ABOUT).is_file()
 
     def facts(self) -> dict[str, Any]:
         """Returns what has been noted about it; nothing if it does not exist or is damaged."""
         try:
-            facts = json.loads((self.folder / _ABOUT).read_text("utf-8"))
+            facts = json.loads((self.folder / ABOUT).read_text("utf-8"))
         except (OSError, ValueError):
             return {}
         return facts if isinstance(facts, dict) else {}
@@ -54,7 +57,7 @@ class Entry:
         """Adds facts to ``about.json``; where the folder is gone or read-only they are lost, which harms nothing."""
         if self.exists():
             with contextlib.suppress(OSError):
-                write_json(self.folder / _ABOUT, {**self.facts(), **facts})
+                write_json(self.folder / ABOUT, {**self.facts(), **facts})
 
     def make(self, write: Callable[[Path], dict[str, Any]]) -> None:
         """Makes the network, unless another process has meanwhile.
@@ -75,35 +78,25 @@ class Entry:
                 work = Path(temporary) / "entry"
                 work.mkdir()
                 facts = write(work)
-                write_json(work / _ABOUT, {**self.description, **facts})
+                files = {path.name: digest(path) for path in sorted(work.iterdir())}
+                write_json(work / ABOUT, {**self.description, **facts, "files": files})
                 os.replace(work, self.folder)
 
-    def used(self) -> None:
-        """Notes that it was used now, for :func:`prune`."""
+    def used(self, owner: object) -> None:
+        """Notes that it was used now, and keeps it from being pruned for as long as something lives.
+
+        Args:
+            owner: What uses it.
+        """
         with contextlib.suppress(OSError):
-            os.utime(self.folder / _ABOUT)
+            os.utime(self.folder / ABOUT)
+        if held := hold(self.folder / USERS):
+            weakref.finalize(owner, held.close)
 
     def remove(self) -> None:
         """Deletes it."""
         with locked(self.folder.with_suffix(".lock")):
             shutil.rmtree(self.folder, ignore_errors=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """A converted network that stands in the cache.
-
-    Attributes:
-        folder: Where.
-        description: What it is: engine, precision, name and agreement with Keras.
-        bytes: What it takes on disk.
-        used: When it was last used, in seconds since 1970.
-    """
-
-    folder: Path
-    description: dict[str, Any]
-    bytes: int
-    used: float
 
 
 def root(cache: Path | None = None) -> Path:
@@ -125,46 +118,28 @@ def entry(description: dict[str, Any], packages: tuple[str, ...], cache: Path | 
     """
     whole = {"format": _FORMAT, **description, "versions": {name: _version(name) for name in packages}}
     decisive = {key: value for key, value in whole.items() if key != "name"}
-    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-    return Entry(root(cache) / digest[:32], whole)
+    key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    return Entry(root(cache) / key[:32], whole)
 
 
-def stored(cache: Path | None = None) -> list[Stored]:
-    """Lists the converted networks, the least recently used first.
+def faults(folder: Path) -> list[str]:
+    """Compares a converted network with what was noted when it was made; returns what differs, one sentence each.
 
     Args:
-        cache: A cache folder; ``None`` is resfit's own.
+        folder: Of the network.
     """
+    facts = Entry(folder, {}).facts()
+    noted = facts.get("files", {})  # those of earlier versions are not listed
+    if not facts or not isinstance(noted, dict):
+        return [f"{ABOUT} must say what it is"]
     found = []
-    for about in _abouts(root(cache)):
-        with contextlib.suppress(OSError):
-            size = sum(file.stat().st_size for file in about.parent.iterdir())
-            found.append(Stored(about.parent, Entry(about.parent, {}).facts(), size, about.stat().st_mtime))
-    return sorted(found, key=lambda item: item.used)
-
-
-def prune(cache: Path | None = None, *, older_than: float = 0.0) -> list[Stored]:
-    """Deletes converted networks; they are made again when they are needed.
-
-    Args:
-        cache: A cache folder; ``None`` is resfit's own.
-        older_than: Days without use after which one goes; 0 deletes all.
-
-    Returns:
-        What was deleted.
-    """
-    limit = time.time() - older_than * 86400
-    gone = [item for item in stored(cache) if item.used <= limit]
-    for item in gone:
-        Entry(item.folder, {}).remove()
-        with contextlib.suppress(OSError):
-            item.folder.with_suffix(".lock").unlink()
-    return gone
-
-
-def _abouts(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from folder.glob(f"[!.]*/{_ABOUT}")
+    for name, expected in noted.items():
+        try:
+            if digest(folder / Path(name).name) != expected:
+                found.append(f"{name} has other content than when it was made")
+        except OSError as error:
+            found.append(f"{name} cannot be read ({error.strerror})")
+    return found
 
 
 def _version(package: str) -> str:

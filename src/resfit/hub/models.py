@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resfit import zoo
 from resfit.architecture import arithmetic, catalog
-from resfit.checkpoints import registry
+from resfit.checkpoints import registry, tfhub
 from resfit.checkpoints.registry import CheckpointInfo
-from resfit.errors import CheckpointError, UnknownNameError, closest
-from resfit.hub import handles, resolver
+from resfit.errors import UnknownNameError, closest
+from resfit.hub import handles, resolver, scan
 from resfit.preprocessing import InputSpec
 
 if TYPE_CHECKING:
@@ -139,29 +141,25 @@ def to_keras(handle: str, **kwargs: Any) -> keras.Model:
 
     Args:
         handle: What :func:`resfit.hub.resolve` takes.
-        **kwargs: As :func:`resfit.load` takes them.
+        **kwargs: As :func:`resfit.load` takes them. Default: what the SavedModel gives, logits or probabilities, and
+            without a classifier pooled features.
 
     Returns:
         The network, as :func:`resfit.load` returns it: it takes RGB images 0..255 unless ``preprocess=False``.
 
     Raises:
-        CheckpointError: The SavedModel holds no network that can be recognised.
+        CheckpointError: The SavedModel holds no network that can be recognised; :class:`resfit.hub.KerasLayer` runs it
+            as it is.
         HandleError: The handle leads to no SavedModel.
     """
-    from resfit.checkpoints import convert
-
     folder = resolver.resolve(handle)
-    try:
-        return convert.load_source(folder, **kwargs)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{error} It cannot be had as a native network; resfit.hub.KerasLayer({handle!r}) runs it as it is."
-        ) from error
+    ends = {"pooling": "avg", "classifier_activation": "softmax" if scan.has(folder, "Softmax") else None}
+    return zoo.load(folder if tfhub.split(folder).scheme else Path(folder), **{**ends, **kwargs})
 
 
 @functools.cache
 def _rows() -> dict[str, HubModel]:
-    return {row.name: _row(row) for row in registry.find(source="tensorflow-hub")}
+    return {row.name: _row(row) for row in registry.find(source=registry.TENSORFLOW_HUB)}
 
 
 @functools.cache
@@ -176,11 +174,11 @@ def _row(info: CheckpointInfo) -> HubModel:
     if spec is not None:
         counted = arithmetic.count(spec.replace(classes=info.classes or spec.classes), include_top=bool(info.classes))
         parameters, outputs = counted.parameters, counted.stages[-1].shape[-1]
-    signed, place = handles.publisher(info.url) in SIGNED, handles.moved_to(info.url)
+    signed, place = handles.publisher(info.url) in SIGNED, tfhub.moved_to(info.url)
     return HubModel(
         name=info.name,
         handle=info.url,
-        mirror=info.mirror or (f"kaggle://{place}" if place else ""),
+        mirror=f"kaggle://{place}" if place else "",
         format="TF2 SavedModel",
         task="classification" if info.classes else "feature vector",
         value_range=(-1.0, 1.0) if signed else (0.0, 1.0),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit.cache import locked
+from resfit.cache import USERS, keep, locked
 from resfit.data import decode
 from resfit.files import write_json
 from resfit.transfer import features as feature_store
@@ -188,6 +188,7 @@ def _array(
     described = {"format": _FORMAT, **description, "dtype": dtype, "shape": list(shape), "images": len(digests)}
     text = json.dumps(described, sort_keys=True) + "".join(digests)
     place = folder / hashlib.sha256(text.encode()).hexdigest()[:32]
+    keep(place / USERS)
     with locked(place / "lock"):
         if not (place / "about.json").exists():
             write_json(place / "about.json", described)

@@ -16,25 +16,23 @@ import dataclasses
 import functools
 import json
 import os
-import shutil
-import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 
-from resfit.cache import cache_root, locked
+from resfit.cache import USERS, hold, locked
 from resfit.errors import ArgumentError, DataError
 from resfit.files import write_json
 
 #: Number formats of rows: name of the file, and of the numbers in it.
 DTYPES = {"float32": ("rows.f32", "<f4"), "float16": ("rows.f16", "<f2")}
 
+#: In the folder of a store: what it is for.
+ABOUT = "about.json"
+
 _RECORD = np.dtype([("digest", "V32"), ("row_crc", "<u4"), ("record_crc", "<u4")])
-_ABOUT = "about.json"
-_USERS = "users.lock"
 _MOST_RECENT = 8192  # rows that are looked up in a dictionary, at ten times the memory of a sorted one
 _CHECKED_AT_ONCE = 8 * 2**20  # bytes of rows
 
@@ -80,9 +78,9 @@ class FeatureStore:
         self._recent: dict[bytes, int] = {}  # newer than what is sorted
         self._dropped: set[int] = set()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._user = _hold_shared(self.folder / _USERS)
+        self._user = hold(self.folder / USERS)
         with locked(self.folder / "lock"):
-            about = self.folder / _ABOUT
+            about = self.folder / ABOUT
             if about.exists():
                 with contextlib.suppress(OSError):
                     os.utime(about)
@@ -220,67 +218,32 @@ class FeatureStore:
         return np.dtype(self._dtype).itemsize * self.width
 
 
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """A feature store on disk.
+def faults(folder: Path) -> list[str]:
+    """Reads a feature store through and returns what is wrong with it, one sentence each.
 
-    Attributes:
-        folder: Where.
-        description: What it is for: network, name, input, precision, view.
-        rows: Number of rows.
-        bytes: What it takes on disk.
-        used: When it was last opened, in seconds since 1970.
-    """
-
-    folder: Path
-    description: dict[str, Any]
-    rows: int
-    bytes: int
-    used: float
-
-
-def stored(cache: Path | None = None) -> list[Stored]:
-    """Lists the feature stores of a cache, the least recently used first.
+    Rows that a kill left half are no fault: they are cut when the store is opened.
 
     Args:
-        cache: A cache folder; ``None`` is resfit's own.
+        folder: Of the store.
     """
-    folder = (cache or cache_root()) / "features"
+    try:
+        about = json.loads((folder / ABOUT).read_text("utf-8"))
+        name, dtype = DTYPES[about["dtype"]]
+        row_bytes = int(about["width"]) * np.dtype(dtype).itemsize
+        records = np.fromfile(folder / "index.bin", _RECORD)
+        expected, size = records["row_crc"], (folder / name).stat().st_size
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return [f"{ABOUT}, rows and index must be there: {error}"]
     found = []
-    for about in folder.glob(f"[!.]*/{_ABOUT}") if folder.is_dir() else ():
-        with contextlib.suppress(OSError):
-            files = [path for path in about.parent.iterdir() if path.is_file()]
-            index = about.parent / "index.bin"
-            found.append(
-                Stored(
-                    folder=about.parent,
-                    description=_facts(about),
-                    rows=index.stat().st_size // _RECORD.itemsize if index.exists() else 0,
-                    bytes=sum(path.stat().st_size for path in files),
-                    used=about.stat().st_mtime,
-                )
-            )
-    return sorted(found, key=lambda item: item.used)
-
-
-def prune(cache: Path | None = None, *, older_than: float = 0.0) -> list[Stored]:
-    """Deletes feature stores; features are computed again when they are needed.
-
-    A store that a process has open stays (where the platform can tell).
-
-    Args:
-        cache: A cache folder; ``None`` is resfit's own.
-        older_than: Days without use after which a store goes; 0 deletes all.
-
-    Returns:
-        What was deleted.
-    """
-    limit = time.time() - older_than * 86400
-    gone = []
-    for item in stored(cache):
-        if item.used <= limit and _delete(item.folder):
-            gone.append(item)
-    return gone
+    if damaged := int((_record_crcs(records) != records["record_crc"]).sum()):
+        found.append(f"{damaged} of {len(records)} records of index.bin have another checksum")
+    if size < len(records) * row_bytes:
+        found.append(f"{name} has {size} bytes, not {len(records) * row_bytes}")
+    with open(folder / name, "rb") as file:
+        damaged = sum(zlib.crc32(file.read(row_bytes)) != crc for crc in expected[: size // max(row_bytes, 1)])
+    if damaged:
+        found.append(f"{damaged} of {len(records)} rows have another checksum")
+    return found
 
 
 def check_dtype(dtype: str) -> None:
@@ -378,40 +341,3 @@ def _gathered(everything: np.ndarray, positions: np.ndarray, folder: Path) -> np
             return np.memmap(file, everything.dtype, mode="r", shape=(len(positions), everything.shape[1]))
         except OSError as error:
             raise DataError(f"the feature cache cannot be read back: {error}") from error
-
-
-def _hold_shared(path: Path) -> IO[bytes]:
-    """Opens a file and holds a shared lock on it until it is closed: this process uses the store."""
-    file = open(path, "ab")  # noqa: SIM115  it stays open as long as the store
-    with contextlib.suppress(ImportError, OSError):
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_SH)
-    return file
-
-
-def _delete(folder: Path) -> bool:
-    """Deletes a store unless somebody has it open."""
-    with contextlib.suppress(OSError), open(folder / _USERS, "ab") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass
-        except OSError:
-            return False
-        # out of sight first, so that nobody opens half of it
-        trash = folder.with_name(f".{folder.name}.gone")
-        os.replace(folder, trash)
-        shutil.rmtree(trash, ignore_errors=True)
-        return True
-    return False
-
-
-def _facts(about: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(about.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}

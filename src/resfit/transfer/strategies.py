@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import engines
-from resfit.cache import cache_root
+from resfit.cache import USERS, cache_root, keep
 from resfit.data.image_set import Skipped
 from resfit.data.views import Views
 from resfit.errors import MissingDependencyError
@@ -98,6 +98,7 @@ class Tuned:
         tuning: The settings.
         boundary: Where the network was cut.
         logits: Of the test images, by the tuned network.
+        val_logits: Of the validation images.
     """
 
     body: keras.Model
@@ -106,6 +107,7 @@ class Tuned:
     tuning: Tuning
     boundary: boundary.Boundary
     logits: np.ndarray
+    val_logits: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -238,7 +240,7 @@ def tune(
         running: How it is run.
     """
     if callable(head):
-        head = head(_features(prepared, running))
+        head = head(_features(prepared.second, prepared.feed, np.arange(len(prepared.feed)), running.progress))
     model, layers = heads.attach(boundary.copy(prepared.body, dtype=_policy(tuning)), head, logits=True)
     trainer = finetune.Trainer(
         model,
@@ -277,6 +279,7 @@ def tune(
         tuning=tuning,
         boundary=trainer.boundary,
         logits=trainer.predict(task.test),
+        val_logits=trainer.predict(task.val),
     )
 
 
@@ -348,7 +351,9 @@ def run_folder(out: Path | None, described: dict[str, Any], cache: bool | str | 
         return None
     root = cache_root() if cache is True else Path(cache)
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-    return root / "runs" / digest[:24]
+    folder = root / "runs" / digest[:24]
+    keep(folder / USERS)
+    return folder
 
 
 def _views(tuning: Tuning) -> Views | None:
@@ -359,21 +364,32 @@ def _views(tuning: Tuning) -> Views | None:
     return Views(tuning.views - 1, tuning.seed, flip=tuning.flip, area=area, colour=min(tuning.colour, 0.99))
 
 
-def _features(prepared: Prepared, running: Running) -> np.ndarray:
-    """Computes features from what the part behind the cut reads."""
+def tuned_features(prepared: Prepared, tuned: Tuned, rows: np.ndarray) -> np.ndarray:
+    """Computes features of the tuned network from what the part behind the cut reads.
+
+    Args:
+        prepared: The images.
+        tuned: The network.
+        rows: Positions in the feed.
+    """
+    _, second = boundary.split(tuned.body, boundary.find(tuned.body, tuned.tuning.trainable_from))
+    return _features(second, prepared.feed, rows, None)
+
+
+def _features(second: keras.Model, feed: feeds.Feed, rows: np.ndarray, progress: Progress | None) -> np.ndarray:
     import tensorflow as tf
 
     from resfit.transfer.folding import fold
 
-    program, feed = fold(prepared.second, lambda _: True), prepared.feed
+    program = fold(second, lambda _: True)
     forward = tf.function(lambda inputs: program(inputs, training=False), autograph=False, reduce_retracing=True)
     found = []
-    for start in range(0, len(feed), 64):
-        rows = np.arange(start, min(start + 64, len(feed)))
-        found.append(np.asarray(forward(tf.constant(feed.plain(rows)))))
-        if running.progress is not None:
-            running.progress("features", int(rows[-1]) + 1, len(feed))
-    return np.concatenate(found)
+    for start in range(0, len(rows), 64):
+        some = rows[start : start + 64]
+        found.append(np.asarray(forward(tf.constant(feed.plain(some)))))
+        if progress is not None:
+            progress("features", start + len(some), len(rows))
+    return np.concatenate(found) if found else np.zeros((0, second.output_shape[-1]), np.float32)
 
 
 def _reporter(running: Running) -> Callable[[finetune.Trainer, dict[str, float]], None] | None:
