@@ -457,6 +457,10 @@ class Classifier:
             return heads.LinearHead(kernel, bias, self.recipe.C, folds=self.recipe.folds, activation=activation)
         return heads.ModelHead(keras.Model(features, self.model.outputs[0]), activation, self.temperature)
 
+    @functools.cached_property
+    def _head(self) -> heads.Head:
+        return self.head()
+
     def _features(self) -> Any:
         name = self.recipe.features
         return self.model.get_layer(name).output if name else self.model.layers[-1].input
@@ -535,7 +539,7 @@ class Classifier:
         paths, arrays = _listed(images, self.input_spec.channels)
         count = len(paths) or len(arrays)
         size = batch_size or feature_store.default_batch_size(self.input_spec.size)
-        running, head = self._engine(engine, count * views), self.head()
+        running, head = self._engine(engine, count * views), self._head
         done = 0
         for batch in _batches(paths, arrays, self.input_spec, size):
             errors = dict(batch.failures)

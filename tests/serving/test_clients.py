@@ -336,12 +336,43 @@ def test_a_large_turned_jpeg_is_decoded_as_offline(server, classifier, tmp_path)
     np.testing.assert_allclose(answer["predictions"][0]["scores"], expected, **CLOSE)
 
 
-def test_explain_says_what_is_missing_or_gives_a_png(server, files):
-    answer = requests.post(f"{server.url}/explain?model=fashion", data=files[0].read_bytes(), timeout=60)
-    if answer.status_code == 501:
-        assert "Classifier.explain" in answer.json()["error"]
-        return
-    assert Image.open(io.BytesIO(answer.content)).size == (64, 64)
+def test_explain_gives_the_overlay_of_the_offline_classifier(server, classifier, files, offline):
+    from resfit.classifier import Classifier
+
+    (expected,) = Classifier.load(classifier).explain(files[0], method="grad-cam++")
+    url = f"{server.url}/explain?model=fashion&method=grad-cam%2B%2B"
+    answer = requests.post(url, data=files[0].read_bytes(), timeout=60)
+    assert answer.headers["content-type"] == "image/png"
+    overlay = np.asarray(Image.open(io.BytesIO(answer.content)), int)
+    assert np.abs(overlay - expected.overlay).max() <= 1
+    parts = requests.post(f"{url}&format=json", data=files[0].read_bytes(), timeout=60).json()
+    assert parts["label"] == offline.labels[0]
+    assert parts["heat"].startswith("data:image/png;base64,")
+
+
+def test_the_nearest_training_images(server, files, classifier):
+    from resfit.classifier import Classifier
+
+    loaded = Classifier.load(classifier)
+    features = loaded.embed(files[:1], engine="openvino", cache=False).features
+    positions, cosines = loaded.references.nearest(features, 5)
+    answer = requests.post(f"{server.url}/nearest?model=fashion", data=files[0].read_bytes(), timeout=60).json()
+    labels = [loaded.classes[loaded.references.labels[position]] for position in positions[0]]
+    assert [one["label"] for one in answer["nearest"]] == labels
+    np.testing.assert_allclose([one["similarity"] for one in answer["nearest"]], cosines[0], rtol=0, atol=1e-4)
+    assert all(one["thumbnail"].startswith("data:image/jpeg;base64,") for one in answer["nearest"])
+
+
+def test_what_is_unlike_the_training_images_is_said(server, classifier, files):
+    from resfit.classifier import Classifier
+
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    expected = Classifier.load(classifier).predict([noise], engine="openvino")
+    answer = requests.post(f"{server.url}/predict?model=fashion", files={"file": file.getvalue()}, timeout=60).json()
+    assert answer["calibrated"]
+    assert answer["predictions"][0]["unlike_training"] == expected[0].unlike_training
 
 
 def test_openapi_lists_every_route_that_clients_use(server):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit.errors import ImageError
-from resfit.serving.problems import Problem, unusable
+from resfit.serving.problems import unusable
 
 if TYPE_CHECKING:
     from resfit.classifier import Classifier, Prediction
@@ -78,9 +78,7 @@ class Served:
         self.classifier = classifier
         self.folder = folder
         engines.check_name(engine)
-        self._body = engines.create(classifier.body(), engine, images=None)
-        #: Which runtime answers.
-        self.engine = self._body.name
+        self._body: Any = engines.create(classifier.body(), engine, images=None)
 
     @classmethod
     def load(cls, folder: Path, engine: str) -> Served:
@@ -93,6 +91,11 @@ class Served:
         from resfit.classifier import Classifier
 
         return cls(Classifier.load(folder), folder, engine)
+
+    @property
+    def engine(self) -> str:
+        """Which runtime answers."""
+        return str(self._body.name)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -150,7 +153,7 @@ class Served:
 
     def predict(self, images: Sequence[np.ndarray]) -> Sequence[Prediction]:
         """Says what is on images of the network's size."""
-        return self.classifier.predict(list(images), engine=self.engine, batch_size=len(images))
+        return self.classifier.predict(list(images), engine=self._body, batch_size=len(images))
 
     def embed(self, images: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         """Returns the features of images of the network's size."""
@@ -164,35 +167,21 @@ class Served:
     @staticmethod
     def unlike_training(prediction: Prediction) -> bool | None:
         """Says whether an image is unlike the training data; ``None`` where the classifier cannot tell."""
-        if getattr(prediction, "unlikeness", None) is None:
-            return None
-        return bool(getattr(prediction, "unlike_training", False))
+        return None if prediction.unlikeness is None else prediction.unlike_training
 
     @property
     def is_calibrated(self) -> bool:
         """Whether a temperature was fitted, so that the probabilities mean what they say."""
-        return bool(getattr(getattr(self.classifier, "calibration", None), "count", 0))
-
-    @property
-    def explains(self) -> bool:
-        """Whether :meth:`explain` can answer."""
-        return hasattr(self.classifier, "explain")
+        return self.classifier.calibration.count > 0
 
     def explain(self, image: np.ndarray, method: str) -> Explanation:
-        """Draws where on an image the most probable class was seen.
-
-        Raises:
-            Problem: This classifier has no such thing.
-        """
-        ask: Any = getattr(self.classifier, "explain", None)
-        if ask is None:
-            raise Problem(501, "this version of resfit has no explanations: Classifier.explain is missing.")
-        (found,) = ask([image], method=method)
-        return Explanation(str(found.label), image, np.asarray(found.map), np.asarray(found.overlay))
+        """Draws where on an image the most probable class was seen."""
+        (found,) = self.classifier.explain([image], method=method)
+        return Explanation(str(found.label), image, found.map, found.overlay)
 
     def nearest(self, image: np.ndarray) -> list[Neighbour] | None:
         """Returns the nearest training images; ``None`` where the classifier keeps none."""
-        kept: Any = getattr(self.classifier, "references", None)
+        kept = self.classifier.references
         if kept is None:
             return None
         positions, cosines = kept.nearest(self._body.run(image[None]), NEAREST)

@@ -101,7 +101,6 @@ def _about(context: Context) -> dict[str, Any]:
                 "engine": served.engine,
                 "size": list(served.shape[:2]),
                 "calibrated": served.is_calibrated,
-                "explains": served.explains,
                 "has_report": served.document("report") is not None,
                 "has_card": served.document("card") is not None,
                 "report_link": signed,

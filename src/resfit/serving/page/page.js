@@ -190,8 +190,7 @@ function card(file, prediction, server, total) {
   node.querySelector(".classes").append(...bars(prediction.probabilities));
   node.querySelector(".latency").textContent = `${server.toFixed(1)} ms in the server, ${total.toFixed(0)} ms in all.`;
   const button = node.querySelector(".explain");
-  if (current().explains) button.addEventListener("click", () => explain(node, file, button));
-  else button.remove();
+  button.addEventListener("click", () => explain(node, file, button));
   return node;
 }
 
