@@ -24,6 +24,8 @@ def demo(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the images, the classifier and the picture.")
     ] = Path("demo"),
+    serve: Annotated[bool, typer.Option("--serve", help="Then serve the classifier, with its page.")] = False,
+    port: Annotated[int, typer.Option("--port", help="Port for --serve; 0 takes a free one.")] = 8080,
 ) -> None:
     """Fit a classifier to 2,000 images that ship with resfit, and show what it does."""
     from resfit.classifier import Classifier
@@ -57,3 +59,8 @@ def demo(
     )
     typer.echo(f"Accuracy {100 * accuracy:.1f} % on {len(test)} test images; picture: {picture}")
     console.message(f"The whole demo took {time.monotonic() - begin:.0f} s.")
+    if serve:
+        from resfit.cli.serve import serve as serve_folder
+
+        console.message(f"$ resfit serve {artifact} --port {port}")
+        serve_folder(artifact, port=port)
