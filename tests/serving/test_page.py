@@ -206,7 +206,7 @@ def test_explanation_with_its_slider(watched, server, files):
     slider = article.locator(".opacity input")
     before = heat.evaluate("node => getComputedStyle(node).opacity")
     slider.press("Home")
-    assert (before, heat.evaluate("node => getComputedStyle(node).opacity")) == ("0.55", "0")
+    assert (before, heat.evaluate("node => getComputedStyle(node).opacity")) == ("0.6", "0")
     slider.press("End")
     assert heat.evaluate("node => getComputedStyle(node).opacity") == "1"
     watched.check()

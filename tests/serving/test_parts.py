@@ -10,9 +10,9 @@ import time
 import numpy as np
 import pytest
 
+from resfit.explain import overlays
 from resfit.serving import repository as repositories
 from resfit.serving import wire
-from resfit.serving.adapter import heat
 from resfit.serving.batching import Batcher, Slots, Work
 from resfit.serving.metrics import Metrics
 from resfit.serving.problems import Problem
@@ -201,11 +201,13 @@ def test_addresses_of_this_machine():
     assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "example.org", "127.0.0.1.example.org", "")))
 
 
-def test_a_map_is_drawn_from_dark_to_bright_whatever_it_holds():
-    drawn = heat(np.array([[0.0, 1.0, 2.0, -1.0, np.nan]], np.float32))
-    assert drawn.shape == (1, 5, 4)
-    assert drawn[0, 1].tolist() == drawn[0, 2].tolist() == [253, 231, 37, 255]
-    assert drawn[0, 0].tolist() == drawn[0, 3].tolist() == drawn[0, 4].tolist() == [68, 1, 84, 255]
+def test_a_map_laid_over_its_image_is_the_overlay():
+    random = np.random.default_rng(0)
+    image, heat = random.integers(0, 256, (9, 7, 3), dtype=np.uint8), random.uniform(0, 1, (9, 7))
+    layer = overlays.layer(heat).astype(np.float64)
+    share = 0.6 * layer[..., 3:] / 255  # as a browser lays it over, at the opacity of the slider
+    laid = image * (1 - share) + layer[..., :3] * share
+    assert np.abs(laid - overlays.overlay(image, heat, strength=0.6)).max() <= 1.5
 
 
 # what is on disk, with a classifier that does nothing

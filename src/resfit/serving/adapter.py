@@ -27,8 +27,6 @@ DOCUMENTS = {"report": ("report.html",), "card": ("model_card.md", "MODEL_CARD.m
 NEAREST = 5
 #: Ways of drawing what a class is seen by.
 METHODS = ("grad-cam", "grad-cam++", "eigen-cam")
-# colours of the map, from nothing to most
-_RAMP = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Explanation:
     Attributes:
         label: The class.
         image: uint8 ``(height, width, 3)``: the image as the network gets it.
-        map: float32 ``(height, width)``, 0..1: how much each place counts.
+        map: uint8 ``(height, width, 4)``: how much each place counts, to be laid over the image.
         overlay: uint8 ``(height, width, 3)``: both in one.
     """
 
@@ -176,8 +174,10 @@ class Served:
 
     def explain(self, image: np.ndarray, method: str) -> Explanation:
         """Draws where on an image the most probable class was seen."""
+        from resfit.explain import overlays
+
         (found,) = self.classifier.explain([image], method=method)
-        return Explanation(str(found.label), image, found.map, found.overlay)
+        return Explanation(str(found.label), image, overlays.layer(found.map), found.overlay)
 
     def nearest(self, image: np.ndarray) -> list[Neighbour] | None:
         """Returns the nearest training images; ``None`` where the classifier keeps none."""
@@ -218,18 +218,6 @@ def png(image: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image).save(file, "PNG")
     return file.getvalue()
-
-
-def heat(values: np.ndarray) -> np.ndarray:
-    """Returns a map as colours that can be laid over the image: uint8 ``(height, width, 4)``.
-
-    Args:
-        values: float ``(height, width)``, 0..1.
-    """
-    values = np.clip(np.nan_to_num(values), 0, 1)
-    at = np.linspace(0, 1, len(_RAMP))
-    colours = np.stack([np.interp(values, at, _RAMP[:, channel]) for channel in range(3)], axis=-1)
-    return np.concatenate([colours, 255 * np.ones_like(colours[..., :1])], axis=-1).astype(np.uint8)
 
 
 def data_url(image: bytes) -> str:

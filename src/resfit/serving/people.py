@@ -270,7 +270,7 @@ def _explained(found: adapter.Explanation, neighbours: list[adapter.Neighbour] |
     return {
         "label": found.label,
         "image": adapter.data_url(adapter.png(found.image)),
-        "heat": adapter.data_url(adapter.png(adapter.heat(found.map))),
+        "heat": adapter.data_url(adapter.png(found.map)),
         "overlay": adapter.data_url(adapter.png(found.overlay)),
         "nearest": None if neighbours is None else [_neighbour(one) for one in neighbours],
     }
