@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 import h11
+import threadpoolctl
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -48,7 +49,8 @@ def serve(root: Path, settings: Settings, *, started: Callable[[str], None] | No
     metrics = Metrics()
     repository = Repository(root, settings, metrics)
     context = Context(settings, repository, Pipeline(settings, metrics), metrics)
-    with _listening(settings) as listener:
+    # products of small matrices are no work for many threads, which only get into the way of the network's own
+    with threadpoolctl.threadpool_limits(1, user_api="blas"), _listening(settings) as listener:
         server = Server(context, listener)
         repository.start()
         if started is not None:
