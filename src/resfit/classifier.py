@@ -458,6 +458,10 @@ class Classifier:
             return heads.LinearHead(kernel, bias, self.recipe.C, folds=self.recipe.folds, activation=activation)
         return heads.ModelHead(keras.Model(features, self.model.outputs[0]), activation, self.temperature)
 
+    @functools.cached_property
+    def _head(self) -> heads.Head:
+        return self.head()
+
     def _features(self) -> Any:
         name = self.recipe.features
         return self.model.get_layer(name).output if name else self.model.layers[-1].input
@@ -562,7 +566,7 @@ class Classifier:
         paths, arrays = _listed(images, self.input_spec)
         count = len(paths) or len(arrays)
         size = batch_size or feature_store.default_batch_size(self.input_spec.size)
-        running, head = self._engine(engine, count * views), self.head()
+        running, head = self._engine(engine, count * views), self._head
         done = 0
         for batch in _batches(paths, arrays, self.input_spec, size):
             errors = dict(batch.failures)
@@ -1366,12 +1370,17 @@ def _batches(
     if paths:
         yield from decode.decode_many(paths, contract, batch_size=size)
     for start in range(0, len(arrays), size):
-        some = [_fitted(array, contract) for array in arrays[start : start + size]]
+        some = [fit_array(array, contract) for array in arrays[start : start + size]]
         yield decode.DecodedBatch(np.arange(start, start + len(some)), np.stack(some), [])
 
 
-def _fitted(array: np.ndarray, contract: InputSpec) -> np.ndarray:
-    """Resizes and crops an array as a file would be; one of the right size passes as it is, whatever its dtype."""
+def fit_array(array: np.ndarray, contract: InputSpec) -> np.ndarray:
+    """Resizes and crops an array as a file would be; one of the right size passes as it is, whatever its dtype.
+
+    Args:
+        array: Array of shape ``(height, width, channels)``, RGB, values 0..255.
+        contract: The network's input contract.
+    """
     if array.shape[:2] == tuple(contract.size) or contract.resize_mode == "none":
         return array
     from PIL import Image

@@ -27,6 +27,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "explain": ("explain",),
     "check": ("check",),
     "export": ("export",),
+    "serve": ("serve",),
     "demo": ("demo",),
 }
 

@@ -135,9 +135,9 @@ class OpenVinoEngine:
     def run(self, images: Any) -> np.ndarray:
         """Runs one batch of shape ``(batch, height, width, channels)``; see :class:`resfit.engines.Engine`."""
         images = np.asarray(images)
-        if 0 < len(images) < self._streams:  # all threads on the few
-            return np.array(self._quick(np.ascontiguousarray(images, np.float32))[0], np.float32)
-        with self._lock:
+        with self._lock:  # a compiled network has one request for its direct calls, too
+            if 0 < len(images) < self._streams:  # all threads on the few
+                return np.array(self._quick(np.ascontiguousarray(images, np.float32))[0], np.float32)
             return self._pool.submit(images, self._piece(images)).rows()
 
     def stream(self, batches: Iterable[tuple[_Tag, np.ndarray]]) -> Iterator[tuple[_Tag, np.ndarray]]:
