@@ -83,6 +83,7 @@ def test_patterns():
     assert all(name.startswith("resnet_v1_") for name in names)
     assert hub.list_models("https://tfhub.dev/google/bit/m-r50x1/*")
     assert hub.list_models("nothing*") == []
+    assert hub.list_models("resnet*") == hub.list_models()  # every one is a ResNet
 
 
 def test_describe_takes_every_form_of_a_handle():

@@ -31,6 +31,8 @@ _TF1_FORMAT = re.compile(r"google/(remote_sensing|supcon)/.*|google/imagenet/res
 _EARLIER, _EARLIER_VERSIONS = re.compile(r"(google/imagenet/resnet_.*/)5"), ("1", "3", "4")
 #: Features of a ResNet-50 where the registry knows no more of the network.
 _RESNET_50_FEATURES = 2048
+#: What the network of a module is called in patterns where the catalog lacks it.
+_UNNAMED = "resnet"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +107,9 @@ def list_models(pattern: str = "*") -> list[HubModel]:
     return [
         model
         for model in _rows().values()
-        if any(fnmatch.fnmatchcase(name, pattern) for name in (model.name, model.architecture, model.handle))
+        if any(
+            fnmatch.fnmatchcase(name, pattern) for name in (model.name, model.architecture or _UNNAMED, model.handle)
+        )
     ]
 
 
