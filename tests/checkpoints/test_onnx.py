@@ -70,7 +70,7 @@ EXPECTED = {
     "cifar": {"shortcut": "pad", "stem_pool": "none", "stem": (StemConv(16, 3, 1),), "stage_strides": (1, 2, 2)},
 }
 
-OFTEN = ("basic", "d", "group", "v2", "v2d")
+OFTEN = ("basic", "d", "v2")
 
 
 @pytest.mark.parametrize(
@@ -165,12 +165,12 @@ def test_normalisation_of_images_from_0_to_1(tmp_path):
 # --- tf2onnx ------------------------------------------------------------------------------------------------------
 
 KERAS = [
-    ("resnet18", (64, 64)),
+    pytest.param("resnet18", (64, 64), marks=pytest.mark.slow),
     ("seresnet50", None),
     ("resnet50v2", (64, 64)),
     pytest.param("resnet50v2", None, marks=pytest.mark.slow),
     pytest.param("resnet50d", None, marks=pytest.mark.slow),
-    ("resnetrs50", None),
+    pytest.param("resnetrs50", None, marks=pytest.mark.slow),
 ]
 
 
