@@ -53,21 +53,6 @@ def compared(
 # --- torch --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["folded", "kept"])
-@pytest.mark.parametrize("name", sources.TORCH_NETWORKS)
-def test_torch_computes_the_same(name, way, tmp_path):
-    size = sources.SIZES.get(name, (64, 64))
-    path = sources.export_torch(name, tmp_path / "net.onnx", way)
-    model = compared(path, size)
-    spec = model.architecture
-    has_batch_norm = name not in ("bit", "group")
-    assert spec.norm == ("group" if not has_batch_norm else "none" if way == "folded" and "v2" not in name else "batch")
-    assert spec.folded == (way == "folded" and "v2" in name)
-    said = any("batch norms behind convolutions are folded" in sentence for sentence in model.assumptions)
-    assert said == (has_batch_norm and way == "folded")
-    assert spec.input_size == size
-
-
 EXPECTED = {
     "basic": {"in_channels": 1, "classes": 7, "depths": (2, 1, 1, 2), "widths": (16, 24, 32, 40), "block": "basic"},
     "resnext": {"groups": 4, "stride_in_block": "spatial", "inner_widths": (8, 12, 16, 20)},
@@ -85,16 +70,35 @@ EXPECTED = {
     "cifar": {"shortcut": "pad", "stem_pool": "none", "stem": (StemConv(16, 3, 1),), "stage_strides": (1, 2, 2)},
 }
 
+OFTEN = ("basic", "d", "v2")
 
-@pytest.mark.parametrize("name", EXPECTED)
-def test_the_architecture_is_read_from_the_graph(name, tmp_path):
-    path = sources.export_torch(name, tmp_path / "net.onnx")
-    spec = convert.read_source(path).spec
-    for field, value in EXPECTED[name].items():
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        *((name, "folded") for name in sources.TORCH_NETWORKS),
+        *(
+            pytest.param(name, "kept", marks=[] if name in OFTEN else pytest.mark.slow)
+            for name in sources.TORCH_NETWORKS
+        ),
+    ],
+)
+def test_torch_computes_the_same(name, way, tmp_path):
+    size = sources.SIZES.get(name, (64, 64))
+    path = sources.export_torch(name, tmp_path / "net.onnx", way)
+    model = compared(path, size)
+    spec = model.architecture
+    has_batch_norm = name not in ("bit", "group")
+    assert spec.norm == ("group" if not has_batch_norm else "none" if way == "folded" and "v2" not in name else "batch")
+    assert spec.folded == (way == "folded" and "v2" in name)
+    said = any("batch norms behind convolutions are folded" in sentence for sentence in model.assumptions)
+    assert said == (has_batch_norm and way == "folded")
+    assert spec.input_size == size
+    for field, value in EXPECTED.get(name, {}).items():
         assert getattr(spec, field) == value, field
 
 
-@pytest.mark.parametrize("name", ["v2d", "se"])
+@pytest.mark.parametrize("name", ["v2d", pytest.param("se", marks=pytest.mark.slow)])
 def test_torchs_newer_exporter_with_data_outside(name, tmp_path):
     path = sources.export_torch(name, tmp_path / "net.onnx", "dynamo")
     assert (tmp_path / "net.onnx.data").stat().st_size > 100_000
@@ -160,14 +164,18 @@ def test_normalisation_of_images_from_0_to_1(tmp_path):
 
 # --- tf2onnx ------------------------------------------------------------------------------------------------------
 
-KERAS = ("resnet18", "seresnet50", "resnet50v2", "resnet50d", "resnetrs50")
+KERAS = [
+    pytest.param("resnet18", (64, 64), marks=pytest.mark.slow),
+    ("seresnet50", None),
+    ("resnet50v2", (64, 64)),
+    pytest.param("resnet50v2", None, marks=pytest.mark.slow),
+    pytest.param("resnet50d", None, marks=pytest.mark.slow),
+    pytest.param("resnetrs50", None, marks=pytest.mark.slow),
+]
 
 
-@pytest.mark.parametrize("name", KERAS)
-@pytest.mark.parametrize("size", [(64, 64), None])
+@pytest.mark.parametrize(("name", "size"), KERAS)
 def test_tf2onnx_computes_the_same(name, size, tmp_path):
-    if size is None and name in ("resnet18", "seresnet50"):
-        pytest.skip("an open size is tested on the others")
     network = randomize(build(reduced(catalog.get(name).spec), input_shape=(*(size or (None, None)), 3)), seed=4)
     path = sources.export_keras(network, tmp_path / "net.onnx")
     model = compared(path, size or (90, 62), channels_last=True, activation="softmax", batch=2)

@@ -71,6 +71,7 @@ def read(network: Network, size: tuple[int | None, int | None], remarks: list[st
     Raises:
         Misfit: A step does what no architecture can express beside the others.
     """
+    _check_groups(network)
     fields: dict[str, Any] = {
         **shape(network),
         "activation": _activation(network),
@@ -137,6 +138,15 @@ def compare(network: Network, spec: ArchitectureSpec) -> None:
                 raise Misfit(
                     unit.conv, f"{key} {received}, where the rest of the network asks for {getattr(layer, key)}"
                 )
+
+
+def _check_groups(network: Network) -> None:
+    first = network.blocks[0].units[1].conv.values["groups"]
+    for block in network.blocks:
+        for number, unit in enumerate(block.units):
+            groups, expected = unit.conv.values["groups"], first if number == 1 else 1
+            if groups != expected:
+                raise Misfit(unit.conv, f"{groups} groups, where the first block has {expected}")
 
 
 def _stem(network: Network) -> list[Unit]:

@@ -52,6 +52,8 @@ def _slice(opset: int, node: Node, values: Sequence[Any]) -> Map:
         reversed_axis = part.step == -1 and part.start in (-1, size and size - 1) and part.stop is None
         if letter == "C" and reversed_axis:
             return after(x, node, "flip")
+        if letter == "1" and range(1)[part] == range(1):
+            continue
         if not whole_axis or (part.step or 1) < 1 or (letter not in "HW" and part.step not in (None, 1)):
             raise Unfit("it must take every n-th pixel of all")
         steps[letter] = part.step or 1

@@ -57,11 +57,13 @@ def translate(tensors: Tensors, *, ignore: Sequence[str] = ()) -> Translation:
         contract = _contract(network, told, graph, remarks)
     except Unfit as reason:
         raise CheckpointError(f"{reason}.") from None
-    except (Misfit, ArgumentError) as reason:
+    except Misfit as reason:
         raise CheckpointError(
             f"the graph must be that of a residual network. The first operation that does not fit is {reason}. "
             f"{_nearest(network)}"
         ) from None
+    except ArgumentError as reason:
+        raise CheckpointError(f"the blocks of the graph must make one network. Received: {reason}") from None
     leftover, left_out = _unused(tensors, lifted.names, ignore)
     if network.end is not None and network.end.values["name"] != "softmax":
         remarks.append(
@@ -83,10 +85,10 @@ def translate(tensors: Tensors, *, ignore: Sequence[str] = ()) -> Translation:
 def _nearest(network: Network) -> str:
     if not network.blocks:
         return "No residual block was found before it."
-    try:
-        spec = ArchitectureSpec(**fields.shape(network))
-    except ArgumentError:
-        return f"{len(network.blocks)} residual blocks were found before it."
+    found = fields.shape(network)
+    if any(width % found["groups"] for width in found["inner_widths"]):
+        found["groups"] = 1
+    spec = ArchitectureSpec(**found)
     name, differences = nearest(spec)
     told = f", which differs in {'; '.join(differences)}" if differences else ""
     return f"{len(network.blocks)} residual blocks were found before it; the nearest architecture is {name!r}{told}."

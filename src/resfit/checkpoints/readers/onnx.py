@@ -26,7 +26,7 @@ from resfit.errors import CheckpointError
 # The library of protocol buffers takes no larger message.
 _MOST_BYTES = 1 << 31
 # A network of a thousand blocks has some 100,000 fields.
-_MOST_FIELDS = 2_000_000
+_MOST_FIELDS = 1_000_000
 _MOST_AXES = 8
 _MOST_VARINTS = 20_000_000
 _DOMAINS = ("", "ai.onnx")
