@@ -73,6 +73,7 @@ class Running:
         progress: Called as work gets done.
         say: Called with lines for people.
         stop: Called after each step with its number; the run ends early, resumable, where it returns True.
+        records: Whether images are measured (:mod:`resfit.data.checks`) where the frozen part decodes them.
     """
 
     folder: Path
@@ -85,6 +86,7 @@ class Running:
     progress: Progress | None = None
     say: Callable[[str], None] = training.say
     stop: Callable[[int], bool] | None = None
+    records: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -169,6 +171,7 @@ def prepare(body: keras.Model, files: Sequence[Path], tuning: Tuning, running: R
             feature_maps=True,
             dtype=room.dtype,
             views=_views(tuning),
+            records=running.records,
         )
         feed: feeds.Feed = feeds.MapFeed([outputs.rows, *outputs.views], tuning)
         return Prepared(
@@ -273,14 +276,24 @@ def tune(
         from resfit.transfer.curves import draw_training
 
         draw_training(running.folder / CURVES, learned.history, kept=learned.epoch, title=prepared.body.name)
+    body, final = finetune.body_of(model, layers), heads.from_layers(layers, head)
+    second = trainer.second
+    if _policy(tuning):  # what is measured is what is kept: float32
+        body = boundary.copy(body, dtype="float32")
+        second = finetune.cut(*heads.attach(body, final, logits=True), tuning.trainable_from)[1]
+    forward = finetune.forward_of(second)
+
+    def logits(rows: np.ndarray) -> np.ndarray:
+        return finetune.logits_of(forward, prepared.feed, rows, task.targets.shape[1])
+
     return Tuned(
-        body=boundary.copy(finetune.body_of(model, layers), dtype="float32" if _policy(tuning) else None),
-        head=heads.from_layers(layers, head),
+        body=boundary.copy(body),
+        head=final,
         learned=learned,
         tuning=tuning,
         boundary=trainer.boundary,
-        logits=trainer.predict(task.test),
-        val_logits=trainer.predict(task.val),
+        logits=logits(task.test),
+        val_logits=logits(task.val),
     )
 
 
