@@ -110,6 +110,19 @@ def test_it_is_saved_measured_and_asked_again(clinic, fitted):
     assert all(path.name.startswith("sha256-") for path in embedded.paths)
 
 
+def test_figures_by_sex_and_site_come_from_the_tags(clinic, fitted):
+    from resfit.evaluation.judged import judge
+    from resfit.evaluation.subgroups import by_column
+
+    judged = judge(fitted[0], clinic)
+    by_sex = by_column(judged, clinic, "sex", resamples=20)
+    assert [(part.value, part.count) for part in by_sex] == [("F", 19), ("M", 19)]
+    assert all(part.figures is not None and part.figures.units == 10 for part in by_sex)  # patients
+    assert [(part.value, part.count) for part in by_column(judged, clinic, "site", resamples=20)] == [("site 1", 38)]
+    with pytest.raises(DataError, match="columns are those of a CSV file"):
+        by_column(judged, clinic, "scanner")
+
+
 def test_planted_names_are_in_nothing_that_is_written(clinic, tmp_path):
     """`resfit fit`, `evaluate` and `embed` in a process of their own, with all that they print and log."""
     cache, out = tmp_path / "cache", tmp_path / "out"
