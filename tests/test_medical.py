@@ -129,7 +129,7 @@ def test_planted_names_are_in_nothing_that_is_written(clinic, tmp_path):
     commands = [
         ["fit", str(clinic), "-o", str(out), "--json"],
         ["evaluate", str(out), str(clinic), "--json"],
-        ["evaluate", str(out), str(clinic)],
+        ["evaluate", str(out), str(clinic), "--report", str(tmp_path / "report.html"), "--by", "sex", "--by", "site"],
         ["embed", str(clinic), "-o", str(tmp_path / "table.parquet")],
         ["explain", str(out), str(next(clinic.glob("well/*_3"))), "-o", str(tmp_path / "why")],
     ]
@@ -157,6 +157,9 @@ def test_planted_names_are_in_nothing_that_is_written(clinic, tmp_path):
     assert not [name for name in NAMES if name in said]
     assert (cache / "digests.sqlite").stat().st_size > 0
     assert len(list((tmp_path / "why").glob("sha256-*.png"))) == 2
+    report = (tmp_path / "report.html").read_text("utf-8")
+    assert "site 1" in report
+    assert "not a medical device" in report
     assert found_in(clinic)  # the search finds what is there
     assert found_in(tmp_path) == {}
 
