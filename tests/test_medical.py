@@ -110,13 +110,26 @@ def test_it_is_saved_measured_and_asked_again(clinic, fitted):
     assert all(path.name.startswith("sha256-") for path in embedded.paths)
 
 
+def test_figures_by_sex_and_site_come_from_the_tags(clinic, fitted):
+    from resfit.evaluation.judged import judge
+    from resfit.evaluation.subgroups import by_column
+
+    judged = judge(fitted[0], clinic)
+    by_sex = by_column(judged, clinic, "sex", resamples=20)
+    assert [(part.value, part.count) for part in by_sex] == [("F", 19), ("M", 19)]
+    assert all(part.figures is not None and part.figures.units == 10 for part in by_sex)  # patients
+    assert [(part.value, part.count) for part in by_column(judged, clinic, "site", resamples=20)] == [("site 1", 38)]
+    with pytest.raises(DataError, match="columns are those of a CSV file"):
+        by_column(judged, clinic, "scanner")
+
+
 def test_planted_names_are_in_nothing_that_is_written(clinic, tmp_path):
     """`resfit fit`, `evaluate` and `embed` in a process of their own, with all that they print and log."""
     cache, out = tmp_path / "cache", tmp_path / "out"
     commands = [
         ["fit", str(clinic), "-o", str(out), "--json"],
         ["evaluate", str(out), str(clinic), "--json"],
-        ["evaluate", str(out), str(clinic)],
+        ["evaluate", str(out), str(clinic), "--report", str(tmp_path / "report.html"), "--by", "sex", "--by", "site"],
         ["embed", str(clinic), "-o", str(tmp_path / "table.parquet")],
         ["explain", str(out), str(next(clinic.glob("well/*_3"))), "-o", str(tmp_path / "why")],
     ]
@@ -144,6 +157,9 @@ def test_planted_names_are_in_nothing_that_is_written(clinic, tmp_path):
     assert not [name for name in NAMES if name in said]
     assert (cache / "digests.sqlite").stat().st_size > 0
     assert len(list((tmp_path / "why").glob("sha256-*.png"))) == 2
+    report = (tmp_path / "report.html").read_text("utf-8")
+    assert "site 1" in report
+    assert "not a medical device" in report
     assert found_in(clinic)  # the search finds what is there
     assert found_in(tmp_path) == {}
 

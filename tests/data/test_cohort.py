@@ -238,3 +238,24 @@ def write_plain(folder):
     from tests.pictures import write_picture
 
     return write_picture(folder / "plain" / "a.png", "blue", 1).parent
+
+
+def test_subjects_of_nifti_files_are_their_patients(tmp_path):
+    import nibabel
+
+    from tests.pictures import write_picture
+
+    for label in ("a", "b"):
+        for subject in ("01", "02"):
+            for run in (1, 2):
+                path = tmp_path / label / f"sub-{subject}{label}" / "anat" / f"sub-{subject}{label}_run-{run}.nii.gz"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                nibabel.save(nibabel.Nifti1Image(np.ones((4, 4, 6), np.int16), np.eye(4)), path)
+    write_picture(tmp_path / "a" / "picture.png", "blue", 1)
+    images = scan(tmp_path, reading=Reading(frame="each"))
+    assert images.counts() == {"a": 25, "b": 24}
+    assert images.medical
+    assert len(set(images.groups)) == 5
+    assert images.groups[0] is None
+    assert len({images.groups[row] for row in range(1, 13)}) == 1  # both runs of the first subject
+    assert any("1 of 9 images have no patient ID" in text for text in images.warnings)

@@ -289,6 +289,14 @@ def test_a_segmented_palette_bomb_is_not_unpacked():
         read(dicom(values, **tags))
 
 
+def test_sequences_in_sequences_end_in_a_reason():
+    data = dicom(RAMP)
+    place = data.index(b"\x28\0\x02\0US")
+    nested = b"\x08\0\x15\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff"
+    with pytest.raises(ImageError, match="damaged or unusual DICOM file"):
+        read(data[:place] + 50_000 * nested + data[place:])
+
+
 def test_no_text_of_the_file_is_in_a_reason_a_warning_or_a_log(recwarn, caplog):
     data = bytearray(dicom(RAMP, PatientName="Planted^Name", PatientID="PLANTED", NumberOfFrames="12345"))
     place = data.index(b"12345")

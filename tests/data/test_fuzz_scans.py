@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.test_deep import TIFFS
 from tests.fuzzing import survive
 from tests.scans import dicom, read
 
@@ -55,6 +57,8 @@ def deep_files(folder: Path) -> list[Path]:
     (folder / "grey.pgm").write_bytes(b"P5 40 48 65535\n" + RAMP.byteswap().tobytes())
     (folder / "colour.png").write_bytes(colour_png())
     (folder / "colour.tif").write_bytes(colour_tiff())
+    for number, text in enumerate(TIFFS.values()):
+        (folder / f"{number}.tif").write_bytes(base64.b64decode(text))
     return sorted(folder.iterdir())
 
 

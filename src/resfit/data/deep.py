@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from resfit.data import tiff
 from resfit.errors import ImageError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ MOST_PIXELS = 40_000_000
 #: Pillow's modes of more than eight bits.
 MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 
+_SEPARATE = "more than 8 bits a colour, one colour plane after the other; save it as PNG"
 _GREY = (0.299, 0.587, 0.114)
 
 
@@ -88,7 +89,7 @@ def of_colour(values: np.ndarray) -> Picture:
 def of_file(image: Image, data: bytes) -> Picture | None:
     """Returns the picture of a file of 16 bits a colour that Pillow would cut to eight; ``None`` for all others.
 
-    PNG files are read by TensorFlow. Of TIFF files those that are not compressed are read; the others are cut.
+    PNG files are read by TensorFlow.
 
     Args:
         image: The file as Pillow opened it.
@@ -100,33 +101,25 @@ def of_file(image: Image, data: bytes) -> Picture | None:
     tiles: Sequence[Any] = getattr(image, "tile", ())
     mode = str(tiles[0][-1] if image.format == "PNG" else tiles[0][-1][0]) if tiles else ""
     if image.format not in ("PNG", "TIFF") or not mode.startswith(("RGB;16", "RGBA;16")):
+        bits = getattr(image, "tag_v2", {}).get(258, (8,)) if image.format == "TIFF" and image.mode != "F" else (8,)
+        if len(bits) > 1 and max(bits) > 8:  # Pillow takes every byte for a pixel
+            raise ImageError(_SEPARATE)
         return None
     check_pixels(*image.size)
-    return _of_png(data) if image.format == "PNG" else _of_tiff(image.size, tiles, data)
+    colours = tiff.read_colours(data) if image.format == "TIFF" else _colours_of_png(data)
+    if colours is None:
+        raise ImageError(_SEPARATE)
+    return of_colour(colours)
 
 
-def _of_png(data: bytes) -> Picture:
+def _colours_of_png(data: bytes) -> np.ndarray:
     import tensorflow as tf
 
     try:
-        return of_colour(tf.io.decode_png(data, dtype=tf.uint16).numpy())
+        colours: np.ndarray = tf.io.decode_png(data, dtype=tf.uint16).numpy()
+        return colours
     except tf.errors.InvalidArgumentError:
         raise ImageError("damaged or truncated") from None
-
-
-def _of_tiff(size: tuple[int, int], tiles: Sequence[Any], data: bytes) -> Picture | None:
-    kinds = {"RGB;16L": "<u2", "RGB;16B": ">u2"}
-    if not all(codec == "raw" and args[0] in kinds and args[1] == 0 for codec, _, _, args in tiles):
-        return None
-    width, height = size
-    values = np.zeros((height, width, 3), np.uint16)
-    for _, (left, top, right, bottom), offset, args in tiles:
-        shape = (min(bottom, height) - top, right - left, 3)
-        count = math.prod(shape)
-        if min(shape) < 1 or right > width or offset + 2 * count > len(data):
-            raise ImageError("damaged or truncated")
-        values[top : top + shape[0], left:right] = np.frombuffer(data, kinds[args[0]], count, offset).reshape(shape)
-    return of_colour(values)
 
 
 def check_pixels(width: int, height: int, most: int = MOST_PIXELS) -> None:

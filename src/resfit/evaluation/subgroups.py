@@ -52,18 +52,20 @@ def by_column(
 
     Args:
         judged: The images.
-        source: The CSV file that they come from.
-        column: Its column.
+        source: Where they come from.
+        column: A column of the CSV file that the source is; or ``sex`` or ``site``, which scans say themselves.
         path_column: Its column with the path.
         specificity: As :func:`resfit.evaluation.figures.figures` takes it.
         resamples: As there.
         seed: As there.
 
     Raises:
-        DataError: The source is no CSV file, or has no such column.
+        DataError: The scans do not say, and the source is no CSV file or has no such column.
     """
-    values = read_column(source, column, path_column=path_column)
-    own = [values.get(os.path.normpath(path), "") for path in judged.images.paths]
+    own = judged.images.columns.get(column)  # of a table, or of what scans say of themselves
+    if own is None:
+        values = read_column(source, column, path_column=path_column)
+        own = tuple(values.get(os.path.normpath(path), "") for path in judged.images.paths)
     return tuple(
         _subgroup(judged, name, np.flatnonzero([value == name for value in own]), specificity, resamples, seed)
         for name in sorted(set(own))
