@@ -340,7 +340,7 @@ def fit_linear(
     scores = _sweep(standard, targets, folds, count, grid, balance) if len(grid) > 1 else ()
     chosen = _choose(scores, len(targets)) if scores else _default(grid)
     estimator = _estimator(chosen, tolerance=1e-5, balance=balance)
-    with _blas_threads(standard.size):
+    with blas_threads(standard.size):
         estimator.fit(standard, targets)
     weights, intercept = _expanded(estimator, count)
     if basis is not None:
@@ -488,10 +488,14 @@ def _fit_own(own: _Own, groups: np.ndarray | None, grid: Sequence[float], seed: 
     return _folded(matrix[:, :-1], bias, own.mean, own.scale, chosen, scores, len(folds) if scores else 0, activation)
 
 
-def _blas_threads(size: int, *, side_by_side: bool = False) -> contextlib.AbstractContextManager[Any]:
+def blas_threads(size: int, *, side_by_side: bool = False) -> contextlib.AbstractContextManager[Any]:
     """Keeps small products, and fits that run side by side, to one thread each.
 
     The threads of a product wait for each other by spinning, which on a busy machine takes a hundred times as long.
+
+    Args:
+        size: Values of the array.
+        side_by_side: Whether several such fits run at once.
     """
     from threadpoolctl import threadpool_limits
 
@@ -539,7 +543,7 @@ def _sweep(
     scores: list[CvScore] = []
     workers = min(len(folds), os.cpu_count() or 1)
     with (
-        _blas_threads(standard.size, side_by_side=workers > 1),
+        blas_threads(standard.size, side_by_side=workers > 1),
         warnings.catch_warnings(),
         concurrent.futures.ThreadPoolExecutor(workers) as pool,
     ):
