@@ -15,6 +15,7 @@ import numpy as np
 from resfit.data import checks, privacy
 from resfit.errors import ArgumentError, DataError, MissingDependencyError
 from resfit.transfer import features as feature_store
+from resfit.transfer import heads
 
 if TYPE_CHECKING:
     import keras
@@ -30,6 +31,7 @@ LABEL_METHODS = ("ridge", "cleanlab")
 
 _PROBED = 5000
 _LEAST_PROBED = 50
+_DOUBT = 0.05  # of what a class gets on average from its own images
 _STRONG = 0.5  # of the way from chance to certainty
 _KINDS = {"exact": "an exact copy", "near": "a near duplicate"}
 _RIDGES = tuple(float(value) for value in np.logspace(-4, 2, 7))
@@ -339,7 +341,8 @@ def duplicates(digests: Sequence[str], records: np.ndarray, features: np.ndarray
     exact = tuple(sorted(tuple(group) for group in members.values() if len(group) > 1))
     first = np.sort(first)
     rows = None if features is None else features[first]
-    return Duplicates(exact, first[checks.near_duplicates(records[first], rows)])
+    with heads.blas_threads(records.nbytes):
+        return Duplicates(exact, first[checks.near_duplicates(records[first], rows)])
 
 
 def examine(
@@ -438,7 +441,7 @@ def shortcuts(records: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed:
             model = DecisionTreeClassifier(max_depth=10, min_samples_leaf=leaf, class_weight="balanced", random_state=0)
         guesses = np.full(len(some), -1)
         folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), heads.blas_threads(columns.size):
             warnings.simplefilter("ignore")
             for train, test in folds.split(columns, truth):
                 guesses[test] = model.fit(columns[train], truth[train]).predict(columns[test])
@@ -466,8 +469,8 @@ def _shortcut(cue: str, truth: np.ndarray, guesses: np.ndarray, known: np.ndarra
 def label_errors(features: np.ndarray, labels: np.ndarray, *, method: str = "ridge", seed: int = 0) -> list[LabelError]:
     """Finds images whose label is probably wrong, by confident learning.
 
-    An image is listed where a classifier that has not seen it finds another class likely, more likely than its own, and
-    as likely as it finds that class for the images that are of it.
+    An image is listed where a classifier that has not seen it finds another class as likely as it does for the images
+    that are of it, and the image's own class twenty times less likely than for the other images of that.
 
     Args:
         features: Array ``(n, features)``.
@@ -528,6 +531,11 @@ def left_out(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarr
         labels: Integers ``0..classes-1``.
         classes: Number of classes.
     """
+    with heads.blas_threads(features.size):
+        return _left_out(features, labels, classes)
+
+
+def _left_out(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     from scipy.linalg import eigh
     from scipy.special import log_softmax
 
@@ -561,13 +569,14 @@ def left_out(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarr
 
 
 def _confident(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns the rows whose label is not among the classes that are likely for them."""
+    """Returns the rows that have a likely class, and for which their own is far less likely than for others of it."""
     classes = probabilities.shape[1]
     limits = np.array([probabilities[labels == label, label].mean() for label in range(classes)])
     likely = np.where(probabilities >= limits, probabilities, -1)
     best = likely.argmax(axis=1)
     own = probabilities[np.arange(len(labels)), labels]
-    return np.flatnonzero((likely.max(axis=1) > 0) & (best != labels) & (likely.max(axis=1) > own))
+    doubted = own < _DOUBT * limits[labels]
+    return np.flatnonzero((likely.max(axis=1) > 0) & (best != labels) & doubted)
 
 
 def _by_cleanlab(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

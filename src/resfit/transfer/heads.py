@@ -365,7 +365,7 @@ def fit_linear(
     scores = _sweep(standard, targets, folds, count, grid, kept, balance) if len(grid) > 1 else ()
     chosen = _choose(scores, len(targets)) if scores else _default(grid)
     estimator = _estimator(chosen, tolerance=1e-5, balance=balance)
-    with _blas_threads(standard.size):
+    with blas_threads(standard.size):
         estimator.fit(standard, targets)
     weights, intercept = _expanded(estimator, count)
     if basis is not None:
@@ -580,10 +580,14 @@ def leave_out(
     return HeldOut(np.concatenate(positions), np.concatenate(logits)) if positions else None
 
 
-def _blas_threads(size: int, *, side_by_side: bool = False) -> contextlib.AbstractContextManager[Any]:
+def blas_threads(size: int, *, side_by_side: bool = False) -> contextlib.AbstractContextManager[Any]:
     """Keeps small products, and fits that run side by side, to one thread each.
 
     The threads of a product wait for each other by spinning, which on a busy machine takes a hundred times as long.
+
+    Args:
+        size: Values of the array.
+        side_by_side: Whether several such fits run at once.
     """
     from threadpoolctl import threadpool_limits
 
@@ -633,7 +637,7 @@ def _sweep(
     scores: list[CvScore] = []
     workers = min(len(folds), os.cpu_count() or 1)
     with (
-        _blas_threads(standard.size, side_by_side=workers > 1),
+        blas_threads(standard.size, side_by_side=workers > 1),
         warnings.catch_warnings(),
         concurrent.futures.ThreadPoolExecutor(workers) as pool,
     ):
