@@ -13,6 +13,9 @@ against resfit's.
 - folded: batch norms with fixed statistics folded into their convolutions (what resfit does).
 - matmul: folded, 1x1 convolutions as matrix products.
 - xla: plain, compiled by XLA.
+- bfloat16: folded, in bfloat16 with float32 weights, which a recipe chooses on a processor with matrix units; gradients
+  of kernels are matrix products there (resfit.transfer.convolution).
+- bfloat16 library: the same with TensorFlow's own gradients.
 - forward: folded, without gradients.
 """
 
@@ -73,16 +76,17 @@ def main() -> None:
 
     import resfit
     from resfit.architecture import arithmetic
-    from resfit.transfer import boundary, folding, training
+    from resfit.transfer import boundary, convolution, folding, training
 
     body = resfit.load("resnet50", weights=None, include_top=False, pooling="avg", seed=0)
     images = np.random.default_rng(0).uniform(0, 255, (arguments.batch, 224, 224, 3)).astype(np.float32)
     labels = np.arange(arguments.batch) % 10
 
-    def network() -> tuple[Any, Any, Any, set[str]]:
+    def network(dtype: str | None = None) -> tuple[Any, Any, Any, set[str]]:
         """A fresh whole, its boundary, the part behind it, and the layers that learn."""
-        twin = boundary.copy(body)
-        whole = keras.Model(twin.inputs[0], keras.layers.Dense(10, name="predictions")(twin.outputs[0]))
+        twin = boundary.copy(body, dtype=dtype)
+        head = keras.layers.Dense(10, name="predictions", dtype="float32")
+        whole = keras.Model(twin.inputs[0], head(twin.outputs[0]))
         found = boundary.find(twin, arguments.trainable_from)
         boundary.set_trainable(whole, found)
         first, second = boundary.split(whole, found)
@@ -124,15 +128,30 @@ def main() -> None:
         _, _, second, _ = network()
         return own(as_products(folding.fold(second, lambda _: True)), second)
 
-    def folded(**options: Any) -> Callable[[], Any]:
-        _, _, second, _ = network()
+    def folded(dtype: str | None = None, **options: Any) -> Callable[[], Any]:
+        _, _, second, _ = network(dtype)
         return own(folding.fold(second, lambda _: True), second, **options)
+
+    def library() -> Callable[[], Any]:
+        def convolve(inputs: Any, kernel: Any, bias: Any, *, strides: Any, padding: str, relu: bool) -> Any:
+            outputs = tf.nn.bias_add(tf.nn.conv2d(inputs, kernel, strides, padding.upper()), bias)
+            return tf.nn.relu(outputs) if relu else outputs
+
+        own_gradient, convolution.convolve = convolution.convolve, convolve
+        try:
+            step = folded("mixed_bfloat16")
+            step()  # traced with it
+            return step
+        finally:
+            convolution.convolve = own_gradient
 
     makers: dict[str, tuple[Callable[[], Callable[[], Any]], float]] = {
         "keras whole": (lambda: keras_step(network()[0], images), all_forward + backward),
         "keras suffix": (lambda: keras_step(network()[2], maps), forward + backward),
         "plain": (lambda: own(second, second), forward + backward),
         "folded": (folded, forward + backward),
+        "bfloat16 library": (library, forward + backward),
+        "bfloat16": (lambda: folded("mixed_bfloat16"), forward + backward),
         "matmul": (matmul, forward + backward),
         "xla": (lambda: own(second, second, jit=True), forward + backward),
         "forward": (lambda: folded(gradients=False), forward),
@@ -153,14 +172,16 @@ def main() -> None:
     most = peak()
     print(f"fastest matrix product: {most:.0f} GFLOP/s; part behind the boundary: {forward / 1e9:.2f} GFLOP an image "
           f"forwards, {backward / 1e9:.2f} backwards; whole forwards {all_forward / 1e9:.2f}")  # fmt: skip
-    print(f"{'':14} {'seconds':>8} {'median':>8} {'images/s':>9} {'GFLOP/s':>8} {'of peak':>8}")
+    print(f"{'':16} {'seconds':>8} {'median':>8} {'images/s':>9} {'GFLOP/s':>8} {'of peak':>8}")
     for name in chosen:
         best = min(times[name])
         speed = arguments.batch * makers[name][1] / best / 1e9
-        print(f"{name:14} {best:8.3f} {np.median(times[name]):8.3f} {arguments.batch / best:9.1f} {speed:8.0f} "
+        print(f"{name:16} {best:8.3f} {np.median(times[name]):8.3f} {arguments.batch / best:9.1f} {speed:8.0f} "
               f"{speed / most:8.0%}")  # fmt: skip
-    if {"keras suffix", "folded"} <= set(chosen):
-        print(f"ratio: {min(times['keras suffix']) / min(times['folded']):.2f}")
+    for name in ("folded", "bfloat16"):
+        if {"keras suffix", name} <= set(chosen):
+            print(f"ratio, Keras' step on the part behind the boundary to {name}: "
+                  f"{min(times['keras suffix']) / min(times[name]):.2f}")  # fmt: skip
 
 
 def as_products(model: Any) -> Any:

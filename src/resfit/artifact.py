@@ -3,7 +3,9 @@
 ::
 
     model.keras            the network with its head: RGB 0..255 in, probabilities out
-    classifier.json        classes, input contract, recipe, metrics, versions, SHA-256 of model.keras
+    classifier.json        classes, input contract, recipe, temperature and prediction sets, metrics, versions, SHA-256
+    references.npz         some training images: features, classes, thumbnails, no names (`references=False`: none)
+    unlike.npz             what tells images that are unlike the training images
     skipped.csv            images that were left out, with the reason
     test_predictions.csv   what it said about the test images
     training.csv           a row for each epoch, where the network was fine-tuned
@@ -14,6 +16,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import ctypes
 import hashlib
@@ -23,7 +26,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,8 @@ TRAINING = "training.csv"
 CURVES = "training.png"
 RATES = "learning_rates.png"
 TENSORBOARD = "tensorboard"
+REFERENCES = "references.npz"
+UNLIKE = "unlike.npz"
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -91,17 +96,32 @@ def write(
     """
     out = Path(os.path.abspath(out))
     check_target(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(out)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name[:80]}{_MARK}{os.getpid()}-", dir=out.parent))
-    try:
+    with atomic_folder(out) as temporary:
         save_model(temporary / MODEL)
         for name, content in attachments.items():
             (temporary / name).parent.mkdir(exist_ok=True)
             (temporary / name).write_bytes(content)
         full = {"kind": KIND, "format": FORMAT, **description, "files": {MODEL: _sha256(temporary / MODEL)}}
         write_json(temporary / DESCRIPTION, full)
-        for path in temporary.iterdir():
+
+
+@contextlib.contextmanager
+def atomic_folder(out: Path) -> Iterator[Path]:
+    """Yields a folder beside ``out`` that takes its place on a clean exit, whole, and goes away otherwise.
+
+    Args:
+        out: The folder; what stands there is replaced.
+
+    Raises:
+        OSError: The disk is full or cannot be written.
+    """
+    out = Path(os.path.abspath(out))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(out)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name[:80]}{_MARK}{os.getpid()}-", dir=out.parent))
+    try:
+        yield temporary
+        for path in temporary.rglob("*"):
             sync(path)
         sync(temporary)
         os.chmod(temporary, 0o777 & ~umask())
@@ -153,7 +173,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
                 f"{path} is damaged or was changed: its SHA-256 must be {expected}. Received: {found}. "
                 "Copy the folder again or fit the classifier again."
             )
-    names = [SKIPPED, TEST_PREDICTIONS, TRAINING, CURVES, RATES]
+    names = [SKIPPED, TEST_PREDICTIONS, REFERENCES, UNLIKE, TRAINING, CURVES, RATES]
     names += [f"{TENSORBOARD}/{path.name}" for path in sorted(folder.glob(f"{TENSORBOARD}/*"))]
     return description, {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import importlib
 import os
 import shutil
 import tempfile
@@ -14,20 +16,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit import artifact, engines
-from resfit.data import decode
+from resfit import artifact, checking, engines
+from resfit.data import decode, deep, privacy, scans
 from resfit.data import image_set as image_sets
 from resfit.data import split as splits
 from resfit.data.image_set import ImageSet, Skipped
 from resfit.embedding import Embedding, embed_images
 from resfit.errors import ArgumentError, ArtifactError, DataError, closest
-from resfit.evaluation.labels import LabelEvaluation, evaluate_labels
-from resfit.evaluation.metrics import Evaluation, evaluate
+from resfit.evaluation import conformal, unlike
+from resfit.evaluation import kept as kept_images
+from resfit.evaluation.calibrated import Calibration, calibrate
+from resfit.evaluation.figures import figures
+from resfit.evaluation.judged import judge, label_names, measured, targets
+from resfit.evaluation.labels import LabelEvaluation
+from resfit.evaluation.metrics import Evaluation
+from resfit.evaluation.references import References
+from resfit.explain import Explanation, neighbours, results
 from resfit.files import atomic_open
-from resfit.preprocessing import InputSpec
+from resfit.preprocessing import InputSpec, Reading
 from resfit.transfer import features as feature_store
 from resfit.transfer import heads, recipes, strategies
 from resfit.transfer.augment import prediction_views
+from resfit.transfer.mlp import MlpHead
 from resfit.transfer.training import check_choice
 from resfit.transfer.tuning import Tuning
 
@@ -91,6 +101,11 @@ class Prediction:
         probabilities: The most probable classes with their probabilities, best first.
         labels: With several labels an image, those of a probability over one half; otherwise the label alone.
         error: Why the image could not be used; empty if it could.
+        prediction_set: With ``coverage=``, the classes of which one is the true one as often as was asked for, the most
+            probable first.
+        unlike_training: Whether the image is less like the training images than 99 in 100 of their own kind: what
+            is said about it is then not to be relied on.
+        unlikeness: How unlike they are, 1 at that limit; ``None`` for a classifier that cannot tell.
     """
 
     path: Path | None
@@ -99,6 +114,9 @@ class Prediction:
     probabilities: dict[str, float]
     error: str = ""
     labels: tuple[str, ...] = ()
+    prediction_set: tuple[str, ...] = ()
+    unlike_training: bool = False
+    unlikeness: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,6 +160,7 @@ class Classifier:
             nothing was chosen on.
         fingerprint: Digest of the data it was fitted on.
         versions: Versions of the packages that made it.
+        calibration: What held-out images said about its probabilities.
         run: What the fit did, right after :func:`fit`; ``None`` after :meth:`load`.
     """
 
@@ -155,6 +174,7 @@ class Classifier:
         fingerprint: str,
         versions: dict[str, str],
         attachments: dict[str, bytes] | None = None,
+        calibration: Calibration | None = None,
     ):
         self.model = model
         self.classes = tuple(classes)
@@ -163,6 +183,7 @@ class Classifier:
         self.metrics = metrics
         self.fingerprint = fingerprint
         self.versions = versions
+        self.calibration = calibration or Calibration()
         self.run: FitRun | None = None
         self._attachments = dict(attachments or {})
         self._engines: dict[tuple[str, bool], engines.Engine] = {}
@@ -171,12 +192,35 @@ class Classifier:
         """Says what it tells apart."""
         return f"<Classifier {self.recipe.model}, {len(self.classes)} classes: {', '.join(self.classes[:5])}>"
 
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before the softmax or sigmoid.
+
+        ``model`` gives the probabilities without it; :meth:`predict`, :meth:`predict_proba`, :meth:`evaluate` and
+        :meth:`head` apply it, and so does every export.
+        """
+        return self.calibration.temperature
+
+    @functools.cached_property
+    def references(self) -> References | None:
+        """Some of the training images, with their features; ``None`` where none were kept."""
+        data = self._attachments.get(artifact.REFERENCES)
+        return None if data is None else References.from_bytes(data)
+
+    @functools.cached_property
+    def unlike(self) -> unlike.Unlike | None:
+        """What tells images that are unlike the training images; ``None`` in a classifier without it."""
+        data = self._attachments.get(artifact.UNLIKE)
+        return None if data is None else unlike.Unlike.from_bytes(data, references=self.references is not None)
+
     def predict(
         self,
         images: Any,
         *,
         top: int | None = None,
         views: int = 1,
+        coverage: float | None = None,
+        set_method: str = "lac",
         engine: str = "auto",
         batch_size: int | None = None,
         progress: feature_store.Progress | None = None,
@@ -189,6 +233,9 @@ class Classifier:
             top: How many classes each prediction lists; ``None`` is all.
             views: Over how many views of each image the probabilities are averaged, 1 to 10 (test-time augmentation):
                 2 adds the mirror image, more add crops (:func:`resfit.transfer.augment.prediction_views`).
+            coverage: Share of images, in (0, 1), whose ``prediction_set`` is to hold the true class; ``None`` makes no
+                sets. It holds on average over images like the training images.
+            set_method: How sets are made, one of :data:`resfit.evaluation.conformal.METHODS`.
             engine: As :func:`resfit.engines.create` takes it.
             batch_size: Images in one pass; ``None`` chooses by their size.
             progress: Called as images get done.
@@ -197,7 +244,7 @@ class Classifier:
             One prediction an image, in order. An image that cannot be used has an ``error`` in place of a label.
 
         Raises:
-            ArgumentError: ``images`` is none of these.
+            ArgumentError: ``images`` is none of these, or the classifier cannot make sets of that coverage.
             DataError: A folder without images.
 
         Example:
@@ -207,7 +254,8 @@ class Classifier:
         if top is not None and top < 1:
             raise ArgumentError(f"top must be at least 1. Received: {top}.")
         results: list[Prediction] = []
-        for path, probabilities, error in self._run(images, engine, batch_size, progress, views):
+        sets = self._sets(coverage, set_method)
+        for path, probabilities, unlikeness, error in self._run(images, engine, batch_size, progress, views):
             if probabilities is None:
                 results.append(Prediction(path, None, 0.0, {}, error))
                 continue
@@ -217,8 +265,38 @@ class Classifier:
             labels = (best,)
             if self.recipe.several:
                 labels = tuple(self.classes[i] for i in order if probabilities[i] > 0.5)
-            results.append(Prediction(path, best, listed[best], listed, labels=labels))
+            results.append(
+                Prediction(
+                    path,
+                    best,
+                    listed[best],
+                    listed,
+                    labels=labels,
+                    prediction_set=sets(probabilities),
+                    unlike_training=unlikeness is not None and unlikeness > 1,
+                    unlikeness=unlikeness,
+                )
+            )
         return results
+
+    def _sets(self, coverage: float | None, method: str) -> Callable[[np.ndarray], tuple[str, ...]]:
+        """Returns what makes the prediction set of an image's probabilities."""
+        if coverage is None:
+            return lambda _: ()
+        conformal.check(coverage, method)
+        found = self.calibration.conformal
+        if found is None:
+            raise ArgumentError(
+                "prediction sets need a classifier of one label an image that was calibrated on held-out images. "
+                f"Received: coverage={coverage} for {self!r}. Fit it again with more images."
+            )
+
+        def names(probabilities: np.ndarray) -> tuple[str, ...]:
+            chosen = found.sets(probabilities[None], coverage, method)[0]
+            order = np.argsort(-probabilities, kind="stable")
+            return tuple(self.classes[i] for i in order if chosen[i])
+
+        return names
 
     def predict_proba(
         self, images: Any, *, views: int = 1, engine: str = "auto", batch_size: int | None = None
@@ -229,7 +307,7 @@ class Classifier:
             DataError: An image cannot be used.
         """
         rows: list[np.ndarray] = []
-        for path, probabilities, error in self._run(images, engine, batch_size, None, views):
+        for path, probabilities, _, error in self._run(images, engine, batch_size, None, views):
             if probabilities is None:
                 raise DataError(f"every image must be readable. Received: {path}: {error}.")
             rows.append(probabilities)
@@ -239,50 +317,46 @@ class Classifier:
         self,
         source: Any,
         *,
+        part: str | None = None,
+        intervals: bool = True,
+        seed: int = 0,
         engine: str = "auto",
         cache: bool | str | Path = True,
         batch_size: int | None = None,
         progress: feature_store.Progress | None = None,
+        **scan_options: Any,
     ) -> Evaluation | LabelEvaluation:
         """Measures the classifier on labelled images.
 
         Args:
-            source: A folder of class folders or a CSV file, as :func:`fit` takes them; all splits in it are used.
+            source: A folder of class folders or a CSV file, as :func:`fit` takes them.
+            part: ``"train"``, ``"val"`` or ``"test"`` for one part of a split that the source states; ``None`` is all.
+            intervals: Whether ``figures`` of the result holds every figure with its interval.
+            seed: Of the resamples behind the intervals.
             engine: As :func:`resfit.engines.create` takes it.
             cache: Where features are kept, as :func:`fit` takes it.
             batch_size: Images in one pass; ``None`` chooses by their size.
             progress: Called as images get done.
+            **scan_options: Further options of :func:`resfit.data.image_set.scan`, such as the columns of a CSV file.
 
         Raises:
             DataError: No image can be used, or a class is not one of the classifier's.
         """
-        images = image_sets.scan(source)
-        separator = self.recipe.separator
-        unknown = [name for name in _label_names(images, separator) if name not in self.classes]
-        if unknown:
-            raise DataError(
-                f"the classes must be among the classifier's: {', '.join(self.classes)}. "
-                f"Received: {unknown[0]!r}.{closest(unknown[0], self.classes)}"
-            )
-        extracted = feature_store.extract(
-            self.body(),
-            images,
-            input_spec=self.input_spec,
+        found = judge(
+            self,
+            source,
+            part=part,
             engine=engine,
             cache=cache,
             batch_size=batch_size,
             progress=progress,
+            **scan_options,
         )
-        labels = np.asarray(images.labels)[extracted.indices]
-        labelled = labels >= 0
-        skipped = (*images.skipped, *extracted.skipped)
-        if not labelled.any():
-            raise DataError(f"at least one labelled image must be usable. Received: {len(skipped)} unusable ones.")
-        rows = np.asarray(extracted.rows)[labelled]
-        truth = _targets(images, self.classes, separator)
-        return _measured(
-            truth[extracted.indices][labelled], self.head().probabilities(rows), self.classes, bool(separator), skipped
-        )
+        result = measured(found.targets, found.probabilities, self.classes, found.several, found.skipped)
+        if not intervals:
+            return result
+        with_intervals = figures(found.truth, found.probabilities, self.classes, groups=found.groups, seed=seed)
+        return dataclasses.replace(result, figures=with_intervals)
 
     def embed(self, source: Any, **options: Any) -> Embedding:
         """Returns the features that the head of this classifier reads.
@@ -292,6 +366,76 @@ class Classifier:
             **options: Its further options.
         """
         return embed_images(self.body(), source, input_spec=self.input_spec, **options)
+
+    def explain(
+        self,
+        images: Any,
+        *,
+        method: str = "grad-cam",
+        target: str | int | None = None,
+        stage: str | None = None,
+        examples: int = 0,
+        references: Any = None,
+        batch_size: int | None = None,
+        progress: feature_store.Progress | None = None,
+        **options: Any,
+    ) -> list[Explanation]:
+        """Shows which parts of images speak for a class, and which training images are alike.
+
+        Args:
+            images: As :meth:`predict` takes them.
+            method: ``"grad-cam"``, ``"grad-cam++"``, ``"eigen-cam"``, ``"integrated-gradients"`` or ``"occlusion"``.
+            target: The class to explain, by name or index; ``None`` is the most probable one of each image.
+            stage: The feature map that a CAM reads: ``"stage1"`` to ``"stage5"`` or the name of a layer; ``None`` is
+                the last one with at least 7 cells on a side.
+            examples: How many training images that are most alike to find for each image.
+            references: Where to find them, as :meth:`embed` takes it; ``None`` takes what the classifier holds.
+            batch_size: Images at once; ``None`` chooses by their size.
+            progress: Called as images get done.
+            **options: Of the method, as :func:`resfit.explain.attribute` takes them.
+
+        Returns:
+            One explanation an image, in order. An image that cannot be used has an ``error`` and empty arrays.
+
+        Raises:
+            ArgumentError: An argument breaks its rule, or there are no references.
+
+        Example:
+            >>> clf.explain("a.jpg", method="grad-cam++")[0].overlay.shape
+            (224, 224, 3)
+        """
+        paths, arrays = _listed(images, self.input_spec)
+        size = batch_size or feature_store.default_batch_size(self.input_spec.size)
+        alike = None
+        if examples:
+            known, running = self._references(references), engines.create(self.body(), "keras")
+            alike = lambda batch: neighbours.nearest(known, running.run(batch), examples)  # noqa: E731
+        return results.explain_batches(
+            self.model,
+            _batches(paths, arrays, self.input_spec, size),
+            self.classes,
+            paths=paths,
+            method=method,
+            target=target,
+            stage=stage,
+            batch_size=batch_size,
+            alike=alike,
+            total=len(paths) or len(arrays),
+            progress=progress,
+            **options,
+        )
+
+    def _references(self, source: Any) -> neighbours.References:
+        if source is not None:
+            found = self.embed(source)
+            return neighbours.References(found.features, found.labels, found.paths)
+        content = self._attachments.get(neighbours.REFERENCES, b"")
+        if not content:
+            raise ArgumentError(
+                f"examples need training images. Received: a classifier without {neighbours.REFERENCES}. "
+                "Pass references=, a folder of them."
+            )
+        return neighbours.read_references(content, self.classes)
 
     def body(self) -> keras.Model:
         """Returns the network without its head: RGB 0..255 in, features ``(batch, features)`` out."""
@@ -303,16 +447,20 @@ class Classifier:
         return body
 
     def head(self) -> heads.Head:
-        """Returns the head alone, as numbers."""
+        """Returns the head alone, as numbers, its logits divided by the temperature."""
         import keras
 
         features = self._features()
         last = self.model.layers[-1]
         activation = "sigmoid" if self.recipe.several else "softmax"
         if self.recipe.head == "linear":
-            kernel, bias = (np.asarray(weight) for weight in last.get_weights())
+            kernel, bias = (np.asarray(weight) / np.float32(self.temperature) for weight in last.get_weights())
             return heads.LinearHead(kernel, bias, self.recipe.C, folds=self.recipe.folds, activation=activation)
-        return heads.ModelHead(keras.Model(features, self.model.outputs[0]), activation)
+        return heads.ModelHead(keras.Model(features, self.model.outputs[0]), activation, self.temperature)
+
+    @functools.cached_property
+    def _head(self) -> heads.Head:
+        return self.head()
 
     def _features(self) -> Any:
         name = self.recipe.features
@@ -334,11 +482,39 @@ class Classifier:
             "input": self.input_spec.to_dict(),
             "architecture": None if architecture is None else architecture.to_dict(),
             "recipe": dataclasses.asdict(self.recipe),
+            "temperature": self.temperature,
+            "calibration": self.calibration.to_dict(),
             "metrics": self.metrics,
             "data": self.fingerprint,
             "versions": self.versions,
         }
         artifact.write(Path(path), self.model.save, description, self._attachments)
+
+    def export(self, out: str | os.PathLike[str], *, format: str = "tf_saved_model", **options: Any) -> Any:
+        """Writes the classifier for another runtime, and compares the result with Keras there.
+
+        Args:
+            out: A new or empty folder, or an earlier export, which is replaced.
+            format: One of :data:`resfit.export.FORMATS`.
+            **options: Further options of :func:`resfit.export.export`, such as ``precision``.
+
+        Returns:
+            A :class:`resfit.export.Export`.
+
+        Example:
+            >>> clf.export("served/", format="onnx").verification.agreement
+            1.0
+        """
+        # by name: exports stand on a floor above this one
+        return importlib.import_module("resfit.export").export(self, out, format=format, **options)
+
+    def attachment(self, name: str) -> bytes:
+        """Returns a further file of the classifier's folder, such as ``"test_predictions.csv"``; empty if it has none.
+
+        Args:
+            name: Relative to the folder.
+        """
+        return self._attachments.get(name, b"")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Classifier:
@@ -376,6 +552,8 @@ class Classifier:
                 fingerprint=description["data"],
                 versions=description["versions"],
                 attachments=attachments,
+                # classifiers of before have neither
+                calibration=Calibration.from_dict(description.get("temperature", 1.0), description.get("calibration")),
             )
         except Exception as error:
             text = f"missing entry {error}" if isinstance(error, KeyError) else error
@@ -383,29 +561,38 @@ class Classifier:
 
     def _run(
         self, images: Any, engine: str, batch_size: int | None, progress: feature_store.Progress | None, views: int = 1
-    ) -> Iterator[tuple[Path | None, np.ndarray | None, str]]:
-        """Yields path, probabilities (or none) and error of each image, in order."""
-        paths, arrays = _listed(images, self.input_spec.channels)
+    ) -> Iterator[tuple[Path | None, np.ndarray | None, float | None, str]]:
+        """Yields path, probabilities (or none), unlikeness (or none) and error of each image, in order."""
+        paths, arrays = _listed(images, self.input_spec)
         count = len(paths) or len(arrays)
         size = batch_size or feature_store.default_batch_size(self.input_spec.size)
-        running = self._engine(engine, count * views)
+        running, head = self._engine(engine, count * views), self._head
         done = 0
         for batch in _batches(paths, arrays, self.input_spec, size):
             errors = dict(batch.failures)
-            rows: dict[int, np.ndarray] = {}
+            found: dict[int, tuple[np.ndarray, float | None]] = {}
             if len(batch.indices):
-                seen = [running.run(view) for view in prediction_views(batch.images, views)]
-                rows = dict(zip(batch.indices.tolist(), np.mean(seen, axis=0), strict=True))
-            for index in sorted((*rows, *errors)):
-                yield paths[index] if paths else None, rows.get(index), errors.get(index, "")
+                rows = [running.run(view) for view in prediction_views(batch.images, views)]
+                seen = np.mean([head.probabilities(some) for some in rows], axis=0)
+                pairs = zip(seen, self._unlikeness(rows[0]), strict=True)
+                found = dict(zip(batch.indices.tolist(), pairs, strict=True))
+            for index in sorted((*found, *errors)):
+                yield paths[index] if paths else None, *found.get(index, (None, None)), errors.get(index, "")
                 done += 1
             if progress is not None:
                 progress("network", done, count)
 
+    def _unlikeness(self, rows: np.ndarray) -> list[float | None]:
+        limit = None if self.unlike is None else self.unlike.thresholds.get(self.unlike.method)
+        if self.unlike is None or not limit:
+            return [None] * len(rows)
+        scores = self.unlike.scores(rows, None, self.references)[self.unlike.method]
+        return (scores / limit).tolist()
+
     def _engine(self, name: str, images: int) -> engines.Engine:
         many = images > _MANY
         if (name, many) not in self._engines:
-            self._engines[name, many] = engines.create(self.model, name, images=images)
+            self._engines[name, many] = engines.create(self.body(), name, images=images)
         return self._engines[name, many]
 
 
@@ -427,13 +614,18 @@ def fit(
     lr_find: bool = False,
     storage: int | None = None,
     tensorboard: bool = True,
+    references: bool | None = None,
     seed: int = 0,
     engine: str = "auto",
     cache: bool | str | Path = True,
     max_skipped: float = 0.10,
     test_share: float = 0.2,
     val_share: float = 0.15,
+    check: bool = True,
+    allow_leakage: bool = False,
     batch_size: int | None = None,
+    channels: int | None = None,
+    reading: Reading | None = None,
     progress: feature_store.Progress | None = None,
     say: Callable[[str], None] | None = None,
     **scan_options: Any,
@@ -477,6 +669,9 @@ def fit(
         storage: Bytes that outputs of the frozen part may take up on disk; ``None`` is 20 GB, and in any case no more
             than half of what is free. Above that they are computed in every epoch.
         tensorboard: Whether the training writes TensorBoard's files, if that is installed.
+        references: Whether up to 1,000 training images, as features and thumbnails without names, are kept in the
+            classifier: nearest examples come from them, and the better way to tell images that are unlike them.
+            ``None`` keeps them unless they are medical.
         seed: Seed of the split, of the cross-validation and of the training.
         engine: As :func:`resfit.engines.create` takes it.
         cache: ``True`` for resfit's own cache folder, ``False`` for none, or a folder.
@@ -484,7 +679,13 @@ def fit(
         test_share: Share of the images set aside for the measurement, in (0, 1), where the data has no test split.
         val_share: Share of the other images set aside to choose the epoch on, in (0, 1), where the data has no such
             split and something is fine-tuned. A probe chooses by cross-validation and learns from them as well.
+        check: Whether the images are checked in the same pass (:mod:`resfit.checking`); what is found stands in
+            ``metrics["checks"]``. Duplicates are then kept on one side of a split that the data does not state.
+        allow_leakage: Whether to go on where test images are, exactly or nearly, there for training too.
         batch_size: Images in one pass of the frozen network; ``None`` chooses by their size.
+        channels: 1 for grey images, 3 for colour; ``None`` is what the network was trained on. Grey is repeated for a
+            network of three channels.
+        reading: How scans (DICOM, NIfTI) become pictures: frame, window, plane, spacing; ``None`` is the usual way.
         progress: Called as images get done.
         say: Called with lines for people, such as where the outputs of the frozen part go.
         **scan_options: Further options of :func:`resfit.data.image_set.scan`, such as the columns of a CSV file.
@@ -494,7 +695,8 @@ def fit(
 
     Raises:
         ArgumentError: An argument breaks its rule, or ``out`` holds something else.
-        DataError: The images cannot be trained on, or too many are unusable; these are listed in ``skipped.csv``.
+        DataError: The images cannot be trained on, or too many are unusable; these are listed in ``skipped.csv``. Or
+            the data states test images that are there for training too.
 
     Example:
         >>> clf = resfit.fit("photos/", model="resnet50", out="photos.resfit", budget="10m")
@@ -505,10 +707,10 @@ def fit(
     minutes = _check_arguments(strategy, budget, max_skipped, test_share, val_share, out)
     check_choice("head", head, heads.KINDS)
     separator = label_separator or ""
-    images = image_sets.scan(source, **scan_options)
+    images = image_sets.scan(source, **_scan_options(reading, scan_options))
     image_sets.check_trainable(images, least=1 if separator else 3)
     clock.lap("scan")
-    body, name = _body(model)
+    body, name = _body(model, channels, reading)
     clock.lap("load network")
     notes: list[str] = []
 
@@ -517,6 +719,8 @@ def fit(
         if say is not None:
             say(text)
 
+    if images.medical:
+        note(scans.NOTICE)
     probing = strategy in ("probe", "auto")
     tunes = not probing or (strategy == "auto" and minutes is not None)
     if tunes and head not in ("linear", "mlp"):
@@ -532,11 +736,12 @@ def fit(
         tensorboard=tensorboard,
         progress=progress,
         say=note,
+        records=check,
     )
     settings, folder, prepared = None, None, None
     if probing:
         extracted = feature_store.extract(
-            body, images, engine=engine, cache=cache, batch_size=batch_size, progress=progress
+            body, images, engine=engine, cache=cache, batch_size=batch_size, progress=progress, records=check
         )
         used = _Used(extracted, extracted.rows)
     else:
@@ -547,18 +752,19 @@ def fit(
         used = _Used(prepared, np.zeros((0, 0), np.float32))
     clock.lap("features" if probing else "frozen part")
     found = len(images) + len(images.skipped)
-    skipped = (*images.skipped, *used.skipped)
+    skipped = privacy.shown_skipped(images, (*images.skipped, *used.skipped))
     skipped_csv = artifact.csv_bytes(("path", "reason"), ((item.path, item.reason) for item in skipped))
     _check_skipped(skipped, found, max_skipped, skipped_csv, None if out is None else Path(out))
 
     kept = images.subset(used.indices)
-    parts = _split(kept, val_share if tunes else 0.0, test_share, seed)
+    checker = _Checker(kept, extracted if probing else None, body.input_spec, cache, progress) if check else None
+    parts = _split(checker.together if checker else kept, val_share if tunes else 0.0, test_share, seed)
     if tunes and not len(parts.val):
         raise DataError("fine-tuning needs validation images, and the data is too small to set some aside.")
     everything, test = np.sort(np.concatenate([parts.train, parts.val])), parts.test
-    classes = _label_names(kept, separator)
-    targets = _targets(kept, classes, separator)
-    _check_classes(targets, everything, classes)
+    classes = label_names(kept, separator)
+    known = targets(kept, classes, separator)
+    _check_classes(known, everything, classes)
 
     alone = dict(tuning or {}) if strategy == "probe" and not isinstance(tuning, Tuning) else {}
 
@@ -566,7 +772,7 @@ def fit(
         return heads.fit_head(
             head,
             rows[positions],
-            targets[positions] if separator else targets[positions].argmax(axis=1),
+            known[positions] if separator else known[positions].argmax(axis=1),
             len(classes),
             seed=seed,
             sample_groups=[kept.groups[position] for position in positions],
@@ -578,6 +784,15 @@ def fit(
 
     final: heads.Head | None = head_of(used.rows, parts.train if tunes else everything) if probing else None
     clock.lap("head")
+    checked = None
+    if checker is not None:
+        checked = checker.examine(separator, seed, skipped)
+        if final is not None and checked.leaks:
+            guesses = np.asarray(final.probabilities(used.rows[test])).argmax(axis=1)
+            checked = checked.measured_leaks(test, guesses == known[test].argmax(axis=1))
+        if not allow_leakage:
+            checked.require_no_leaks()
+        clock.lap("checks")
 
     network, tuned, files = body, None, {}
     if tunes and probing:
@@ -586,8 +801,8 @@ def fit(
             prepared = strategies.prepare(body, kept.paths, settings, running)
             clock.lap("frozen part")
     if settings is not None and prepared is not None:
-        taught = _teach(teacher, kept, targets, parts.train, separator, engine, cache)
-        task = strategies.Task(targets, parts.train, parts.val, test, bool(separator), taught)
+        taught = _teach(teacher, kept, known, parts.train, separator, engine, cache)
+        task = strategies.Task(known, parts.train, parts.val, test, bool(separator), taught)
         start = final if final is not None else (lambda rows: head_of(rows, parts.train))
         if minutes is not None and not choice.sets_time:
             settings = strategies.with_time_left(folder, settings, minutes - clock.total / 60)
@@ -600,13 +815,36 @@ def fit(
     keeps = tuned is not None and (tuned.learned.epoch > 0 or not probing)
     if tuned is not None and keeps:
         network, final = tuned.body, tuned.head
-        probabilities = heads.activated(tuned.logits, final.activation)
+        logits, spared = tuned.logits, heads.HeldOut(parts.val, tuned.val_logits)
     else:
         if tunes or final is None:
             final = head_of(used.rows, everything)
-        probabilities = final.probabilities(used.rows[test])
-    measured = _measured(targets[test], probabilities, classes, bool(separator), skipped) if len(test) else None
+        logits = final.logits(used.rows[test])
+        spared = _left_out(
+            final, lambda rows: head_of(used.rows, everything[rows]), used.rows, known, everything, kept, seed
+        )
+    source_of = "validation" if keeps else "cross-validation"
+    calibration = calibrate(spared.logits, known[spared.positions], final.activation, source_of)
+    probabilities = heads.activated(logits / np.float32(calibration.temperature), final.activation)
+    result = measured(known[test], probabilities, classes, bool(separator), skipped) if len(test) else None
     clock.lap("measure")
+    if keeps and tuned is not None and prepared is not None:
+        features: Callable[[np.ndarray], np.ndarray] = functools.partial(strategies.tuned_features, prepared, tuned)
+    else:
+        features = used.rows.__getitem__
+    files |= kept_images.attachments(
+        features,
+        known,
+        kept.paths,
+        parts.train if keeps else everything,
+        held_out=parts.val if keeps else None,
+        logits=spared.logits / np.float32(calibration.temperature),
+        several=bool(separator),
+        references=(not images.medical) if references is None else references,
+        cache=cache,
+        seed=seed,
+    )
+    clock.lap("references")
 
     classifier = Classifier(
         model=heads.attach(network, final)[0],
@@ -636,15 +874,18 @@ def fit(
             },
             "cross_validation": [dataclasses.asdict(score) for score in getattr(final, "cv_scores", ())],
             **({} if tuned is None else {"training": _training_json(tuned)}),
-            "test": None if measured is None else measured.to_dict(),
+            **({} if checked is None else {"checks": checked.to_dict()}),
+            "test": None if result is None else result.to_dict(),
+            **({"notice": scans.NOTICE} if images.medical else {}),
         },
         fingerprint=kept.fingerprint,
-        versions=_versions(),
+        versions=package_versions(),
         attachments={
             artifact.SKIPPED: skipped_csv,
             artifact.TEST_PREDICTIONS: _test_table(kept, test, probabilities, classes),
             **files,
         },
+        calibration=calibration,
     )
     if out is not None:
         classifier.save(out)
@@ -652,7 +893,7 @@ def fit(
         shutil.rmtree(folder, ignore_errors=True)
     clock.lap("save")
     classifier.run = FitRun(
-        test=measured,
+        test=result,
         skipped=skipped,
         warnings=images.warnings,
         seconds=clock.laps,
@@ -675,6 +916,7 @@ def plan(
     test_share: float = 0.2,
     val_share: float = 0.15,
     hardware: recipes.Hardware | None = None,
+    reading: Reading | None = None,
     **scan_options: Any,
 ) -> recipes.Recipe:
     """Says what :func:`fit` would do and how long it would take, without doing it.
@@ -690,10 +932,11 @@ def plan(
         test_share: As :func:`fit` takes it.
         val_share: As :func:`fit` takes it.
         hardware: The machine; ``None`` measures this one.
+        reading: As :func:`fit` takes it.
         **scan_options: As :func:`fit` takes them.
     """
     minutes = _check_arguments(strategy, budget, 0.0, test_share, val_share, None)
-    images = image_sets.scan(source, **scan_options)
+    images = image_sets.scan(source, **_scan_options(reading, scan_options))
     image_sets.check_trainable(images)
     parts = _split(images, val_share, test_share, seed)
     spec, size = _described(model)
@@ -707,6 +950,32 @@ class _Used:
     def __init__(self, found: feature_store.Features | strategies.Prepared, rows: np.ndarray):
         self.rows, self.indices, self.skipped = rows, found.indices, found.skipped
         self.computed, self.reused, self.engine = found.computed, found.reused, found.engine
+
+
+class _Checker:
+    """The data checks of a fit: duplicates first, for the split needs them, and the rest when there is a head."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        extracted: feature_store.Features | None,
+        contract: InputSpec,
+        cache: bool | str | Path,
+        progress: feature_store.Progress | None,
+    ):
+        found = extracted or feature_store.measure(images.paths, contract, cache=cache, progress=progress)
+        if extracted is None and len(found.indices) < len(images):
+            raise DataError(f"images changed while they were read, such as {found.skipped[0].path}. Start again.")
+        self._images, self._records = images, found.records
+        self._rows = np.asarray(found.rows)
+        self._same = checking.duplicates(found.digests, found.records, self._rows if extracted else None)
+        self.together = checking.together(images, self._same)
+
+    def examine(self, separator: str, seed: int, skipped: Sequence[Skipped]) -> checking.Checks:
+        images = self._images
+        if separator:  # labels that stand together are no classes to be told apart
+            images = dataclasses.replace(images, labels=np.full(len(images), -1))
+        return checking.examine(images, self._rows, self._records, self._same, seed=seed, skipped=skipped)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -820,13 +1089,42 @@ class _Clock:
         self._last = now
 
 
-def _body(model: str | os.PathLike[str] | keras.Model) -> tuple[keras.Model, str]:
+def _body(
+    model: str | os.PathLike[str] | keras.Model, channels: int | None = None, reading: Reading | None = None
+) -> tuple[keras.Model, str]:
     """Returns a network that gives one vector an image, and its name."""
-    if not isinstance(model, str | os.PathLike):
-        return model, model.name
-    from resfit import zoo
+    if channels not in (None, 1, 3):
+        raise ArgumentError(f"channels must be 1 or 3. Received: {channels!r}.")
+    if isinstance(model, str | os.PathLike):
+        from resfit import zoo
 
-    return zoo.load(model, include_top=False, pooling="avg", preprocess=True), str(model)
+        body = zoo.load(model, include_top=False, pooling="avg", preprocess=True, in_channels=channels)
+        name = str(model)
+    else:
+        body, name = model, model.name
+        if channels not in (None, body.inputs[0].shape[-1]):
+            raise ArgumentError(
+                f"the network has {body.inputs[0].shape[-1]} input channels. Received: channels={channels}."
+            )
+    if reading is not None:
+        body = _with_reading(body, reading)
+    return body, name
+
+
+def _with_reading(body: keras.Model, reading: Reading) -> keras.Model:
+    """Returns a network of the same layers whose contract says how scans are read."""
+    import keras
+
+    other = keras.Model(body.inputs, body.outputs, name=body.name)
+    for attribute in ("architecture", "class_names"):
+        if hasattr(body, attribute):
+            setattr(other, attribute, getattr(body, attribute))
+    other.input_spec = dataclasses.replace(body.input_spec, reading=reading)
+    return other
+
+
+def _scan_options(reading: Reading | None, options: dict[str, Any]) -> dict[str, Any]:
+    return options if reading is None else {**options, "reading": reading}
 
 
 def _described(model: str | os.PathLike[str] | keras.Model) -> tuple[ArchitectureSpec | None, tuple[int, int]]:
@@ -949,33 +1247,31 @@ def _check_classes(targets: np.ndarray, train: np.ndarray, classes: Sequence[str
         raise DataError(f"each class needs a usable training image. Received none for: {', '.join(empty[:8])}.")
 
 
-def _label_names(images: ImageSet, separator: str) -> tuple[str, ...]:
-    """Returns the names of the classes, or of the labels that stand in them."""
-    if not separator:
-        return images.classes
-    return tuple(sorted({part.strip() for name in images.classes for part in name.split(separator)} - {""}))
-
-
-def _targets(images: ImageSet, classes: Sequence[str], separator: str) -> np.ndarray:
-    """Returns for each image and class 1 or 0, as float32; an image without a label has none."""
-    table = np.zeros((len(images.classes) + 1, len(classes)), np.float32)
-    for row, name in enumerate(images.classes):
-        for part in name.split(separator) if separator else [name]:
-            if not separator or part.strip():
-                table[row, classes.index(part.strip() if separator else part)] = 1
-    return table[np.asarray(images.labels)]
-
-
-def _measured(
-    targets: np.ndarray,
-    probabilities: np.ndarray,
-    classes: Sequence[str],
-    several: bool,
-    skipped: Sequence[Skipped],
-) -> Evaluation | LabelEvaluation:
-    if several:
-        return evaluate_labels(targets, probabilities, classes, skipped=skipped)
-    return evaluate(targets.argmax(axis=1), probabilities, classes, skipped=skipped)
+def _left_out(
+    final: heads.Head,
+    refit: Callable[[np.ndarray], heads.Head],
+    rows: np.ndarray,
+    known: np.ndarray,
+    train: np.ndarray,
+    kept: ImageSet,
+    seed: int,
+) -> heads.HeldOut:
+    """Returns what was predicted for training images by heads that had not learned from them."""
+    if isinstance(final, heads.LinearHead):
+        found = final.held_out
+    else:
+        several = final.activation == "sigmoid"
+        found = heads.leave_out(
+            refit,
+            rows[train],
+            known[train] if several else known[train].argmax(axis=1),
+            sample_groups=[kept.groups[position] for position in train],
+            rounds=1 if isinstance(final, MlpHead) else None,  # its training takes long
+            seed=seed,
+        )
+    if found is None:
+        return heads.HeldOut(np.zeros(0, np.int64), np.zeros((0, known.shape[1]), np.float32))
+    return heads.HeldOut(train[found.positions], found.logits)
 
 
 def _teach(
@@ -992,7 +1288,7 @@ def _teach(
         return None
     if artifact.is_artifact(Path(teacher)):
         found = Classifier.load(teacher)
-        if found.classes != _label_names(kept, separator):
+        if found.classes != label_names(kept, separator):
             raise ArgumentError(
                 f"a teacher must have the classes of the data. Received: {', '.join(found.classes[:8])}."
             )
@@ -1010,11 +1306,12 @@ def _test_table(kept: ImageSet, test: np.ndarray, probabilities: np.ndarray, cla
     for position, row in zip(test, probabilities, strict=True):
         best = int(row.argmax())
         label = kept.classes[kept.labels[position]]
-        rows.append((kept.paths[position], label, classes[best], f"{row[best]:.6f}"))
+        rows.append((privacy.shown(kept, kept.paths[position]), label, classes[best], f"{row[best]:.6f}"))
     return artifact.csv_bytes(("path", "label", "predicted", "probability"), rows)
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Returns the versions of the packages that have a part in a classifier."""
     import importlib.metadata as metadata
     import platform
 
@@ -1023,13 +1320,22 @@ def _versions() -> dict[str, str]:
     import resfit
 
     found = {"resfit": resfit.__version__, "python": platform.python_version(), "keras": keras.__version__}
-    for package in ("tensorflow", "tensorflow-cpu", "numpy", "scikit-learn", "openvino", "pillow"):
+    for package in (
+        "tensorflow",
+        "tensorflow-cpu",
+        "numpy",
+        "scikit-learn",
+        "openvino",
+        "pillow",
+        "pydicom",
+        "nibabel",
+    ):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
 
 
-def _listed(images: Any, channels: int) -> tuple[list[Path], list[np.ndarray]]:
+def _listed(images: Any, contract: InputSpec) -> tuple[list[Path], list[np.ndarray]]:
     """Returns the images as files or as arrays ``(height, width, channels)``; one of the two lists is empty."""
     if isinstance(images, str | os.PathLike):
         images = [images]
@@ -1037,12 +1343,13 @@ def _listed(images: Any, channels: int) -> tuple[list[Path], list[np.ndarray]]:
         array = np.asarray(images)
         images = [array] if array.ndim == 3 else list(array) if array.ndim == 4 else [array]
     items = list(images)
+    channels = contract.channels
     if all(isinstance(item, str | os.PathLike) for item in items):
         paths: list[Path] = []
         for item in items:
             path = Path(item)
-            if path.is_dir() or not os.path.lexists(path):
-                found = image_sets.scan_images([path])
+            if path.is_dir() or not os.path.lexists(path) or image_sets.is_several(path, contract.reading):
+                found = image_sets.scan_images([path], reading=contract.reading)
                 paths.extend(sorted((*found.paths, *(item.path for item in found.skipped))))
             else:
                 paths.append(path)
@@ -1063,16 +1370,25 @@ def _batches(
     if paths:
         yield from decode.decode_many(paths, contract, batch_size=size)
     for start in range(0, len(arrays), size):
-        some = [_fitted(array, contract) for array in arrays[start : start + size]]
+        some = [fit_array(array, contract) for array in arrays[start : start + size]]
         yield decode.DecodedBatch(np.arange(start, start + len(some)), np.stack(some), [])
 
 
-def _fitted(array: np.ndarray, contract: InputSpec) -> np.ndarray:
-    """Resizes and crops an array as a file would be; one of the right size passes as it is, whatever its dtype."""
+def fit_array(array: np.ndarray, contract: InputSpec) -> np.ndarray:
+    """Resizes and crops an array as a file would be; one of the right size passes as it is, whatever its dtype.
+
+    Args:
+        array: Array of shape ``(height, width, channels)``, RGB, values 0..255.
+        contract: The network's input contract.
+    """
     if array.shape[:2] == tuple(contract.size) or contract.resize_mode == "none":
         return array
     from PIL import Image
 
-    eight_bits = array if array.dtype == np.uint8 else np.rint(np.clip(array, 0, 255)).astype(np.uint8)
-    image = Image.fromarray(eight_bits if contract.channels == 3 else eight_bits[:, :, 0])
+    if array.dtype != np.uint8:  # nothing is rounded
+        values = np.clip(array, 0, 255).astype(np.float32)
+        picture = deep.Picture(tuple(values[..., channel] for channel in range(contract.channels)))
+        (result,) = deep.rendered(picture, contract, [lambda plane: decode.resize(plane, contract)])
+        return result
+    image = Image.fromarray(array if contract.channels == 3 else array[:, :, 0])
     return np.asarray(decode.resize(image, contract)).reshape(*contract.size, contract.channels)

@@ -35,6 +35,7 @@ FILE_SUFFIXES = (
 )
 
 _MOST_JSON = 10_000_000
+_GRAPH = "saved_model.pb"
 _KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
 
 
@@ -371,7 +372,11 @@ def _of_path(path: Path, weights: Any, reading: Mapping[str, Any]) -> Source:
     about = _written_beside(path) if path.suffix == ".keras" and path.is_file() else None
     if about is not None:
         reading = {"config": {"resfit": about[0]}, "input_spec": about[1], **reading}
-    found = convert.read_source(path, **reading)
+    try:
+        found = convert.read_source(path, **reading)
+    except CheckpointError as error:
+        offer = f" resfit.hub.KerasLayer({str(path)!r}) runs it as it is." if (path / _GRAPH).is_file() else ""
+        raise CheckpointError(f"{error}{offer}") from error
     if about is not None and about[2] and found.has_top and len(about[2]) == found.spec.classes:
         found = dataclasses.replace(found, class_names=about[2])
     return found if weights else dataclasses.replace(found, path=None, class_names=None)
@@ -483,7 +488,9 @@ def _resolve(name: str) -> tuple[catalog.CatalogRow, CheckpointInfo | None]:
         return catalog.get(name), checkpoint
     if checkpoint is not None:
         if not checkpoint.architecture:
-            raise UnknownNameError(f"the catalog lacks the architecture of {name!r}, so it cannot be built.")
+            raise UnknownNameError(
+                f"the catalog lacks the architecture of {name!r}, so it cannot be built.{checkpoint.layer_offer}"
+            )
         return catalog.get(checkpoint.architecture), checkpoint
     candidates = [*catalog.rows(), *registry.rows()]
     raise UnknownNameError(

@@ -76,6 +76,11 @@ def test_paths(tmp_path):
         handles.resolve("file://elsewhere/a.pth")
 
 
+def test_half_an_address():
+    with pytest.raises(ArgumentError, match=r"proper address. Received: 'https://\['"):
+        handles.resolve("https://[")
+
+
 @pytest.mark.parametrize("handle", ["ftp://h/x", "hff://a/b", "C://x", "data://x", "://x"])
 def test_unknown_schemes(handle):
     with pytest.raises(ArgumentError, match=r"must begin with hf://.*kaggle://.*Received"):
@@ -167,7 +172,7 @@ def test_an_archive_that_is_refused_leaves_nothing(site):
     site.files["/net.tar.gz"] = archive({"a": b"1", "../evil": b"2"})
     with pytest.raises(CheckpointError, match=r"'\.\./evil'"):
         handles.resolve(f"{site.url}/net.tar.gz")
-    assert {path.name for path in handles.weights_root().rglob("*") if path.is_file()} == {USERS}
+    assert not [path for path in handles.weights_root().rglob("*") if path.is_file()]
 
 
 def test_offline_says_where_to_put_the_file(site, monkeypatch):
@@ -194,19 +199,6 @@ def test_what_torch_hub_has_is_used(tmp_path, monkeypatch):
     theirs.write_bytes(b"other")
     with pytest.raises(DownloadError, match=digits):
         handles.resolve(url)
-
-
-def test_what_tensorflow_hub_has_is_used(tmp_path, monkeypatch):
-    monkeypatch.setenv(download.OFFLINE, "1")
-    handle = "https://tfhub.dev/google/imagenet/resnet_v2_50/classification/5"
-    theirs = tmp_path / "tfhub" / hashlib.sha1(handle.encode()).hexdigest()
-    for name in ("saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001"):
-        (theirs / name).parent.mkdir(parents=True, exist_ok=True)
-        (theirs / name).touch()
-    assert handles.resolve(handle) == theirs
-    (theirs / "variables/variables.index").unlink()
-    with pytest.raises(DownloadError, match="compressed"):
-        handles.resolve(handle)
 
 
 # ---- which files

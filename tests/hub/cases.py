@@ -151,6 +151,36 @@ def vocabulary(hub, keras, folders):
 
 
 @case
+def scalars(hub, keras, folders):
+    out = hub.KerasLayer(folders["scalars"])(tf.constant(3.0))
+    return {"twice": out["twice"], "half": out["half"][0]}
+
+
+@case
+def saved_by_keras_2(hub, keras, folders):
+    """Without dropout in training, whose random numbers differ: with the SavedModel's own ``training=False`` there."""
+    layer = hub.KerasLayer(folders["keras_2"], trainable=True)
+    model = keras.Sequential([keras.Input((3,)), layer])
+    x = np.linspace(-1, 1, 12, dtype="float32").reshape(4, 3)
+    before, regularized = model(x), _total(model.losses)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(x, training=False) ** 2) + sum(layer.losses)
+    gradients = tape.gradient(loss, list(layer.resolved_object.trainable_variables))
+    layer(x, training=True)
+    named = {v.name.rsplit("/", 1)[-1].split(":")[0]: v.numpy() for v in layer.resolved_object.variables}
+    layer.trainable = False
+    return {
+        "before": before,
+        "regularized": regularized,
+        "counts": [len(layer.get_weights()), len(gradients)],
+        "gradients": np.concatenate([np.ravel(gradient) for gradient in gradients]),
+        "moving_mean": named["moving_mean"],
+        "frozen": layer(x, training=True),
+        "regularized_frozen": _total(layer.losses),
+    }
+
+
+@case
 def strings(hub, keras, folders):
     layer = hub.KerasLayer(folders["strings"])
     out = layer(tf.constant(["one", "four", ""]))
@@ -378,6 +408,16 @@ def unknown_signature(hub, folders):
 @error
 def needs_a_signature(hub, folders):
     _failing(hub, folders, "signatures_only")
+
+
+@error
+def object_without_signatures(hub, folders):
+    hub.KerasLayer(lambda x: x, signature="serving_default", output_key="y")
+
+
+@error
+def no_handle(hub, folders):
+    hub.KerasLayer(object())
 
 
 @error

@@ -34,12 +34,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def original(folders, tmp_path_factory) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-    """What ``tensorflow_hub`` under Keras 2 gives for every case, from a process of its own."""
+def original(folders, tmp_path_factory) -> tuple[dict[str, np.ndarray], dict[str, list[str]], dict[str, str]]:
+    """What ``tensorflow_hub`` under Keras 2 gives for every case, from a process of its own; and the folders of cases.
+
+    Among these is one more, which that process makes.
+    """
     for name in ("tensorflow_hub", "tf_keras"):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed")
     folder = tmp_path_factory.mktemp("original")
+    folders = {**folders, "keras_2": os.fspath(folder / "keras_2")}
     (folder / "folders.json").write_text(json.dumps(folders))
     command = [sys.executable, "-m", "tests.hub.original", str(folder / "folders.json"), str(folder / "results")]
     done = subprocess.run(
@@ -48,4 +52,4 @@ def original(folders, tmp_path_factory) -> tuple[dict[str, np.ndarray], dict[str
     assert done.returncode == 0, done.stderr[-5000:]
     with np.load(folder / "results.npz") as found:
         arrays = dict(found)
-    return arrays, json.loads((folder / "results.json").read_text())
+    return arrays, json.loads((folder / "results.json").read_text()), folders

@@ -24,11 +24,18 @@ def main(folder: Path) -> None:
         outputs = model(inputs if len(inputs) > 1 else inputs[0])
         found[name] = np.concatenate([np.ravel(array) for array in tf.nest.flatten(outputs)]).tolist()
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    x = np.linspace(-1, 1, 8, dtype="float32")[:, None]
+    data = tf.data.Dataset.from_tensor_slices((x, np.hstack([x, -x]))).batch(4)
     with strategy.scope():
         model = keras.saving.load_model(folder / "plain.keras")
-    x = np.linspace(-1, 1, 8, dtype="float32")[:, None]
-    model.fit(tf.data.Dataset.from_tensor_slices((x, np.hstack([x, -x]))).batch(4), epochs=2, verbose=0)
+    model.fit(data, epochs=2, verbose=0)
     found["fitted"] = np.concatenate([np.ravel(weight) for weight in model.get_weights()]).tolist()
+    with strategy.scope():
+        layer = resfit.hub.KerasLayer(str(folder / "half_plus_one"), trainable=True)
+        model = keras.Sequential([keras.Input((1,)), layer, keras.layers.Dense(2, kernel_initializer="ones")])
+        model.compile(keras.optimizers.SGD(0.05), "mse")
+    model.fit(data, epochs=2, verbose=0)
+    found["mirrored"] = np.concatenate([np.ravel(weight) for weight in model.get_weights()]).tolist()
     (folder / "results.json").write_text(json.dumps(found))
 
 

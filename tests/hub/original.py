@@ -64,7 +64,11 @@ def main() -> None:
         del sys.argv[1]
         runpy.run_path(str(Path(__file__).with_name("tutorial.py")), run_name="__main__")
         return
-    found, raised = run(hub, keras, json.loads(Path(sys.argv[1]).read_text()))
+    from tests.hub import saved_models
+
+    folders = json.loads(Path(sys.argv[1]).read_text())
+    saved_models.keras_2(Path(folders["keras_2"]))
+    found, raised = run(hub, keras, folders)
     np.savez(sys.argv[2] + ".npz", **found)
     Path(sys.argv[2] + ".json").write_text(json.dumps(raised))
 

@@ -101,6 +101,34 @@ def pair(folder: Path) -> Path:
     return _saved(folder, obj)
 
 
+def scalars(folder: Path) -> Path:
+    """Takes one number and gives its double, and half of it under a name."""
+    obj = tf.train.Checkpoint()
+    obj.__call__ = tf.function(
+        lambda x: {"twice": 2.0 * x, "half": (x / 2.0,)}, input_signature=[tf.TensorSpec((), tf.float32)]
+    )
+    return _saved(folder, obj)
+
+
+def keras_2(folder: Path) -> Path:
+    """What Keras 2 writes of a model with a regularised layer, a batch norm and dropout. For a process of its own."""
+    import tf_keras
+
+    tf_keras.utils.set_random_seed(0)
+    layers = tf_keras.layers
+    model = tf_keras.Sequential(
+        [
+            layers.Input((3,)),
+            layers.Dense(4, kernel_regularizer=tf_keras.regularizers.L2(0.01)),
+            layers.BatchNormalization(momentum=0.8),
+            layers.Dropout(0.5),
+            layers.Dense(1, trainable=False),
+        ]
+    )
+    model.save(os.fspath(folder), save_format="tf", include_optimizer=False)
+    return folder
+
+
 def strings(folder: Path) -> Path:
     """Lengths of strings, as (n,) of int32, and their first letters."""
     obj = tf.train.Checkpoint()
@@ -259,7 +287,19 @@ def v1_module(folder: Path) -> Path:
 def all_of_them(root: Path) -> dict[str, str]:
     """Writes one of each kind under a folder; returns the folders by kind."""
     plain = (
-        *(half_plus_one, flags, batch_norm, hyper_parameters, nests, pair, strings, composites, ragged, shapeless),
+        *(
+            half_plus_one,
+            flags,
+            batch_norm,
+            hyper_parameters,
+            nests,
+            pair,
+            scalars,
+            strings,
+            composites,
+            ragged,
+            shapeless,
+        ),
         *(one_shapeless, signatures_only, meta_graphs, v1_module),
     )
     made = {make.__name__: make(root / make.__name__) for make in plain}

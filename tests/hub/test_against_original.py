@@ -21,9 +21,9 @@ def _keras_3():
 
 
 @pytest.mark.parametrize("name", cases.CASES)
-def test_case(name, folders, original):
+def test_case(name, original):
     keras.utils.set_random_seed(0)
-    found = cases.CASES[name](hub, keras, folders)
+    found = cases.CASES[name](hub, keras, original[2])
     expected = {key.partition("/")[2]: value for key, value in original[0].items() if key.startswith(f"{name}/")}
     assert expected.keys() == found.keys()
     for key, value in expected.items():

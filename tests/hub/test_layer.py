@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -125,6 +126,23 @@ def test_nothing_to_train_is_said_once(folders):
 
 
 # ---- inputs and shapes
+
+
+def test_the_layer_is_one_of_keras_with_the_arguments_of_the_original():
+    names = list(inspect.signature(hub.KerasLayer).parameters)
+    assert names[:5] == ["handle", "trainable", "arguments", "tags", "signature"]
+    assert names[5:9] == ["signature_outputs_as_dict", "output_key", "output_shape", "load_options"]
+    assert issubclass(hub.KerasLayer, keras.layers.Layer)
+    assert keras.saving.get_registered_name(hub.KerasLayer) == "resfit>KerasLayer"
+
+
+def test_scalars(folders):
+    layer = hub.KerasLayer(folders["scalars"])
+    assert layer.compute_output_shape(()) == {"half": ((),), "twice": ()}
+    spec = layer.compute_output_spec(keras.KerasTensor((), "float32"))
+    assert (spec["twice"].shape, spec["half"][0].shape, spec["twice"].dtype) == ((), (), "float32")
+    assert float(layer(tf.constant(3.0))["twice"]) == 6.0
+    assert float(layer(3.0)["half"][0]) == 1.5
 
 
 def test_plain_python_values_become_one_tensor(folders):
@@ -266,6 +284,12 @@ def test_archives_in_another_process(folders, tmp_path):
         inputs[name] = [x.tolist() for x in given]
     _fit(models["plain"][0])
     expected["fitted"] = np.concatenate([np.ravel(w) for w in models["plain"][0].get_weights()]).tolist()
+    shutil.copytree(folders["half_plus_one"], tmp_path / "half_plus_one")
+    dense = keras.layers.Dense(2, kernel_initializer="ones")
+    alone = keras.Sequential([keras.Input((1,)), hub.KerasLayer(folders["half_plus_one"], trainable=True), dense])
+    alone.compile(keras.optimizers.SGD(0.05), "mse")
+    _fit(alone)
+    expected["mirrored"] = np.concatenate([np.ravel(w) for w in alone.get_weights()]).tolist()
     shutil.rmtree(tmp_path / "gone")
     (tmp_path / "inputs.json").write_text(json.dumps(inputs))
     command = [sys.executable, "-m", "tests.hub.elsewhere", os.fspath(tmp_path)]

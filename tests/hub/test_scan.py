@@ -193,17 +193,6 @@ def test_what_xla_compiles(folders):
     }
 
 
-def test_assets_and_variables(folders, tmp_path):
-    bare = tf.Module()
-    bare.call = tf.function(lambda x: x, input_signature=[NUMBER])
-    tf.saved_model.save(bare, os.fspath(tmp_path / "bare"))
-    assert not scan.has_variables(tmp_path / "bare")
-    assert scan.assets(folders["vocabulary"]) == {"words.txt"}
-    assert scan.assets(folders["half_plus_one"]) == set()
-    assert scan.has_variables(folders["half_plus_one"])
-    assert scan.has_variables(folders["v1_module"])
-
-
 def test_damaged_files(tmp_path, folders):
     with pytest.raises(CheckpointError, match=r"must hold saved_model\.pb"):
         scan.outside(os.fspath(tmp_path))

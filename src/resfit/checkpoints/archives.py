@@ -10,6 +10,7 @@ import gzip
 import io
 import os
 import re
+import shutil
 import stat
 import struct
 import tarfile
@@ -17,10 +18,12 @@ import tempfile
 import unicodedata
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from resfit import files
+from resfit.checkpoints.download import locked
 from resfit.errors import ArgumentError, CheckpointError
 
 #: Bytes and members that an archive may unpack to where the caller names no limit.
@@ -90,6 +93,36 @@ def unpack(archive: Path, destination: Path, *, max_bytes: int = MOST_BYTES, max
         os.replace(writer.root, destination)
     files.sync(destination.parent)
     return destination
+
+
+def unpack_once(
+    folder: Path, bring: Callable[[], Path], *, is_whole: Callable[[], bool], describe: Callable[[], object]
+) -> None:
+    """Fills a folder of a cache with what an archive holds, unless it is whole; one process at a time.
+
+    Args:
+        folder: The folder. What a cleaning has left of it is replaced.
+        bring: Returns the archive. One that was put beside the folder is removed at the end.
+        is_whole: Says whether all is there.
+        describe: Writes down what is there, once it is.
+
+    Raises:
+        CheckpointError: As :func:`unpack`.
+        OSError: The folder cannot be written.
+    """
+    if is_whole():
+        return
+    with locked(folder):
+        if is_whole():
+            return
+        archive = bring()
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            unpack(archive, folder)
+        finally:
+            if archive.parent == folder.parent:
+                archive.unlink(missing_ok=True)
+        describe()
 
 
 def parts(name: str) -> list[str]:

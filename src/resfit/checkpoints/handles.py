@@ -25,7 +25,8 @@ from urllib.parse import unquote, urlsplit
 
 from resfit import files
 from resfit.cache import USERS, cache_root, keep
-from resfit.checkpoints import archives, download, registry
+from resfit.checkpoints import archives, download, registry, tfhub
+from resfit.checkpoints.readers import saved_model
 from resfit.errors import ArgumentError, CheckpointError, DownloadError, MissingDependencyError, ResfitError, closest
 
 #: In an entry of the cache: where it is from, and its files with sizes and SHA-256.
@@ -36,9 +37,6 @@ _MOST_FILES = 1000
 _SECONDS = 10.0
 _PART = r"[A-Za-z0-9][\w.\-]*"
 _ARCHIVE = re.compile(r"(?<!\.pth)(?<!\.pt)\.tar$|\.tar\.gz$|\.tgz$|\.zip$", re.IGNORECASE)
-_KAGGLE_PAGE = re.compile(
-    rf"/models/({_PART}/{_PART})/(?:frameworks/)?({_PART})/(?:variations/)?({_PART})(?:/(?:versions/)?(\d+))?/?"
-)
 _TORCH_HOST = "download.pytorch.org"
 _TORCH_HASH = re.compile(r"-([0-9a-f]{8,64})\.")
 
@@ -111,6 +109,8 @@ def resolve(
         raise
     except OSError as error:
         raise DownloadError(f"{text} must be kept in the cache. Received: {error}.") from error
+    except ValueError as error:  # such as an address with half a bracket
+        raise ArgumentError(f"a handle must be a proper address. Received: {text!r} ({error}).") from error
 
 
 def weights_root() -> Path:
@@ -237,18 +237,15 @@ def _unpacked(entry: _Entry, bring: Callable[[], Path]) -> Path:
         bring: Returns the archive.
     """
     content = entry.folder / _CONTENT
+
+    def fill() -> None:
+        archives.unpack_once(
+            content, bring, is_whole=lambda: entry.whole(_CONTENT), describe=lambda: entry.describe(_CONTENT)
+        )
+
+    fill()
     entry.use()
-    if not entry.whole(_CONTENT):
-        with download.locked(content):
-            if not entry.whole(_CONTENT):
-                archive = bring()
-                shutil.rmtree(content, ignore_errors=True)
-                try:
-                    archives.unpack(archive, content)
-                finally:
-                    if archive.parent == entry.folder:
-                        archive.unlink(missing_ok=True)
-                entry.describe(_CONTENT)
+    fill()  # it may have been pruned before it was in use
     while len(inside := list(content.iterdir())) == 1:
         content = inside[0]
         if content.is_file():
@@ -264,10 +261,10 @@ def _of_web(handle: str, expected: download.Expected) -> Path:
     host, path = (parts.hostname or "").removeprefix("www."), unquote(parts.path)
     if host in ("huggingface.co", "hf.co") and (place := _hugging_face_place(path)):
         return _of_hugging_face(place, expected)
-    if host == "kaggle.com" and (page := _KAGGLE_PAGE.fullmatch(path)):
-        return _of_kaggle("kaggle://" + "/".join(part for part in page.groups() if part), expected)
-    if host == "tfhub.dev":
-        return _of_tensorflow_hub(handle)
+    if tfhub.tfhub_path(handle):
+        return tfhub.fetch(handle)
+    if model := tfhub.kaggle_place(handle):
+        return _of_kaggle_page(handle, model, expected)
     name = Path(path).name or host
     if host == _TORCH_HOST and not expected.hashes and (digits := _TORCH_HASH.search(name)):
         expected = dataclasses.replace(expected, hashes={"sha256-prefix": digits[1]})  # as torch.hub does
@@ -294,18 +291,6 @@ def torch_cache() -> Path:
     """Returns where torch.hub keeps published weights: in ``$TORCH_HOME``, ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch"
     return Path(home).expanduser() / "hub" / "checkpoints"
-
-
-def _of_tensorflow_hub(handle: str) -> Path:
-    """Looks into the cache of ``tensorflow_hub``, and brings the archive into resfit's own otherwise."""
-    named = os.environ.get("TFHUB_CACHE_DIR")
-    root = Path(named).expanduser() if named else Path(tempfile.gettempdir()) / "tfhub_modules"
-    theirs = root / hashlib.sha1(handle.encode(), usedforsecurity=False).hexdigest()
-    if all(list(theirs.glob(needed)) for needed in ("saved_model.pb", "variables/*.index", "variables/*.data-*")):
-        return theirs
-    entry = _Entry(handle, f"{urlsplit(handle).path.strip('/')}.tar.gz")
-    url = f"{handle}{'&' if urlsplit(handle).query else '?'}tf-hub-format=compressed"
-    return _unpacked(entry, lambda: _fetch(url, entry.file, download.Expected()))
 
 
 # ---- Hugging Face
@@ -407,6 +392,21 @@ def kaggle_cache() -> Path:
     return Path(os.environ.get("KAGGLEHUB_CACHE") or "~/.cache/kagglehub").expanduser() / "models"
 
 
+def _of_kaggle_page(handle: str, model: tfhub.KagglePlace, expected: download.Expected) -> Path:
+    """Brings a model by its address: one of TensorFlow as the Hub does; others, or where that fails, by kagglehub."""
+    by_kagglehub = f"kaggle://{model}"
+    variation = str(dataclasses.replace(model, version=""))
+    as_module = model.version and model.framework.lower().startswith("tensorflow")
+    if not as_module or _kaggle_cached(variation, model.version, None):
+        return _of_kaggle(by_kagglehub, expected)
+    try:
+        return tfhub.fetch(handle)
+    except DownloadError as error:  # it is private, or no SavedModel
+        with contextlib.suppress(DownloadError, MissingDependencyError):
+            return _of_kaggle(by_kagglehub, expected)
+        raise error
+
+
 def _of_kaggle(handle: str, expected: download.Expected) -> Path:
     match = re.fullmatch(rf"kaggle://({_PART}(?:/{_PART}){{3}})(?:/(\d+))?(?:/({_PART}))?/?", handle)
     if match is None:
@@ -436,6 +436,8 @@ def _of_kaggle(handle: str, expected: download.Expected) -> Path:
     try:
         with _told_to_stderr("kagglehub"):
             found = kagglehub.model_download(f"{variation}/{version}".rstrip("/"), path=file)
+            if _is_gutted(Path(found)):
+                found = kagglehub.model_download(f"{variation}/{version}".rstrip("/"), path=file, force_download=True)
     except Exception as error:  # kagglehub, its transport and its API client each have errors of their own
         raise DownloadError(
             f"{handle} could not be downloaded from {page}. Received: {_first_line(error)} A private or gated model "
@@ -463,12 +465,20 @@ def _kaggle_cached(variation: str, version: str, file: str | None) -> Path | Non
     """Returns what kagglehub, or KerasHub through it, has brought whole."""
     folder = kaggle_cache() / variation
     here = folder / version / (file or "")
-    if (folder / f"{version}.complete").exists() and here.exists():
+    if (folder / f"{version}.complete").exists() and here.exists() and not _is_gutted(here):
         return here
     # KerasHub brings its presets file by file
     needed = (file,) if file else ("config.json", "model.weights.h5", "task.json", "task.weights.h5")
     each = ((folder / version / name, folder / ".complete" / version / f"{name}.complete") for name in needed)
     return here if all(path.exists() and mark.exists() for path, mark in each) else None
+
+
+def _is_gutted(folder: Path) -> bool:
+    """Whether files were cleaned away from a folder that had been brought whole."""
+    if not folder.is_dir():
+        return False
+    is_module = saved_model.has_graph(folder) or (folder / "variables").is_dir()
+    return bool(saved_model.lost(folder)) if is_module else not any(folder.iterdir())
 
 
 # ---- clouds

@@ -18,11 +18,11 @@ from resfit.errors import ArgumentError, UnknownNameError, closest
 if TYPE_CHECKING:
     from resfit.preprocessing import InputSpec
 
-KERAS, TIMM, RESFIT = "keras.applications", "timm", "resfit"
+KERAS, TIMM, RESFIT, TENSORFLOW_HUB = "keras.applications", "timm", "resfit", "tensorflow-hub"
 
 #: Who publishes the weights: the programs, libraries or lines of research that the rows come from.
 SOURCES = (
-    *(KERAS, RESFIT, TIMM, "torchvision", "transformers", "kerashub", "tensorflow-hub", "tf-slim", "bit"),
+    *(KERAS, RESFIT, TIMM, "torchvision", "transformers", "kerashub", TENSORFLOW_HUB, "tf-slim", "bit"),
     *("radimagenet", "self-supervised", "cifar"),
 )
 
@@ -118,6 +118,11 @@ class CheckpointInfo:
         if self.source == RESFIT:
             return embedded_path(self).is_file()
         return self.source in LOADABLE and bool(self.architecture) and not self.obstacle
+
+    @property
+    def layer_offer(self) -> str:
+        """What errors offer where there is no native network; ``""`` for what TensorFlow Hub does not publish."""
+        return f" resfit.hub.KerasLayer({self.url!r}) runs it as it is." if self.source == TENSORFLOW_HUB else ""
 
     @property
     def permissive(self) -> bool:

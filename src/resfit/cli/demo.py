@@ -24,6 +24,9 @@ def demo(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the images, the classifier and the picture.")
     ] = Path("demo"),
+    report: Annotated[bool, typer.Option("--report", help="Write a report of the test images as well.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Then serve the classifier, with its page.")] = False,
+    port: Annotated[int, typer.Option("--port", help="Port for --serve; 0 takes a free one.")] = 8080,
 ) -> None:
     """Fit a classifier to 2,000 images that ship with resfit, and show what it does."""
     from resfit.classifier import Classifier
@@ -56,4 +59,16 @@ def demo(
         title=f"Fashion-MNIST, {len(test)} test images: {100 * accuracy:.1f} % right",
     )
     typer.echo(f"Accuracy {100 * accuracy:.1f} % on {len(test)} test images; picture: {picture}")
+    if report:
+        from resfit import report as reports
+
+        page = out / "report.html"
+        console.message(f"$ resfit evaluate {artifact} {images / 'test'} --report {page}")
+        reports.write(reports.measure(classifier, images / "test"), page)
+        typer.echo(f"Report: {page}")
     console.message(f"The whole demo took {time.monotonic() - begin:.0f} s.")
+    if serve:
+        from resfit.cli.serve import serve as serve_folder
+
+        console.message(f"$ resfit serve {artifact} --port {port}")
+        serve_folder(artifact, port=port)

@@ -24,6 +24,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "pretrain": ("pretrain",),
     "benchmark": ("benchmark",),
     "cache": ("cache",),
+    "explain": ("explain",),
+    "check": ("check",),
+    "export": ("export",),
+    "serve": ("serve",),
     "demo": ("demo",),
 }
 

@@ -54,19 +54,23 @@ def _tensor(model: Any, until: str) -> Any:
     names = [layer.name for layer in model.layers]
     if until in names:
         return model.get_layer(until).output
-    taps = _taps(model)
-    if until in taps and taps[until] in names:
-        return model.get_layer(taps[until]).output
+    known = taps(model)
+    if until in known and known[until] in names:
+        return model.get_layer(known[until]).output
     if until == POOLED:
         return _pooled(model)
-    choices = [*(tap for tap, name in taps.items() if name in names), POOLED, *names]
+    choices = [*(tap for tap, name in known.items() if name in names), POOLED, *names]
     raise ArgumentError(
         f"until must be a stage, {POOLED!r} or the name of a layer. Received: {until!r}.{closest(until, choices)}"
     )
 
 
-def _taps(model: Any) -> dict[str, str]:
-    """Returns for each tap of a network of resfit's the layer whose output it is."""
+def taps(model: Any) -> dict[str, str]:
+    """Returns for each tap of a network of resfit's the layer whose output it is; nothing for other networks.
+
+    Args:
+        model: The network.
+    """
     from resfit.architecture.plan import blocks, stage_names
 
     spec = getattr(model, "architecture", None)
@@ -74,15 +78,15 @@ def _taps(model: Any) -> dict[str, str]:
         return {}
     stages = stage_names(spec)
     stem = "conv1" if len(spec.stem) == 1 else f"conv1_{len(spec.stem)}"
-    taps = {stages[0]: f"{stem}_conv" if spec.preactivation else f"{stem}_relu"}
+    found = {stages[0]: f"{stem}_conv" if spec.preactivation else f"{stem}_relu"}
     before = ""
     planned = blocks(spec)
     for plan in planned:
-        taps[stages[plan.stage + 1]] = before if plan.tapped else f"{plan.name}_out"
+        found[stages[plan.stage + 1]] = before if plan.tapped else f"{plan.name}_out"
         before = f"{plan.name}_out"
     if spec.preactivation and not planned[-1].tapped:
-        taps[stages[-1]] = "post_relu"
-    return taps
+        found[stages[-1]] = "post_relu"
+    return found
 
 
 def _pooled(model: Any) -> Any:

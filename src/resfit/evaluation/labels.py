@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from resfit.errors import ArgumentError
 from resfit.evaluation.metrics import ClassScore, wilson_interval
+
+if TYPE_CHECKING:
+    from resfit.evaluation.figures import Figures
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,6 +29,7 @@ class LabelEvaluation:
         f1_macro: Mean of the labels' own.
         per_class: One score a label, at a probability of one half.
         skipped: Images that could not be used, with ``path`` and ``reason``.
+        figures: Every figure with its interval, where they were asked for.
     """
 
     accuracy: float
@@ -37,11 +41,15 @@ class LabelEvaluation:
     f1_macro: float
     per_class: tuple[ClassScore, ...]
     skipped: tuple[Any, ...] = ()
+    figures: Figures | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the figures as JSON-ready values, without the skipped images."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del fields["skipped"]
+        fields["figures"] = None if self.figures is None else self.figures.to_dict()
+        if self.figures is None:
+            del fields["figures"]
         scores = [dataclasses.asdict(score) for score in self.per_class]
         return {**fields, "interval": list(self.interval), "per_class": scores}
 

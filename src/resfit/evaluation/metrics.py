@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from resfit.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from resfit.evaluation.figures import Figures
 
 _Z95 = 1.959963984540054
 
@@ -44,6 +47,7 @@ class Evaluation:
         per_class: One score a class, in the classifier's order.
         confusion: Integer array of shape ``(classes, classes)``: row the true class, column the predicted one.
         skipped: Images that could not be used, with ``path`` and ``reason``.
+        figures: Every figure with its interval, where they were asked for.
     """
 
     accuracy: float
@@ -53,6 +57,7 @@ class Evaluation:
     per_class: tuple[ClassScore, ...]
     confusion: np.ndarray
     skipped: tuple[Any, ...] = ()
+    figures: Figures | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the figures as JSON-ready values, without the skipped images."""
@@ -63,6 +68,7 @@ class Evaluation:
             "log_loss": self.log_loss,
             "per_class": [dataclasses.asdict(score) for score in self.per_class],
             "confusion": self.confusion.tolist(),
+            **({} if self.figures is None else {"figures": self.figures.to_dict()}),
         }
 
 

@@ -6,10 +6,11 @@ know the residual networks among the handles; ``publish`` writes a network as su
 Importing this package imports Keras and TensorFlow, so that Keras knows the layer when it reads a saved model.
 """
 
+from resfit.checkpoints.tfhub import HandleError
 from resfit.hub.layer import KerasLayer
 from resfit.hub.loading import load
 from resfit.hub.models import HubModel, describe, list_models, to_keras
 from resfit.hub.publish import publish
-from resfit.hub.resolver import HandleError, resolve
+from resfit.hub.resolver import resolve
 
 __all__ = ["HandleError", "HubModel", "KerasLayer", "describe", "list_models", "load", "publish", "resolve", "to_keras"]

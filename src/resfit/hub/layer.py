@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import tree
 
@@ -41,16 +40,16 @@ class ConfigError(ArgumentError, NotImplementedError):
 
 @dataclasses.dataclass(frozen=True)
 class _Settings:
-    """The arguments of a layer that its configuration holds, as they were given."""
+    """The arguments of a layer that its configuration holds; None for what was not given."""
 
     handle: Any
-    arguments: Mapping[str, Any]
-    tags: tuple[str, ...] | None
+    arguments: dict[str, Any] | None
+    tags: list[str] | None
     signature: str | None
     signature_outputs_as_dict: bool | None
     output_key: str | None
     output_shape: Any
-    trust: bool
+    trust: bool | None
     embed_saved_model: bool | None
 
 
@@ -124,30 +123,24 @@ class KerasLayer(keras.layers.Layer):
             )
         self._settings = _Settings(
             handle=handle,
-            arguments=dict(arguments or {}),
-            tags=None if tags is None else tuple(sorted([tags] if isinstance(tags, str) else tags)),
+            arguments=dict(arguments or {}) or None,
+            tags=None if tags is None else sorted([tags] if isinstance(tags, str) else tags),
             signature=signature,
             signature_outputs_as_dict=signature_outputs_as_dict,
             output_key=output_key,
             output_shape=None if output_shape is None else specs.shape_nest(output_shape),
-            trust=bool(trust),
+            trust=trust or None,
             embed_saved_model=embed_saved_model,
         )
         self._load_options = load_options
         self._seen: specs.Seen = specs.Seen()
-        self._contract, self._range_checked = models.contract(handle), False
-        self.input_spec = self._contract
+        self.input_spec = self._contract = models.contract(handle)
+        self._range_checked = False
         self._object: Any = None
         self._folder: str | None = None
         self._holder: _Extracted | None = None
         if pending is not None:
-            try:
-                self._seen = specs.Seen.from_config(pending["calls"])
-                self._track([_placeholder(*entry) for entry in pending["variables"]])
-            except (TypeError, ValueError, KeyError) as error:
-                raise CheckpointError(
-                    f"'archived' must be what a layer writes of itself. Received: {error}."
-                ) from error
+            self._stand_in(pending)
         elif callable(handle):
             self._use(handle)
         else:
@@ -162,10 +155,7 @@ class KerasLayer(keras.layers.Layer):
     def _load(self, folder: str, *, trust: bool) -> None:
         """Loads the SavedModel of a folder."""
         settings = self._settings
-        loaded = loading.load_folder(
-            folder, tags=settings.tags, options=self._load_options, trust=trust, name=settings.handle
-        )
-        self._use(loaded)
+        self._use(loading.load_folder(folder, settings.tags, self._load_options, trust=trust, name=settings.handle))
         self.supports_jit = scan.compiles(folder)
         self._folder = folder
 
@@ -176,8 +166,7 @@ class KerasLayer(keras.layers.Layer):
         signature, key, as_dict = settings.signature, settings.output_key, settings.signature_outputs_as_dict
         if self._is_v1:
             signature = signature or "default"
-            if not as_dict:
-                key = key or "default"
+            key = key or (None if as_dict else "default")
         if signature and (key is not None) == bool(as_dict):
             raise ArgumentError(
                 "a signature takes either output_key or signature_outputs_as_dict=True. "
@@ -188,56 +177,62 @@ class KerasLayer(keras.layers.Layer):
                 "signature_outputs_as_dict belongs to a signature (or the TF1 Hub format). "
                 "Received: signature=None. Pass signature=..., or leave it out."
             )
-        function = _callable_of(found, signature, settings.handle)
         self._signature, self._key = signature, key
-        self._function = specs.Function.of(function)
+        self._function = specs.Function.of(_callable_of(found, signature, settings.handle))
         if self._function.input_dtypes:  # the SavedModel computes as it was saved, whatever the policy
             self.dtype_policy = keras.DTypePolicy(self._function.input_dtypes[0])
-        self._track(_published(found), getattr(found, "regularization_losses", ()))
+        self._track(_published(found), list(getattr(found, "regularization_losses", ())))
         self._object = found  # last, as it says that all is there
 
-    def _track(self, variables: Iterable[tuple[Any, bool]], losses: Iterable[Any] = ()) -> None:
+    def _stand_in(self, pending: Mapping[str, Any]) -> None:
+        """Makes weights that stand in for the variables of a SavedModel that is still in the archive."""
+        try:
+            self._seen = specs.Seen.from_config(pending["calls"])
+            for name, shape, dtype, is_trainable in pending["variables"]:
+                self.add_weight(
+                    shape, "zeros", dtype, trainable=bool(is_trainable), autocast=False, name=name, regularizer=None
+                )
+        except (TypeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"'archived' must be what a layer writes of itself. Received: {error}.") from error
+
+    def _track(self, published: Sequence[tuple[Any, bool]], losses: Sequence[Any]) -> None:
         """Makes variables weights of the layer, or gives the weights that stand in for them their variables.
 
         Args:
-            variables: The variables and whether each is published as trainable.
+            published: The variables and whether each is published as trainable.
             losses: Regularisation losses of the callable.
         """
-        variables, losses = list(variables), list(losses)
         if any(not callable(loss) for loss in losses):
             raise ArgumentError(
                 "regularization_losses of a handle must be callables that return a scalar each. "
                 f"Received: {[type(loss).__name__ for loss in losses]}."
             )
         if self.built:
-            self._replace(variables)
-        else:
-            for variable, is_trainable in variables:
-                if not isinstance(variable, keras.Variable):
-                    if is_trainable:
-                        _watch(variable)
-                    name = variable.name.split(":")[0].replace("/", "_")
-                    variable = keras.Variable(variable, trainable=is_trainable, autocast=False, name=name)
-                self._track_variable(variable)
+            self._replace(published)
+        for variable, is_trainable in () if self.built else published:
+            if not isinstance(variable, keras.Variable):
+                name = variable.name.split(":")[0].replace("/", "_")
+                variable = keras.Variable(variable, trainable=is_trainable, autocast=False, name=name)
+            self._track_variable(variable)
+        for variable, is_trainable in published:
+            if is_trainable and isinstance(variable, tf.Variable):
+                for part in _parts(variable):  # a gradient tape sees it, though it was saved with the flag off
+                    part._trainable = True
         # A regulariser is asked for on each look at `losses`, and only for weights that are trainable just then.
         owners = self._trainable_variables
-        for owner, own in zip(owners, specs.shares(losses, len(owners)), strict=True):
-            if own:
-                owner.regularizer = lambda _, own=own: sum((loss() for loss in own[1:]), own[0]())
+        for owner, own in zip(owners, (losses[place :: len(owners)] for place in range(len(losses))), strict=False):
+            owner.regularizer = lambda _, own=own: sum((loss() for loss in own[1:]), own[0]())
 
-    def _replace(self, variables: Sequence[tuple[Any, bool]]) -> None:
+    def _replace(self, published: Sequence[tuple[Any, bool]]) -> None:
         """Puts the variables of a SavedModel in place of stand-ins, with the values of the stand-ins."""
         weights = self._trainable_variables + self._non_trainable_variables
-        expected = [tuple(weight.shape) for weight in weights]
-        found = [tuple(variable.shape) for variable, _ in variables]
+        expected, found = [tuple(weight.shape) for weight in weights], [tuple(one.shape) for one, _ in published]
         if expected != found:
             raise CheckpointError(
                 "the SavedModel of an archive must have the variables that the archive states. "
                 f"Received: shapes {found} for {expected}."
             )
-        for weight, (variable, is_trainable) in zip(weights, variables, strict=True):
-            if is_trainable:
-                _watch(variable)
+        for weight, (variable, _) in zip(weights, published, strict=True):
             variable.assign(weight.numpy())
             for part, old in zip(_parts(variable), _parts(weight.value), strict=True):
                 part._unique_id = old._unique_id  # by which an optimiser knows it
@@ -276,9 +271,9 @@ class KerasLayer(keras.layers.Layer):
         """
         self._check_callable()
         inputs = self._function.cast(inputs, self.compute_dtype)
-        if not self._range_checked:
-            self._check_range(inputs)
-        args, kwargs = [inputs], dict(self._settings.arguments)
+        if self._contract is not None and not self._range_checked:
+            self._check_range(inputs, *models.value_range(self._contract))
+        args, kwargs = [inputs], dict(self._settings.arguments or {})
         if self._signature and isinstance(inputs, dict):
             args, kwargs = [], {**kwargs, **inputs}
         if self._function.takes_training:
@@ -295,7 +290,9 @@ class KerasLayer(keras.layers.Layer):
                     f"output_key must be one of {sorted(result)}. Received: {self._key!r}.{closest(self._key, result)}"
                 )
             result = result[self._key]
-        return self._shaped(inputs, result)
+        if self._settings.output_shape is not None:
+            specs.set_shapes(result, self._settings.output_shape, specs.batch_of(inputs))
+        return result
 
     def _check_callable(self) -> None:
         if self.resolved_object is None or not self.trainable:
@@ -313,14 +310,13 @@ class KerasLayer(keras.layers.Layer):
                 stacklevel=2,
             )
 
-    def _check_range(self, inputs: Any) -> None:
+    def _check_range(self, inputs: Any, low: float, high: float) -> None:
         """Warns, at the first call with values, of images in another range than the module's."""
-        if self._contract is not None and not tf.executing_eagerly():
+        if not tf.executing_eagerly():
             return  # the values are not there yet
         self._range_checked = True
-        if self._contract is None or not tf.is_tensor(inputs) or tf.size(inputs) == 0:
+        if not tf.is_tensor(inputs) or tf.size(inputs) == 0:
             return
-        low, high = models.value_range(self._contract)
         least, most = float(tf.reduce_min(inputs)), float(tf.reduce_max(inputs))
         if least < low - (high - low) / 2 or most > high + (high - low) / 2:
             warnings.warn(
@@ -328,17 +324,6 @@ class KerasLayer(keras.layers.Layer):
                 f"Scale the images first, for example with keras.layers.Rescaling.",
                 stacklevel=2,
             )
-
-    def _shaped(self, inputs: Any, result: Any) -> Any:
-        """Writes ``output_shape`` on the outputs, as far as they have a shape to set."""
-        if self._settings.output_shape is None:
-            return result
-        batch = specs.batch_of(inputs)
-        wanted = specs.flat_shapes(self._settings.output_shape, result)
-        for tensor, shape in zip(tf.nest.flatten(result), wanted, strict=True):
-            if hasattr(tensor, "set_shape"):
-                tensor.set_shape((batch, *shape))
-        return result
 
     # ---- shapes
 
@@ -358,13 +343,12 @@ class KerasLayer(keras.layers.Layer):
         Args:
             input_shape: Shape, or nest of shapes, of the inputs, with the batch.
         """
-        if self._settings.output_shape is not None:
-            return specs.with_batch(self._settings.output_shape, specs.first_batch(input_shape))
-        dtypes = iter(self._function.input_dtypes) if self._object is not None else iter(())
+        dtypes = iter(self._function.input_dtypes if self._object is not None else ())
         inputs = tree.map_shape_structure(
-            lambda shape: keras.KerasTensor(shape, dtype=next(dtypes, self.compute_dtype)),
-            input_shape,
+            lambda shape: keras.KerasTensor(shape, dtype=next(dtypes, self.compute_dtype)), input_shape
         )
+        if self._settings.output_shape is not None:
+            return specs.with_batch(self._settings.output_shape, specs.batch_of(inputs))
         return tree.map_structure(lambda spec: tuple(spec.shape), self.compute_output_spec(inputs))
 
     # ---- saving
@@ -383,32 +367,22 @@ class KerasLayer(keras.layers.Layer):
                 f"Received: a handle of type {type(settings.handle).__name__}. Save the weights alone, or the object "
                 "as a SavedModel."
             )
-        for key, value in settings.arguments.items():
-            try:
-                json.dumps(value)
-            except TypeError as error:
-                raise ArgumentError(f"arguments must be JSON to be saved. Received: {key}={value!r}.") from error
-        given = {
-            "arguments": dict(settings.arguments) or None,
-            "tags": None if settings.tags is None else list(settings.tags),
-            "signature": settings.signature,
-            "signature_outputs_as_dict": settings.signature_outputs_as_dict,
-            "output_key": settings.output_key,
-            "output_shape": specs.as_json(settings.output_shape),
-            "trust": settings.trust or None,
-            "embed_saved_model": settings.embed_saved_model,
-        }
-        config = {**super().get_config(), "handle": settings.handle}
-        config |= {key: value for key, value in given.items() if value is not None}
-        if specs.is_archiving():
-            if self._embeds():
-                stated = [
-                    [weight.name, list(weight.shape), weight.dtype, position < len(self._trainable_variables)]
-                    for position, weight in enumerate(self._trainable_variables + self._non_trainable_variables)
-                ]
-                config["archived"] = {"variables": stated, "calls": self._seen.to_config()}
-        elif self._holder is not None:
-            config["handle"] = self._folder  # the handle may lead nowhere on this machine
+        try:
+            json.dumps(settings.arguments)
+        except TypeError as error:
+            raise ArgumentError(f"arguments must be JSON to be saved. Received: {settings.arguments!r}.") from error
+        given = {**vars(settings), "output_shape": specs.as_json(settings.output_shape)}
+        config = {**super().get_config(), **{key: value for key, value in given.items() if value is not None}}
+        if not specs.is_archiving():
+            if self._holder is not None:
+                config["handle"] = self._folder  # the handle may lead nowhere on this machine
+        elif self._embeds():
+            stated = [
+                [weight.name, list(weight.shape), weight.dtype, flag]
+                for weights, flag in ((self._trainable_variables, True), (self._non_trainable_variables, False))
+                for weight in weights
+            ]
+            config["archived"] = {"variables": stated, "calls": self._seen.to_config()}
         return config
 
     @classmethod
@@ -445,7 +419,7 @@ class KerasLayer(keras.layers.Layer):
                 "Received: none. The file is incomplete; save the model again."
             )
         self._holder = _Extracted(source)
-        self._load(self._holder.path, trust=self._settings.trust)
+        self._load(self._holder.path, trust=bool(self._settings.trust))
 
     def _embeds(self) -> bool:
         """Whether an archive carries the SavedModel: the choice of the layer, by default up to 200 MB."""
@@ -491,17 +465,6 @@ def _published(found: Any) -> list[tuple[Any, bool]]:
     every = {**trainable, **{id(variable): variable for variable in getattr(found, "variables", ())}}
     kept = [(variable, key in trainable) for key, variable in every.items()]
     return [(variable, flag) for variable, flag in kept if variable.dtype not in (tf.string, tf.resource, tf.variant)]
-
-
-def _placeholder(name: str, shape: Sequence[int], dtype: str, is_trainable: bool) -> tuple[Any, bool]:
-    initial = np.zeros(shape, tf.as_dtype(dtype).as_numpy_dtype)
-    return tf.Variable(initial, trainable=is_trainable, dtype=dtype, name=name), is_trainable
-
-
-def _watch(variable: Any) -> None:
-    """Lets a gradient tape see a variable that is published as trainable but was saved with the flag off."""
-    for part in _parts(variable):
-        part._trainable = True
 
 
 def _parts(variable: Any) -> tuple[Any, ...]:

@@ -6,12 +6,10 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+from resfit.checkpoints.readers.saved_model import V1_MARK
+from resfit.checkpoints.tfhub import HandleError
 from resfit.errors import CheckpointError
 from resfit.hub import handles, resolver, scan
-from resfit.hub.resolver import HandleError
-
-#: The file that marks a module in the TF1 Hub format.
-V1_MARK = "tfhub_module.pb"
 
 
 def load(handle: str, tags: Iterable[str] | None = None, options: Any = None, *, trust: bool = False) -> Any:
@@ -32,11 +30,11 @@ def load(handle: str, tags: Iterable[str] | None = None, options: Any = None, *,
         CheckpointError: The SavedModel is damaged, or needs ``trust=True``.
     """
     folder = resolver.resolve(handle)
-    return load_folder(folder, tags=tags, options=options, trust=trust or handles.is_known(handle), name=handle)
+    return load_folder(folder, tags, options, trust=trust or handles.is_known(handle), name=handle)
 
 
 def load_folder(
-    folder: str, *, tags: Iterable[str] | None = None, options: Any = None, trust: bool = False, name: Any = None
+    folder: str, tags: Iterable[str] | None = None, options: Any = None, *, trust: bool = False, name: Any = None
 ) -> Any:
     """Loads the SavedModel of a folder.
 

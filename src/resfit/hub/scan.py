@@ -21,10 +21,8 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from resfit.checkpoints.readers.saved_model import GRAPHS as FILES
 from resfit.errors import CheckpointError
-
-#: The file of a SavedModel that holds its graph, in one form or the other.
-FILES = ("saved_model.pb", "saved_model.pbtxt")
 
 #: Operations on files, as shell patterns.
 FILES_OUTSIDE = (
@@ -93,15 +91,9 @@ def compiles(folder: str) -> bool:
     return True
 
 
-def assets(folder: str) -> set[str]:
-    """Returns the names of the files that a SavedModel has in its folder ``assets``."""
-    return {asset.filename for meta_graph in read(folder).meta_graphs for asset in meta_graph.asset_file_def}
-
-
-def has_variables(folder: str) -> bool:
-    """Whether the graph of a SavedModel has variables, whose values stand in files of their own."""
-    kinds = {"VarHandleOp", "VariableV2", "Variable"}
-    return any(node.op in kinds for meta_graph in read(folder).meta_graphs for node in _Graph(meta_graph).every())
+def has(folder: str, operation: str) -> bool:
+    """Whether an operation stands anywhere in a SavedModel, by its name."""
+    return any(node.op == operation for meta_graph in read(folder).meta_graphs for node in _Graph(meta_graph).every())
 
 
 def read(folder: str) -> Any:

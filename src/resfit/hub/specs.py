@@ -21,10 +21,6 @@ class ShapeTypeError(ArgumentError, TypeError):
     """No shape and no nest of shapes. Also a ``TypeError``, as the original raises."""
 
 
-class Shape(tuple[int | None, ...]):
-    """A shape without the batch, told apart from a tuple of shapes by its class."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Function:
     """What a layer calls, and what it takes.
@@ -94,7 +90,7 @@ def shape_nest(value: Any) -> Any:
         value: A tuple or list of integers and None, an integer, a ``tf.TensorShape``, or a dict, list or tuple of them.
 
     Returns:
-        The same with every shape as a :class:`Shape`.
+        The same with every shape as a ``tf.TensorShape``.
 
     Raises:
         ShapeTypeError: It is neither.
@@ -102,12 +98,11 @@ def shape_nest(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: shape_nest(one) for key, one in value.items()}
     if isinstance(value, tf.TensorShape) and value.rank is not None:
-        return Shape(value.as_list())
-    if isinstance(value, int) and not isinstance(value, bool):
-        return Shape((value,))
+        return value
+    sizes = value if isinstance(value, (list, tuple)) else [value]
+    if all(one is None or (isinstance(one, int) and not isinstance(one, bool)) for one in sizes) and value is not None:
+        return tf.TensorShape(sizes)
     if isinstance(value, (list, tuple)):
-        if all(one is None or (isinstance(one, int) and not isinstance(one, bool)) for one in value):
-            return Shape(value)
         return type(value)([shape_nest(one) for one in value])
     raise ShapeTypeError(
         "output_shape must be a shape without the batch, or a dict, list or tuple of shapes. "
@@ -116,51 +111,36 @@ def shape_nest(value: Any) -> Any:
 
 
 def with_batch(nest: Any, batch: int | None) -> Any:
-    """Returns a nest of shapes with the batch before each."""
-    if isinstance(nest, Shape):
-        return (batch, *nest)
-    if isinstance(nest, dict):
-        return {key: with_batch(one, batch) for key, one in nest.items()}
-    return type(nest)([with_batch(one, batch) for one in nest])
+    """Returns a nest of shapes with the batch before each, as tuples."""
+    return tree.map_structure(lambda shape: (batch, *shape.as_list()), nest)
 
 
 def as_json(nest: Any) -> Any:
     """Returns a nest of shapes as lists and dicts."""
     if isinstance(nest, dict):
         return {key: as_json(one) for key, one in nest.items()}
-    return nest if nest is None or isinstance(nest, int) else [as_json(one) for one in nest]
+    return None if nest is None else nest.as_list() if isinstance(nest, tf.TensorShape) else [*map(as_json, nest)]
 
 
-def flat_shapes(nest: Any, outputs: Any) -> list[Shape]:
-    """Returns the shapes of a nest in the order of the outputs.
+def set_shapes(outputs: Any, nest: Any, batch: int | None) -> None:
+    """Writes the shapes of a nest on outputs, as far as these have a shape to set.
 
     Raises:
-        ArgumentError: The nest is of another form.
+        ArgumentError: The nest has another number of shapes.
     """
-    if isinstance(nest, Shape):
-        found: list[Any] = [nest]
-    elif isinstance(nest, dict):
-        found = [one for key in sorted(nest) for one in flat_shapes(nest[key], None)]
-    else:
-        found = [one for part in nest for one in flat_shapes(part, None)]
-    if outputs is not None and len(found) != len(tf.nest.flatten(outputs)):
+    tensors, shapes = tf.nest.flatten(outputs), tf.nest.flatten(nest)
+    if len(tensors) != len(shapes):
         raise ArgumentError(
-            f"output_shape must have a shape for each of the {len(tf.nest.flatten(outputs))} outputs. "
-            f"Received: {as_json(nest)!r}."
+            f"output_shape must have a shape for each of the {len(tensors)} outputs. Received: {as_json(nest)!r}."
         )
-    return found
-
-
-def first_batch(shapes: Any) -> int | None:
-    """Returns the batch that the first of a nest of input shapes states."""
-    found: list[Any] = []
-    tree.map_shape_structure(lambda shape: found.append(tuple(shape)), shapes)
-    return found[0][0] if found and found[0] else None
+    for tensor, shape in zip(tensors, shapes, strict=True):
+        if hasattr(tensor, "set_shape"):
+            tensor.set_shape((batch, *shape))
 
 
 def batch_of(inputs: Any) -> int | None:
     """Returns the batch of the first of a nest of tensors, as far as it is known."""
-    shape = tree.flatten(inputs)[0].shape
+    shape = tf.TensorShape(tree.flatten(inputs)[0].shape)
     return shape[0] if shape.rank else None
 
 
@@ -255,15 +235,6 @@ def _restored(stated: Any) -> Any:
         return {key: _restored(one) for key, one in stated["dict"].items()}
     kind = tuple if "tuple" in stated else list
     return kind(_restored(one) for one in next(iter(stated.values())))
-
-
-def shares(items: Sequence[Any], owners: int) -> list[list[Any]]:
-    """Deals items out: one each, and what is left to the last owner."""
-    dealt = [[item] for item in items[:owners]]
-    dealt += [[] for _ in range(owners - len(dealt))]
-    if dealt:
-        dealt[-1] += items[owners:]
-    return dealt
 
 
 # ---- what Keras is doing

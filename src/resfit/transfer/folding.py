@@ -51,6 +51,11 @@ class FoldedConvolution(keras.layers.Layer):
             shift = shift + ops.cast(norm.beta, "float32")
         kernel = conv.standardized_kernel if isinstance(conv, StandardizedConv2D) else conv.kernel
         kernel = ops.cast(ops.cast(kernel, "float32") * scale, self.compute_dtype)
+        shift = ops.cast(shift, self.compute_dtype)
+        if keras.backend.backend() == "tensorflow" and conv.groups == 1 and set(conv.dilation_rate) == {1}:
+            from resfit.transfer.convolution import convolve
+
+            return convolve(inputs, kernel, shift, strides=conv.strides, padding=conv.padding, relu=self.relu)
         outputs = ops.conv(
             inputs,
             kernel,
@@ -59,7 +64,7 @@ class FoldedConvolution(keras.layers.Layer):
             dilation_rate=conv.dilation_rate,
             data_format=conv.data_format,
         )
-        outputs = _add_bias(outputs, ops.cast(shift, self.compute_dtype))
+        outputs = outputs + shift
         return ops.relu(outputs) if self.relu else outputs
 
     def compute_output_shape(self, input_shape: Any) -> Any:
@@ -115,11 +120,3 @@ def _is_plain(layer: Any) -> bool:
         and layer.activation is keras.activations.linear
         and layer.data_format == "channels_last"
     )
-
-
-def _add_bias(outputs: Any, bias: Any) -> Any:
-    if keras.backend.backend() == "tensorflow":  # an operation that TensorFlow fuses with the convolution
-        import tensorflow as tf
-
-        return tf.nn.bias_add(outputs, bias)
-    return outputs + bias

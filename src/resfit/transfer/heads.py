@@ -9,9 +9,10 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -59,6 +60,19 @@ class CvScore:
     accuracy: float
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeldOut:
+    """What was predicted for images by fits that had no part in them.
+
+    Attributes:
+        positions: Rows of the images.
+        logits: float32 array ``(images, classes)``.
+    """
+
+    positions: np.ndarray
+    logits: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True)
 class LinearHead:
     """A linear classifier as the weights of one dense layer, standardisation included.
@@ -70,6 +84,7 @@ class LinearHead:
         cv_scores: What it was chosen on; empty where there was too little data to choose.
         folds: Number of folds; 1 is a single hold-out, 0 no choice.
         activation: ``"softmax"``, or ``"sigmoid"`` where an image may have several labels.
+        held_out: What cross-validation at that strength predicted; ``None`` where there was none.
     """
 
     kernel: np.ndarray
@@ -78,6 +93,7 @@ class LinearHead:
     cv_scores: tuple[CvScore, ...] = ()
     folds: int = 0
     activation: str = "softmax"
+    held_out: HeldOut | None = None
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Returns ``features @ kernel + bias``, shape ``(n, classes)``.
@@ -129,21 +145,29 @@ class ModelHead:
     Attributes:
         model: The layers of the head, as a Keras model.
         activation: ``"softmax"`` or ``"sigmoid"``.
+        temperature: What logits are divided by before that.
     """
 
     model: keras.Model
     activation: str
+    temperature: float = 1.0
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Returns probabilities ``(n, classes)`` of features ``(n, features)``."""
+        if self.temperature != 1:
+            return activated(self.logits(features), self.activation)
+        return self._shares(features)
+
+    def _shares(self, features: np.ndarray) -> np.ndarray:
         rows = np.asarray(features, np.float32)
         found = [np.asarray(self.model(rows[i : i + 1024], training=False)) for i in range(0, len(rows), 1024)]
         return np.concatenate(found) if found else np.zeros((0, self.model.output_shape[-1]), np.float32)
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Returns logits with these probabilities, shape ``(n, classes)``."""
-        shares = np.clip(self.probabilities(features), 1e-12, 1)
-        return np.log(shares) - (np.log1p(-np.minimum(shares, 1 - 1e-7)) if self.activation == "sigmoid" else 0)
+        shares = np.clip(self._shares(features), 1e-12, 1)
+        odds = np.log(shares) - (np.log1p(-np.minimum(shares, 1 - 1e-7)) if self.activation == "sigmoid" else 0)
+        return odds / np.float32(self.temperature)
 
     def layers(self) -> list[Any]:
         """Returns the layers of the head, which end in probabilities."""
@@ -337,7 +361,8 @@ def fit_linear(
         basis = np.linalg.qr(standard.T.astype(np.float64))[0]
         standard = (standard @ basis).astype(np.float32)
     folds = _folds(standard, targets, groups, count, seed)
-    scores = _sweep(standard, targets, folds, count, grid, balance) if len(grid) > 1 else ()
+    kept = _Kept(folds, len(targets))
+    scores = _sweep(standard, targets, folds, count, grid, kept, balance) if len(grid) > 1 else ()
     chosen = _choose(scores, len(targets)) if scores else _default(grid)
     estimator = _estimator(chosen, tolerance=1e-5, balance=balance)
     with _blas_threads(standard.size):
@@ -345,7 +370,8 @@ def fit_linear(
     weights, intercept = _expanded(estimator, count)
     if basis is not None:
         weights = weights @ basis.T
-    return _folded(weights, intercept, mean, scale, chosen, scores, len(folds) if scores else 0)
+    head = _folded(weights, intercept, mean, scale, chosen, scores, len(folds) if scores else 0)
+    return dataclasses.replace(head, held_out=kept.of(chosen))
 
 
 def _check(
@@ -396,6 +422,29 @@ def _folded(
     )
 
 
+class _Kept:
+    """Logits of the images left out, for those strengths that may still be chosen."""
+
+    def __init__(self, folds: Sequence[tuple[np.ndarray, np.ndarray]], count: int, positions: np.ndarray | None = None):
+        self._folds, self._count, self._positions = folds, count, positions
+        self._logits: dict[float, np.ndarray] = {}
+
+    def keep(self, scores: Sequence[CvScore], logits: Sequence[np.ndarray], *, by_loss: bool = False) -> None:
+        """Takes the logits of the last strength, fold by fold, and drops those that have fallen behind."""
+        self._logits[scores[-1].C] = np.concatenate(logits).astype(np.float32)
+        lowest = min(score.log_loss for score in scores)
+        least = _close_to_best(scores, self._count)
+        for score in scores:
+            if score.log_loss > lowest if by_loss else score.accuracy < least:
+                self._logits.pop(score.C, None)
+
+    def of(self, c: float) -> HeldOut | None:
+        if c not in self._logits:
+            return None
+        rows = np.concatenate([test for _, test in self._folds])
+        return HeldOut(rows if self._positions is None else self._positions[rows], self._logits[c])
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Own:
     """A regression that scikit-learn does not have, or not on data of this size."""
@@ -438,17 +487,17 @@ class _Own:
             tolerance=tolerance,
         )
 
-    def score(self, matrix: np.ndarray, indices: np.ndarray) -> tuple[float, float]:
-        """Returns the sum of the losses and the number of images (of labels, with several) that are right."""
+    def score(self, matrix: np.ndarray, indices: np.ndarray) -> tuple[float, float, np.ndarray]:
+        """Returns the sum of the losses, the number of images (of labels, with several) that are right, and logits."""
         values = solver.logits(matrix, np.asarray(self.rows[indices], np.float32), self.mean, self.scale)
         truth = self.labels[indices]
         if self.several:
             loss = np.logaddexp(0, values) - truth * values
-            return float(loss.sum()), float(((values > 0) == truth).mean(axis=1).sum())
+            return float(loss.sum()), float(((values > 0) == truth).mean(axis=1).sum()), values
         if matrix.shape[0] > 1:
             values[:, ~np.isin(np.arange(self.classes), self.labels)] = _UNSEEN
         own = np.clip(_softmax(values)[np.arange(len(truth)), truth], 1e-12, 1)
-        return -float(np.log(own).sum()), float((values.argmax(axis=1) == truth).sum())
+        return -float(np.log(own).sum()), float((values.argmax(axis=1) == truth).sum()), values
 
 
 def _fit_own(own: _Own, groups: np.ndarray | None, grid: Sequence[float], seed: int) -> LinearHead:
@@ -464,14 +513,18 @@ def _fit_own(own: _Own, groups: np.ndarray | None, grid: Sequence[float], seed: 
     scores: list[CvScore] = []
     states: list[np.ndarray | None] = [None] * len(folds)
     total = sum(len(test) for _, test in folds)
+    kept = _Kept(folds, count, some)
     for c in grid if folds else ():
         loss = hits = 0.0
+        logits: list[np.ndarray] = []
         for number, (train, test) in enumerate(folds):
             state = own.solve(c, some[train], states[number], 1e-4)
             states[number] = state
-            more, right = own.score(state, some[test])
+            more, right, values = own.score(state, some[test])
             loss, hits = loss + more, hits + right
+            logits.append(values)
         scores.append(CvScore(float(c), loss / total, hits / total))
+        kept.keep(scores, logits, by_loss=own.several)
         if _is_past_the_best(scores):
             break
     if not scores:
@@ -485,7 +538,46 @@ def _fit_own(own: _Own, groups: np.ndarray | None, grid: Sequence[float], seed: 
     if not own.several:
         bias[~np.isin(np.arange(own.classes), own.labels)] = _UNSEEN
     activation = "sigmoid" if own.several else "softmax"
-    return _folded(matrix[:, :-1], bias, own.mean, own.scale, chosen, scores, len(folds) if scores else 0, activation)
+    head = _folded(matrix[:, :-1], bias, own.mean, own.scale, chosen, scores, len(folds) if scores else 0, activation)
+    return dataclasses.replace(head, held_out=kept.of(chosen))
+
+
+def leave_out(
+    fit: Callable[[np.ndarray], Head],
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    sample_groups: Sequence[Any] | None = None,
+    folds: int = 5,
+    rounds: int | None = None,
+    seed: int = 0,
+) -> HeldOut | None:
+    """Predicts images by heads fitted without them.
+
+    Args:
+        fit: Makes a head from some rows.
+        features: Array ``(n, features)``.
+        labels: ``n`` integers, which the folds keep in proportion; or an array ``(n, classes)`` of 0 and 1.
+        sample_groups: As :func:`fit_linear` takes it.
+        folds: How many parts there are.
+        rounds: How many of them are predicted; ``None`` is all.
+        seed: Of the folds.
+
+    Returns:
+        What was predicted; ``None`` where there are too few images.
+    """
+    groups = _group_numbers(sample_groups)
+    strata = labels.argmax(axis=1) if labels.ndim == 2 else labels
+    sizes = np.bincount(strata)
+    folds = min(folds, int(sizes.max()), len(labels) if groups is None else len(np.unique(groups)))
+    if folds < 2:
+        return None
+    positions, logits = [], []
+    for train, test in itertools.islice(_splitter(folds, strata, groups, seed), rounds):
+        if len(test) and len(np.unique(strata[train])) >= 2:
+            positions.append(test)
+            logits.append(np.asarray(fit(train).logits(features[test]), np.float32))
+    return HeldOut(np.concatenate(positions), np.concatenate(logits)) if positions else None
 
 
 def _blas_threads(size: int, *, side_by_side: bool = False) -> contextlib.AbstractContextManager[Any]:
@@ -516,6 +608,7 @@ def _sweep(
     folds: Sequence[tuple[np.ndarray, np.ndarray]],
     count: int,
     grid: Sequence[float],
+    kept: _Kept,
     balance: bool = False,
 ) -> tuple[CvScore, ...]:
     """Scores each C over the folds, from strong to weak regularisation, each from the solution before."""
@@ -527,14 +620,15 @@ def _sweep(
     splits = [(standard[train], targets[train], standard[test], targets[test]) for train, test in folds]
     total = sum(len(test) for _, test in folds)
 
-    def score(estimator: Any, split: tuple[np.ndarray, ...], c: float) -> tuple[float, int]:
+    def score(estimator: Any, split: tuple[np.ndarray, ...], c: float) -> tuple[float, int, np.ndarray]:
         train_x, train_y, test_x, test_y = split
         estimator.set_params(C=c).fit(train_x, train_y)
         weights, intercept = _expanded(estimator, count)
-        probabilities = _softmax(test_x @ weights.T + intercept)
+        values = test_x @ weights.T + intercept
+        probabilities = _softmax(values)
         likelihood = probabilities[np.arange(len(test_y)), test_y]
         loss = -float(np.log(np.clip(likelihood, 1e-12, 1)).sum())
-        return loss, int((probabilities.argmax(axis=1) == test_y).sum())
+        return loss, int((probabilities.argmax(axis=1) == test_y).sum()), values
 
     scores: list[CvScore] = []
     workers = min(len(folds), os.cpu_count() or 1)
@@ -546,8 +640,9 @@ def _sweep(
         warnings.simplefilter("ignore", ConvergenceWarning)
         for c in grid:
             results = list(pool.map(score, estimators, splits, [c] * len(folds)))
-            loss, hits = sum(loss for loss, _ in results), sum(hits for _, hits in results)
+            loss, hits = sum(loss for loss, *_ in results), sum(hits for _, hits, _ in results)
             scores.append(CvScore(float(c), loss / total, hits / total))
+            kept.keep(scores, [values for *_, values in results])
             if _is_past_the_best(scores):
                 break
     return tuple(scores)
@@ -560,9 +655,14 @@ def _is_past_the_best(scores: Sequence[CvScore]) -> bool:
 
 def _choose(scores: Sequence[CvScore], n: int) -> float:
     """Returns the C of the best accuracy; among those too close to tell apart, that of the smallest log-loss."""
-    best = max(score.accuracy for score in scores)
-    close = best - 0.5 * np.sqrt(best * (1 - best) / n)
+    close = _close_to_best(scores, n)
     return min((s for s in scores if s.accuracy >= close), key=lambda score: score.log_loss).C
+
+
+def _close_to_best(scores: Sequence[CvScore], n: int) -> float:
+    """Returns the accuracy from which on strengths are too close to the best to tell apart."""
+    best = max(score.accuracy for score in scores)
+    return float(best - 0.5 * np.sqrt(best * (1 - best) / n))
 
 
 def _expanded(estimator: Any, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -73,6 +73,7 @@ class Running:
         progress: Called as work gets done.
         say: Called with lines for people.
         stop: Called after each step with its number; the run ends early, resumable, where it returns True.
+        records: Whether images are measured (:mod:`resfit.data.checks`) where the frozen part decodes them.
     """
 
     folder: Path
@@ -85,6 +86,7 @@ class Running:
     progress: Progress | None = None
     say: Callable[[str], None] = training.say
     stop: Callable[[int], bool] | None = None
+    records: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,6 +100,7 @@ class Tuned:
         tuning: The settings.
         boundary: Where the network was cut.
         logits: Of the test images, by the tuned network.
+        val_logits: Of the validation images.
     """
 
     body: keras.Model
@@ -106,6 +109,7 @@ class Tuned:
     tuning: Tuning
     boundary: boundary.Boundary
     logits: np.ndarray
+    val_logits: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -167,6 +171,7 @@ def prepare(body: keras.Model, files: Sequence[Path], tuning: Tuning, running: R
             feature_maps=True,
             dtype=room.dtype,
             views=_views(tuning),
+            records=running.records,
         )
         feed: feeds.Feed = feeds.MapFeed([outputs.rows, *outputs.views], tuning)
         return Prepared(
@@ -201,7 +206,8 @@ def decoded(
         progress: Called as images get done.
 
     Returns:
-        uint8 array ``(n, height, width, channels)``, the positions of its files, and the files that cannot be used.
+        uint8 or float32 array ``(n, height, width, channels)``, the positions of its files, and the files that cannot
+        be used.
     """
     memory = None if cache is False else (cache_root() if cache is True else Path(cache)) / "digests.sqlite"
     known = digest_files(list(files), memory)
@@ -238,7 +244,7 @@ def tune(
         running: How it is run.
     """
     if callable(head):
-        head = head(_features(prepared, running))
+        head = head(_features(prepared.second, prepared.feed, np.arange(len(prepared.feed)), running.progress))
     model, layers = heads.attach(boundary.copy(prepared.body, dtype=_policy(tuning)), head, logits=True)
     trainer = finetune.Trainer(
         model,
@@ -270,13 +276,24 @@ def tune(
         from resfit.transfer.curves import draw_training
 
         draw_training(running.folder / CURVES, learned.history, kept=learned.epoch, title=prepared.body.name)
+    body, final = finetune.body_of(model, layers), heads.from_layers(layers, head)
+    second = trainer.second
+    if _policy(tuning):  # what is measured is what is kept: float32
+        body = boundary.copy(body, dtype="float32")
+        second = finetune.cut(*heads.attach(body, final, logits=True), tuning.trainable_from)[1]
+    forward = finetune.forward_of(second)
+
+    def logits(rows: np.ndarray) -> np.ndarray:
+        return finetune.logits_of(forward, prepared.feed, rows, task.targets.shape[1])
+
     return Tuned(
-        body=boundary.copy(finetune.body_of(model, layers), dtype="float32" if _policy(tuning) else None),
-        head=heads.from_layers(layers, head),
+        body=boundary.copy(body),
+        head=final,
         learned=learned,
         tuning=tuning,
         boundary=trainer.boundary,
-        logits=trainer.predict(task.test),
+        logits=logits(task.test),
+        val_logits=logits(task.val),
     )
 
 
@@ -361,21 +378,32 @@ def _views(tuning: Tuning) -> Views | None:
     return Views(tuning.views - 1, tuning.seed, flip=tuning.flip, area=area, colour=min(tuning.colour, 0.99))
 
 
-def _features(prepared: Prepared, running: Running) -> np.ndarray:
-    """Computes features from what the part behind the cut reads."""
+def tuned_features(prepared: Prepared, tuned: Tuned, rows: np.ndarray) -> np.ndarray:
+    """Computes features of the tuned network from what the part behind the cut reads.
+
+    Args:
+        prepared: The images.
+        tuned: The network.
+        rows: Positions in the feed.
+    """
+    _, second = boundary.split(tuned.body, boundary.find(tuned.body, tuned.tuning.trainable_from))
+    return _features(second, prepared.feed, rows, None)
+
+
+def _features(second: keras.Model, feed: feeds.Feed, rows: np.ndarray, progress: Progress | None) -> np.ndarray:
     import tensorflow as tf
 
     from resfit.transfer.folding import fold
 
-    program, feed = fold(prepared.second, lambda _: True), prepared.feed
+    program = fold(second, lambda _: True)
     forward = tf.function(lambda inputs: program(inputs, training=False), autograph=False, reduce_retracing=True)
     found = []
-    for start in range(0, len(feed), 64):
-        rows = np.arange(start, min(start + 64, len(feed)))
-        found.append(np.asarray(forward(tf.constant(feed.plain(rows)))))
-        if running.progress is not None:
-            running.progress("features", int(rows[-1]) + 1, len(feed))
-    return np.concatenate(found)
+    for start in range(0, len(rows), 64):
+        some = rows[start : start + 64]
+        found.append(np.asarray(forward(tf.constant(feed.plain(some)))))
+        if progress is not None:
+            progress("features", start + len(some), len(rows))
+    return np.concatenate(found) if found else np.zeros((0, second.output_shape[-1]), np.float32)
 
 
 def _reporter(running: Running) -> Callable[[finetune.Trainer, dict[str, float]], None] | None:

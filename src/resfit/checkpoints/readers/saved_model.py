@@ -17,13 +17,18 @@ from resfit.checkpoints.readers import tf_bundle, wire
 from resfit.checkpoints.readers.base import Tensors
 from resfit.errors import CheckpointError
 
-_GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
+#: The file of a SavedModel that holds its graph, in one form or the other.
+GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
 _VARIABLES = "variables/variables.index"
 _STATE = "checkpoint"
 _DATA = re.compile(r"(.+)\.data-\d{5}-of-\d{5}")
 # Where an object's values stand among the names of an object-based checkpoint.
 _ATTRIBUTE = re.compile(r"/\.ATTRIBUTES/[^/]+$")
 _OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
+#: The mark of a module in the TF1 Hub format, the only SavedModels with a graph without tags.
+V1_MARK = "tfhub_module.pb"
+# A node that is a variable, in a binary graph and in one of text.
+_VARIABLE_NODES = re.compile(rb'\x12(\x0bVarHandleOp|\x0aVariableV2|\x08Variable)|op: "(VarHandleOp|Variable)')
 _MOST_STATE = 1_000_000
 
 
@@ -51,11 +56,19 @@ def recognises(path: Path) -> bool:
     """
     path = Path(path)
     if path.is_dir():
-        saved = any((path / name).is_file() for name in (*_GRAPHS, _VARIABLES))
-        return saved or _stated(path) is not None or bool(_indices(path))
+        return has_graph(path) or (path / _VARIABLES).is_file() or _stated(path) is not None or bool(_indices(path))
     if path.is_file():
-        return path.name in _GRAPHS or bool(_DATA.fullmatch(path.name)) or tf_bundle.is_table(path)
+        return path.name in GRAPHS or bool(_DATA.fullmatch(path.name)) or tf_bundle.is_table(path)
     return path.name != "" and path.with_name(f"{path.name}.index").is_file()
+
+
+def has_graph(folder: Path) -> bool:
+    """Whether a folder has the file that makes it a SavedModel.
+
+    Args:
+        folder: The folder; it may be missing.
+    """
+    return any((folder / name).is_file() for name in GRAPHS)
 
 
 def read(path: Path) -> Tensors:
@@ -89,14 +102,43 @@ def read(path: Path) -> Tensors:
     return Tensors(path, arrays, graph=Objects(paths, is_saved_model, (*texts, *found.other)))
 
 
+def lost(folder: Path) -> list[str]:
+    """Returns the files that a SavedModel speaks of and that are not there, or are cut short.
+
+    Args:
+        folder: The folder of ``saved_model.pb``. Of a graph in text, the assets are not looked for.
+    """
+    try:
+        graph = next(folder / name for name in GRAPHS if (folder / name).is_file())
+        data = graph.read_bytes()
+        wanted, has_variables = set(), bool(_VARIABLE_NODES.search(data))
+        if graph.suffix == ".pb":
+            meta_graphs = [wire.view(value) for number, value in wire.fields(memoryview(data)) if number == 2]
+            if not meta_graphs:
+                return [graph.name]
+            for meta_graph in meta_graphs:
+                parts = [(number, wire.view(value)) for number, value in wire.fields(meta_graph)]
+                has_variables |= any(number == 7 for number, _ in parts)  # of TensorFlow 2: objects are in the index
+                tags = [tag for number, about in parts if number == 1 for key, tag in wire.fields(about) if key == 4]
+                wanted |= set() if tags else {V1_MARK}
+                assets = [name for number, part in parts if number == 6 for key, name in wire.fields(part) if key == 2]
+                wanted |= {f"assets/{wire.text(name)}" for name in assets}
+        missing = sorted(name for name in wanted if not (folder / name).is_file())
+        if has_variables:
+            missing += [f"variables/{name}" for name in tf_bundle.lost(folder / _VARIABLES)]
+        return missing
+    except (OSError, ValueError, StopIteration):
+        return [GRAPHS[0]]
+
+
 def _place(path: Path) -> tuple[Path, bool]:
     """Returns the file with the table of names, and whether it is that of a SavedModel."""
-    if path.name in _GRAPHS and path.is_file():
+    if path.name in GRAPHS and path.is_file():
         path = path.parent
     if path.is_dir():
         if (path / _VARIABLES).is_file():
             return path / _VARIABLES, True
-        if any((path / name).is_file() for name in _GRAPHS):
+        if has_graph(path):
             raise CheckpointError(
                 f"{path}: a SavedModel must have variables. Received: no {_VARIABLES}; if its weights are constants of "
                 "the graph, save it again with variables."

@@ -133,6 +133,29 @@ def read_single_file(path: Path) -> Checkpoint:
     return _reading(path, _read_single_file)
 
 
+def lost(index: Path) -> list[str]:
+    """Returns the files of a checkpoint of the second format that are not there, or shorter than its index says.
+
+    Args:
+        index: The file that ends in ``.index``; it is among them if it is missing or damaged.
+    """
+    ends: dict[int, int] = {}
+    shards = 0
+    try:
+        with open(index, "rb") as file:
+            for key, value in _table(file):
+                told = {number: field for number, field in wire.fields(value) if isinstance(field, int)}
+                if not key:
+                    shards = told.get(1, 0)
+                elif size := told.get(5, 0):
+                    shard = told.get(3, 0)
+                    ends[shard] = max(ends.get(shard, 0), told.get(4, 0) + size)
+    except (OSError, ValueError):
+        return [index.name]
+    names = {index.with_name(f"{index.stem}.data-{shard:05d}-of-{shards:05d}"): end for shard, end in ends.items()}
+    return sorted(path.name for path, end in names.items() if not path.is_file() or path.stat().st_size < end)
+
+
 def _reading(path: Path, read: Callable[[Path, BinaryIO], Checkpoint]) -> Checkpoint:
     try:
         with open(path, "rb") as file:

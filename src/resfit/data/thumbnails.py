@@ -1,0 +1,60 @@
+"""Small JPEGs of image files, for people to look at."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from resfit.data.decode import Rendering, decode_renderings, in_order
+from resfit.errors import ImageError
+from resfit.preprocessing import InputSpec
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: Longer side of a thumbnail, in pixels.
+SIDE = 96
+_QUALITY = 80
+
+
+def thumbnails(paths: Sequence[str | Path], *, side: int = SIDE) -> Iterator[bytes]:
+    """Yields a JPEG of each file, in order; empty bytes where it cannot be decoded. Nothing is enlarged.
+
+    Args:
+        paths: Image files.
+        side: Longer side in pixels.
+    """
+    contract = InputSpec(size=(side, side), crop_fraction=1.0)
+
+    def work(path: str | Path) -> bytes:
+        try:
+            (image,) = decode_renderings(path, contract, [_within(side)])
+        except ImageError:
+            return b""
+        return jpeg(image)
+
+    return in_order(work, paths)
+
+
+def jpeg(image: np.ndarray) -> bytes:
+    """Returns an array ``(height, width, 3 or 1)``, values 0..255, as JPEG, without any metadata."""
+    from PIL import Image as Images
+
+    eight_bits = image if image.dtype == np.uint8 else np.rint(np.clip(image, 0, 255)).astype(np.uint8)
+    pixels = eight_bits[:, :, 0] if image.shape[-1] == 1 else eight_bits
+    target = io.BytesIO()
+    Images.fromarray(pixels).save(target, "JPEG", quality=_QUALITY)
+    return target.getvalue()
+
+
+def _within(side: int) -> Rendering:
+    def render(image: Image) -> Image:
+        small = image.copy()
+        small.thumbnail((side, side))
+        return small
+
+    return render

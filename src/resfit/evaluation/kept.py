@@ -1,0 +1,72 @@
+"""What a fit leaves in a classifier of its training images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from resfit import artifact
+from resfit.cache import cache_root
+from resfit.evaluation import references as kept_images
+from resfit.evaluation.unlike import fit_unlike
+from resfit.transfer.digests import digest_files
+
+
+def attachments(
+    features: Callable[[np.ndarray], np.ndarray],
+    targets: np.ndarray,
+    paths: Sequence[Path],
+    train: np.ndarray,
+    *,
+    held_out: np.ndarray | None,
+    logits: np.ndarray | None,
+    several: bool,
+    references: bool,
+    cache: bool | str | Path,
+    seed: int,
+) -> dict[str, bytes]:
+    """Returns the files of a classifier that hold training images, and what tells images that are unlike them.
+
+    Args:
+        features: Computes what the head reads, of images by position.
+        targets: Array ``(n, classes)`` of 0 and 1.
+        paths: The ``n`` files.
+        train: Positions of the training images.
+        held_out: Positions of images that the network has not learned from; ``None`` where it learned from none.
+        logits: Of images that the head has not learned from.
+        several: Whether an image may have several labels.
+        references: Whether images may be kept; statistics of their features always are.
+        cache: As :func:`resfit.fit` takes it.
+        seed: Of the choice.
+    """
+    from threadpoolctl import threadpool_limits
+
+    numbers = np.full(len(targets), -1) if several else targets.argmax(axis=1)
+    sample = features(train[:1])
+    chosen = train[kept_images.choose(numbers[train], sample.shape[1], seed=seed)]
+    files: dict[str, bytes] = {}
+    rows, bank = features(chosen), None
+    if references:
+        memory = None if cache is False else (cache_root() if cache is True else Path(cache)) / "digests.sqlite"
+        own = [paths[position] for position in chosen]
+        digests = [entry.digest.hex() for entry in digest_files(own, memory)]
+        bank = kept_images.make(rows, numbers[chosen], own, digests)
+        files[artifact.REFERENCES] = bank.to_bytes()
+    learned = chosen if held_out is not None else train
+    spared = None if held_out is None else features(held_out[: kept_images.MAX_ROWS])
+    rows = rows if held_out is not None else features(train)
+    with threadpool_limits(1, user_api="blas"):  # threads that wait by spinning cost more than they bring here
+        found = fit_unlike(
+            rows,
+            numbers[learned],
+            targets.shape[1],
+            references=bank,
+            logits=logits,
+            held_out=spared,
+            several=several,
+            seed=seed,
+        )
+    files[artifact.UNLIKE] = found.to_bytes()
+    return files

@@ -1,0 +1,20 @@
+"""Why a network said so: maps over the image, and the training images that look alike to it."""
+
+from __future__ import annotations
+
+from resfit.explain.methods import METHODS, Attribution, attribute
+from resfit.explain.neighbours import Example, References, nearest
+from resfit.explain.overlays import overlay
+from resfit.explain.results import Explanation, explain_batches
+
+__all__ = [
+    "METHODS",
+    "Attribution",
+    "Example",
+    "Explanation",
+    "References",
+    "attribute",
+    "explain_batches",
+    "nearest",
+    "overlay",
+]

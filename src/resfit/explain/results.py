@@ -1,0 +1,164 @@
+"""Explanations of a classifier's answers: a map, its picture and the words that belong to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resfit.errors import ArgumentError, closest
+from resfit.explain.graph import Graph
+from resfit.explain.methods import attribute, check_method
+from resfit.explain.neighbours import Example
+from resfit.explain.overlays import overlay
+
+if TYPE_CHECKING:
+    import keras
+
+    from resfit.data.decode import DecodedBatch
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Explanation:
+    """Why a classifier said what it said about one image.
+
+    Attributes:
+        path: The file; ``None`` for an array.
+        label: The most probable class; ``None`` if the image could not be used.
+        target: The class that is explained.
+        probability: Its probability, 0..1.
+        map: float32 ``(height, width)`` as the network saw the image, 0..1: what speaks for the target.
+        raw: float32, signed and unscaled, as :class:`resfit.explain.methods.Attribution` has it.
+        overlay: uint8 ``(height, width, 3)``: the map over the image.
+        method: How it was made.
+        stage: The layer whose feature map was read; empty for methods that read none.
+        gap: Integrated gradients: share of the difference in score that ``raw`` misses.
+        error: Why the image could not be used; empty if it could.
+        examples: The training images that are most alike, where they were asked for.
+    """
+
+    path: Path | None
+    label: str | None
+    target: str | None
+    probability: float
+    map: np.ndarray
+    raw: np.ndarray
+    overlay: np.ndarray
+    method: str
+    stage: str
+    gap: float = 0.0
+    error: str = ""
+    examples: tuple[Example, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all but the arrays as JSON-ready values."""
+        return {
+            "path": None if self.path is None else str(self.path),
+            "label": self.label,
+            "target": self.target,
+            "probability": self.probability if not self.error else None,
+            "method": self.method,
+            "stage": self.stage or None,
+            "gap": self.gap,
+            "error": self.error or None,
+            "examples": [example.to_dict() for example in self.examples],
+        }
+
+
+def explain_batches(
+    model: keras.Model,
+    batches: Iterable[DecodedBatch],
+    classes: Sequence[str],
+    *,
+    paths: Sequence[Path] = (),
+    method: str = "grad-cam",
+    target: str | int | None = None,
+    stage: str | None = None,
+    batch_size: int | None = None,
+    alike: Callable[[np.ndarray], Sequence[Sequence[Example]]] | None = None,
+    total: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+    **options: Any,
+) -> list[Explanation]:
+    """Explains decoded images.
+
+    Args:
+        model: A network with probabilities for the classes.
+        batches: The images, as :func:`resfit.data.decode.decode_many` gives them.
+        classes: Names of the classes.
+        paths: The files; empty for arrays.
+        method: As :func:`resfit.explain.methods.attribute` takes it, as are ``stage``, ``batch_size`` and ``options``.
+        target: The class to explain, by name or index; ``None`` is the most probable one of each image.
+        stage: Which feature map.
+        batch_size: Images at once; ``None`` chooses by their size.
+        alike: Gives for a batch of images the training images that are most alike.
+        total: How many there are, for ``progress``.
+        progress: Called as images get done.
+        **options: Of the method.
+
+    Raises:
+        ArgumentError: An argument breaks its rule.
+    """
+    check_method(method, options)
+    wanted = None if target is None else class_number(target, classes)
+    graph = Graph(model)
+    nothing = np.zeros((0, 0), np.float32)
+    found: list[Explanation] = []
+    for batch in batches:
+        rows: dict[int, Explanation] = {}
+        for index, reason in batch.failures:
+            path = paths[index] if paths else None
+            empty = np.zeros((0, 0, 3), np.uint8)
+            rows[index] = Explanation(path, None, None, 0.0, nothing, nothing, empty, method, "", error=reason)
+        if len(batch.indices):
+            made = attribute(
+                graph,
+                batch.images,
+                method=method,
+                target=wanted,
+                stage=stage,
+                batch_size=batch_size,
+                **options,
+            )
+            examples = alike(batch.images) if alike is not None else [()] * len(made)
+            for index, image, one, near in zip(batch.indices.tolist(), batch.images, made, examples, strict=True):
+                rows[index] = Explanation(
+                    path=paths[index] if paths else None,
+                    label=classes[int(one.probabilities.argmax())],
+                    target=classes[one.target],
+                    probability=float(one.probabilities[one.target]),
+                    map=one.map,
+                    raw=one.raw,
+                    overlay=overlay(image, one.map),
+                    method=method,
+                    stage=one.stage,
+                    gap=one.gap,
+                    examples=tuple(near),
+                )
+        found.extend(rows[index] for index in sorted(rows))
+        if progress is not None:
+            progress("explaining", len(found), max(total, len(found)))
+    return found
+
+
+def class_number(target: str | int, classes: Sequence[str]) -> int:
+    """Returns the index of a class.
+
+    Args:
+        target: Its name or index.
+        classes: The names.
+
+    Raises:
+        ArgumentError: There is no such class.
+    """
+    if isinstance(target, str) and target in classes:
+        return list(classes).index(target)
+    if isinstance(target, int | np.integer) and not isinstance(target, bool) and 0 <= target < len(classes):
+        return int(target)
+    raise ArgumentError(
+        f"target must be one of the classes {', '.join(classes[:8])}{', …' if len(classes) > 8 else ''}, or an index "
+        f"0..{len(classes) - 1}. Received: {target!r}.{closest(str(target), classes)}"
+    )
