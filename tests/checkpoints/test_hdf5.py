@@ -48,6 +48,19 @@ def test_a_file_that_takes_too_long(file, monkeypatch):
         assert "packed" in opened
 
 
+def test_a_file_that_takes_too_much_computing(tmp_path, monkeypatch):
+    path = tmp_path / "long.h5"
+    with h5py.File(path, "w") as written:
+        for number in range(3000):
+            written.create_dataset(f"{number}", data=np.ones(100), chunks=(10,), compression="gzip")
+    monkeypatch.setattr(hdf5, "SECONDS", 0.05)
+    monkeypatch.setattr(hdf5, "_BYTES_A_SECOND", 1e12)
+    monkeypatch.setattr(hdf5, "_PATIENCE", 1e4)
+    with pytest.raises(CheckpointError, match="does not get through"), hdf5.opened(path):
+        pass
+    assert hdf5._worker is None
+
+
 def test_a_process_that_died_is_replaced(file):
     with hdf5.opened(file):
         pass

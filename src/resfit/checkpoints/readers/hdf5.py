@@ -12,6 +12,7 @@ import json
 import math
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -25,10 +26,15 @@ import numpy as np
 from resfit.checkpoints.readers import hdf5_child
 from resfit.errors import CheckpointError
 
+#: Seconds of computing that looking through a file may take.
 SECONDS = 8.0
+# A busy machine may take so many times as long for them.
+_PATIENCE = 6
 # A larger file may take longer: so many bytes in each further second.
 _BYTES_A_SECOND = 30_000_000
 _MOST_REMEMBERED = 1000
+# What ends a process of its own that has computed for too long, where there is such a signal.
+_OUT_OF_TIME = getattr(signal, "SIGPROF", 0)
 
 # Compressed data may unpack to this many times the size of the file, and no more.
 _MOST_EXPANSION = 100
@@ -51,8 +57,8 @@ def opened(path: str | os.PathLike[str], offset: int | None = None, size: int | 
         size: The bytes of the part.
 
     Raises:
-        CheckpointError: The library does not get through the file in ``SECONDS`` (more for files above 30 MB) and
-            900 MB, or crashes on it.
+        CheckpointError: The library does not get through the file in ``SECONDS`` of computing (more for files above
+            30 MB) and 900 MB, or crashes on it.
         OSError: It is missing, no HDF5, or damaged.
     """
     _inspect(os.path.abspath(path), offset, size)
@@ -166,15 +172,19 @@ def _inspect(path: str, offset: int | None, size: int | None) -> None:
         if key not in _seen:
             if len(_seen) >= _MOST_REMEMBERED:
                 _seen.clear()
-            _seen[key] = _asked(json.dumps([path, offset, size]), SECONDS + about.st_size / _BYTES_A_SECOND)
+            _seen[key] = _asked([path, offset, size], SECONDS + about.st_size / _BYTES_A_SECOND)
         kind, wrong = _seen[key]
     if kind is not None:
         raise kind(wrong)
 
 
-def _asked(request: str, seconds: float) -> _Verdict:
+def _asked(request: list[Any], seconds: float) -> _Verdict:
     global _worker
     line = ""
+    late = (
+        CheckpointError,
+        (f"the file must be read within {seconds:.0f} seconds. Received: one that HDF5 does not get through."),
+    )
     for _ in range(2):  # the one that is there may have gone in this moment, for want of work
         fresh = _worker is None or _worker.poll() is not None
         if fresh:
@@ -182,17 +192,18 @@ def _asked(request: str, seconds: float) -> _Verdict:
         worker: Any = _worker
         answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         try:
-            worker.stdin.write(request + "\n")
+            worker.stdin.write(json.dumps([*request, seconds]) + "\n")
             worker.stdin.flush()
             threading.Thread(target=lambda answers=answers, out=worker.stdout: answers.put(out.readline())).start()
-            line = answers.get(timeout=seconds)
+            line = answers.get(timeout=_PATIENCE * seconds)
         except queue.Empty:
             _stop(worker)
-            return CheckpointError, (
-                f"the file must be read within {seconds:.0f} seconds. Received: one that HDF5 does not get through."
-            )
+            return late
         except OSError:
             line = ""
+        if not line and _OUT_OF_TIME and worker.wait() == -_OUT_OF_TIME:
+            _stop(worker)
+            return late
         if line or fresh:
             break
     if not line:

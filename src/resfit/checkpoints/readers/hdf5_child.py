@@ -1,7 +1,8 @@
 """Looks at HDF5 files in a process of its own, where the library may hang, grow or crash; run as a script.
 
-A request is a line ``[path, offset, size]`` in JSON, an answer one with null or what is wrong. The process ends with
-its parent, and after ten seconds without a request. :mod:`resfit.checkpoints.readers.hdf5` has the parent's side.
+A request is a line ``[path, offset, size, seconds]`` in JSON, an answer one with null or what is wrong. The process
+ends with its parent, after ten seconds without a request, and when a request takes more than its seconds of computing.
+:mod:`resfit.checkpoints.readers.hdf5` has the parent's side.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -118,7 +120,14 @@ def _unpack(dataset: h5py.Dataset) -> None:
         dataset[tuple(slice(start, start + length) for start, length in zip(offset, dataset.chunks, strict=True))]
 
 
-def _answer(path: str, offset: int | None, size: int | None) -> str | None:
+def _limit(seconds: float) -> None:
+    """Has the system end this process after so many seconds of computing, however busy the machine is; 0 for never."""
+    with contextlib.suppress(AttributeError, OSError):  # systems without such a clock
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def _answer(path: str, offset: int | None, size: int | None, seconds: float) -> str | None:
+    _limit(seconds)
     try:
         if offset is None or size is None:
             with h5py.File(path, "r") as file:
@@ -132,6 +141,8 @@ def _answer(path: str, offset: int | None, size: int | None) -> str | None:
         if "alloc" in str(error):
             return "it asks for more memory than a network needs"
         return str(error) or type(error).__name__
+    finally:
+        _limit(0)
     return None
 
 
