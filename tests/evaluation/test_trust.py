@@ -268,3 +268,22 @@ def test_mahalanobis_is_that_of_the_covariance():
     precision = np.linalg.inv(residual.T @ residual / 6000)
     expected = np.min([np.einsum("ij,jk,ik->i", values - m, precision, values - m) for m in means], axis=0) / 4
     np.testing.assert_allclose(found.score(rows), expected, rtol=0.05)
+
+
+def test_a_fine_tuned_network_is_calibrated_on_validation_images(folder, tmp_path):
+    from tests.transfer.networks import small_body
+
+    tuning = {"epochs": 2, "batch_size": 24, "learning_rate": 3e-3, "views": 1}
+    found = fit(
+        folder, model=small_body(4), strategy="finetune", trainable_from="stage4", tuning=tuning, out=tmp_path / "out"
+    )
+    assert (found.calibration.source, found.calibration.count) == ("validation", found.metrics["images"]["val"])
+    loaded = Classifier.load(tmp_path / "out")
+    kept = loaded.references
+    assert len(kept.labels) == found.metrics["images"]["train"]
+    import hashlib
+
+    hashes = {hashlib.sha256(path.read_bytes()).hexdigest()[:16]: path for path in folder.glob("*/*.png")}
+    rows = loaded.embed([hashes[digest] for digest in kept.digests[:8]]).features
+    np.testing.assert_allclose(kept.features[:8], rows, rtol=0.02, atol=0.02 * np.abs(rows).max())
+    assert np.mean([p.unlike_training for p in loaded.predict(folder)]) < 0.2
