@@ -1245,7 +1245,16 @@ def package_versions() -> dict[str, str]:
     import resfit
 
     found = {"resfit": resfit.__version__, "python": platform.python_version(), "keras": keras.__version__}
-    for package in ("tensorflow", "tensorflow-cpu", "numpy", "scikit-learn", "openvino", "pillow"):
+    for package in (
+        "tensorflow",
+        "tensorflow-cpu",
+        "numpy",
+        "scikit-learn",
+        "openvino",
+        "pillow",
+        "pydicom",
+        "nibabel",
+    ):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found

@@ -125,6 +125,17 @@ def test_each_frame_is_an_image_and_those_of_a_file_stay_together(tmp_path):
     assert images.groups[4] == images.groups[16]  # patient 1 is in both classes
 
 
+def test_a_header_that_lies_about_its_frames_makes_one_image(tmp_path):
+    import nibabel
+
+    (tmp_path / "a.dcm").write_bytes(dicom(RAMP, NumberOfFrames=2_000_000_000))
+    image = nibabel.Nifti2Image(RAMP[..., None], np.eye(4))
+    image.header["dim"][3] = 2**40
+    (tmp_path / "b.nii").write_bytes(image.header.binaryblock + bytes(100))
+    images = scan_images([tmp_path], reading=Reading(frame="each"))
+    assert [path.name for path in images.paths] == ["a.dcm", "b.nii"]
+
+
 def test_of_a_series_the_middle(tmp_path):
     for series in ("1.2.3", "1.2.4"):
         for number in range(5):

@@ -114,8 +114,14 @@ def compare_all(paths: list[pathlib.Path]) -> tuple[int, int, int]:
             np.testing.assert_array_equal(frame.shown(frame.raw), wanted, err_msg=path.name)
         else:
             equal += 1
-            seen = decode_image(data, InputSpec(size=(16, 16)))
-            assert seen.shape == (16, 16, 3)
+            seen = decode_image(data, InputSpec(size=(8, 8), resize_mode="none"))
+            if frame.black is not None:
+                wanted = np.asarray(wanted, np.float64) - frame.black
+                wanted = np.clip(wanted * 255 / (frame.white - frame.black), 0, 255)
+                wanted = 255 - wanted if frame.inverted else wanted
+                if count == 1:
+                    wanted = wanted if wanted.ndim == 3 else wanted[..., None]
+                    np.testing.assert_allclose(seen, np.broadcast_to(wanted, seen.shape), atol=1e-4, err_msg=path.name)
             assert 0 <= seen.min() <= seen.max() <= 255, path.name
     return equal, empty, damaged
 
@@ -167,6 +173,13 @@ def test_a_file_without_a_window_spans_its_values_and_padding_is_black():
     seen = read(dicom(values, PixelPaddingValue=-2000))
     np.testing.assert_allclose(seen, [[0, 0], [127.5, 255]], atol=1e-4)
     assert read(dicom(np.full((4, 4), 7, np.uint16))).max() == 0
+
+
+def test_values_of_many_bits_go_through_the_window_too():
+    values = np.array([[0, 10**6], [2 * 10**6, 4 * 10**6]], np.uint32)
+    seen = read(dicom(values, WindowCenter=10**6, WindowWidth=2 * 10**6, VOILUTFunction="LINEAR_EXACT"))
+    np.testing.assert_allclose(seen, [[0, 127.5], [255, 255]], atol=1e-3)
+    np.testing.assert_allclose(read(dicom(values)), values / 4e6 * 255, atol=1e-3)
 
 
 def test_frames_are_each_middle_and_chosen(tmp_path):

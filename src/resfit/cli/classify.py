@@ -177,7 +177,12 @@ def fit(
 
 
 def predict(
-    artifact: Artifact,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A folder that `resfit fit` wrote; or a published network: name, handle, file.", metavar="OUT"
+        ),
+    ],
     images: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
     top: Annotated[int, typer.Option(min=1, help="Classes to list for each image.")] = 1,
     views: Annotated[
@@ -193,10 +198,10 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Say what is on images."""
-    from resfit.classifier import Classifier
+    from resfit import published
 
     console.load_tensorflow()
-    classifier = Classifier.load(artifact)
+    classifier = published.load(source)
     medical.print_notice(classifier.metrics)
     with console.progress() as progress:
         predictions = classifier.predict(

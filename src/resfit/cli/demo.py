@@ -43,7 +43,7 @@ def demo(
     test = found.subset([row for row, part in enumerate(found.splits) if part == "test"])
     some = [next(path for path in test.paths if path.parent.name == name) for name in found.classes]
     console.message(f"$ resfit predict {artifact} {images / 'test' / '*' / '000.png'} --top 3")
-    classify.predict(artifact, some, top=3)
+    classify.predict(str(artifact), some, top=3)
 
     classifier = Classifier.load(artifact)
     probabilities = classifier.predict_proba(list(test.paths))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -11,6 +12,8 @@ from resfit.cli import console
 
 if TYPE_CHECKING:
     from resfit.preprocessing import Reading
+
+_Item = TypeVar("_Item", bound=Any)
 
 Frame = Annotated[str, typer.Option(help="Of a scan of several frames or slices: middle, each, or a number from 0.")]
 Series = Annotated[str, typer.Option(help="Of a DICOM series of several files: each, or middle for that one.")]
@@ -45,6 +48,22 @@ def reading(frame: str, series: str, window: str, plane: str, spacing: float | N
         **choices,
     )
     return None if found == Reading() else found
+
+
+def without_names(items: Sequence[_Item], metrics: Mapping[str, Any]) -> list[_Item]:
+    """Returns results with pseudonyms for files, where they are written and the classifier is one of medical images.
+
+    Args:
+        items: Dataclasses with a ``path``.
+        metrics: Of the classifier.
+    """
+    from resfit.data import privacy
+
+    if "notice" not in metrics:
+        return list(items)
+    return [
+        item if item.path is None else dataclasses.replace(item, path=privacy.pseudonym(item.path)) for item in items
+    ]
 
 
 def print_notice(metrics: Mapping[str, Any]) -> None:

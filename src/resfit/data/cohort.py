@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,8 +25,11 @@ EXTRA_COLUMNS = ("site", "sex")
 SUFFIXES = frozenset({".dcm", ".dicom", ".ima", ".nii"})
 
 # endings of files that are not looked into
-_ORDINARY = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp"})
+_ORDINARY = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp")
 _BEGINNING = 4096
+# frames of one file that are believed in, and the bytes that each takes at least
+_MOST_FRAMES = 100_000
+_LEAST_BYTES = 8
 _SUBJECT = re.compile(r"(?:^|[/\\_])sub-([A-Za-z0-9]+)")
 
 
@@ -119,10 +122,9 @@ def described(entries: Sequence[Entry], reading: Reading, *, patients: bool = Fa
 
 def _header(path: Path, reading: Reading) -> dicom.Header | None:
     """Returns what a scan says of itself; ``None`` for other images."""
-    file_path, _ = frames.parted(path)
-    suffix = file_path.suffix.lower()
-    if suffix in _ORDINARY:
+    if os.fspath(path).lower().endswith(_ORDINARY):
         return None
+    file_path, _ = frames.parted(path)
     beginning = _beginning(file_path)
     try:
         if dicom.is_dicom(beginning):
@@ -180,6 +182,12 @@ def _pieces(entry: Entry, head: dicom.Header | None, name: str) -> list[Entry]:
     """Returns an entry for each frame of a file; frames of one file stay together even without a patient."""
     if head is None or head.frames < 2 or frames.parted(entry.path)[1] is not None:
         return [entry]
+    try:
+        most = min(_MOST_FRAMES, entry.path.stat().st_size // _LEAST_BYTES)
+    except OSError:
+        most = 1
+    if head.frames > most:  # its header lies: decoding will say so, once
+        return [entry]
     group = entry.group or name
     return [
         dataclasses.replace(entry, path=frames.address(entry.path, number), group=group)
@@ -196,9 +204,11 @@ def _columns(pairs: Sequence[tuple[Entry, dicom.Header | None]], sites: Sequence
             "site": f"site {sites.index(head.site) + 1}" if head.site else "",
         }.get(name, "")
 
-    names = Counter(name for entry, _ in pairs for name, _ in entry.extra)
+    names = {name: None for entry, _ in pairs for name, _ in entry.extra}
+    if any(head is not None for _, head in pairs):
+        names = {**dict.fromkeys(EXTRA_COLUMNS), **names}
     columns = {}
-    for name in dict.fromkeys((*EXTRA_COLUMNS, *names)):
+    for name in names:
         values = tuple(entry.value(name) or tagged(name, head) for entry, head in pairs)
         if any(values):
             columns[name] = values

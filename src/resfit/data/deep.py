@@ -190,6 +190,15 @@ def _to_scale(image: Image, spacing: tuple[float, float] | None, spec: InputSpec
     return canvas
 
 
+def eight_bits(image: np.ndarray) -> np.ndarray:
+    """Returns a decoded image as uint8, rounded, for people to look at; one that is uint8 already as it is.
+
+    Args:
+        image: Array of values 0..255.
+    """
+    return image if image.dtype == np.uint8 else np.rint(np.clip(image, 0, 255)).astype(np.uint8)
+
+
 def is_deep(data: bytes) -> bool:
     """Says whether a file that Pillow reads holds more than eight bits a colour.
 

@@ -25,8 +25,11 @@ def parted(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
     Args:
         path: An address, or a plain path. A file that is really called so is a file.
     """
-    name, sign, number = os.fspath(path).rpartition(_SIGN)
-    if sign and number.isascii() and number.isdecimal() and len(number) < 10 and not os.path.lexists(path):
+    text = os.fspath(path)
+    if _SIGN not in text:
+        return (path if isinstance(path, Path) else Path(path)), None
+    name, _, number = text.rpartition(_SIGN)
+    if number.isascii() and number.isdecimal() and len(number) < 10 and not os.path.lexists(path):
         return Path(name), int(number)
     return Path(path), None
 

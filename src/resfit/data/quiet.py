@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 
 _LIBRARIES = ("pydicom", "pylibjpeg", "libjpeg", "openjpeg", "rle", "nibabel", "nibabel.global")
-_MODULES = r"(pydicom|pylibjpeg|libjpeg|openjpeg|rle|nibabel|resfit\.data\.(dicom|nifti|scans))(\.|$)"
+_MODULES = r"(pydicom|pylibjpeg|libjpeg|openjpeg|rle|nibabel|resfit\.data\.(dicom|display|nifti|scans))(\.|$)"
 
 _PATTERN = re.compile(_MODULES)  # as the filter keeps it
 

@@ -33,7 +33,7 @@ class Views:
         area: Smallest and largest share of the image's area that a crop keeps, in (0, 1].
         aspect: Smallest and largest ratio of width to height of a crop, against that of the network's input.
         colour: How far brightness, contrast and saturation are changed: factors in ``[1 - colour, 1 + colour]``; in
-            [0, 1), 0 for not at all.
+            [0, 1), 0 for not at all. The saturation of images of more than eight bits stays.
 
     Source:
         The random crop is Szegedy et al. 2014, arXiv:1409.4842, section 6.
