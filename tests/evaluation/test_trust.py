@@ -72,6 +72,7 @@ def test_one_temperature_everywhere(fitted, out, fresh):
     np.testing.assert_allclose(said, powers / powers.sum(axis=1, keepdims=True), atol=2e-6)
     assert np.abs(said - plain).max() > 1e-3
     assert loaded.predict(paths[0])[0].probability == pytest.approx(said[0].max(), abs=1e-6)
+    assert loaded.explain(paths[0])[0].probability == pytest.approx(said[0].max(), abs=1e-5)
     features = loaded.embed(paths).features
     np.testing.assert_allclose(loaded.head().probabilities(features), said, atol=1e-5)
     measured = loaded.evaluate(fresh, intervals=False)

@@ -154,9 +154,7 @@ class ModelHead:
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Returns probabilities ``(n, classes)`` of features ``(n, features)``."""
-        if self.temperature != 1:
-            return activated(self.logits(features), self.activation)
-        return self._shares(features)
+        return tempered(self._shares(features), self.temperature, self.activation)
 
     def _shares(self, features: np.ndarray) -> np.ndarray:
         rows = np.asarray(features, np.float32)
@@ -165,9 +163,7 @@ class ModelHead:
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Returns logits with these probabilities, shape ``(n, classes)``."""
-        shares = np.clip(self._shares(features), 1e-12, 1)
-        odds = np.log(shares) - (np.log1p(-np.minimum(shares, 1 - 1e-7)) if self.activation == "sigmoid" else 0)
-        return odds / np.float32(self.temperature)
+        return _logits_of(self._shares(features), self.activation) / np.float32(self.temperature)
 
     def layers(self) -> list[Any]:
         """Returns the layers of the head, which end in probabilities."""
@@ -229,6 +225,24 @@ def activated(logits: np.ndarray, activation: str) -> np.ndarray:
     if activation == "sigmoid":
         return 1 / (1 + np.exp(-logits))
     return _softmax(logits)
+
+
+def tempered(shares: np.ndarray, temperature: float, activation: str) -> np.ndarray:
+    """Returns the probabilities that logits divided by a temperature would have given.
+
+    Args:
+        shares: Probabilities ``(n, classes)``.
+        temperature: What the logits are divided by; 1 changes nothing.
+        activation: ``"softmax"`` or ``"sigmoid"``.
+    """
+    if temperature == 1:
+        return shares
+    return activated(_logits_of(shares, activation) / np.float32(temperature), activation)
+
+
+def _logits_of(shares: np.ndarray, activation: str) -> np.ndarray:
+    clipped = np.clip(shares, 1e-12, 1)
+    return np.log(clipped) - (np.log1p(-np.minimum(clipped, 1 - 1e-7)) if activation == "sigmoid" else 0)
 
 
 def fit_head(
