@@ -420,6 +420,9 @@ class Classifier:
             stage=stage,
             batch_size=batch_size,
             alike=alike,
+            calibrate=lambda shares: heads.tempered(
+                shares, self.temperature, "sigmoid" if self.recipe.several else "softmax"
+            ),
             total=len(paths) or len(arrays),
             progress=progress,
             **options,

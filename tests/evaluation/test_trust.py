@@ -72,6 +72,7 @@ def test_one_temperature_everywhere(fitted, out, fresh):
     np.testing.assert_allclose(said, powers / powers.sum(axis=1, keepdims=True), atol=2e-6)
     assert np.abs(said - plain).max() > 1e-3
     assert loaded.predict(paths[0])[0].probability == pytest.approx(said[0].max(), abs=1e-6)
+    assert loaded.explain(paths[0])[0].probability == pytest.approx(said[0].max(), abs=1e-5)
     features = loaded.embed(paths).features
     np.testing.assert_allclose(loaded.head().probabilities(features), said, atol=1e-5)
     measured = loaded.evaluate(fresh, intervals=False)
@@ -268,3 +269,22 @@ def test_mahalanobis_is_that_of_the_covariance():
     precision = np.linalg.inv(residual.T @ residual / 6000)
     expected = np.min([np.einsum("ij,jk,ik->i", values - m, precision, values - m) for m in means], axis=0) / 4
     np.testing.assert_allclose(found.score(rows), expected, rtol=0.05)
+
+
+def test_a_fine_tuned_network_is_calibrated_on_validation_images(folder, tmp_path):
+    from tests.transfer.networks import small_body
+
+    tuning = {"epochs": 2, "batch_size": 24, "learning_rate": 3e-3, "views": 1}
+    found = fit(
+        folder, model=small_body(4), strategy="finetune", trainable_from="stage4", tuning=tuning, out=tmp_path / "out"
+    )
+    assert (found.calibration.source, found.calibration.count) == ("validation", found.metrics["images"]["val"])
+    loaded = Classifier.load(tmp_path / "out")
+    kept = loaded.references
+    assert len(kept.labels) == found.metrics["images"]["train"]
+    import hashlib
+
+    hashes = {hashlib.sha256(path.read_bytes()).hexdigest()[:16]: path for path in folder.glob("*/*.png")}
+    rows = loaded.embed([hashes[digest] for digest in kept.digests[:8]]).features
+    np.testing.assert_allclose(kept.features[:8], rows, rtol=0.02, atol=0.02 * np.abs(rows).max())
+    assert np.mean([p.unlike_training for p in loaded.predict(folder)]) < 0.2

@@ -184,3 +184,25 @@ def test_reports_of_other_tasks(tmp_path):
 def test_text_shows_what_hides():
     assert plain("a\u202eb\x00\n") == "a\\u202eb\\x00\\n"
     assert plain("\udcff") == "\\udcff"
+
+
+def test_commands_say_what_they_doubt(out, tested, tmp_path, capsys):
+    from PIL import Image
+
+    foreign = tmp_path / "foreign.png"
+    noise = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(foreign)
+    like = sorted(tested.glob("red/*.png"))[10]
+    with pytest.raises(SystemExit) as stopped:
+        main.run(["predict", str(out), str(foreign), str(like), "--coverage", "0.9"])
+    text, errors = capsys.readouterr()
+    assert not stopped.value.code
+    assert "one of" in text
+    warned = [line for line in errors.splitlines() if line.startswith("Unlike the training images")]
+    assert [line.rsplit(": ", 1)[1] for line in warned] == [str(foreign)]
+    with pytest.raises(SystemExit):
+        main.run(["predict", str(out), str(like), "--coverage", "0.9", "--json"])
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["prediction_set"][0] == found["label"] == "red"
+    assert found["unlike_training"] is False
+    assert 0 < found["unlikeness"] < 1

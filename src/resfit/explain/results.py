@@ -79,6 +79,7 @@ def explain_batches(
     stage: str | None = None,
     batch_size: int | None = None,
     alike: Callable[[np.ndarray], Sequence[Sequence[Example]]] | None = None,
+    calibrate: Callable[[np.ndarray], np.ndarray] | None = None,
     total: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
     **options: Any,
@@ -95,6 +96,7 @@ def explain_batches(
         stage: Which feature map.
         batch_size: Images at once; ``None`` chooses by their size.
         alike: Gives for a batch of images the training images that are most alike.
+        calibrate: Makes calibrated probabilities of what the network gives, both ``(n, classes)``.
         total: How many there are, for ``progress``.
         progress: Called as images get done.
         **options: Of the method.
@@ -125,11 +127,12 @@ def explain_batches(
             )
             examples = alike(batch.images) if alike is not None else [()] * len(made)
             for index, image, one, near in zip(batch.indices.tolist(), batch.images, made, examples, strict=True):
+                shares = one.probabilities if calibrate is None else calibrate(one.probabilities[None])[0]
                 rows[index] = Explanation(
                     path=paths[index] if paths else None,
                     label=classes[int(one.probabilities.argmax())],
                     target=classes[one.target],
-                    probability=float(one.probabilities[one.target]),
+                    probability=float(shares[one.target]),
                     map=one.map,
                     raw=one.raw,
                     overlay=overlay(image, one.map),

@@ -154,9 +154,7 @@ class ModelHead:
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Returns probabilities ``(n, classes)`` of features ``(n, features)``."""
-        if self.temperature != 1:
-            return activated(self.logits(features), self.activation)
-        return self._shares(features)
+        return tempered(self._shares(features), self.temperature, self.activation)
 
     def _shares(self, features: np.ndarray) -> np.ndarray:
         rows = np.asarray(features, np.float32)
@@ -165,9 +163,7 @@ class ModelHead:
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Returns logits with these probabilities, shape ``(n, classes)``."""
-        shares = np.clip(self._shares(features), 1e-12, 1)
-        odds = np.log(shares) - (np.log1p(-np.minimum(shares, 1 - 1e-7)) if self.activation == "sigmoid" else 0)
-        return odds / np.float32(self.temperature)
+        return _logits_of(self._shares(features), self.activation) / np.float32(self.temperature)
 
     def layers(self) -> list[Any]:
         """Returns the layers of the head, which end in probabilities."""
@@ -229,6 +225,24 @@ def activated(logits: np.ndarray, activation: str) -> np.ndarray:
     if activation == "sigmoid":
         return 1 / (1 + np.exp(-logits))
     return _softmax(logits)
+
+
+def tempered(shares: np.ndarray, temperature: float, activation: str) -> np.ndarray:
+    """Returns the probabilities that logits divided by a temperature would have given.
+
+    Args:
+        shares: Probabilities ``(n, classes)``.
+        temperature: What the logits are divided by; 1 changes nothing.
+        activation: ``"softmax"`` or ``"sigmoid"``.
+    """
+    if temperature == 1:
+        return shares
+    return activated(_logits_of(shares, activation) / np.float32(temperature), activation)
+
+
+def _logits_of(shares: np.ndarray, activation: str) -> np.ndarray:
+    clipped = np.clip(shares, 1e-12, 1)
+    return np.log(clipped) - (np.log1p(-np.minimum(clipped, 1 - 1e-7)) if activation == "sigmoid" else 0)
 
 
 def fit_head(
@@ -361,9 +375,12 @@ def fit_linear(
         basis = np.linalg.qr(standard.T.astype(np.float64))[0]
         standard = (standard @ basis).astype(np.float32)
     folds = _folds(standard, targets, groups, count, seed)
-    kept = _Kept(folds, len(targets))
-    scores = _sweep(standard, targets, folds, count, grid, kept, balance) if len(grid) > 1 else ()
+    scores = _sweep(standard, targets, folds, count, grid, balance)[0] if len(grid) > 1 else ()
     chosen = _choose(scores, len(targets)) if scores else _default(grid)
+    spared = None
+    if scores:
+        again = (_strength_of_all(chosen, folds, len(targets)),)
+        spared = _held_out(folds, _sweep(standard, targets, folds, count, again, balance)[1])
     estimator = _estimator(chosen, tolerance=1e-5, balance=balance)
     with blas_threads(standard.size):
         estimator.fit(standard, targets)
@@ -371,7 +388,7 @@ def fit_linear(
     if basis is not None:
         weights = weights @ basis.T
     head = _folded(weights, intercept, mean, scale, chosen, scores, len(folds) if scores else 0)
-    return dataclasses.replace(head, held_out=kept.of(chosen))
+    return dataclasses.replace(head, held_out=spared)
 
 
 def _check(
@@ -422,27 +439,21 @@ def _folded(
     )
 
 
-class _Kept:
-    """Logits of the images left out, for those strengths that may still be chosen."""
+def _held_out(
+    folds: Sequence[tuple[np.ndarray, np.ndarray]], logits: Sequence[np.ndarray], some: np.ndarray | None = None
+) -> HeldOut | None:
+    if not logits:
+        return None
+    rows = np.concatenate([test for _, test in folds])
+    return HeldOut(rows if some is None else some[rows], np.concatenate(logits).astype(np.float32))
 
-    def __init__(self, folds: Sequence[tuple[np.ndarray, np.ndarray]], count: int, positions: np.ndarray | None = None):
-        self._folds, self._count, self._positions = folds, count, positions
-        self._logits: dict[float, np.ndarray] = {}
 
-    def keep(self, scores: Sequence[CvScore], logits: Sequence[np.ndarray], *, by_loss: bool = False) -> None:
-        """Takes the logits of the last strength, fold by fold, and drops those that have fallen behind."""
-        self._logits[scores[-1].C] = np.concatenate(logits).astype(np.float32)
-        lowest = min(score.log_loss for score in scores)
-        least = _close_to_best(scores, self._count)
-        for score in scores:
-            if score.log_loss > lowest if by_loss else score.accuracy < least:
-                self._logits.pop(score.C, None)
+def _strength_of_all(c: float, folds: Sequence[tuple[np.ndarray, np.ndarray]], count: int) -> float:
+    """Returns the strength that weighs against the fewer images of a fold as ``c`` does against all of them.
 
-    def of(self, c: float) -> HeldOut | None:
-        if c not in self._logits:
-            return None
-        rows = np.concatenate([test for _, test in self._folds])
-        return HeldOut(rows if self._positions is None else self._positions[rows], self._logits[c])
+    With ``c`` itself the logits of the folds would be smaller than those of the head, and so would a temperature be.
+    """
+    return float(c * count / np.mean([len(train) for train, _ in folds]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -513,18 +524,14 @@ def _fit_own(own: _Own, groups: np.ndarray | None, grid: Sequence[float], seed: 
     scores: list[CvScore] = []
     states: list[np.ndarray | None] = [None] * len(folds)
     total = sum(len(test) for _, test in folds)
-    kept = _Kept(folds, count, some)
     for c in grid if folds else ():
         loss = hits = 0.0
-        logits: list[np.ndarray] = []
         for number, (train, test) in enumerate(folds):
             state = own.solve(c, some[train], states[number], 1e-4)
             states[number] = state
-            more, right, values = own.score(state, some[test])
+            more, right, _ = own.score(state, some[test])
             loss, hits = loss + more, hits + right
-            logits.append(values)
         scores.append(CvScore(float(c), loss / total, hits / total))
-        kept.keep(scores, logits, by_loss=own.several)
         if _is_past_the_best(scores):
             break
     if not scores:
@@ -539,7 +546,14 @@ def _fit_own(own: _Own, groups: np.ndarray | None, grid: Sequence[float], seed: 
         bias[~np.isin(np.arange(own.classes), own.labels)] = _UNSEEN
     activation = "sigmoid" if own.several else "softmax"
     head = _folded(matrix[:, :-1], bias, own.mean, own.scale, chosen, scores, len(folds) if scores else 0, activation)
-    return dataclasses.replace(head, held_out=kept.of(chosen))
+    if not scores:
+        return head
+    again = _strength_of_all(chosen, folds, len(some))
+    logits = [
+        own.score(own.solve(again, some[train], state, 1e-4), some[test])[2]
+        for (train, test), state in zip(folds, states, strict=True)
+    ]
+    return dataclasses.replace(head, held_out=_held_out(folds, logits, some))
 
 
 def leave_out(
@@ -612,14 +626,16 @@ def _sweep(
     folds: Sequence[tuple[np.ndarray, np.ndarray]],
     count: int,
     grid: Sequence[float],
-    kept: _Kept,
     balance: bool = False,
-) -> tuple[CvScore, ...]:
-    """Scores each C over the folds, from strong to weak regularisation, each from the solution before."""
+) -> tuple[tuple[CvScore, ...], list[np.ndarray]]:
+    """Scores each C over the folds, from strong to weak regularisation, each from the solution before.
+
+    Returns the scores, and for each fold the logits under the last C.
+    """
     from sklearn.exceptions import ConvergenceWarning
 
     if not folds:
-        return ()
+        return (), []
     estimators = [_estimator(grid[0], tolerance=1e-4, balance=balance) for _ in folds]
     splits = [(standard[train], targets[train], standard[test], targets[test]) for train, test in folds]
     total = sum(len(test) for _, test in folds)
@@ -635,6 +651,7 @@ def _sweep(
         return loss, int((probabilities.argmax(axis=1) == test_y).sum()), values
 
     scores: list[CvScore] = []
+    logits: list[np.ndarray] = []
     workers = min(len(folds), os.cpu_count() or 1)
     with (
         blas_threads(standard.size, side_by_side=workers > 1),
@@ -646,10 +663,10 @@ def _sweep(
             results = list(pool.map(score, estimators, splits, [c] * len(folds)))
             loss, hits = sum(loss for loss, *_ in results), sum(hits for _, hits, _ in results)
             scores.append(CvScore(float(c), loss / total, hits / total))
-            kept.keep(scores, [values for *_, values in results])
+            logits = [values for *_, values in results]
             if _is_past_the_best(scores):
                 break
-    return tuple(scores)
+    return tuple(scores), logits
 
 
 def _is_past_the_best(scores: Sequence[CvScore]) -> bool:
@@ -659,14 +676,9 @@ def _is_past_the_best(scores: Sequence[CvScore]) -> bool:
 
 def _choose(scores: Sequence[CvScore], n: int) -> float:
     """Returns the C of the best accuracy; among those too close to tell apart, that of the smallest log-loss."""
-    close = _close_to_best(scores, n)
-    return min((s for s in scores if s.accuracy >= close), key=lambda score: score.log_loss).C
-
-
-def _close_to_best(scores: Sequence[CvScore], n: int) -> float:
-    """Returns the accuracy from which on strengths are too close to the best to tell apart."""
     best = max(score.accuracy for score in scores)
-    return float(best - 0.5 * np.sqrt(best * (1 - best) / n))
+    close = best - 0.5 * np.sqrt(best * (1 - best) / n)
+    return min((s for s in scores if s.accuracy >= close), key=lambda score: score.log_loss).C
 
 
 def _expanded(estimator: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
