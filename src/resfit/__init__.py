@@ -19,6 +19,7 @@ _EXPORTS = {
     "fit": "resfit.classifier",
     "Classifier": "resfit.classifier",
     "InputSpec": "resfit.preprocessing",
+    "Reading": "resfit.preprocessing",
     "ArchitectureSpec": "resfit.architecture.spec",
     "ResfitError": "resfit.errors",
     "pretrain": "resfit.transfer.pretrain",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from resfit.classifier import fit as fit
     from resfit.errors import ResfitError as ResfitError
     from resfit.preprocessing import InputSpec as InputSpec
+    from resfit.preprocessing import Reading as Reading
     from resfit.suggestions import suggest as suggest
     from resfit.summary import summary as summary
     from resfit.transfer.pretrain import pretrain as pretrain

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import artifact, engines
-from resfit.data import decode
+from resfit.data import decode, deep, privacy, scans
 from resfit.data import image_set as image_sets
 from resfit.data import split as splits
 from resfit.data.image_set import ImageSet, Skipped
@@ -32,7 +32,7 @@ from resfit.evaluation.metrics import Evaluation
 from resfit.evaluation.references import References
 from resfit.explain import Explanation, neighbours, results
 from resfit.files import atomic_open
-from resfit.preprocessing import InputSpec
+from resfit.preprocessing import InputSpec, Reading
 from resfit.transfer import features as feature_store
 from resfit.transfer import heads, recipes, strategies
 from resfit.transfer.augment import prediction_views
@@ -403,7 +403,7 @@ class Classifier:
             >>> clf.explain("a.jpg", method="grad-cam++")[0].overlay.shape
             (224, 224, 3)
         """
-        paths, arrays = _listed(images, self.input_spec.channels)
+        paths, arrays = _listed(images, self.input_spec)
         size = batch_size or feature_store.default_batch_size(self.input_spec.size)
         alike = None
         if examples:
@@ -536,7 +536,7 @@ class Classifier:
         self, images: Any, engine: str, batch_size: int | None, progress: feature_store.Progress | None, views: int = 1
     ) -> Iterator[tuple[Path | None, np.ndarray | None, float | None, str]]:
         """Yields path, probabilities (or none), unlikeness (or none) and error of each image, in order."""
-        paths, arrays = _listed(images, self.input_spec.channels)
+        paths, arrays = _listed(images, self.input_spec)
         count = len(paths) or len(arrays)
         size = batch_size or feature_store.default_batch_size(self.input_spec.size)
         running, head = self._engine(engine, count * views), self._head
@@ -587,7 +587,7 @@ def fit(
     lr_find: bool = False,
     storage: int | None = None,
     tensorboard: bool = True,
-    references: bool = True,
+    references: bool | None = None,
     seed: int = 0,
     engine: str = "auto",
     cache: bool | str | Path = True,
@@ -595,6 +595,8 @@ def fit(
     test_share: float = 0.2,
     val_share: float = 0.15,
     batch_size: int | None = None,
+    channels: int | None = None,
+    reading: Reading | None = None,
     progress: feature_store.Progress | None = None,
     say: Callable[[str], None] | None = None,
     **scan_options: Any,
@@ -640,6 +642,7 @@ def fit(
         tensorboard: Whether the training writes TensorBoard's files, if that is installed.
         references: Whether up to 1,000 training images, as features and thumbnails without names, are kept in the
             classifier: nearest examples come from them, and the better way to tell images that are unlike them.
+            ``None`` keeps them unless they are medical.
         seed: Seed of the split, of the cross-validation and of the training.
         engine: As :func:`resfit.engines.create` takes it.
         cache: ``True`` for resfit's own cache folder, ``False`` for none, or a folder.
@@ -648,6 +651,9 @@ def fit(
         val_share: Share of the other images set aside to choose the epoch on, in (0, 1), where the data has no such
             split and something is fine-tuned. A probe chooses by cross-validation and learns from them as well.
         batch_size: Images in one pass of the frozen network; ``None`` chooses by their size.
+        channels: 1 for grey images, 3 for colour; ``None`` is what the network was trained on. Grey is repeated for a
+            network of three channels.
+        reading: How scans (DICOM, NIfTI) become pictures: frame, window, plane, spacing; ``None`` is the usual way.
         progress: Called as images get done.
         say: Called with lines for people, such as where the outputs of the frozen part go.
         **scan_options: Further options of :func:`resfit.data.image_set.scan`, such as the columns of a CSV file.
@@ -668,10 +674,10 @@ def fit(
     minutes = _check_arguments(strategy, budget, max_skipped, test_share, val_share, out)
     check_choice("head", head, heads.KINDS)
     separator = label_separator or ""
-    images = image_sets.scan(source, **scan_options)
+    images = image_sets.scan(source, **_scan_options(reading, scan_options))
     image_sets.check_trainable(images, least=1 if separator else 3)
     clock.lap("scan")
-    body, name = _body(model)
+    body, name = _body(model, channels, reading)
     clock.lap("load network")
     notes: list[str] = []
 
@@ -680,6 +686,8 @@ def fit(
         if say is not None:
             say(text)
 
+    if images.medical:
+        note(scans.NOTICE)
     probing = strategy in ("probe", "auto")
     tunes = not probing or (strategy == "auto" and minutes is not None)
     if tunes and head not in ("linear", "mlp"):
@@ -710,7 +718,7 @@ def fit(
         used = _Used(prepared, np.zeros((0, 0), np.float32))
     clock.lap("features" if probing else "frozen part")
     found = len(images) + len(images.skipped)
-    skipped = (*images.skipped, *used.skipped)
+    skipped = privacy.shown_skipped(images, (*images.skipped, *used.skipped))
     skipped_csv = artifact.csv_bytes(("path", "reason"), ((item.path, item.reason) for item in skipped))
     _check_skipped(skipped, found, max_skipped, skipped_csv, None if out is None else Path(out))
 
@@ -788,7 +796,7 @@ def fit(
         held_out=parts.val if keeps else None,
         logits=spared.logits / np.float32(calibration.temperature),
         several=bool(separator),
-        references=references,
+        references=(not images.medical) if references is None else references,
         cache=cache,
         seed=seed,
     )
@@ -823,9 +831,10 @@ def fit(
             "cross_validation": [dataclasses.asdict(score) for score in getattr(final, "cv_scores", ())],
             **({} if tuned is None else {"training": _training_json(tuned)}),
             "test": None if result is None else result.to_dict(),
+            **({"notice": scans.NOTICE} if images.medical else {}),
         },
         fingerprint=kept.fingerprint,
-        versions=_versions(),
+        versions=package_versions(),
         attachments={
             artifact.SKIPPED: skipped_csv,
             artifact.TEST_PREDICTIONS: _test_table(kept, test, probabilities, classes),
@@ -862,6 +871,7 @@ def plan(
     test_share: float = 0.2,
     val_share: float = 0.15,
     hardware: recipes.Hardware | None = None,
+    reading: Reading | None = None,
     **scan_options: Any,
 ) -> recipes.Recipe:
     """Says what :func:`fit` would do and how long it would take, without doing it.
@@ -877,10 +887,11 @@ def plan(
         test_share: As :func:`fit` takes it.
         val_share: As :func:`fit` takes it.
         hardware: The machine; ``None`` measures this one.
+        reading: As :func:`fit` takes it.
         **scan_options: As :func:`fit` takes them.
     """
     minutes = _check_arguments(strategy, budget, 0.0, test_share, val_share, None)
-    images = image_sets.scan(source, **scan_options)
+    images = image_sets.scan(source, **_scan_options(reading, scan_options))
     image_sets.check_trainable(images)
     parts = _split(images, val_share, test_share, seed)
     spec, size = _described(model)
@@ -1007,13 +1018,42 @@ class _Clock:
         self._last = now
 
 
-def _body(model: str | os.PathLike[str] | keras.Model) -> tuple[keras.Model, str]:
+def _body(
+    model: str | os.PathLike[str] | keras.Model, channels: int | None = None, reading: Reading | None = None
+) -> tuple[keras.Model, str]:
     """Returns a network that gives one vector an image, and its name."""
-    if not isinstance(model, str | os.PathLike):
-        return model, model.name
-    from resfit import zoo
+    if channels not in (None, 1, 3):
+        raise ArgumentError(f"channels must be 1 or 3. Received: {channels!r}.")
+    if isinstance(model, str | os.PathLike):
+        from resfit import zoo
 
-    return zoo.load(model, include_top=False, pooling="avg", preprocess=True), str(model)
+        body = zoo.load(model, include_top=False, pooling="avg", preprocess=True, in_channels=channels)
+        name = str(model)
+    else:
+        body, name = model, model.name
+        if channels not in (None, body.inputs[0].shape[-1]):
+            raise ArgumentError(
+                f"the network has {body.inputs[0].shape[-1]} input channels. Received: channels={channels}."
+            )
+    if reading is not None:
+        body = _with_reading(body, reading)
+    return body, name
+
+
+def _with_reading(body: keras.Model, reading: Reading) -> keras.Model:
+    """Returns a network of the same layers whose contract says how scans are read."""
+    import keras
+
+    other = keras.Model(body.inputs, body.outputs, name=body.name)
+    for attribute in ("architecture", "class_names"):
+        if hasattr(body, attribute):
+            setattr(other, attribute, getattr(body, attribute))
+    other.input_spec = dataclasses.replace(body.input_spec, reading=reading)
+    return other
+
+
+def _scan_options(reading: Reading | None, options: dict[str, Any]) -> dict[str, Any]:
+    return options if reading is None else {**options, "reading": reading}
 
 
 def _described(model: str | os.PathLike[str] | keras.Model) -> tuple[ArchitectureSpec | None, tuple[int, int]]:
@@ -1195,11 +1235,12 @@ def _test_table(kept: ImageSet, test: np.ndarray, probabilities: np.ndarray, cla
     for position, row in zip(test, probabilities, strict=True):
         best = int(row.argmax())
         label = kept.classes[kept.labels[position]]
-        rows.append((kept.paths[position], label, classes[best], f"{row[best]:.6f}"))
+        rows.append((privacy.shown(kept, kept.paths[position]), label, classes[best], f"{row[best]:.6f}"))
     return artifact.csv_bytes(("path", "label", "predicted", "probability"), rows)
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Returns the versions of the packages that have a part in a classifier."""
     import importlib.metadata as metadata
     import platform
 
@@ -1208,13 +1249,22 @@ def _versions() -> dict[str, str]:
     import resfit
 
     found = {"resfit": resfit.__version__, "python": platform.python_version(), "keras": keras.__version__}
-    for package in ("tensorflow", "tensorflow-cpu", "numpy", "scikit-learn", "openvino", "pillow"):
+    for package in (
+        "tensorflow",
+        "tensorflow-cpu",
+        "numpy",
+        "scikit-learn",
+        "openvino",
+        "pillow",
+        "pydicom",
+        "nibabel",
+    ):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
 
 
-def _listed(images: Any, channels: int) -> tuple[list[Path], list[np.ndarray]]:
+def _listed(images: Any, contract: InputSpec) -> tuple[list[Path], list[np.ndarray]]:
     """Returns the images as files or as arrays ``(height, width, channels)``; one of the two lists is empty."""
     if isinstance(images, str | os.PathLike):
         images = [images]
@@ -1222,12 +1272,13 @@ def _listed(images: Any, channels: int) -> tuple[list[Path], list[np.ndarray]]:
         array = np.asarray(images)
         images = [array] if array.ndim == 3 else list(array) if array.ndim == 4 else [array]
     items = list(images)
+    channels = contract.channels
     if all(isinstance(item, str | os.PathLike) for item in items):
         paths: list[Path] = []
         for item in items:
             path = Path(item)
-            if path.is_dir() or not os.path.lexists(path):
-                found = image_sets.scan_images([path])
+            if path.is_dir() or not os.path.lexists(path) or image_sets.is_several(path, contract.reading):
+                found = image_sets.scan_images([path], reading=contract.reading)
                 paths.extend(sorted((*found.paths, *(item.path for item in found.skipped))))
             else:
                 paths.append(path)
@@ -1263,6 +1314,10 @@ def fit_array(array: np.ndarray, contract: InputSpec) -> np.ndarray:
         return array
     from PIL import Image
 
-    eight_bits = array if array.dtype == np.uint8 else np.rint(np.clip(array, 0, 255)).astype(np.uint8)
-    image = Image.fromarray(eight_bits if contract.channels == 3 else eight_bits[:, :, 0])
+    if array.dtype != np.uint8:  # nothing is rounded
+        values = np.clip(array, 0, 255).astype(np.float32)
+        picture = deep.Picture(tuple(values[..., channel] for channel in range(contract.channels)))
+        (result,) = deep.rendered(picture, contract, [lambda plane: decode.resize(plane, contract)])
+        return result
+    image = Image.fromarray(array if contract.channels == 3 else array[:, :, 0])
     return np.asarray(decode.resize(image, contract)).reshape(*contract.size, contract.channels)

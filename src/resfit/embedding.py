@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit.data import image_set as image_sets
+from resfit.data import privacy
 from resfit.data.image_set import ImageSet, Skipped
 from resfit.errors import ArgumentError, DataError
 from resfit.files import atomic_open, atomic_path
+from resfit.preprocessing import Reading
 from resfit.transfer import features as feature_store
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from resfit.preprocessing import InputSpec
 
 _ROWS_AT_ONCE = 8192
+_PLAIN = Reading()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,7 +32,7 @@ class Embedding:
 
     Attributes:
         features: Float32 array of shape ``(n, features)``.
-        paths: The ``n`` files.
+        paths: The ``n`` files; in medical sets their pseudonyms (:mod:`resfit.data.privacy`).
         labels: The ``n`` classes by name; ``None`` for an image without one.
         skipped: Images that could not be used, with the reason.
         computed: Images that went through the network now; the others were in the cache.
@@ -93,7 +96,8 @@ def embed_images(
     Raises:
         DataError: No image can be used.
     """
-    images = scan_any(source)
+    contract = input_spec or getattr(body, "input_spec", None)
+    images = scan_any(source, reading=getattr(contract, "reading", _PLAIN))
     extracted = feature_store.extract(
         body,
         images.paths,
@@ -103,37 +107,38 @@ def embed_images(
         batch_size=batch_size,
         progress=progress,
     )
-    skipped = (*images.skipped, *extracted.skipped)
+    skipped = privacy.shown_skipped(images, (*images.skipped, *extracted.skipped))
     if not len(extracted.indices):
         reason = f", such as {skipped[0].path}: {skipped[0].reason}" if skipped else ""
         raise DataError(f"at least one image must be usable. Received: {len(skipped)} unusable{reason}.")
     numbers = [int(images.labels[position]) for position in extracted.indices]
     return Embedding(
         features=extracted.rows,
-        paths=tuple(images.paths[position] for position in extracted.indices),
+        paths=tuple(privacy.shown(images, images.paths[position]) for position in extracted.indices),
         labels=tuple(images.classes[number] if number >= 0 else None for number in numbers),
         skipped=skipped,
         computed=extracted.computed,
     )
 
 
-def scan_any(source: Any) -> ImageSet:
+def scan_any(source: Any, *, reading: Reading = _PLAIN) -> ImageSet:
     """Finds images with labels where the source has them, without where it has none.
 
     Args:
         source: As :func:`embed_images` takes it.
+        reading: Which frames of scans, and which files of their series, are images.
 
     Raises:
         DataError: It does not exist or has no images.
     """
     if not isinstance(source, str | os.PathLike):
-        return image_sets.scan_images(source)
+        return image_sets.scan_images(source, reading=reading)
     path = Path(source)
     if path.is_file() and path.suffix.lower() not in (".csv", ".tsv"):
-        return image_sets.scan_images([path])
+        return image_sets.scan_images([path], reading=reading)
     if path.is_dir() and not any(child.is_dir() and not child.name.startswith(".") for child in path.iterdir()):
-        return image_sets.scan_images([path])
-    return image_sets.scan(path)
+        return image_sets.scan_images([path], reading=reading)
+    return image_sets.scan(path, reading=reading)
 
 
 def _write_parquet(embedding: Embedding, target: Path) -> None:

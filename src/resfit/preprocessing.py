@@ -8,6 +8,7 @@ cropped, the order of its channels, and how its values are scaled. The same spec
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -18,12 +19,62 @@ from resfit.errors import ArgumentError
 ChannelOrder = Literal["rgb", "bgr"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box"]
 ResizeMode = Literal["shorter", "squash", "none"]
+Plane = Literal["axial", "coronal", "sagittal"]
 
 _CHOICES = {
     "channel_order": ("rgb", "bgr"),
     "interpolation": ("nearest", "bilinear", "bicubic", "lanczos", "box"),
     "resize_mode": ("shorter", "squash", "none"),
 }
+_PLANES = ("axial", "coronal", "sagittal")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a scan (DICOM, NIfTI) becomes a picture. Other images have no use for it.
+
+    Attributes:
+        frame: Which frame or slice of several: ``"middle"``, its number, from 0, or ``"each"``, which makes an image
+            of each where files are looked for. An address such as ``scan.dcm#frame=3`` comes before it.
+        series: Which files of a DICOM series are images: ``"each"``, or ``"middle"`` for the one in the middle.
+        window: Which of the file's own windows (or VOI tables) is applied, from 0; or centre and width in the unit of
+            the values, such as ``(40.0, 400.0)`` in Hounsfield units. A file without any is shown from its lowest to
+            its highest value.
+        plane: How a NIfTI volume is cut.
+        spacing: Millimetres that a pixel of the network's input is to stand for: the image is scaled by its pixel
+            spacing, and cut or padded with black around its centre. ``None`` scales by pixels, as with any image.
+    """
+
+    frame: int | Literal["middle", "each"] = "middle"
+    series: Literal["each", "middle"] = "each"
+    window: int | tuple[float, float] = 0
+    plane: Plane = "axial"
+    spacing: float | None = None
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+            ArgumentError: A field is outside its range.
+        """
+        if self.frame not in ("middle", "each") and not _is_place(self.frame):
+            raise ArgumentError(f"frame must be 'middle', 'each' or a number from 0 on. Received: {self.frame!r}.")
+        if self.series not in ("each", "middle"):
+            raise ArgumentError(f"series must be 'each' or 'middle'. Received: {self.series!r}.")
+        pair = isinstance(self.window, tuple) and len(self.window) == 2 and self.window[1] > 0
+        if not pair and not _is_place(self.window):
+            raise ArgumentError(
+                "window must be the number of one of the file's windows, from 0 on, or (centre, width) with a width "
+                f"above 0. Received: {self.window!r}."
+            )
+        if self.plane not in _PLANES:
+            raise ArgumentError(f"plane must be one of {_PLANES}. Received: {self.plane!r}.")
+        if self.spacing is not None and not 0 < self.spacing < math.inf:
+            raise ArgumentError(f"spacing must be a number of millimetres above 0. Received: {self.spacing!r}.")
+
+
+def _is_place(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +95,7 @@ class InputSpec:
         resize_mode: ``"shorter"`` scales the shorter side to ``size / crop_fraction`` and cuts the centre out;
             ``"squash"`` resizes to ``size`` whatever the aspect ratio; ``"none"`` leaves the image as it is.
         crop_fraction: Share of the resized image that the centre crop keeps, in (0, 1].
+        reading: How scans become pictures.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -55,6 +107,7 @@ class InputSpec:
     interpolation: Interpolation = "bilinear"
     resize_mode: ResizeMode = "shorter"
     crop_fraction: float = 0.875
+    reading: Reading = Reading()
 
     # What Keras asks of an `input_spec` on a model, so that this contract can stand there: images of any size.
     dtype: ClassVar[None] = None
@@ -159,10 +212,10 @@ class InputSpec:
         return dataclasses.replace(self, channels=channels, channel_order="rgb", mean=mean, std=std)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON-ready values."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
-        }
+        """Returns the fields as JSON-ready values; those of ``reading`` where they are not the usual ones."""
+        fields = _json_ready(self)
+        reading = {name: value for name, value in _json_ready(self.reading).items() if value != getattr(Reading, name)}
+        return {**fields, "reading": reading} if reading else {k: v for k, v in fields.items() if k != "reading"}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> InputSpec:
@@ -171,12 +224,22 @@ class InputSpec:
         Raises:
             ArgumentError: A field is unknown or out of range.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(fields) - known)
-        if unknown:
-            raise ArgumentError(f"input contract has unknown fields: {', '.join(unknown)}.")
-        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+        values = _known_fields(cls, fields)
+        if "reading" in values:
+            values["reading"] = Reading(**_known_fields(Reading, values["reading"]))
         return cls(**values)
+
+
+def _json_ready(value: Any) -> dict[str, Any]:
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {key: list(item) if isinstance(item, tuple) else item for key, item in fields.items()}
+
+
+def _known_fields(cls: type[Any], fields: Any) -> dict[str, Any]:
+    unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
+    if unknown:
+        raise ArgumentError(f"input contract has unknown fields: {', '.join(unknown)}.")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
 
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)

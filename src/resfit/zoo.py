@@ -234,15 +234,11 @@ def load(
 
     from resfit.checkpoints import convert
 
-    if path is not None:
-        found = _of_path(path, weights, reading)
-    else:
-        if include_top is None:
-            include_top = True
-        needs_top = include_top and not taps
-        found = read_named(str(source), weights, reading, needs_top=needs_top, classes=classes)
+    if path is None and include_top is None:
+        include_top = True
+    needs_top = include_top is not False and not taps
     return convert.load_source(
-        found,
+        read(source if path is None else path, weights, reading, needs_top=needs_top, classes=classes),
         include_top=include_top,
         classes=classes,
         pooling=pooling,
@@ -334,6 +330,32 @@ def _written_beside(path: Path) -> tuple[ArchitectureSpec, InputSpec | None, tup
         )
     except (zipfile.BadZipFile, ArgumentError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path}: {OWN_MEMBER} must be what resfit writes. Received: {error}.") from error
+
+
+def read(
+    source: str | os.PathLike[str],
+    weights: Any = "default",
+    reading: Mapping[str, Any] | None = None,
+    *,
+    needs_top: bool = True,
+    classes: int | None = None,
+) -> Source:
+    """Reads what :func:`load` would build a network from. Nothing is built, and a ``.keras`` file is read anew.
+
+    Args:
+        source: As :func:`load` takes it.
+        weights: As :func:`load` takes it.
+        reading: Further arguments of :func:`load`, for files and handles.
+        needs_top: Whether the classifier is wanted; if not, the smaller published file serves.
+        classes: Outputs of the classifier that is wanted. Default: as many as the weights have.
+
+    Raises:
+        ResfitError: As :func:`load`.
+    """
+    path = _as_path(source)
+    if path is not None:
+        return _of_path(path, weights, reading or {})
+    return read_named(str(source), weights, reading, needs_top=needs_top, classes=classes)
 
 
 def _of_path(path: Path, weights: Any, reading: Mapping[str, Any]) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         for name, shape in (("conv1.weight", (8, 8, 3, 3)), ("bn1.weight", (8,)), ("bn1.running_var", (8,)))
     }
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    torch.save({"state_dict": tensors, "epoch": 3}, folder / "zipped.pth")
+    options = argparse.Namespace(arch="resnet18", sizes=[224, 96])
+    torch.save({"state_dict": tensors, "epoch": 3, "args": options}, folder / "zipped.pth")
     torch.save(tensors, folder / "legacy.th", _use_new_zipfile_serialization=False)
     safetensors.write_arrays(folder / "plain.safetensors", arrays, {"format": "pt"})
     hub = folder / "hub"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import builtins
 import json
 import pickle
@@ -309,6 +310,25 @@ def test_truncated_files(arrays, tmp_path, share, suffix):
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
     with pytest.raises(CheckpointError):
         reader.read(file)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_program_of_torchscript_is_refused_by_name(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.jit.save(torch.jit.script(torch.nn.Conv2d(3, 4, 3)), tmp_path / "RN50.pt")
+    with pytest.raises(CheckpointError, match=r"not a program. Received: a TorchScript archive"):
+        reader.read(tmp_path / "RN50.pt")
+
+
+def test_options_beside_the_weights_are_no_obstacle_and_no_code(arrays, tmp_path):
+    torch = pytest.importorskip("torch")
+    options = argparse.Namespace(arch="resnet18", nested=argparse.Namespace(lr=0.1))
+    torch.save({"model": tensors(arrays), "args": options}, tmp_path / "a.pth")
+    read = reader.read(tmp_path / "a.pth").arrays
+    assert same({name.removeprefix("model."): array for name, array in read.items()}, arrays)
+    torch.save({"model": tensors(arrays), "best": np.float64(1.0)}, tmp_path / "b.pth")
+    with pytest.raises(CheckpointError, match=r"Unsupported global: GLOBAL numpy\S+scalar\. Have its publisher"):
+        reader.read(tmp_path / "b.pth")
 
 
 def test_a_tensor_larger_than_its_storage_is_refused(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resfit import classifier
+from resfit import classifier, load
 from resfit.cli import console, main
 from tests.pictures import tiny_body, write_folder, write_picture
 
@@ -135,6 +135,17 @@ def test_predict_as_table_json_and_csv(resfit, out, folder, tmp_path):
         (str(blue), "blue", ""),
     ]
     assert float(rows[0]["probability"]) == pytest.approx(found[0]["probability"], abs=1e-6)
+
+
+def test_predict_with_a_published_network(resfit, folder):
+    code, text, errors = resfit("predict", "resnet10_tiny", folder / "red" / "001.png", "--top", "3", "--json")
+    assert (code, errors) == (0, "")
+    (found,) = json.loads(text)
+    assert found["label"] in load("resnet10_tiny").class_names
+    assert len(found["probabilities"]) == 3
+    code, _, errors = resfit("predict", "resnet10_tine", folder / "red" / "001.png")
+    assert code == 1
+    assert "Did you mean 'resnet10_tiny'" in errors
 
 
 def test_predict_goes_on_after_an_unusable_image(resfit, out, folder, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 
+import keras
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from resfit.architecture.spec import ArchitectureSpec, StemConv
 from resfit.checkpoints import namings
 from resfit.checkpoints.readers import safetensors
 from resfit.cli import main
+from tests.checkpoints import tf_sources
 from tests.numbers import relative_error
 from tests.test_zoo import randomize
 
@@ -84,6 +86,19 @@ def test_what_is_set_overrules_what_is_assumed(run, source, tmp_path):
     assert "stride_in_block" not in err
     spec = resfit.load(tmp_path / "a.keras").architecture
     assert (spec.stride_in_block, spec.norm_epsilon) == ("first", 0.001)
+
+
+def test_a_keras_file_of_another_program_is_read_once(run, tmp_path, monkeypatch):
+    """And not by Keras, which would build its network first."""
+    theirs = randomize(tf_sources.keras_network(1, (1, 2)))
+    theirs.save(tmp_path / "theirs.keras")
+    monkeypatch.setattr(keras.models, "load_model", lambda *_, **__: pytest.fail("Keras was asked to load it"))
+    code, out, err = run(tmp_path / "theirs.keras", tmp_path / "own.safetensors", "--naming", "resfit", "--no-check")
+    assert code == 0, err
+    assert "bottleneck blocks [1, 2]" in out
+    written = safetensors.read_arrays(tmp_path / "own.safetensors")
+    kernel = theirs.get_layer("conv2_block1_2_conv").kernel.numpy()
+    np.testing.assert_array_equal(written["conv2_block1_2_conv/kernel"], kernel)
 
 
 def test_json(run, source, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -102,6 +103,18 @@ def test_weights_sorted(run, key, field):
     values = [row[field] for row in rows if row[field] is not None]
     assert values == sorted(values)
     assert len(values) > 10
+
+
+def test_weights_are_sorted_by_accuracy_one_benchmark_after_the_other(run):
+    rows = [row for row in json.loads(run("models", "--sort", "top1", "--json").stdout) if row["top1"] is not None]
+    benchmarks = [row["evaluated_on"] for row in rows]
+    assert benchmarks[0] == "ImageNet-1k"
+    assert sum(one != other for one, other in itertools.pairwise(benchmarks)) == len(set(benchmarks)) - 1
+    assert all(
+        one["top1"] >= other["top1"]
+        for one, other in itertools.pairwise(rows)
+        if one["evaluated_on"] == other["evaluated_on"]
+    )
 
 
 def test_weights_wrong_usage(run):

@@ -111,7 +111,13 @@ def kinds() -> dict[str, ArchitectureSpec]:
     return {name: spec for spec, name in found.items()}
 
 
-KINDS = kinds()
+# networks of graphs into whose convolutions the norms were folded
+FOLDED = {
+    "folded": reduced(catalog.get("seresnet50").spec).replace(norm="none", conv_bias="all"),
+    "folded v2": reduced(catalog.get("resnetv2_50d").spec).replace(folded=True),
+    "folded keras v2": reduced(catalog.get("resnet50v2").spec).replace(folded=True, conv_bias="unnormalized"),
+}
+KINDS = kinds() | FOLDED
 
 
 @pytest.mark.parametrize("name", KINDS)

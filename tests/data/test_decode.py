@@ -77,23 +77,27 @@ def test_transparency_lies_over_white(mode, colour, expected):
     assert pixel.tolist() == expected
 
 
-def test_sixteen_bit_grey_keeps_its_range():
-    values = np.array([[0, 257, 32896, 65535]], np.uint16).repeat(4, 0)
-    seen = decode_image(encoded(Image.fromarray(values), "PNG"), AS_IS)
-    assert seen[0, :, 0].tolist() == [0, 1, 128, 255]
+def test_sixteen_bit_grey_keeps_its_range_and_its_depth():
+    values = np.array([[0, 257, 32896, 65535], [1, 258, 32897, 65534]], np.uint16).repeat(4, 0)
+    for kind in ("PNG", "TIFF"):
+        seen = decode_image(encoded(Image.fromarray(values), kind), AS_IS)
+        assert seen[0, :, 0].tolist() == [0, 1, 128, 255]
+        np.testing.assert_allclose(seen, (values / 257)[..., None].repeat(3, 2), rtol=1e-7)
 
 
 def test_one_bit_and_floating_point():
     bits = Image.fromarray(np.array([[True, False]] * 2))
     assert decode_image(encoded(bits, "PNG"), AS_IS)[0, :, 1].tolist() == [255, 0]
     narrow = Image.fromarray(np.array([[0.0, 100.4], [254.6, 255.0]], np.float32))
-    assert decode_image(encoded(narrow, "TIFF"), AS_IS)[..., 0].tolist() == [[0, 100], [255, 255]]
+    assert (
+        decode_image(encoded(narrow, "TIFF"), AS_IS)[..., 0].tolist() == np.float32([[0, 100.4], [254.6, 255]]).tolist()
+    )
     unit = Image.fromarray(np.array([[0.0, 0.2], [0.6, 1.0]], np.float32))
-    assert decode_image(encoded(unit, "TIFF"), AS_IS)[..., 0].tolist() == [[0, 51], [153, 255]]
+    assert decode_image(encoded(unit, "TIFF"), AS_IS)[..., 0].tolist() == pytest.approx(np.array([[0, 51], [153, 255]]))
     odd = Image.fromarray(np.array([[np.nan, np.inf], [-np.inf, 0.0]], np.float32))
-    assert decode_image(encoded(odd, "TIFF"), AS_IS)[..., 0].tolist() == [[128, 255], [0, 128]]
+    assert decode_image(encoded(odd, "TIFF"), AS_IS)[..., 0].tolist() == [[127.5, 255], [0, 127.5]]
     wide = Image.fromarray(np.array([[-10.0, 0.0], [10.0, 30.0]], np.float32))
-    assert decode_image(encoded(wide, "TIFF"), AS_IS)[..., 0].tolist() == [[0, 64], [128, 255]]
+    assert decode_image(encoded(wide, "TIFF"), AS_IS)[..., 0].tolist() == [[0, 63.75], [127.5, 255]]
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])

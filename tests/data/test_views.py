@@ -70,3 +70,15 @@ def test_grey_long_and_unresized_images():
 def test_what_is_refused(options):
     with pytest.raises(ArgumentError, match=next(iter(options))):
         Views(**options)
+
+
+def test_a_view_of_more_than_eight_bits_is_that_of_eight_but_for_the_rounding(picture):
+    grey = picture.convert("L")
+    deep = Image.fromarray(np.asarray(grey).astype(np.float32))
+    for number in range(12):
+        rendering = Views(colour=0.4).rendering(number, DIGEST, SPEC)
+        coarse, fine = np.asarray(rendering(grey)).astype(np.float32), np.asarray(rendering(deep))
+        assert fine.dtype == np.float32
+        assert np.abs(fine - coarse).max() < 3
+        np.testing.assert_array_equal(fine, np.asarray(rendering(deep)))  # every plane gets the same view
+    assert np.any(fine != np.rint(fine))

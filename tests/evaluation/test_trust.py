@@ -197,6 +197,9 @@ def test_references_are_training_images_without_names(fitted, out, folder):
         order, cosines = found.nearest(features[None], 3)
         assert found.digests[order[0, 0]] == found.digests[row]
         assert cosines[0, 0] == pytest.approx(1, abs=1e-4)
+    (explained,) = Classifier.load(out).explain(path, examples=2)
+    assert explained.examples[0].thumbnail == found.thumbnails[explained.examples[0].position]
+    assert explained.examples[0].similarity == pytest.approx(1, abs=1e-3)
     content = (out / "references.npz").read_bytes()
     assert b".png" not in content
     assert str(folder).encode() not in content

@@ -26,7 +26,8 @@ def test_every_row_is_whole():
     for row in rows:
         assert row.handle.startswith("https://tfhub.dev/"), row
         assert row.value_range in ((0.0, 1.0), (-1.0, 1.0)), row
-        assert row.outputs is None or row.outputs > 1, row
+        assert row.outputs > 1, row
+        assert (row.native, row.format) != (True, "TF1 Hub format") or "@" in row.name, row
         assert models.value_range(row.input_spec) == pytest.approx(row.value_range), row
         assert row.task == ("classification" if "classification" in row.handle else "feature vector"), row
         assert hub.describe(row.handle) is row
@@ -46,6 +47,27 @@ def test_every_row_is_whole():
 def test_known_figures(pattern, outputs, background, value_range):
     (row,) = hub.list_models(pattern)
     assert (row.outputs, row.background, row.value_range) == (outputs, background, value_range)
+
+
+def test_formats_and_versions():
+    """As the pages of the modules say."""
+    formats = {row.handle.removeprefix("https://tfhub.dev/google/"): row.format for row in hub.list_models()}
+    for path, expected in {
+        **{f"imagenet/resnet_v{n}_152/classification/{v}": "TF1 Hub format" for n in (1, 2) for v in (1, 3)},
+        **{f"imagenet/resnet_v{n}_101/feature_vector/{v}": "TF2 SavedModel" for n in (1, 2) for v in (4, 5)},
+        "remote_sensing/so2sat-ms-resnet50/1": "TF1 Hub format",
+        "supcon/resnet_v1_200/imagenet/classification/1": "TF1 Hub format",
+        "experts/bit/r50x1/in21k/bird/1": "TF2 SavedModel",
+    }.items():
+        assert formats[path] == expected, path
+    assert sum("/imagenet/resnet" in row.handle for row in hub.list_models()) == 6 * 2 * 4
+    channels = {row.name: (row.channels, row.outputs) for row in hub.list_models("*resnet50.tfhub_features")}
+    assert channels["remote_sensing_eurosat_ms_resnet50.tfhub_features"] == (13, 2048)
+    assert channels["remote_sensing_so2sat_ms_resnet50.tfhub_features"] == (10, 2048)
+    assert channels["remote_sensing_uc_merced_resnet50.tfhub_features"] == (3, 2048)
+    (earlier,) = hub.list_models("resnet_v2_50.tfhub_features@3")
+    assert hub.describe("https://tfhub.dev/google/imagenet/resnet_v2_50/feature_vector/3") is earlier
+    assert earlier.mirror == ""
 
 
 def test_parameters_are_those_of_the_network():

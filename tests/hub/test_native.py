@@ -64,7 +64,7 @@ def place(tmp_path, monkeypatch):
 
 
 def _some_slow():
-    quick = ("resnet_v1_50/", "101-classification", "softmax", "bit/m-r50x1")
+    quick = ("resnet_v1_50/", "softmax", "bit/m-r50x1")
     return [h if any(q in h for q in quick) else pytest.param(h, marks=pytest.mark.slow) for h in KINDS]
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import gzip
 import hashlib
-import http.server
 import io
 import os
 import re
@@ -32,6 +30,7 @@ from resfit.errors import ArgumentError, DownloadError, MissingDependencyError, 
 from resfit.hub import handles, resolver
 from tests import fuzzing
 from tests.checkpoints import servers
+from tests.checkpoints.servers import Reply
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,29 +46,8 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def server():
-    """A server on this machine: ``answers[path] = (status, headers, body)``, and a record of ``requests``."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            found.requests.append(self.path)
-            status, headers, body = found.answers.get(self.path.partition("?")[0], (404, {}, b""))
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=listening.serve_forever, daemon=True).start()
-    found = collections.namedtuple("Server", "url answers requests")(
-        f"http://127.0.0.1:{listening.server_address[1]}", {}, []
-    )
-    yield found
-    listening.shutdown()
-    listening.server_close()
+    with servers.running() as site:
+        yield site
 
 
 def _tar(folder, mode="w:gz", prefix="./"):
@@ -79,13 +57,11 @@ def _tar(folder, mode="w:gz", prefix="./"):
     return buffer.getvalue()
 
 
-def _members(*members, extra=()):
-    """Returns an archive of a minimal SavedModel and of members that are (TarInfo, bytes)."""
+def _members(*members, honest=True):
+    """Returns an archive of members that are (TarInfo, bytes), if it is honest after a minimal SavedModel."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        honest = tarfile.TarInfo("saved_model.pb")
-        archive.addfile(honest, io.BytesIO())
-        for info, data in members:
+        for info, data in [(tarfile.TarInfo("saved_model.pb"), b"")] * honest + [*members]:
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
@@ -111,12 +87,12 @@ def _relative(folder):
 
 @pytest.mark.parametrize(("suffix", "mode"), [(".tar", "w"), (".tar.gz", "w:gz"), (".tgz", "w:gz"), ("/1", "w:gz")])
 def test_an_archive_is_downloaded_once(server, cache, folders, suffix, mode):
-    server.answers["/half" + suffix] = (200, {}, _tar(folders["half_plus_one"], mode))
+    server.files["/half" + suffix] = _tar(folders["half_plus_one"], mode)
     handle = f"{server.url}/half{suffix}?key=a%20b"
     place = hub.resolve(handle)
     assert place == os.fspath(cache / _sha1(handle))
     assert _relative(place) == _relative(folders["half_plus_one"])
-    assert server.requests == [f"/half{suffix}?key=a+b&tf-hub-format=compressed"]
+    assert [path for path, _ in server.requests] == [f"/half{suffix}?key=a+b&tf-hub-format=compressed"]
     descriptor = (cache / f"{_sha1(handle)}.descriptor.txt").read_text()
     expected = (
         rf"Module: {re.escape(handle)}\nDownload Time: .*\nDownloader Hostname: {re.escape(socket.gethostname())}"
@@ -131,9 +107,9 @@ def test_an_archive_is_downloaded_once(server, cache, folders, suffix, mode):
 
 
 def test_end_to_end(server, folders):
-    server.answers["/half"] = (302, {"Location": "/elsewhere.tar.gz"}, b"")
-    server.answers["/elsewhere.tar.gz"] = (200, {}, _tar(folders["half_plus_one"]))
-    server.answers["/v1.tgz"] = (200, {}, _tar(folders["v1_module"]))
+    server.script["/half"] = [Reply(status=302, headers={"Location": "/elsewhere.tar.gz"})]
+    server.files["/elsewhere.tar.gz"] = _tar(folders["half_plus_one"])
+    server.files["/v1.tgz"] = _tar(folders["v1_module"])
     np.testing.assert_allclose(hub.KerasLayer(f"{server.url}/half")([[4.0]]), [[3.0]])
     np.testing.assert_allclose(hub.KerasLayer(f"{server.url}/v1.tgz")(tf.ones((1, 4, 4, 3))), np.ones((1, 3)))
 
@@ -142,7 +118,7 @@ def test_without_a_named_cache(server, folders, tmp_path, monkeypatch):
     monkeypatch.delenv("TFHUB_CACHE_DIR")
     monkeypatch.setattr(tempfile, "tempdir", os.fspath(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
-    server.answers["/a"] = (200, {}, _tar(folders["strings"]))
+    server.files["/a"] = _tar(folders["strings"])
     assert hub.resolve(f"{server.url}/a") == os.fspath(
         tmp_path / "temporary" / "tfhub_modules" / _sha1(f"{server.url}/a")
     )
@@ -153,7 +129,7 @@ def test_without_a_named_cache(server, folders, tmp_path, monkeypatch):
 
 
 def test_the_cache_may_be_named_as_a_url(server, cache, folders, monkeypatch):
-    server.answers["/a"] = (200, {}, _tar(folders["strings"]))
+    server.files["/a"] = _tar(folders["strings"])
     monkeypatch.setenv("TFHUB_CACHE_DIR", f"file://{cache}")
     assert hub.resolve(f"{server.url}/a") == os.fspath(cache / _sha1(f"{server.url}/a"))
     monkeypatch.setenv("TFHUB_CACHE_DIR", "gs://bucket/cache")
@@ -161,21 +137,17 @@ def test_the_cache_may_be_named_as_a_url(server, cache, folders, monkeypatch):
         hub.resolve(f"{server.url}/a")
 
 
-def test_a_download_that_breaks_off_goes_on_where_it_stopped(cache, folders):
+def test_a_download_that_breaks_off_goes_on_where_it_stopped(server, cache, folders):
     data = _tar(folders["half_plus_one"])
-    with servers.running() as site:
-        site.files["/half"] = data
-        site.script["/half"] = [
-            servers.Reply(cut=len(data) // 2),
-            servers.Reply(status=503, headers={"Retry-After": "0"}),
-        ]
-        place = hub.resolve(f"{site.url}/half")
-        assert site.ranges() == [None, f"bytes={len(data) // 2}-", f"bytes={len(data) // 2}-"]
+    server.files["/half"] = data
+    server.script["/half"] = [Reply(cut=len(data) // 2), Reply(status=503, headers={"Retry-After": "0"})]
+    place = hub.resolve(f"{server.url}/half")
+    assert server.ranges() == [None, f"bytes={len(data) // 2}-", f"bytes={len(data) // 2}-"]
     assert _relative(place) == _relative(folders["half_plus_one"])
 
 
 def test_several_at_once_download_once(server, cache, folders):
-    server.answers["/a"] = (200, {}, _tar(folders["half_plus_one"]))
+    server.files["/a"] = _tar(folders["half_plus_one"])
     found = []
     threads = [threading.Thread(target=lambda: found.append(hub.resolve(f"{server.url}/a"))) for _ in range(6)]
     for thread in threads:
@@ -188,7 +160,7 @@ def test_several_at_once_download_once(server, cache, folders):
 
 @pytest.mark.parametrize("status", [404, 403])
 def test_a_server_that_has_it_not(server, cache, status):
-    server.answers["/a"] = (status, {}, b"no")
+    server.script["/a"] = [Reply(status=status, body=b"no")] * 2
     with pytest.raises(DownloadError, match=str(status)):
         hub.resolve(f"{server.url}/a")
     with pytest.raises(OSError):  # noqa: PT011  # the class is what the original promises
@@ -197,7 +169,7 @@ def test_a_server_that_has_it_not(server, cache, status):
 
 
 def test_offline(server, folders, monkeypatch):
-    server.answers["/a"] = (200, {}, _tar(folders["strings"]))
+    server.files["/a"] = _tar(folders["strings"])
     place = hub.resolve(f"{server.url}/a")
     monkeypatch.setenv("RESFIT_OFFLINE", "1")
     assert hub.resolve(f"{server.url}/a") == place
@@ -216,7 +188,7 @@ def test_offline(server, folders, monkeypatch):
     "lost", ["saved_model.pb", "variables/variables.index", "variables/*.data-*", "variables", "assets/*", "*"]
 )
 def test_a_half_empty_folder_is_filled_again(server, cache, folders, lost):
-    server.answers["/words"] = (200, {}, _tar(folders["vocabulary"]))
+    server.files["/words"] = _tar(folders["vocabulary"])
     place = Path(hub.resolve(f"{server.url}/words"))
     for path in [path for found in place.glob(lost) for path in (found, *found.rglob("*"))]:
         if path.is_file():
@@ -228,7 +200,7 @@ def test_a_half_empty_folder_is_filled_again(server, cache, folders, lost):
 
 
 def test_a_truncated_file_is_seen(server, folders):
-    server.answers["/a"] = (200, {}, _tar(folders["half_plus_one"]))
+    server.files["/a"] = _tar(folders["half_plus_one"])
     place = Path(hub.resolve(f"{server.url}/a"))
     (data,) = place.glob("variables/*.data-*")
     data.write_bytes(data.read_bytes()[:-4])
@@ -238,7 +210,7 @@ def test_a_truncated_file_is_seen(server, folders):
 
 def test_what_others_left_behind_does_not_matter(server, cache, folders):
     """The lock of a process of tensorflow_hub that died, and its folder."""
-    server.answers["/a"] = (200, {}, _tar(folders["strings"]))
+    server.files["/a"] = _tar(folders["strings"])
     name = _sha1(f"{server.url}/a")
     cache.mkdir()
     (cache / f"{name}.lock").write_text("host.1.abc")
@@ -248,7 +220,7 @@ def test_what_others_left_behind_does_not_matter(server, cache, folders):
 
 
 def test_the_cache_is_shared_with_the_original(server, cache, folders):
-    server.answers["/ours"] = server.answers["/theirs"] = (200, {}, _tar(folders["half_plus_one"]))
+    server.files["/ours"] = server.files["/theirs"] = _tar(folders["half_plus_one"])
     ours, theirs = f"{server.url}/ours", f"{server.url}/theirs"
     place = hub.resolve(ours)
     command = [sys.executable, "-m", "tests.hub.original", "resolve", ours, theirs]
@@ -273,19 +245,9 @@ _HARMFUL = {
     "cut short": lambda: _members((tarfile.TarInfo("a"), os.urandom(100_000)))[:50_000],
     "no archive": lambda: b"<html>Sign in</html>",
     "empty": lambda: b"",
-    "other format": lambda: _tar_of({"model.tflite": b"TFL3"}),
+    "other format": lambda: _members((tarfile.TarInfo("model.tflite"), b"TFL3"), honest=False),
     "broken gzip": lambda: gzip.compress(b"x" * 1000)[:-8] + b"12345678",
 }
-
-
-def _tar_of(named):
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name, data in named.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("harm", _HARMFUL)
@@ -293,7 +255,7 @@ def _tar_of(named):
 def test_harmful_archives(server, cache, tmp_path, harm, where):
     data = _HARMFUL[harm]()
     if where == "server":
-        server.answers["/a"] = (200, {}, data)
+        server.files["/a"] = data
         handle = f"{server.url}/a"
     else:
         (tmp_path / "a.tar.gz").write_bytes(data)
@@ -383,17 +345,17 @@ def test_a_file_is_no_handle(folders):
 
 
 def test_uncompressed(server):
-    server.answers["/a"] = (303, {"Location": "https://example.com"}, b"gs://bucket/a\n")
+    server.script["/a"] = [Reply(status=303, headers={"Location": "https://example.com"}, body=b"gs://bucket/a\n")]
     assert resolver._storage_place(f"{server.url}/a?x=1") == "gs://bucket/a"
-    assert server.requests == ["/a?x=1&tf-hub-format=uncompressed"]
+    assert [path for path, _ in server.requests] == ["/a?x=1&tf-hub-format=uncompressed"]
 
 
 def test_uncompressed_leads_to_a_folder_that_is_read_in_place(server, monkeypatch):
     monkeypatch.setenv("TFHUB_MODEL_LOAD_FORMAT", "UNCOMPRESSED")
     monkeypatch.setattr(tf.io.gfile, "exists", lambda path: path == "gs://bucket/a")  # the network's part
-    server.answers["/a"] = (303, {}, b"gs://bucket/a")
+    server.script["/a"] = [Reply(status=303, body=b"gs://bucket/a")]
     assert hub.resolve(f"{server.url}/a") == "gs://bucket/a"
-    server.answers["/b"] = (303, {}, b"gs://bucket/b")
+    server.script["/b"] = [Reply(status=303, body=b"gs://bucket/b")]
     with pytest.raises(OSError, match="nothing there"):
         hub.resolve(f"{server.url}/b")
 
@@ -412,10 +374,10 @@ def test_an_archive_on_google_cloud_storage_is_unpacked_once(folders, cache, mon
     assert copied == ["gs://bucket/half.tar.gz"]
 
 
-@pytest.mark.parametrize("answer", [(303, {}, b"file:///etc"), (200, {}, b"gs://bucket/a"), (404, {}, b"")])
+@pytest.mark.parametrize("answer", [(303, b"file:///etc"), (200, b"gs://bucket/a"), (404, b"")])
 def test_uncompressed_with_another_answer(server, monkeypatch, answer):
     monkeypatch.setenv("TFHUB_MODEL_LOAD_FORMAT", "UNCOMPRESSED")
-    server.answers["/a"] = answer
+    server.script["/a"] = [Reply(status=answer[0], body=answer[1])]
     with pytest.raises(ValueError, match=f"Received: {answer[0]}"):
         hub.resolve(f"{server.url}/a")
 
@@ -551,7 +513,7 @@ def test_load_uses_the_cache_of_the_hub(cache, folders, monkeypatch, handle, los
 
 @pytest.mark.parametrize("lost", ["tfhub_module.pb", "variables/variables.index"])
 def test_a_half_empty_module_of_tensorflow_1_is_filled_again(server, folders, lost):
-    server.answers["/v1"] = (200, {}, _tar(folders["v1_module"]))
+    server.files["/v1"] = _tar(folders["v1_module"])
     place = Path(hub.resolve(f"{server.url}/v1"))
     (place / lost).unlink()
     np.testing.assert_allclose(hub.KerasLayer(f"{server.url}/v1")(tf.ones((1, 4, 4, 3))), np.ones((1, 3)))
@@ -590,6 +552,34 @@ def test_variables_are_missed_only_where_there_are_some(folders, tmp_path):
     assert saved_model.lost(text) == []
     (text / "variables" / "variables.index").unlink()
     assert saved_model.lost(text) == ["variables/variables.index"]
+
+
+def test_a_model_at_kaggle_that_is_no_public_module(folders, tmp_path, monkeypatch):
+    """Weights of another kind, or of a private model, come by kagglehub; the first reason is told if they do not."""
+    kagglehub = pytest.importorskip("kagglehub")
+    handle = "https://www.kaggle.com/models/me/mine/tensorFlow2/weights/3"
+    (tmp_path / "brought").mkdir()
+    (tmp_path / "brought" / "net.h5").write_bytes(b"weights")
+    answers = [_members((tarfile.TarInfo("net.h5"), b"weights"), honest=False), None, None]
+
+    def fetch(url, destination, **_):
+        if (data := answers.pop(0)) is None:
+            raise DownloadError("the server answers 403")
+        destination.write_bytes(data)
+        return destination
+
+    monkeypatch.setattr(download, "fetch", fetch)
+    monkeypatch.setattr(kagglehub, "model_download", lambda *_, **__: os.fspath(tmp_path / "brought"))
+    assert sources.resolve(handle) == tmp_path / "brought"
+    with pytest.raises(OSError, match=r"folder with saved_model\.pb"):
+        hub.resolve(handle)
+
+    def refuse(*_, **__):
+        raise RuntimeError("no credentials")
+
+    monkeypatch.setattr(kagglehub, "model_download", refuse)
+    with pytest.raises(DownloadError, match="answers 403"):
+        hub.resolve(handle)
 
 
 def test_a_gutted_folder_of_kagglehub_is_brought_again(folders, tmp_path, monkeypatch):

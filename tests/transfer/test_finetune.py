@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -203,10 +205,15 @@ def test_patience_ends_a_run(body, tmp_path):
     assert learned.history[-1]["epoch"] < 30
 
 
-def test_the_clock_ends_a_run(body, tmp_path):
+@pytest.mark.parametrize(("tick", "learns"), [(0.1, True), (10.0, False)])
+def test_the_clock_ends_a_run(body, tmp_path, monkeypatch, tick, learns):
+    clock = itertools.count()
+    monkeypatch.setattr(finetune.time, "perf_counter", lambda: tick * next(clock))
     learned = run(trainer_of(body, Tuning(**{**vars(QUICK), "epochs": 10_000, "minutes": 0.02})), tmp_path)
     assert learned.ending == "time"
-    assert learned.history[-1]["learning_rate"] < 1e-6  # the schedule ended with it
+    assert (learned.history[-1]["epoch"] > 0) == learns
+    if learns:
+        assert learned.history[-1]["learning_rate"] < 1e-6  # the schedule ended with it
 
 
 def test_what_is_frozen_does_not_move(body):

@@ -23,6 +23,10 @@ class LayerCount:
         trainable: Weights that learn.
         macs: Multiply-accumulates of convolutions and the classifier, for one image.
         norm_operations: Operations of normalising values or kernels, for one image.
+        kernel: Side of a convolution's kernel.
+        stride: Of a convolution.
+        dilation: Of a convolution.
+        groups: Of a convolution.
     """
 
     name: str
@@ -33,6 +37,10 @@ class LayerCount:
     trainable: int
     macs: int
     norm_operations: int = 0
+    kernel: int = 1
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +176,7 @@ class _Counter:
         if plan.tapped:
             self.taps[self.stage] = self.stride
         if spec.preactivation:
-            self._norm(f"{plan.name}_preact")
+            self._norm(f"{plan.name}_preact", behind_convolution=False)
         entering = (self.height, self.width, self.channels, self.stride, self.field)
         if plan.changes_shape and spec.shortcut != "pad":
             self._shortcut(plan)
@@ -231,7 +239,7 @@ class _Counter:
         self.taps[self.names[-1]] = self.stride if self.spec.preactivation else self.taps[self.names[-1]]
         self.stage = "head"
         if self.spec.preactivation:
-            self._norm("post")
+            self._norm("post", behind_convolution=False)
         if include_top:
             weights = self.channels * classes
             parameters = weights + classes
@@ -263,15 +271,16 @@ class _Counter:
         spec = self.spec
         self._move((kernel - 1) * dilation + 1, stride)
         weights = kernel * kernel * (self.channels // groups) * width
-        biased = spec.conv_bias == "all" or (spec.conv_bias == "unnormalized" and not normalized)
+        biased = spec.has_bias(normalized=normalized)
         self.channels = width
         shape = (self.height, self.width, width)
         parameters = weights + width * biased
         macs, standardizing = weights * self.height * self.width, 4 * weights * spec.weight_standardization
-        self._add(f"{name}_conv", "conv", shape, parameters, parameters, macs, standardizing)
+        form = {"kernel": kernel, "stride": stride, "dilation": dilation, "groups": groups}
+        self._add(f"{name}_conv", "conv", shape, parameters, parameters, macs, standardizing, **form)
 
-    def _norm(self, name: str) -> None:
-        if self.spec.norm == "none":
+    def _norm(self, name: str, *, behind_convolution: bool = True) -> None:
+        if self.spec.norm == "none" or (self.spec.folded and behind_convolution):
             return
         suffix, statistics, each = ("bn", 2, 2) if self.spec.norm == "batch" else ("gn", 0, 5)
         shape = (self.height, self.width, self.channels)
@@ -295,8 +304,10 @@ class _Counter:
         trainable: int,
         macs: int,
         norm_operations: int = 0,
+        **form: int,
     ) -> None:
-        self.layers.append(LayerCount(name, self.stage, kind, shape, parameters, trainable, macs, norm_operations))
+        counts = (parameters, trainable, macs, norm_operations)
+        self.layers.append(LayerCount(name, self.stage, kind, shape, *counts, **form))
 
     def _move(self, extent: int, stride: int) -> None:
         self.field += (extent - 1) * self.stride

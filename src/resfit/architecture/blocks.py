@@ -52,13 +52,12 @@ def convolution(
     if spec.padding == "symmetric" and kernel > 1 and (stride > 1 or explicit_padding):
         x = layers.ZeroPadding2D(dilation * (kernel - 1) // 2, name=f"{name}_pad")(x)
         padding = "valid"
-    use_bias = spec.conv_bias == "all" or (spec.conv_bias == "unnormalized" and not normalized)
     options: dict[str, Any] = {
         "strides": stride,
         "padding": padding if kernel > 1 else "valid",
         "dilation_rate": dilation,
         "groups": groups,
-        "use_bias": use_bias,
+        "use_bias": spec.has_bias(normalized=normalized),
         "name": f"{name}_conv",
     }
     if spec.weight_standardization:
@@ -68,10 +67,12 @@ def convolution(
     return layers.Conv2D(width, kernel, **options)(x)
 
 
-def normalization(x: Any, spec: ArchitectureSpec, name: str, *, zero_gamma: bool = False) -> Any:
+def normalization(
+    x: Any, spec: ArchitectureSpec, name: str, *, zero_gamma: bool = False, behind_convolution: bool = True
+) -> Any:
     """Applies the network's norm, named ``{name}_bn`` or ``{name}_gn``; nothing where it has none."""
     gamma = "zeros" if zero_gamma else "ones"
-    if spec.norm == "none":
+    if spec.norm == "none" or (spec.folded and behind_convolution):
         return x
     if spec.norm == "group":
         return layers.GroupNormalization(
@@ -194,7 +195,7 @@ def residual_block(x: Any, spec: ArchitectureSpec, plan: BlockPlan) -> Any:
     """
     name, entering = plan.name, x
     if spec.preactivation:
-        x = normalization(x, spec, f"{name}_preact")
+        x = normalization(x, spec, f"{name}_preact", behind_convolution=False)
         x = activation(x, spec, f"{name}_preact_relu")
     bypass = shortcut(x, entering, spec, plan)
 

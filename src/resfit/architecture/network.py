@@ -94,7 +94,7 @@ def build(
         entering, x = x, blocks.residual_block(x, spec, plan)
         maps[known[plan.stage + 1]] = entering if plan.tapped else x
     if spec.preactivation:
-        x = blocks.normalization(x, spec, "post")
+        x = blocks.normalization(x, spec, "post", behind_convolution=False)
         x = blocks.activation(x, spec, "post_relu")
         if not planned[-1].tapped:
             maps[known[-1]] = x

@@ -69,6 +69,8 @@ class ArchitectureSpec:
             all of them (Model Garden's ResNet-RS).
         project_first: The first block of each stage has a projection even where it changes no shape.
         norm: Normalisation after (v1) or before (v2) the convolutions. ``"none"`` where batch norm was folded away.
+        folded: With pre-activation: the norms behind convolutions were folded into these, which have a bias in their
+            place; those before the blocks are there. (Without pre-activation this is ``norm="none"``.)
         norm_groups: Groups of a group norm.
         norm_epsilon: Added to the variance.
         norm_momentum: Momentum of the moving statistics, Keras' meaning (share of the old value kept).
@@ -107,6 +109,7 @@ class ArchitectureSpec:
     shortcut_pool: Literal["strided", "always"] = "strided"
     project_first: bool = False
     norm: Literal["batch", "group", "none"] = "batch"
+    folded: bool = False
     norm_groups: int = 32
     norm_epsilon: float = 1e-5
     norm_momentum: float = 0.9
@@ -158,6 +161,11 @@ class ArchitectureSpec:
                 raise ArgumentError(f"inner_widths must divide by groups={self.groups}. Received: {width}.")
         if self.block == "basic" and self.groups != 1:
             raise ArgumentError(f"groups need block='bottleneck'. Received: groups={self.groups}.")
+        if self.folded and not (self.preactivation and self.norm == "batch"):
+            raise ArgumentError(
+                "folded needs batch norm and pre-activation; elsewhere nothing is left of the norms, which is "
+                f"norm='none'. Received: norm={self.norm!r}, preactivation={self.preactivation!r}."
+            )
         if not 0 <= self.drop_path_rate < 1:
             raise ArgumentError(f"drop_path_rate must lie in [0, 1). Received: {self.drop_path_rate!r}.")
 
@@ -165,6 +173,14 @@ class ArchitectureSpec:
     def feature_width(self) -> int:
         """Channels of the last feature map, which is also the length of the pooled feature vector."""
         return self.widths[-1]
+
+    def has_bias(self, *, normalized: bool) -> bool:
+        """Whether a convolution has a bias.
+
+        Args:
+            normalized: Whether a norm follows it, or did before it was folded in.
+        """
+        return self.conv_bias == "all" or (self.folded if normalized else self.conv_bias == "unnormalized")
 
     @property
     def block_convolutions(self) -> int:

@@ -261,11 +261,10 @@ def _of_web(handle: str, expected: download.Expected) -> Path:
     host, path = (parts.hostname or "").removeprefix("www."), unquote(parts.path)
     if host in ("huggingface.co", "hf.co") and (place := _hugging_face_place(path)):
         return _of_hugging_face(place, expected)
-    model = tfhub.kaggle_place(handle)
-    if tfhub.tfhub_path(handle) or (model and model.version and model.framework.lower().startswith("tensorflow")):
+    if tfhub.tfhub_path(handle):
         return tfhub.fetch(handle)
-    if model:
-        return _of_kaggle(f"kaggle://{model}", expected)
+    if model := tfhub.kaggle_place(handle):
+        return _of_kaggle_page(handle, model, expected)
     name = Path(path).name or host
     if host == _TORCH_HOST and not expected.hashes and (digits := _TORCH_HASH.search(name)):
         expected = dataclasses.replace(expected, hashes={"sha256-prefix": digits[1]})  # as torch.hub does
@@ -391,6 +390,21 @@ def _of_timm(handle: str, expected: download.Expected) -> Path:
 def kaggle_cache() -> Path:
     """Returns where kagglehub keeps models: in ``$KAGGLEHUB_CACHE`` or ``~/.cache/kagglehub``."""
     return Path(os.environ.get("KAGGLEHUB_CACHE") or "~/.cache/kagglehub").expanduser() / "models"
+
+
+def _of_kaggle_page(handle: str, model: tfhub.KagglePlace, expected: download.Expected) -> Path:
+    """Brings a model by its address: one of TensorFlow as the Hub does; others, or where that fails, by kagglehub."""
+    by_kagglehub = f"kaggle://{model}"
+    variation = str(dataclasses.replace(model, version=""))
+    as_module = model.version and model.framework.lower().startswith("tensorflow")
+    if not as_module or _kaggle_cached(variation, model.version, None):
+        return _of_kaggle(by_kagglehub, expected)
+    try:
+        return tfhub.fetch(handle)
+    except DownloadError as error:  # it is private, or no SavedModel
+        with contextlib.suppress(DownloadError, MissingDependencyError):
+            return _of_kaggle(by_kagglehub, expected)
+        raise error
 
 
 def _of_kaggle(handle: str, expected: download.Expected) -> Path:

@@ -33,6 +33,8 @@ LEFT_OUT: dict[str, str] = {
     "*scaler.*": "state of loss scaling",
     "*rng_state*": "state of a random generator",
     "*queue*": "a queue of features",
+    "*n_averaged": "a counter of averaging",
+    "loss.*": "state of the loss",
     "*fc.[0-9].*": "a projection head",
     "*projector.*": "a projection head",
     "*projector_*": "a projection head",
@@ -41,10 +43,21 @@ LEFT_OUT: dict[str, str] = {
     "*proj_head.*": "a projection head",
     "*predictor.*": "a projection head",
     "*prototypes*": "a projection head",
+    "*projetion.*": "a projection head",  # so misspelt in a port of BYOL that many use
     "*contrastive_head.*": "a projection head",
+    "neck.*": "a projection head",
+    "*.neck.*": "a projection head",
+    "*encoder_[qk].1.*": "a projection head",
+    "*bn.running_*": "statistics of a projection head",
+    "*.heads.*": "heads of other tasks",
+    "*momentum_classifier.*": "a classifier that was trained beside the network",
     "*head.mlp.*": "a projection head",
     "*head.last_layer.*": "a projection head",
     "*attnpool.*": "CLIP's attention pooling",
+    "*head.pos_embed": "CLIP's attention pooling",
+    "*head.[qkv].*": "CLIP's attention pooling",
+    "*head.qkv.*": "CLIP's attention pooling",
+    "*head.proj.*": "CLIP's attention pooling",
     "transformer.*": "CLIP's text tower",
     "token_embedding.*": "CLIP's text tower",
     "positional_embedding": "CLIP's text tower",
@@ -61,6 +74,8 @@ _SELF_SUPERVISED = (
     *("encoder_q", "encoder_k", "base_encoder", "momentum_encoder", "query_encoder", "key_encoder"),
     *("online_encoder", "online_network", "target_encoder", "target_network", "student", "teacher"),
 )
+# Classifiers that stand beside a network, where its prefix names it a part of a larger one.
+_BESIDE = ("head.fc", "classifier", "fc", "head", "linear")
 
 # Where the blocks of a network stand among its own names.
 _BLOCK = re.compile(r"(?:resnet\.)?(?:layer\d+|stages\.\d+|encoder\.stages\.\d+|\d+)\.(?:\w+\.)?\d+\.")
@@ -229,6 +244,22 @@ CLIP = Convention(
     ),
     shift=1,
 )
+#: The same tower as timm's ``byobnet`` module names it.
+BYOB_CLIP = Convention(
+    "timm-clip",
+    r"(?P<prefix>(?:.*\.)?)stages\.0\.0\.conv1_1x1\.conv\.weight",
+    (
+        Rule("stem.conv{i}.conv", "conv1_{i}", "conv"),
+        Rule("stem.conv{i}.bn", "conv1_{i}", "norm"),
+        Rule("stages.{s}.{b}.shortcut.conv.conv", "conv{s}_block{b}_0", "conv"),
+        Rule("stages.{s}.{b}.shortcut.conv.bn", "conv{s}_block{b}_0", "norm"),
+        Rule("stages.{s}.{b}.conv2_kxk.conv", "conv{s}_block{b}_2", "conv"),
+        Rule("stages.{s}.{b}.conv2_kxk.bn", "conv{s}_block{b}_2", "norm"),
+        Rule("stages.{s}.{b}.conv{i}_1x1.conv", "conv{s}_block{b}_{i}", "conv"),
+        Rule("stages.{s}.{b}.conv{i}_1x1.bn", "conv{s}_block{b}_{i}", "norm"),
+    ),
+    shift=2,
+)
 #: A torchvision network cut into ``nn.Sequential(*children)``, as self-supervised code often does.
 SEQUENTIAL = Convention(
     "sequential",
@@ -271,7 +302,7 @@ TRANSFORMERS = Convention(
 )
 
 #: Every convention by its name. ``torchvision`` is written as ``timm``.
-CONVENTIONS = {c.name: c for c in (TORCH, CIFAR, CLIP, SEQUENTIAL, PREACTIVATED, TRANSFORMERS)}
+CONVENTIONS = {c.name: c for c in (TORCH, CIFAR, CLIP, BYOB_CLIP, SEQUENTIAL, PREACTIVATED, TRANSFORMERS)}
 
 
 def locate(names: Iterable[str]) -> tuple[Located, ...]:
@@ -285,7 +316,7 @@ def locate(names: Iterable[str]) -> tuple[Located, ...]:
     present = set(names)
     found = []
     for name in sorted(present):
-        for convention in (TORCH, SEQUENTIAL, PREACTIVATED, TRANSFORMERS):
+        for convention in (TORCH, BYOB_CLIP, SEQUENTIAL, PREACTIVATED, TRANSFORMERS):
             match = re.fullmatch(convention.anchor, name)
             if match is None:
                 continue
@@ -354,9 +385,16 @@ def translate(
         if canonical in arrays:
             raise CheckpointError(f"two tensors must not stand for one weight. Received: {name!r} for {canonical!r}.")
         arrays[canonical] = np.transpose(array, _AXES[array.ndim]) if array.ndim in _AXES else array
-    if chosen.convention is CLIP:
+    if chosen.convention in (CLIP, BYOB_CLIP):
         facts |= {"stem_pool": "avg", "antialias": "avg", "shortcut": "avgpool"}
+    beside = _beside(unknown, chosen, arrays)
+    unknown = {name: array for name, array in unknown.items() if name not in beside.values()}
     leftover, left_out = _sort_out(unknown, chosen, located, ignore)
+    if beside and (chosen.self_supervised or any("a projection head" in text for text in left_out)):
+        left_out.append(f"left out a classifier that was trained beside the network: {_few([*beside.values()])}")
+    elif beside:
+        arrays |= {f"predictions/{ending}": _dense(tensors[name]) for ending, name in beside.items()}
+        remarks.append(f"{beside['kernel']!r}, beside the network, is its classifier")
     if head_names:
         left_out.append(f"left out a projection head of self-supervised training: {_few(head_names)}")
     if chosen.prefix:
@@ -460,6 +498,23 @@ def _choose(
             f"the source must hold one network, or say which. Received: networks under {prefixes}. Pass prefix=."
         )
     return candidates[0]
+
+
+def _beside(unknown: Mapping[str, np.ndarray], chosen: Located, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Finds the classifier of a network that is a part of a larger one (``backbone.`` and ``head.fc``).
+
+    Returns:
+        The names of its weights there, by what they are here; nothing where there is none.
+    """
+    outer = "".join(re.findall(r"[^.]+\.", chosen.prefix)[:-1])
+    if not chosen.prefix or "predictions/kernel" in arrays:
+        return {}
+    width = max((array.shape[-1] for name, array in arrays.items() if name.endswith("_conv/kernel")), default=0)
+    for head in _BESIDE:
+        found = {_CONV[leaf]: f"{outer}{head}.{leaf}" for leaf in _CONV if f"{outer}{head}.{leaf}" in unknown}
+        if "kernel" in found and unknown[found["kernel"]].ndim == 2 and unknown[found["kernel"]].shape[1] == width:
+            return found
+    return {}
 
 
 def _role(prefix: str) -> str:

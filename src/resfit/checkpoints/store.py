@@ -14,6 +14,8 @@ from resfit.errors import CheckpointError, DownloadError, MissingDependencyError
 
 __all__ = ["OFFLINE", "fetch", "fetch_file", "is_good", "is_offline", "keras_cache"]
 
+#: Files that a person must fetch, by the checkpoint's name. One that lies among Keras' weights is taken as it is.
+BY_HAND = {"resnet50.radimagenet": "RadImageNet-ResNet50_notop.h5"}
 #: Hexadecimal digits of whole digests; a row with fewer has the first ones.
 _DIGITS = {"md5": 32, "sha256": 64}
 
@@ -45,6 +47,9 @@ def fetch(info: CheckpointInfo, *, include_top: bool = True) -> Path:
                 "Reinstall resfit, or pass weights=None or the path of a file."
             )
         return path
+    by_hand = keras_cache() / BY_HAND.get(info.name, "")
+    if info.name in BY_HAND and by_hand.is_file():
+        return by_hand
     if info.obstacle or info.source not in registry.LOADABLE:
         raise CheckpointError(
             f"the weights of {info.name!r} cannot be loaded by name: {info.obstacle or 'no reader knows them'}. "

@@ -2,7 +2,7 @@
 
 What another library's network would compute from the file is checked before anything is written: a detail that it
 cannot express is an error, and what can be said in its terms without a change of the outputs (a bias before a batch
-norm, another epsilon, another order of colours) is rewritten.
+norm, a batch norm that was folded away, another epsilon, another order of colours) is rewritten.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from resfit.architecture import catalog
+from resfit.architecture import arithmetic, catalog
 from resfit.architecture.spec import ArchitectureSpec
 from resfit.checkpoints import canonical, convert, identify, namings, registry
 from resfit.checkpoints.readers import keras_h5, safetensors, torch
@@ -182,6 +182,8 @@ def _portable(model: Any) -> _Portable:
         contract = dataclasses.replace(contract, channel_order="rgb", mean=contract.mean[::-1], std=contract.std[::-1])
     if spec.stem_pool_padding == "zero" and spec.activation == "relu" and not spec.preactivation:
         spec = spec.replace(stem_pool_padding="lowest")  # nothing is below zero there
+    if spec.norm == "none" or spec.folded:
+        spec, arrays = _unfolded(spec, arrays)
     if spec.norm == "batch":
         if spec.conv_bias == "all" and not spec.preactivation:
             for name in [name for name in arrays if name.endswith("_conv/bias")]:
@@ -196,6 +198,27 @@ def _portable(model: Any) -> _Portable:
                     arrays[name] = (arrays[name].astype(np.float64) + more).astype(np.float32)
             spec = spec.replace(norm_epsilon=_TORCH_EPSILON)
     return _Portable(spec, arrays, contract)
+
+
+def _unfolded(
+    spec: ArchitectureSpec, arrays: Mapping[str, np.ndarray]
+) -> tuple[ArchitectureSpec, dict[str, np.ndarray]]:
+    """Gives every convolution into which a batch norm was folded one of mean 0 and variance 1 that adds its bias."""
+    bias = spec.conv_bias if spec.preactivation else "none"
+    whole = spec.replace(norm="batch", folded=False, conv_bias=bias)
+    found = dict(arrays)
+    for layer in arithmetic.count(whole).layers:
+        if layer.kind != "norm" or f"{layer.name}/gamma" in found:
+            continue
+        width = layer.shape[-1]
+        moved = found.pop(f"{layer.name.removesuffix('_bn')}_conv/bias", np.zeros(width, np.float32))
+        found |= {
+            f"{layer.name}/gamma": np.full(width, np.sqrt(1 + spec.norm_epsilon), np.float32),
+            f"{layer.name}/beta": moved,
+            f"{layer.name}/moving_mean": np.zeros(width, np.float32),
+            f"{layer.name}/moving_variance": np.ones(width, np.float32),
+        }
+    return whole, found
 
 
 def _check_expressible(portable: _Portable, naming: str, config: Mapping[str, Any]) -> None:

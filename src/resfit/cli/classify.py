@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resfit.cli import console
+from resfit.cli import console, medical
+from resfit.cli.medical import Frame, Plane, Series, Spacing, Window
 
 if TYPE_CHECKING:
     from resfit.classifier import Classifier, Prediction
     from resfit.data.image_set import Skipped
     from resfit.evaluation.labels import LabelEvaluation
     from resfit.evaluation.metrics import Evaluation
+    from resfit.evaluation.resampling import Figure
+    from resfit.report import Findings
     from resfit.transfer.recipes import Recipe
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
@@ -90,13 +93,27 @@ def fit(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split and of all that is random.")] = 0,
     test_share: Annotated[float, typer.Option(help="Share set aside to measure with, if there is no test/.")] = 0.2,
     max_skipped: Annotated[float, typer.Option(help="Largest share of unusable images that is put up with.")] = 0.1,
+    no_references: Annotated[
+        bool, typer.Option("--no-references", help="Keep no training images, as features and thumbnails, in OUT.")
+    ] = False,
     engine: Engine = "auto",
     batch_size: BatchSize = None,
     no_cache: NoCache = False,
     path_column: Annotated[str, typer.Option(help="Column of a CSV with the path.")] = "path",
     label_column: Annotated[str, typer.Option(help="Column of a CSV with the class.")] = "label",
     split_column: Annotated[str, typer.Option(help="Column of a CSV with train, val or test.")] = "split",
-    group_column: Annotated[str, typer.Option(help="Column of a CSV with what must stay together.")] = "group",
+    group_column: Annotated[
+        str | None,
+        typer.Option(help="Column of a CSV with what must stay together. Default: group, patient or patient_id."),
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option(help="1 for grey images, 3 for colour. Default: what the network was trained on.")
+    ] = None,
+    frame: Frame = "middle",
+    series: Series = "each",
+    window: Window = "0",
+    plane: Plane = "axial",
+    spacing: Spacing = None,
     as_json: Json = False,
 ) -> None:
     """Fit a classifier to a folder of images and measure it on images it has not seen."""
@@ -107,6 +124,7 @@ def fit(
         "label_column": label_column,
         "split_column": split_column,
         "group_column": group_column,
+        "reading": medical.reading(frame, series, window, plane, spacing),
     }
     if dry_run:
         recipe = classifier.plan(
@@ -136,12 +154,14 @@ def fit(
             focal=focal,
             label_separator=label_separator,
             storage=None if storage is None else int(storage * 2**30),
+            references=not no_references,
             seed=seed,
             engine=engine,
             cache=not no_cache,
             max_skipped=max_skipped,
             test_share=test_share,
             batch_size=batch_size,
+            channels=channels,
             progress=progress,
             say=lambda text: console.message(console.printable(text)),
             **columns,
@@ -157,25 +177,41 @@ def fit(
 
 
 def predict(
-    artifact: Artifact,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A folder that `resfit fit` wrote; or a published network: name, handle, file.", metavar="OUT"
+        ),
+    ],
     images: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
     top: Annotated[int, typer.Option(min=1, help="Classes to list for each image.")] = 1,
     views: Annotated[
         int, typer.Option(min=1, max=10, help="Views of each image to average over (test-time augmentation).")
     ] = 1,
+    coverage: Annotated[
+        float | None,
+        typer.Option(help="List for each image the classes of which one is the true one this often, such as 0.9."),
+    ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write a table path,label,probability to this file.")] = None,
     engine: Engine = "auto",
     batch_size: BatchSize = None,
     as_json: Json = False,
 ) -> None:
     """Say what is on images."""
-    from resfit.classifier import Classifier
+    from resfit import published
 
     console.load_tensorflow()
-    classifier = Classifier.load(artifact)
+    classifier = published.load(source)
+    medical.print_notice(classifier.metrics)
     with console.progress() as progress:
         predictions = classifier.predict(
-            images, top=top, views=views, engine=engine, batch_size=batch_size, progress=progress
+            images,
+            top=top,
+            views=views,
+            coverage=coverage,
+            engine=engine,
+            batch_size=batch_size,
+            progress=progress,
         )
     failed = [prediction for prediction in predictions if prediction.error]
     if csv is not None:
@@ -183,8 +219,16 @@ def predict(
     if as_json:
         console.print_json([_prediction_json(prediction) for prediction in predictions])
     elif csv is None:
-        rows = [(item.path, *_best(item)) for item in predictions if not item.error]
-        console.print_table("", ("image", "class", ">probability", *(["further"] if top > 1 else [])), rows)
+        more = [*(["further"] if top > 1 else []), *(["one of"] if coverage is not None else [])]
+        rows = [
+            (item.path, *_best(item), *([", ".join(item.prediction_set)] if coverage is not None else []))
+            for item in predictions
+            if not item.error
+        ]
+        console.print_table("", ("image", "class", ">probability", *more), rows)
+    for item in predictions:
+        if item.unlike_training:
+            console.message(f"Unlike the training images, not to be relied on: {console.printable(item.path)}")
     for item in failed:
         console.message(f"Skipped {console.printable(item.path)}: {item.error}")
     named = {path for path in images if not path.is_dir()}
@@ -195,25 +239,78 @@ def predict(
 def evaluate(
     artifact: Artifact,
     folder: Annotated[Path, typer.Argument(help="Folder of class folders, or a CSV of path,label.")],
+    report: Annotated[
+        Path | None, typer.Option(help="Write everything as one HTML file that needs nothing else.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(help="Only this part of a split that the data states: train, val or test.")
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="A column of the CSV whose values get figures of their own; may be given several times."),
+    ] = None,
+    corruptions: Annotated[
+        bool, typer.Option("--corruptions", help="Measure on corrupted images as well: noise, blur, JPEG and others.")
+    ] = False,
+    foreign: Annotated[
+        Path | None, typer.Option(help="Folder of images of another kind, to see how well they are told.")
+    ] = None,
+    cost_ratio: Annotated[
+        float, typer.Option(help="With two classes, what missing the second costs, a false alarm being 1.")
+    ] = 1.0,
+    specificity: Annotated[float, typer.Option(help="At which sensitivities are stated.")] = 0.95,
+    names: Annotated[
+        bool | None,
+        typer.Option(help="Whether the report may show file names. Default: unless images belong to groups."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the intervals and corruptions.")] = 0,
     engine: Engine = "auto",
     batch_size: BatchSize = None,
     no_cache: NoCache = False,
+    path_column: Annotated[str, typer.Option(help="Column of a CSV with the path.")] = "path",
+    label_column: Annotated[str, typer.Option(help="Column of a CSV with the class.")] = "label",
+    split_column: Annotated[str, typer.Option(help="Column of a CSV with train, val or test.")] = "split",
+    group_column: Annotated[str, typer.Option(help="Column of a CSV with what is drawn together.")] = "group",
     as_json: Json = False,
 ) -> None:
-    """Measure a classifier on labelled images."""
+    """Measure a classifier on labelled images, every figure with its 95 % interval."""
+    from resfit import report as reports
     from resfit.classifier import Classifier
 
     console.load_tensorflow()
     classifier = Classifier.load(artifact)
+    medical.print_notice(classifier.metrics)
     with console.progress() as progress:
-        result = classifier.evaluate(
-            folder, engine=engine, cache=not no_cache, batch_size=batch_size, progress=progress
+        found = reports.measure(
+            classifier,
+            folder,
+            part=part,
+            columns=by or [],
+            corruptions=corruptions,
+            foreign=foreign,
+            cost_ratio=cost_ratio,
+            specificity=specificity,
+            seed=seed,
+            engine=engine,
+            cache=not no_cache,
+            batch_size=batch_size,
+            progress=progress,
+            path_column=path_column,
+            label_column=label_column,
+            split_column=split_column,
+            group_column=group_column,
         )
+        if report is not None:
+            reports.write(found, report, names=names)
+    result = found.evaluation
     _report_skipped(result.skipped)
     if as_json:
-        console.print_json({**result.to_dict(), "skipped": _skipped_json(result.skipped)})
-        return
-    _print_evaluation(result)
+        console.print_json({**found.to_dict(), "skipped": _skipped_json(result.skipped)})
+    else:
+        _print_evaluation(result)
+        _print_figures(found)
+    if report is not None:
+        console.message(f"Report: {console.printable(report)}")
 
 
 def embed(
@@ -371,6 +468,39 @@ def _print_evaluation(result: Evaluation | LabelEvaluation) -> None:
         )
 
 
+def _print_figures(found: Findings) -> None:
+    rows = [
+        (name.replace("_", " "), f"{figure.value:.3f}", f"{figure.low:.3f} to {figure.high:.3f}")
+        for name, figure in found.figures.overall.items()
+    ]
+    drawn = "groups" if found.figures.grouped else "images"
+    title = f"figures with 95 % intervals ({found.figures.resamples} resamples of {drawn})"
+    console.print_table(title, ("", ">value", ">interval"), rows)
+    for column, parts in found.subgroups.items():
+        cells = [
+            (
+                part.value or "(not stated)",
+                part.count,
+                *_ends(None if part.figures is None else part.figures.overall["accuracy"]),
+            )
+            for part in parts
+        ]
+        console.print_table(f"by {console.printable(column)}", ("", ">images", ">accuracy", ">interval"), cells)
+    if found.robustness is not None:
+        mean, plain = found.robustness.mean_accuracy, found.robustness.rows[0].accuracy
+        typer.echo(f"Accuracy on corrupted images {mean:.1%}, on the same as they are {plain:.1%}")
+    if found.foreign is not None:
+        best = found.foreign.areas[found.foreign.method]
+        typer.echo(
+            f"Foreign images told with AUROC {best.value:.3f} ({best.low:.3f} to {best.high:.3f}); "
+            f"{found.foreign.flagged[found.foreign.method]:.1%} flagged"
+        )
+
+
+def _ends(figure: Figure | None) -> tuple[str, str]:
+    return ("", "") if figure is None else (f"{figure.value:.1%}", f"{figure.low:.1%} to {figure.high:.1%}")
+
+
 def _accuracy(result: Evaluation | LabelEvaluation) -> str:
     low, high = result.interval
     return f"{result.accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}) on {result.n} images"
@@ -427,6 +557,9 @@ def _prediction_json(item: Prediction) -> dict[str, Any]:
         "label": item.label,
         "probability": item.probability if item.label is not None else None,
         "probabilities": item.probabilities,
+        "prediction_set": list(item.prediction_set),
+        "unlike_training": item.unlike_training,
+        "unlikeness": item.unlikeness,
         "error": item.error or None,
     }
 

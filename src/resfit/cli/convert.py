@@ -67,9 +67,7 @@ def convert(
     }
     reading = {key: value for key, value in reading.items() if value}
     preprocess = preprocess or destination.suffix != ".keras"  # weights alone are the same either way
-    model = zoo.load(source, preprocess=preprocess, **reading)
-    if model.architecture is None:  # a .keras of another program, which is loaded as it was saved
-        model = convert.load_source(source, preprocess=preprocess, **reading)
+    model = convert.load_source(zoo.read(source, reading=reading), preprocess=preprocess)
     for sentence in model.assumptions:
         console.message(f"Assumed: {console.printable(sentence)}")
     write.write(model, destination, naming=naming)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resfit.cli import console
+from resfit.cli import console, medical
 from resfit.cli.classify import Artifact, BatchSize, Json
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def explain(
 
     console.load_tensorflow()
     classifier = Classifier.load(artifact)
+    medical.print_notice(classifier.metrics)
     with console.progress() as progress:
         found = classifier.explain(
             images,
@@ -58,7 +59,7 @@ def explain(
             batch_size=batch_size,
             progress=progress,
         )
-    rows = _write(found, out)
+    rows = _write(medical.without_names(found, classifier.metrics), out)
     if as_json:
         console.print_json(rows)
     else:

@@ -106,8 +106,10 @@ def _weights(
     found = [_costed(row) for row in registry.find(pattern, licence=licence, trained_on=trained_on, source=source)]
     if sort is not None:
         key, descending = _ORDERS[sort]
-        known = [row for row in found if row[key] is not None]
-        found = sorted(known, key=lambda row: row[key], reverse=descending) + [r for r in found if r[key] is None]
+        known = sorted((row for row in found if row[key] is not None), key=lambda row: row[key], reverse=descending)
+        if sort == "top1":  # accuracies on one benchmark say nothing about those on another
+            known.sort(key=lambda row: (row["evaluated_on"] != registry.IMAGENET, row["evaluated_on"]))
+        found = known + [row for row in found if row[key] is None]
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from resfit.errors import ArgumentError, ImageError
+from resfit.data import deep, frames, scans
+from resfit.errors import ArgumentError, ImageError, MissingDependencyError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,7 +53,6 @@ _FOREIGN = (
     (0, b"8BPS", "PSD"),
     (0, b"%PDF", "PDF"),
     (0, b"%!PS", "PostScript"),
-    (128, b"DICM", "DICOM"),
 )
 # How files begin whose format is read: where Pillow does not know one of these, its header is damaged.
 _KNOWN = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
@@ -63,7 +63,7 @@ class DecodedBatch(NamedTuple):
 
     Attributes:
         indices: int64 array ``(n,)``: positions of the decoded images in the sequence, ascending.
-        images: uint8 array ``(n, height, width, channels)``, RGB.
+        images: uint8 array ``(n, height, width, channels)``, RGB or grey; float32 if one is of more than eight bits.
         failures: Positions of the images that could not be decoded, with the reason.
     """
 
@@ -72,7 +72,7 @@ class DecodedBatch(NamedTuple):
     failures: list[tuple[int, str]]
 
 
-#: Brings an upright image of mode RGB or L to the network's size.
+#: Brings an upright image of mode RGB or L, or one plane of a deeper one (mode F), to the network's size.
 Rendering = Callable[["Image"], "Image"]
 
 
@@ -82,22 +82,23 @@ def decode_image(
     """Decodes one image as a network's input contract says.
 
     The first frame of an animation counts. EXIF orientation is applied. Transparent pixels are laid over white;
-    CMYK and palettes become RGB. Grey of more than 8 bits is taken as 16-bit and scaled over the full range 0..65535.
-    Floating-point grey within 0..1 is scaled by 255, within 0..255 it is rounded, and otherwise it is stretched from
-    its lowest to its highest value.
+    CMYK and palettes become RGB. Grey of more than 8 bits is taken as 16-bit and scaled over the full range 0..65535;
+    nothing of it is rounded (:func:`resfit.data.deep.of_grey` has the rules, floating-point grey included). Scans,
+    DICOM and NIfTI, become pictures as ``input_spec.reading`` says.
 
     Args:
-        source: A file, or the bytes of one.
+        source: A file, one frame of a file (:mod:`resfit.data.frames`), or the bytes of one.
         input_spec: Size, resize rule, crop and number of channels (1 or 3).
         max_pixels: Most pixels, width times height, that are decoded. Pillow's own limit, by default 178,956,970,
             holds too.
 
     Returns:
         uint8 array ``(height, width, channels)``, RGB or grey; of the contract's size unless its resize mode is
-        ``"none"``.
+        ``"none"``. An image of more than 8 bits is float32, values 0..255 with fractions; so is every scan.
 
     Raises:
         ImageError: The image cannot be used; the text is the reason.
+        MissingDependencyError: It is a scan, and what reads it is not installed.
     """
     (image,) = decode_renderings(source, input_spec, [lambda image: resize(image, input_spec)], max_pixels=max_pixels)
     return image
@@ -120,10 +121,11 @@ def decode_renderings(
         max_pixels: As :func:`decode_image` takes it.
 
     Returns:
-        For each rendering a uint8 array ``(height, width, channels)``, RGB or grey.
+        For each rendering an array ``(height, width, channels)``, as :func:`decode_image` returns it.
 
     Raises:
         ImageError: The image cannot be used; the text is the reason.
+        MissingDependencyError: It is a scan, and what reads it is not installed.
     """
     data = b""
     try:
@@ -131,7 +133,7 @@ def decode_renderings(
         if not data:
             raise ImageError("empty file")
         return _decode(data, input_spec, max_pixels, renderings)
-    except ImageError:
+    except (ImageError, MissingDependencyError):
         raise
     except MemoryError as error:
         raise ImageError("too large for the memory") from error
@@ -142,9 +144,13 @@ def decode_renderings(
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """Reads a regular file; nothing else is opened, so that a pipe or device cannot block.
 
+    Args:
+        path: The file, or one frame of it; its bytes then stand behind a mark (:mod:`resfit.data.frames`).
+
     Raises:
         ImageError: It is missing, no regular file, unreadable or larger than ``MAX_BYTES``.
     """
+    path, frame = frames.parted(path)
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -152,7 +158,8 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         if status.st_size > MAX_BYTES:
             raise ImageError(f"{status.st_size} bytes, more than the {MAX_BYTES} that are allowed")
         with open(path, "rb") as file:
-            return file.read(MAX_BYTES)
+            data = file.read(MAX_BYTES)
+        return data if frame is None else frames.mark(frame) + data
     except FileNotFoundError as error:
         raise ImageError("no such file") from error
     except OSError as error:
@@ -211,6 +218,24 @@ def _batches(
         yield _batch(start, some, input_spec)
 
 
+def is_deep(path: str | os.PathLike[str]) -> bool:
+    """Says whether an image file is decoded to float32 rather than to uint8; looks at no more than its header.
+
+    Args:
+        path: The file.
+    """
+    try:
+        with open(frames.parted(path)[0], "rb") as file:
+            data = file.read(4096)
+            if data.startswith(b"\xff\xd8\xff"):
+                return False
+            if not scans.is_scan(data) and data.startswith((b"II", b"MM")):  # its header may lie at its end
+                data += file.read(MAX_BYTES)
+    except OSError:
+        return False
+    return scans.is_scan(data) or deep.is_deep(data)
+
+
 def check_size(image: np.ndarray, input_spec: InputSpec) -> None:
     """Makes sure that a decoded image fits into a batch.
 
@@ -265,6 +290,14 @@ def _decode(data: bytes, spec: InputSpec, max_pixels: int, renderings: Sequence[
 
     if spec.channels not in (1, 3):
         raise ImageError(f"a network with {spec.channels} input channels takes arrays, not image files")
+    data, frame = frames.unmarked(data)
+    scan = scans.read_picture(data, spec.reading, frame, min(max_pixels, deep.MOST_PIXELS))
+    if scan is not None:
+        return deep.rendered(scan, spec, renderings)
+    if spec.reading.spacing is not None:
+        raise ImageError("no pixel spacing, and the images are scaled to millimetres")
+    if frame:
+        raise ImageError(f"it has one frame, and frame {frame} is asked for (the first is 0)")
     _quieten()
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
@@ -272,8 +305,14 @@ def _decode(data: bytes, spec: InputSpec, max_pixels: int, renderings: Sequence[
             raise ImageError(f"{width}x{height} pixels, more than the {max_pixels} that are allowed")
         if image.format in ("JPEG", "MPO"):
             _shrink(image, spec)
+        colours = deep.of_file(image, data)
+        if colours is not None:
+            return deep.rendered(colours, spec, renderings)
         image.load()
         upright: Image.Image = ImageOps.exif_transpose(image)
+        if upright.mode in deep.MODES:
+            deep.check_pixels(*upright.size)
+            return deep.rendered(deep.of_grey(np.asarray(upright)), spec, renderings)
         plain = _eight_bits(upright, "RGB" if spec.channels == 3 else "L")
         arrays = [np.asarray(rendering(plain)) for rendering in renderings]
     return [array if array.ndim == 3 else array[:, :, None] for array in arrays]
@@ -299,41 +338,23 @@ def _shrink(image: Any, spec: InputSpec) -> None:
 
 
 def _eight_bits(image: Image, mode: str) -> Image:
-    """Brings any mode of Pillow's to RGB or L."""
+    """Brings any mode of Pillow's of up to 8 bits a colour to RGB or L."""
     from PIL import Image as Images
 
     if image.mode == mode:
         return image
-    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
-        values: np.ndarray = np.asarray(image)
-        image = Images.fromarray(_float_grey(values) if image.mode == "F" else _integer_grey(values))
-    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         colour = image.convert("RGBA")
         white = Images.new("RGBA", colour.size, (255, 255, 255, 255))
         image = Images.alpha_composite(white, colour)
     return image if image.mode == mode else image.convert(mode)
 
 
-def _integer_grey(values: np.ndarray) -> np.ndarray:
-    wide = np.clip(values, 0, 65535).astype(np.uint32)
-    return ((2 * wide + 257) // 514).astype(np.uint8)  # wide / 257, rounded
-
-
-def _float_grey(values: np.ndarray) -> np.ndarray:
-    finite = np.nan_to_num(values.astype(np.float64), posinf=3.4e38, neginf=-3.4e38)
-    low, high = float(finite.min()), float(finite.max())
-    if low >= 0 and high <= 1:
-        finite *= 255
-    elif low < 0 or high > 255:
-        finite = (finite - low) * (255 / max(high - low, 1e-12))
-    return np.rint(finite).astype(np.uint8)
-
-
 def resize(image: Image, spec: InputSpec) -> Image:
     """Resizes and crops a Pillow image as a contract says.
 
     Args:
-        image: Of mode RGB or L.
+        image: Of mode RGB, L or F.
         spec: The contract.
     """
     from PIL import Image as Images

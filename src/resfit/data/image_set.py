@@ -9,12 +9,15 @@ import io
 import os
 import unicodedata
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from resfit.data import cohort, dicomdir, frames
+from resfit.data.cohort import Entry
 from resfit.errors import DataError, closest
+from resfit.preprocessing import Reading
 
 #: File name endings that count as images when folders are searched.
 SUFFIXES = frozenset(
@@ -30,11 +33,13 @@ _SPLITS = {
     "test": "test",
     "testing": "test",
 }
-_IGNORED = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+_IGNORED = frozenset({"__macosx", "thumbs.db", "desktop.ini", "dicomdir"})
 _LAYOUTS = (
     "one folder for each class (photos/cats/1.jpg), train/ val/ test/ with class folders inside, or a CSV file with "
     "columns path,label[,split,group]"
 )
+_PLAIN = Reading()
+_EXAMPLE = "such as "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +69,9 @@ class ImageSet:
         skipped: Files that were found but cannot be opened, with the reason.
         warnings: What looks odd but does not stop anything.
         fingerprint: SHA-256 over names, sizes, labels, splits and groups, in hexadecimal digits.
+        columns: What else is known of each file, by name, such as ``site`` and ``sex``; empty where it is not.
+        medical: Whether patients are behind the images: a scan is among them, or a column names patients. Groups are
+            then numbers, and paths stay out of all that is written (:mod:`resfit.data.privacy`).
     """
 
     root: Path
@@ -75,6 +83,8 @@ class ImageSet:
     skipped: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()
     fingerprint: str = ""
+    columns: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    medical: bool = False
 
     def __len__(self) -> int:
         """Number of files."""
@@ -103,15 +113,8 @@ class ImageSet:
             groups=tuple(self.groups[i] for i in chosen),
             skipped=(),
             fingerprint=fingerprint,
+            columns={name: tuple(values[i] for i in chosen) for name, values in self.columns.items()},
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Entry:
-    path: Path
-    label: str | None
-    split: str | None = None
-    group: str | None = None
 
 
 def scan(
@@ -120,7 +123,9 @@ def scan(
     path_column: str = "path",
     label_column: str = "label",
     split_column: str = "split",
-    group_column: str = "group",
+    group_column: str | None = None,
+    extra_columns: Sequence[str] = cohort.EXTRA_COLUMNS,
+    reading: Reading = _PLAIN,
 ) -> ImageSet:
     """Finds the labelled images of a source.
 
@@ -134,7 +139,10 @@ def scan(
         path_column: Column of a CSV file with the path.
         label_column: Column with the class.
         split_column: Column with ``train``, ``val`` or ``test``; may be missing.
-        group_column: Column with the group; may be missing.
+        group_column: Column with the group; may be missing. ``None`` takes ``group``, ``patient`` or ``patient_id``,
+            the first that is there. Without one, the patient's ID in DICOM files is the group.
+        extra_columns: Further columns that are kept in :attr:`ImageSet.columns`, where they are there.
+        reading: Which frames of scans, and which files of their series, are images.
 
     Raises:
         DataError: The source does not exist, has another layout, or contradicts itself.
@@ -148,39 +156,49 @@ def scan(
         raise DataError(f"source must be a folder or a CSV file. Received: {str(source)!r}, which does not exist.")
     if path.is_dir():
         entries, skipped, warnings = _scan_folder(path)
-        return _image_set(path, entries, skipped, warnings)
+        return _image_set(path, entries, skipped, warnings, reading)
     if path.suffix.lower() not in (".csv", ".tsv", ".txt") or not path.is_file():
         raise DataError(f"source must be {_LAYOUTS}. Received the file {str(source)!r}.")
-    columns = {"path": path_column, "label": label_column, "split": split_column, "group": group_column}
-    entries, skipped, warnings = _scan_table(path, columns)
-    return _image_set(path.parent, entries, skipped, warnings)
+    columns = {"path": path_column, "label": label_column, "split": split_column}
+    entries, skipped, warnings, group = _scan_table(path, columns, group_column, extra_columns)
+    return _image_set(path.parent, entries, skipped, warnings, reading, patients=group in cohort.GROUP_COLUMNS[1:])
 
 
-def scan_images(sources: Iterable[str | os.PathLike[str]]) -> ImageSet:
+def scan_images(sources: Iterable[str | os.PathLike[str]], *, reading: Reading = _PLAIN) -> ImageSet:
     """Finds images without labels.
 
     Args:
-        sources: Image files, taken whatever their ending, and folders, searched for images at any depth.
+        sources: Image files, taken whatever their ending; folders, searched for images at any depth; a DICOMDIR, for
+            the files that it lists.
+        reading: Which frames of scans, and which files of their series, are images.
 
     Raises:
         DataError: A source does not exist, or a folder has no images.
     """
-    entries: list[_Entry] = []
+    entries: list[Entry] = []
     skipped: list[Skipped] = []
     circles: list[Path] = []
+    warnings: list[str] = []
     roots = [Path(source) for source in sources]
     for root in roots:
-        if not os.path.lexists(root):
+        if not os.path.lexists(frames.parted(root)[0]):
             raise DataError(f"images must be files or folders. Received: {str(root)!r}, which does not exist.")
         if root.is_dir():
             before = len(entries) + len(skipped)
             _collect(_walk(root, circles), None, None, entries, skipped)
             if len(entries) + len(skipped) == before:
                 raise DataError(f"the folder {str(root)!r} has no image files. Received: an empty selection.")
+        elif dicomdir.is_dicomdir(root):
+            warnings += _collect_listed(root, Entry(root, None), entries, skipped)
         else:
             _collect([root], None, None, entries, skipped)
     root = roots[0] if len(roots) == 1 and roots[0].is_dir() else Path(".")
-    return _image_set(root, entries, skipped, _not_followed(circles))
+    return _image_set(root, entries, skipped, warnings + _not_followed(circles), reading)
+
+
+def is_several(path: Path, reading: Reading) -> bool:
+    """Says whether a file may stand for several images: a DICOMDIR, or a scan of which each frame is one."""
+    return dicomdir.is_dicomdir(path) or reading.frame == "each"
 
 
 def read_column(source: str | os.PathLike[str], column: str, *, path_column: str = "path") -> dict[str, str]:
@@ -233,8 +251,8 @@ def check_trainable(images: ImageSet, *, least: int = 3) -> None:
         )
 
 
-def _scan_folder(root: Path) -> tuple[list[_Entry], list[Skipped], list[str]]:
-    entries: list[_Entry] = []
+def _scan_folder(root: Path) -> tuple[list[Entry], list[Skipped], list[str]]:
+    entries: list[Entry] = []
     skipped: list[Skipped] = []
     warnings: list[str] = []
     circles: list[Path] = []
@@ -262,7 +280,7 @@ def _scan_folder(root: Path) -> tuple[list[_Entry], list[Skipped], list[str]]:
         if len(entries) + len(skipped) == before:
             warnings.append(f"the class folder {folder.name!r} has no images")
     parents = sorted({root, *(folder.parent for _, folder in sources)})
-    loose_files = [path for parent in parents for path in _contents(parent)[0] if path.suffix.lower() in SUFFIXES]
+    loose_files = [path for parent in parents for path in _contents(parent)[0] if _is_image_name(path)]
     if loose_files:
         warnings.append(f"{len(loose_files)} images outside the class folders are left out")
     return entries, skipped, warnings + _not_followed(circles)
@@ -271,7 +289,7 @@ def _scan_folder(root: Path) -> tuple[list[_Entry], list[Skipped], list[str]]:
 def _not_followed(links: list[Path]) -> list[str]:
     if not links:
         return []
-    return [f"{len(links)} links to folders that are searched anyway are not followed, such as {str(links[0])!r}"]
+    return [f"{len(links)} links to folders that are searched anyway are not followed, {_EXAMPLE}{str(links[0])!r}"]
 
 
 def _is_split(inside: dict[Path, list[Path]], others: list[Path]) -> bool:
@@ -294,7 +312,7 @@ def _is_split(inside: dict[Path, list[Path]], others: list[Path]) -> bool:
 
 
 def _collect(
-    paths: Iterable[Path | Skipped], label: str | None, split: str | None, entries: list[_Entry], skipped: list[Skipped]
+    paths: Iterable[Path | Skipped], label: str | None, split: str | None, entries: list[Entry], skipped: list[Skipped]
 ) -> None:
     for path in paths:
         if isinstance(path, Skipped):
@@ -304,11 +322,28 @@ def _collect(
         if reason:
             skipped.append(Skipped(path, reason))
         else:
-            entries.append(_Entry(path, label, split))
+            entries.append(Entry(path, label, split))
+
+
+def _collect_listed(directory: Path, like: Entry, entries: list[Entry], skipped: list[Skipped]) -> list[str]:
+    """Adds the files that a DICOMDIR lists, each with the label, split and group of an entry; returns warnings."""
+    files, outside = dicomdir.listed(directory)
+    for file in files:
+        reason = _unusable(file)
+        if reason:
+            skipped.append(Skipped(file, reason))
+        else:
+            entries.append(dataclasses.replace(like, path=file))
+    return [f"{outside} files that a DICOMDIR lists outside its own folder are left out"] if outside else []
+
+
+def _is_image_name(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES or cohort.is_scan_file(path)
 
 
 def _unusable(path: Path) -> str:
     """Returns why a file cannot be opened, or an empty string. Nothing is opened here."""
+    path, _ = frames.parted(path)
     try:
         if path.is_file():
             return "" if os.access(path, os.R_OK) else "cannot be read: permission denied"
@@ -365,7 +400,7 @@ def _walk(folder: Path, circles: list[Path], above: Iterable[Path] = ()) -> Iter
         except OSError as error:
             yield Skipped(here, f"cannot be read: {error.strerror or error}")
             continue
-        yield from (path for path in files if path.suffix.lower() in SUFFIXES)
+        yield from (path for path in files if _is_image_name(path))
         for child in folders:
             if child.is_symlink():
                 links.append(child)
@@ -379,12 +414,18 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _scan_table(path: Path, columns: dict[str, str]) -> tuple[list[_Entry], list[Skipped], list[str]]:
+def _scan_table(
+    path: Path, columns: dict[str, str], group_column: str | None, extra_columns: Sequence[str]
+) -> tuple[list[Entry], list[Skipped], list[str], str]:
+    """Returns the images of a table, the files that cannot be opened, warnings, and the name of the group column."""
     rows, warnings = _read_table(path, columns), []
-    entries: list[_Entry] = []
+    entries: list[Entry] = []
     skipped: list[Skipped] = []
-    seen: dict[str, _Entry] = {}
+    seen: dict[str, Entry] = {}
     repeated = 0
+    header = rows[0][1]
+    group = group_column or next((name for name in cohort.GROUP_COLUMNS if name in header), "")
+    kept = [name for name in extra_columns if name in header and name not in (*columns.values(), group)]
     for number, row in rows:
         name, label = row[columns["path"]].strip(), row[columns["label"]].strip()
         split = (row.get(columns["split"]) or "").strip().lower() or None
@@ -394,19 +435,27 @@ def _scan_table(path: Path, columns: dict[str, str]) -> tuple[list[_Entry], list
         if split is not None and split not in _SPLITS:
             raise DataError(f"split must be train, val or test. Received: {split!r} in line {number}.")
         image = path.parent / name
-        entry = _Entry(
-            image, label, _SPLITS[split] if split else None, (row.get(columns["group"]) or "").strip() or None
-        )
+        extra = tuple((column, row[column].strip()) for column in kept)
+        stays = (row.get(group) or "").strip() if group else ""
+        entry = Entry(image, label, _SPLITS[split] if split else None, stays or None, extra)
         key = os.path.normpath(image)
         if key in seen:
             if seen[key] != entry:
+                # no name: it may be a patient's
                 raise DataError(
-                    f"an image must have one label, split and group. Received two for {name!r}, "
-                    f"the second in line {number}."
+                    "an image must have one label, split and group. Received two for the image in line "
+                    f"{_line_of(rows, columns, key, path.parent)}, the second in line {number}."
                 )
             repeated += 1
             continue
         seen[key] = entry
+        if dicomdir.is_dicomdir(image) and image.is_file():
+            warnings += _collect_listed(image, entry, entries, skipped)
+            continue
+        series = [found for found in _walk(image, []) if isinstance(found, Path)] if image.is_dir() else []
+        if any(cohort.is_scan_file(found) for found in series):
+            entries += [dataclasses.replace(entry, path=found) for found in series]
+            continue
         reason = _unusable(image)
         if reason:
             skipped.append(Skipped(image, reason))
@@ -414,7 +463,11 @@ def _scan_table(path: Path, columns: dict[str, str]) -> tuple[list[_Entry], list
             entries.append(entry)
     if repeated:
         warnings.append(f"{repeated} rows repeat an earlier one")
-    return entries, skipped, warnings
+    return entries, skipped, warnings, group
+
+
+def _line_of(rows: list[tuple[int, dict[str, str]]], columns: dict[str, str], key: str, folder: Path) -> int:
+    return next(number for number, row in rows if os.path.normpath(folder / row[columns["path"]].strip()) == key)
 
 
 def _read_table(path: Path, columns: dict[str, str]) -> list[tuple[int, dict[str, str]]]:
@@ -456,7 +509,19 @@ def _read_table(path: Path, columns: dict[str, str]) -> list[tuple[int, dict[str
     return rows
 
 
-def _image_set(root: Path, entries: list[_Entry], skipped: list[Skipped], warnings: list[str]) -> ImageSet:
+def _image_set(
+    root: Path,
+    entries: list[Entry],
+    skipped: list[Skipped],
+    warnings: list[str],
+    reading: Reading,
+    *,
+    patients: bool = False,
+) -> ImageSet:
+    found = cohort.described(entries, reading, patients=patients)
+    entries = found.entries
+    if found.medical:  # a file's name may be a patient's
+        warnings = [text.partition(f", {_EXAMPLE}")[0] for text in warnings]
     classes = sorted({entry.label for entry in entries if entry.label is not None})
     _check_distinct(classes)
     number = {name: index for index, name in enumerate(classes)}
@@ -480,14 +545,16 @@ def _image_set(root: Path, entries: list[_Entry], skipped: list[Skipped], warnin
         splits=tuple(entry.split for entry in entries),
         groups=tuple(entry.group for entry in entries),
         skipped=tuple(skipped),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *found.warnings),
         fingerprint=digest.hexdigest(),
+        columns=found.columns,
+        medical=found.medical,
     )
 
 
 def _size(path: Path) -> int:
     try:
-        return path.stat().st_size
+        return frames.parted(path)[0].stat().st_size
     except OSError:  # gone since it was found: decoding will say so
         return -1
 

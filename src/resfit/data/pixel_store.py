@@ -13,6 +13,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class PixelStore:
     """Decoded images of one size.
 
     Attributes:
-        images: uint8 array ``(n, size, size, 3)``, memory-mapped.
+        images: uint8 array ``(n, size, size, 3)``, memory-mapped; float32 if one is of more than eight bits.
         labels: int64 array ``(n,)``, indices into ``classes``.
         classes: Names of the classes, sorted.
         skipped: Pairs of a name and the reason why it could not be read.
@@ -83,7 +84,7 @@ def open_store(source: str | os.PathLike[str], size: int, *, folder: Path | None
 
 
 def _key(source: Path, size: int) -> str:
-    digest = hashlib.sha256(f"pixels-1:{size}".encode())
+    digest = hashlib.sha256(f"pixels-2:{size}".encode())
     files = sorted(_files(source)) if source.is_dir() else [source]
     for path in files:
         stat = path.stat()
@@ -146,14 +147,19 @@ def _write(source: Path, size: int, root: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as temporary:
         work = Path(temporary)
         with (
-            open(work / "pixels", "wb") as pixels,
+            open(work / "pixels", "w+b") as pixels,
             concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool,
         ):
+            kind: np.dtype[Any] = np.dtype("u1")
             for window in _windows(_encoded(source), 64):
                 futures = [pool.submit(_decode, data, contract) for _, _, data in window]
                 for (label, name, _), future in zip(window, futures, strict=True):
                     try:
-                        pixels.write(future.result().tobytes())
+                        image = future.result()
+                        if image.dtype.kind == "f" and kind.itemsize == 1:
+                            kind = np.dtype("<f4")
+                            _widen(pixels, work / "wider")
+                        pixels.write(image.astype(kind, copy=False).tobytes())
                         names.append(label)
                     except ImageError as error:
                         skipped.append((name, str(error)))
@@ -165,7 +171,7 @@ def _write(source: Path, size: int, root: Path) -> None:
         done.mkdir()
         with open(done / "images.npy", "wb") as target, open(work / "pixels", "rb") as pixels:
             shape = (len(names), size, size, 3)
-            write_array_header_2_0(target, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            write_array_header_2_0(target, {"descr": kind.str, "fortran_order": False, "shape": shape})
             while chunk := pixels.read(2**24):
                 target.write(chunk)
             target.flush()
@@ -180,6 +186,18 @@ def _write(source: Path, size: int, root: Path) -> None:
         except OSError:
             if not (root / "store.json").is_file():  # another process was first, or the place is not ours
                 raise
+
+
+def _widen(pixels: BinaryIO, scratch: Path) -> None:
+    """Turns a file of bytes into one of float32: the first image of more than eight bits has come."""
+    pixels.seek(0)
+    with open(scratch, "w+b") as wider:
+        while chunk := pixels.read(2**22):
+            wider.write(np.frombuffer(chunk, np.uint8).astype("<f4").tobytes())
+        wider.seek(0)
+        pixels.seek(0)
+        shutil.copyfileobj(wider, pixels)
+    scratch.unlink()
 
 
 def _windows(

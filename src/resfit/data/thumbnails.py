@@ -41,10 +41,11 @@ def thumbnails(paths: Sequence[str | Path], *, side: int = SIDE) -> Iterator[byt
 
 
 def jpeg(image: np.ndarray) -> bytes:
-    """Returns a uint8 array ``(height, width, 3)`` or ``(height, width, 1)`` as JPEG, without any metadata."""
+    """Returns an array ``(height, width, 3 or 1)``, values 0..255, as JPEG, without any metadata."""
     from PIL import Image as Images
 
-    pixels = image[:, :, 0] if image.ndim == 3 and image.shape[-1] == 1 else image
+    eight_bits = image if image.dtype == np.uint8 else np.rint(np.clip(image, 0, 255)).astype(np.uint8)
+    pixels = eight_bits[:, :, 0] if image.shape[-1] == 1 else eight_bits
     target = io.BytesIO()
     Images.fromarray(pixels).save(target, "JPEG", quality=_QUALITY)
     return target.getvalue()

@@ -33,7 +33,7 @@ class Views:
         area: Smallest and largest share of the image's area that a crop keeps, in (0, 1].
         aspect: Smallest and largest ratio of width to height of a crop, against that of the network's input.
         colour: How far brightness, contrast and saturation are changed: factors in ``[1 - colour, 1 + colour]``; in
-            [0, 1), 0 for not at all.
+            [0, 1), 0 for not at all. The saturation of images of more than eight bits stays.
 
     Source:
         The random crop is Szegedy et al. 2014, arXiv:1409.4842, section 6.
@@ -74,8 +74,8 @@ class Views:
             digest: SHA-256 of the image's bytes.
             spec: The contract.
         """
-        random = np.random.default_rng([self.seed, number, *np.frombuffer(digest, "<u4").tolist()])
-        return lambda image: self._render(image, random, spec)
+        seed = [self.seed, number, *np.frombuffer(digest, "<u4").tolist()]
+        return lambda image: self._render(image, np.random.default_rng(seed), spec)
 
     def _render(self, image: Image, random: np.random.Generator, spec: InputSpec) -> Image:
         from PIL import Image as Images
@@ -89,6 +89,8 @@ class Views:
         if self.flip and mirrored:
             result = result.transpose(Images.Transpose.FLIP_LEFT_RIGHT)
         factors = random.uniform(1 - self.colour, 1 + self.colour, 3)
+        if self.colour and result.mode == "F":
+            return _toned(result, float(factors[0]), float(factors[1]))
         if self.colour:
             for kind, factor in zip(("Brightness", "Contrast", "Color"), factors, strict=True):
                 result = getattr(ImageEnhance, kind)(result).enhance(float(factor))
@@ -113,6 +115,15 @@ class Views:
         crop_width, crop_height = target[0] * scale, target[1] * scale
         left, top = (width - crop_width) / 2, (height - crop_height) / 2
         return left, top, left + crop_width, top + crop_height
+
+
+def _toned(plane: Image, brightness: float, contrast: float) -> Image:
+    """Changes brightness and contrast of a plane of more than eight bits, as Pillow does of eight."""
+    from PIL import Image as Images
+
+    values = np.clip(np.asarray(plane) * np.float32(brightness), 0, 255)
+    middle = values.mean(dtype=np.float64)
+    return Images.fromarray(np.clip(middle + (values - middle) * contrast, 0, 255).astype(np.float32))
 
 
 def plain(spec: InputSpec) -> Rendering:

@@ -78,7 +78,11 @@ class Entry:
                 work = Path(temporary) / "entry"
                 work.mkdir()
                 facts = write(work)
-                files = {path.name: digest(path) for path in sorted(work.iterdir())}
+                files = {
+                    path.relative_to(work).as_posix(): digest(path)
+                    for path in sorted(work.rglob("*"))
+                    if path.is_file()
+                }
                 write_json(work / ABOUT, {**self.description, **facts, "files": files})
                 os.replace(work, self.folder)
 
@@ -135,7 +139,7 @@ def faults(folder: Path) -> list[str]:
     found = []
     for name, expected in noted.items():
         try:
-            if digest(folder / Path(name).name) != expected:
+            if ".." in Path(name).parts or digest(folder / name) != expected:
                 found.append(f"{name} has other content than when it was made")
         except OSError as error:
             found.append(f"{name} cannot be read ({error.strerror})")

@@ -121,7 +121,7 @@ def robustness(
 ) -> Robustness:
     """Measures a classifier on corrupted images.
 
-    The images are corrupted at the size that the network gets.
+    The images are corrupted at the size that the network gets, and with eight bits.
 
     Args:
         classifier: A :class:`resfit.Classifier`.
@@ -138,12 +138,13 @@ def robustness(
     positions = np.sort(np.random.default_rng(seed).permutation(count)[:most])
     some = judged.subset(positions)
     batches = list(decode.decode_many(some.images.paths, classifier.input_spec))
-    images = np.concatenate([batch.images for batch in batches])
+    deep = np.concatenate([batch.images for batch in batches])
+    images = deep if deep.dtype == np.uint8 else np.rint(np.clip(deep, 0, 255)).astype(np.uint8)
     known = some.targets[np.concatenate([batch.indices for batch in batches])].astype(bool)
     cases = [(name, strength) for name in chosen for strength in strengths]
     rows = []
     for number, (name, strength) in enumerate([("none", 0), *cases]):
-        changed = corrupt(images, name, strength, seed=seed) if strength else images
+        changed = corrupt(images, name, strength, seed=seed) if strength else deep
         shares = classifier.predict_proba(changed, engine=engine)
         if judged.several:
             right = ((shares > 0.5) == known).all(axis=1)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from resfit.data import image_set as image_sets
+from resfit.data import privacy
 from resfit.data.image_set import ImageSet, Skipped
 from resfit.errors import ArgumentError, DataError, closest
 from resfit.evaluation.labels import LabelEvaluation, evaluate_labels
@@ -99,7 +100,7 @@ def judge(
         DataError: No image can be used, or a class is not one of the classifier's.
     """
     begin = time.perf_counter()
-    images = image_sets.scan(source, **scan_options)
+    images = image_sets.scan(source, **{"reading": classifier.input_spec.reading, **scan_options})
     if part is not None:
         images = _part(images, part)
     separator = classifier.recipe.separator
@@ -119,7 +120,7 @@ def judge(
         progress=progress,
     )
     labelled = np.asarray(images.labels)[extracted.indices] >= 0
-    skipped = (*images.skipped, *extracted.skipped)
+    skipped = privacy.shown_skipped(images, (*images.skipped, *extracted.skipped))
     if not labelled.any():
         raise DataError(f"at least one labelled image must be usable. Received: {len(skipped)} unusable ones.")
     rows = np.asarray(extracted.rows)[labelled]

@@ -41,6 +41,8 @@ def attachments(
         cache: As :func:`resfit.fit` takes it.
         seed: Of the choice.
     """
+    from threadpoolctl import threadpool_limits
+
     numbers = np.full(len(targets), -1) if several else targets.argmax(axis=1)
     sample = features(train[:1])
     chosen = train[kept_images.choose(numbers[train], sample.shape[1], seed=seed)]
@@ -53,15 +55,18 @@ def attachments(
         bank = kept_images.make(rows, numbers[chosen], own, digests)
         files[artifact.REFERENCES] = bank.to_bytes()
     learned = chosen if held_out is not None else train
-    found = fit_unlike(
-        rows if held_out is not None else features(train),
-        numbers[learned],
-        targets.shape[1],
-        references=bank,
-        logits=logits,
-        held_out=None if held_out is None else features(held_out[: kept_images.MAX_ROWS]),
-        several=several,
-        seed=seed,
-    )
+    spared = None if held_out is None else features(held_out[: kept_images.MAX_ROWS])
+    rows = rows if held_out is not None else features(train)
+    with threadpool_limits(1, user_api="blas"):  # threads that wait by spinning cost more than they bring here
+        found = fit_unlike(
+            rows,
+            numbers[learned],
+            targets.shape[1],
+            references=bank,
+            logits=logits,
+            held_out=spared,
+            several=several,
+            seed=seed,
+        )
     files[artifact.UNLIKE] = found.to_bytes()
     return files

@@ -47,6 +47,7 @@ def contact_sheet(
     from sklearn.metrics import confusion_matrix
 
     from resfit.data.decode import decode_image
+    from resfit.data.deep import eight_bits
     from resfit.preprocessing import InputSpec
 
     figure_class, canvas_class = _matplotlib()
@@ -72,7 +73,7 @@ def contact_sheet(
             index = chosen[column]
             guess = guesses[index]
             colour = _RIGHT if guess == row else _WRONG
-            axis.imshow(decode_image(images[index], contract))
+            axis.imshow(eight_bits(decode_image(images[index], contract)))
             axis.set_title(
                 f"{classes[guess]} {100 * probabilities[index, guess]:.0f}%", fontsize=7, color=colour, pad=2
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ MAX_ROWS = 1000
 MAX_BYTES = 6_000_000
 _THUMBNAIL_BYTES = 2500
 _LARGEST = 64_000_000  # of what is read back
-_ARRAYS = ("features", "labels", "digests", "lengths", "images")
+_ARRAYS = ("features", "labels", "digests", "offsets", "thumbnails")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,8 +61,8 @@ class References:
             features=np.clip(self.features, -65504, 65504).astype(np.float16),
             labels=self.labels.astype(np.int32),
             digests=np.array([digest[:16] for digest in self.digests], "S16"),
-            lengths=np.array([len(image) for image in self.thumbnails], np.int32),
-            images=np.frombuffer(b"".join(self.thumbnails), np.uint8),
+            offsets=np.cumsum([0, *(len(image) for image in self.thumbnails)]),
+            thumbnails=np.frombuffer(b"".join(self.thumbnails), np.uint8),
         )
         return target.getvalue()
 
@@ -73,22 +74,20 @@ class References:
             ArtifactError: It is damaged, or something else.
         """
         arrays = read_arrays(data, _ARRAYS)
-        features, labels, digests, lengths, images = (arrays[name] for name in _ARRAYS)
+        features, labels, digests, offsets, images = (arrays[name] for name in _ARRAYS)
         count = len(labels) if labels.ndim == 1 else -1
-        right = features.ndim == 2 and len(features) == len(digests) == len(lengths) == count
-        right = right and features.dtype.kind == "f" and digests.dtype.kind == "S" and images.dtype == np.uint8
-        right = right and lengths.dtype.kind == "i" and lengths.min(initial=0) >= 0 and lengths.sum() == images.size
+        right = bool(features.ndim == 2 and len(features) == len(digests) == count and offsets.shape == (count + 1,))
+        right = right and labels.dtype.kind == offsets.dtype.kind == "i" and features.dtype.kind == "f"
+        right = right and digests.dtype.kind == "S" and images.dtype == np.uint8 and images.ndim == 1
+        right = right and offsets[0] == 0 and offsets[-1] == len(images) and bool((np.diff(offsets) >= 0).all())
         if not right or not np.isfinite(features).all():
             raise ArtifactError("the kept training images are damaged. Fit the classifier again.")
-        ends = np.cumsum(lengths)
         blob = images.tobytes()
         return cls(
             features=features.astype(np.float32),
             labels=labels.astype(np.int64),
             digests=tuple(digest.decode("ascii", "replace") for digest in digests.tolist()),
-            thumbnails=tuple(
-                blob[end - length : end] for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)
-            ),
+            thumbnails=tuple(blob[begin:end] for begin, end in itertools.pairwise(offsets.tolist())),
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
 #: Hub, values 0..1 (https://www.tensorflow.org/hub/common_signatures/images).
 SIGNED = ("sayakpaul", "spsayakpaul")
 
-_CHANNELS = 3
+#: What the registry does not say, from the pages of the modules (https://github.com/tensorflow/tfhub.dev, assets/docs):
+#: which are in the TF1 Hub format, by their path at tfhub.dev; and that the ImageNet modules have earlier versions.
+_TF1_FORMAT = re.compile(r"google/(remote_sensing|supcon)/.*|google/imagenet/resnet_.*/[13]")
+_EARLIER, _EARLIER_VERSIONS = re.compile(r"(google/imagenet/resnet_.*/)5"), ("1", "3", "4")
+#: Features of a ResNet-50 where the registry knows no more of the network.
+_RESNET_50_FEATURES = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +38,15 @@ class HubModel:
     """One handle of TensorFlow Hub.
 
     Attributes:
-        name: Its name in the registry of checkpoints.
+        name: Its name in the registry of checkpoints; with ``@`` and the version for an earlier one.
         handle: What :class:`resfit.hub.KerasLayer` takes.
         mirror: Its place at Kaggle, or ``""`` where that is not confirmed: the handle's redirect is followed then.
-        format: ``"TF2 SavedModel"``.
+        format: ``"TF2 SavedModel"`` or ``"TF1 Hub format"``, which cannot be trained.
         task: ``"classification"`` or ``"feature vector"``.
         value_range: Of the images that the module takes.
         input_size: Height and width in pixels that it is meant for.
-        outputs: How many numbers it gives an image; None where it is not known.
+        channels: Of the images.
+        outputs: How many numbers it gives an image.
         background: Whether the first of its classes is one for the background.
         parameters: Moving statistics included; None where they are not known.
         architecture: The catalog's name of its network, or ``""`` where the catalog lacks it.
@@ -55,7 +62,8 @@ class HubModel:
     task: str
     value_range: tuple[float, float]
     input_size: tuple[int, int]
-    outputs: int | None
+    channels: int
+    outputs: int
     background: bool
     parameters: int | None
     architecture: str
@@ -69,10 +77,10 @@ class HubModel:
         low, high = self.value_range
         return InputSpec(
             size=self.input_size,
-            channels=_CHANNELS,
+            channels=self.channels,
             scale=(high - low) / 255,
-            mean=(-low,) * _CHANNELS,
-            std=(1.0,) * _CHANNELS,
+            mean=(-low,) * self.channels,
+            std=(1.0,) * self.channels,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,7 +99,7 @@ def list_models(pattern: str = "*") -> list[HubModel]:
         One row a handle, in the order of the registry.
 
     Example:
-        >>> [model.outputs for model in list_models("resnet_v2_50.*")]
+        >>> [model.outputs for model in list_models("*/resnet_v2_50/*/5")]
         [1001, 2048]
     """
     return [
@@ -159,7 +167,14 @@ def to_keras(handle: str, **kwargs: Any) -> keras.Model:
 
 @functools.cache
 def _rows() -> dict[str, HubModel]:
-    return {row.name: _row(row) for row in registry.find(source=registry.TENSORFLOW_HUB)}
+    found: dict[str, HubModel] = {}
+    for info in registry.find(source=registry.TENSORFLOW_HUB):
+        found[info.name] = _row(info, info.name, info.url)
+        if latest := _EARLIER.fullmatch(tfhub.tfhub_path(info.url)):
+            for version in _EARLIER_VERSIONS:
+                name = f"{info.name}@{version}"
+                found[name] = _row(info, name, f"https://tfhub.dev/{latest[1]}{version}")
+    return found
 
 
 @functools.cache
@@ -168,21 +183,22 @@ def _by_place() -> dict[str, HubModel]:
     return {**places, **{handles.canonical(model.handle): model for model in _rows().values()}}
 
 
-def _row(info: CheckpointInfo) -> HubModel:
+def _row(info: CheckpointInfo, name: str, handle: str) -> HubModel:
     spec = catalog.rows()[info.architecture].spec if info.architecture in catalog.rows() else None
-    outputs, parameters = info.classes or None, None
+    outputs, parameters = info.classes or _RESNET_50_FEATURES, None
     if spec is not None:
         counted = arithmetic.count(spec.replace(classes=info.classes or spec.classes), include_top=bool(info.classes))
         parameters, outputs = counted.parameters, counted.stages[-1].shape[-1]
-    signed, place = handles.publisher(info.url) in SIGNED, tfhub.moved_to(info.url)
+    signed, place = handles.publisher(handle) in SIGNED, tfhub.moved_to(handle)
     return HubModel(
-        name=info.name,
-        handle=info.url,
+        name=name,
+        handle=handle,
         mirror=f"kaggle://{place}" if place else "",
-        format="TF2 SavedModel",
+        format="TF1 Hub format" if _TF1_FORMAT.fullmatch(tfhub.tfhub_path(handle)) else "TF2 SavedModel",
         task="classification" if info.classes else "feature vector",
         value_range=(-1.0, 1.0) if signed else (0.0, 1.0),
         input_size=(info.input_size, info.input_size),
+        channels=info.input_spec.channels,
         outputs=outputs,
         background=info.labels.endswith("-background"),
         parameters=parameters,

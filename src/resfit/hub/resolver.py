@@ -54,7 +54,7 @@ def resolve(handle: str) -> str:
         return _of_storage(handle)
     if scheme in ("http", "https") and os.environ.get(LOAD_FORMAT, "").upper() == "UNCOMPRESSED":
         return _of_storage(_storage_place(handle))
-    if scheme in ("http", "https") and (place is None or place.version):
+    if scheme in ("http", "https") and place is None:
         return os.fspath(tfhub.fetch(handle))
     if scheme not in ("http", "https", "kaggle", "file", ""):
         raise HandleError(
@@ -70,7 +70,7 @@ def resolve(handle: str) -> str:
                 "is the saved_model.pb, pass its folder."
             )
     try:
-        found = sources.resolve(handle if place is None else f"kaggle://{place}")
+        found = sources.resolve(handle)
     except DownloadError:
         raise
     except (ArgumentError, CheckpointError) as error:

@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-_FORMAT = 1
+from resfit.data import frames
+
+_FORMAT = 2
 _CHUNK = 1 << 20
 _BATCH = 2000
 #: A file that changed so shortly before it was read might change again without its times showing it.
@@ -42,7 +44,7 @@ def file_state(path: Path) -> str:
     Raises:
         OSError: There is no such file.
     """
-    status = os.stat(path)
+    status = os.stat(frames.parted(path)[0])
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_dev} {status.st_ino}"
 
 
@@ -81,7 +83,7 @@ def digest_bytes(data: bytes, state: str) -> FileDigest:
     """Returns the digest of a file that has been read.
 
     Args:
-        data: All of its bytes.
+        data: All of its bytes; of one frame of a file, with the mark before them.
         state: What :func:`file_state` said before it was read.
     """
     return FileDigest(hashlib.sha256(data).digest(), state)
@@ -92,8 +94,9 @@ def _digest_unless_known(path: Path, known: FileDigest | None) -> FileDigest:
         return known
     try:
         state = file_state(path)
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
+        file_path, frame = frames.parted(path)
+        digest = hashlib.sha256(frames.mark(frame))
+        with open(file_path, "rb") as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
         return FileDigest(digest.digest(), state)
@@ -225,12 +228,13 @@ class DigestMemory:
 
 
 def _key(path: Path) -> bytes:
-    return os.fsencode(os.path.abspath(path))
+    # the name itself has no place in a cache: it may be a patient's
+    return hashlib.sha256(os.fsencode(os.path.abspath(path))).digest()
 
 
 def _state_or_reason(path: Path) -> str | FileDigest:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(os.stat(frames.parted(path)[0]).st_mode):  # opening a pipe would wait for ever
             return FileDigest(b"", "", "not a regular file")
         return file_state(path)
     except OSError as error:

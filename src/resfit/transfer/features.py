@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 
 # of the rows; raised whenever the same file is decoded to other pixels
-_FORMAT = 3
+_FORMAT = 4
 #: Share of the images that int8 was calibrated on that must be among those asked for, to use it again.
 _SAME_IMAGES = 0.5
 

@@ -68,7 +68,7 @@ class PixelFeed:
     """Pixels, changed at random, and through the frozen part if there is one.
 
     Args:
-        pixels: uint8 array ``(n, height, width, channels)``; memory-mapped will do.
+        pixels: uint8 or float32 array ``(n, height, width, channels)``; memory-mapped will do.
         tuning: What changes and mixes them.
         frozen: The frozen part, ready to run.
     """

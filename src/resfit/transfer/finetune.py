@@ -243,8 +243,13 @@ class Trainer:
             if tuning.patience is not None and self.waited >= tuning.patience:
                 self.ending = "patience"
             elif self.progress >= 1.0:
-                self.ending = "epochs" if self.epoch >= tuning.epochs else "time"
+                self.ending = self.end
         return row
+
+    @property
+    def end(self) -> str:
+        """What a run that is done has come to the end of: its ``"epochs"``, or its ``"time"``."""
+        return "epochs" if self.epoch >= self.tuning.epochs else "time"
 
     def judge(self) -> dict[str, float]:
         """Measures on the validation images and keeps the weights if they are the best so far."""
@@ -281,20 +286,9 @@ class Trainer:
         Args:
             rows: Positions in the feed.
         """
-        import tensorflow as tf
-
         if self._forward is None:
-            program = self._program(lambda _: True)
-            self._forward = tf.function(
-                lambda inputs: tf.cast(program(inputs, training=False), tf.float32),
-                autograph=False,
-                reduce_retracing=True,
-            )
-        parts = [rows[start : start + _PREDICT] for start in range(0, len(rows), _PREDICT)]
-        classes = self.targets.shape[1]
-        with training.ahead((self.feed.plain(part) for part in parts), 2) as ready:
-            found = [self._forward(tf.constant(inputs, tf.float32)).numpy() for inputs in ready]
-        return np.concatenate(found) if found else np.zeros((0, classes), np.float32)
+            self._forward = forward_of(self.second)
+        return logits_of(self._forward, self.feed, rows, self.targets.shape[1])
 
     def find_rate(self, *, low: float = 1e-6, high: float = 1.0, steps: int = 60) -> RateCurve:
         """Raises the learning rate from step to step and watches the loss; the network is left as it was.
@@ -392,11 +386,6 @@ class Trainer:
             if layer.weights:
                 layer.trainable = layer.name in learning or layer.name in self.head
 
-    def _program(self, fixed: Callable[[Any], bool]) -> Any:
-        from resfit.transfer.folding import fold
-
-        return fold(self.second, fixed)
-
     def _step_function(self, phase: int) -> Any:
         if phase not in self._steps:
             where = self._phases[phase] if self._phases and phase >= 0 else None
@@ -408,9 +397,11 @@ class Trainer:
     def _make_step(self) -> Any:
         import tensorflow as tf
 
+        from resfit.transfer.folding import fold
+
         tuning = self.tuning
         fixed = tuning.fixed_statistics
-        program = self._program(lambda norm: fixed or not norm.trainable)
+        program = fold(self.second, lambda norm: fixed or not norm.trainable)
         live = {id(v) for v in self.second.trainable_variables}
         # what a stage of unfreezing keeps still is neither asked for its gradient nor moved
         moving = [v for v in self.learned if id(v) in live]
@@ -579,7 +570,7 @@ def train(
         loss=trainer.score["loss"],
         steps=trainer.step,
         seconds=trainer.seconds,
-        ending="stopped" if stopped else trainer.ending or "epochs",
+        ending="stopped" if stopped else trainer.ending or trainer.end,
     )
 
 
@@ -596,6 +587,39 @@ def cut(
     found = boundary.find(body_of(model, layers), trainable_from)
     _, second = boundary.split(model, found)
     return found, second
+
+
+def forward_of(second: keras.Model) -> Callable[[Any], Any]:
+    """Returns what runs the part behind the cut without learning, float32 in and float32 out.
+
+    Args:
+        second: The part, ending in logits.
+    """
+    import tensorflow as tf
+
+    from resfit.transfer.folding import fold
+
+    program = fold(second, lambda _: True)
+    return tf.function(
+        lambda inputs: tf.cast(program(inputs, training=False), tf.float32), autograph=False, reduce_retracing=True
+    )
+
+
+def logits_of(forward: Callable[[Any], Any], feed: Feed, rows: np.ndarray, classes: int) -> np.ndarray:
+    """Returns logits ``(rows, classes)`` for unchanged images.
+
+    Args:
+        forward: What :func:`forward_of` returned.
+        feed: Where its inputs come from.
+        rows: Positions in the feed.
+        classes: Number of classes.
+    """
+    import tensorflow as tf
+
+    parts = [rows[start : start + _PREDICT] for start in range(0, len(rows), _PREDICT)]
+    with training.ahead((feed.plain(part) for part in parts), 2) as ready:
+        found = [forward(tf.constant(inputs, tf.float32)).numpy() for inputs in ready]
+    return np.concatenate(found) if found else np.zeros((0, classes), np.float32)
 
 
 def class_weights(targets: np.ndarray, balance: bool) -> np.ndarray:

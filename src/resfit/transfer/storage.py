@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 BUDGET = 20 * 2**30
 FREE_SHARE = 0.5
 
-_FORMAT = 1
+_FORMAT = 2
 _CHUNK = 64
 
 
@@ -100,12 +100,13 @@ def pixels(
         progress: Called as images get done.
 
     Returns:
-        uint8 array ``(n, height, width, channels)``, read-only, of those that can be decoded; and the positions of the
-        others, with the reason.
+        uint8 array ``(n, height, width, channels)``, or float32 where a file is of more than eight bits, read-only, of
+        those that can be decoded; and the positions of the others, with the reason.
     """
     shape = (*contract.size, contract.channels)
-    make_room(folder, len(files) * int(np.prod(shape)), BUDGET)
-    with _array({"kind": "pixels", "input": contract.to_dict()}, digests, "uint8", shape, folder) as array:
+    dtype = "float32" if any(decode.is_deep(file) for file in files) else "uint8"
+    make_room(folder, len(files) * int(np.prod(shape)) * np.dtype(dtype).itemsize, BUDGET)
+    with _array({"kind": "pixels", "input": contract.to_dict()}, digests, dtype, shape, folder) as array:
         failures = array.failures()
         start = _position(array.done, failures)
         with open(array.rows, "ab") as rows, open(array.notes, "a", encoding="utf-8") as notes:
@@ -114,7 +115,7 @@ def pixels(
                     failures[start + index] = reason
                     notes.write(json.dumps([start + index, reason]) + "\n")
                 notes.flush()  # before the rows, so that what a kill leaves can be told
-                rows.write(batch.images.tobytes())
+                rows.write(batch.images.astype(dtype, copy=False).tobytes())
                 rows.flush()
                 if progress is not None:
                     done = start + max([*batch.indices.tolist(), *(index for index, _ in batch.failures)]) + 1

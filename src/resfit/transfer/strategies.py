@@ -203,7 +203,8 @@ def decoded(
         progress: Called as images get done.
 
     Returns:
-        uint8 array ``(n, height, width, channels)``, the positions of its files, and the files that cannot be used.
+        uint8 or float32 array ``(n, height, width, channels)``, the positions of its files, and the files that cannot
+        be used.
     """
     memory = None if cache is False else (cache_root() if cache is True else Path(cache)) / "digests.sqlite"
     known = digest_files(list(files), memory)
@@ -272,14 +273,24 @@ def tune(
         from resfit.transfer.curves import draw_training
 
         draw_training(running.folder / CURVES, learned.history, kept=learned.epoch, title=prepared.body.name)
+    body, final = finetune.body_of(model, layers), heads.from_layers(layers, head)
+    second = trainer.second
+    if _policy(tuning):  # what is measured is what is kept: float32
+        body = boundary.copy(body, dtype="float32")
+        second = finetune.cut(*heads.attach(body, final, logits=True), tuning.trainable_from)[1]
+    forward = finetune.forward_of(second)
+
+    def logits(rows: np.ndarray) -> np.ndarray:
+        return finetune.logits_of(forward, prepared.feed, rows, task.targets.shape[1])
+
     return Tuned(
-        body=boundary.copy(finetune.body_of(model, layers), dtype="float32" if _policy(tuning) else None),
-        head=heads.from_layers(layers, head),
+        body=boundary.copy(body),
+        head=final,
         learned=learned,
         tuning=tuning,
         boundary=trainer.boundary,
-        logits=trainer.predict(task.test),
-        val_logits=trainer.predict(task.val),
+        logits=logits(task.test),
+        val_logits=logits(task.val),
     )
 
 

@@ -6,6 +6,7 @@ plain containers and runs no code. Arrays keep the names of the source; nested c
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
@@ -278,14 +279,16 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
     torch = import_torch(path)
     _check_archive(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # options, as many programs keep them beside
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is damaged or asks for code
         reason = str(error).strip()
         if "weights_only" in reason or "Unsupported" in reason:
             found = next((part for part in reason.split("\n") if "GLOBAL" in part or "Unsupported" in part), reason)
+            found = found.partition(" was not an allowed")[0].strip()[:200]
             raise CheckpointError(
                 f"{path}: only tensors in plain containers are loaded, and no code is run. Received: "
-                f"{found.strip()[:200]} Have its publisher, or a program that you trust, save the state_dict alone, "
+                f"{found}. Have its publisher, or a program that you trust, save the state_dict alone, "
                 "best as .safetensors."
             ) from None
         raise CheckpointError(
@@ -336,6 +339,11 @@ def _check_archive(path: Path) -> None:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
         raise CheckpointError(f"{path}: the file must be what torch.save writes. Received: {error}.") from error
+    if any(member.filename.partition("/")[2].startswith("code/") for member in members):
+        raise CheckpointError(
+            f"{path}: the file must hold tensors, not a program. Received: a TorchScript archive. A program that you "
+            "trust can save its tensors: torch.save(torch.jit.load(path).state_dict(), ...)."
+        )
     packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
     if packed or sum(member.file_size for member in members) > path.stat().st_size:
         raise CheckpointError(

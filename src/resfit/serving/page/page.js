@@ -97,7 +97,7 @@ async function showModel() {
   if (model.has_report) {
     const frame = document.createElement("iframe");
     frame.title = "Evaluation report";
-    frame.setAttribute("sandbox", "");
+    frame.setAttribute("sandbox", "allow-scripts");
     frame.src = `report?${modelQuery(model.report_link)}`;
     $("evaluation").replaceChildren(frame);
   } else {

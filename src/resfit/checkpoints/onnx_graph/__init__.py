@@ -1,0 +1,1 @@
+"""From a graph of ONNX to a residual network: operations, composites, blocks, and the architecture."""

@@ -1,0 +1,190 @@
+"""The report as one HTML file: no network, nothing beside it, every name escaped."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resfit.errors import MissingDependencyError
+from resfit.files import write_text
+from resfit.report import cards, checklists, plots
+from resfit.report.findings import Findings
+from resfit.report.pictures import gallery, plain
+
+_FOLDER = Path(__file__).parent
+#: Classes up to which the confusion matrix is a table.
+MATRIX = 25
+_PAIRS = 40
+
+_NAMES = {
+    "accuracy": "accuracy",
+    "label_accuracy": "labels right",
+    "balanced_accuracy": "balanced accuracy",
+    "top_2": "true class among the first 2",
+    "top_3": "true class among the first 3",
+    "top_5": "true class among the first 5",
+    "f1_macro": "F1, mean over classes",
+    "f1_micro": "F1, all together",
+    "mcc": "Matthews correlation",
+    "auroc_macro": "AUROC, mean over classes",
+    "auroc_micro": "AUROC, all together",
+    "auprc_macro": "average precision, mean over classes",
+    "auprc_micro": "average precision, all together",
+    "log_loss": "log-loss (nats)",
+    "brier": "Brier score",
+    "ece": "calibration error (ECE, bins of equal mass)",
+}
+_CLASS_COLUMNS = (
+    ("precision", "precision"),
+    ("recall", "recall (sensitivity)"),
+    ("specificity", "specificity"),
+    ("f1", "F1"),
+    ("auroc", "AUROC"),
+    ("auprc", "average precision"),
+    ("sensitivity_at_specificity", "sensitivity at fixed specificity"),
+)
+
+
+def write(findings: Findings, path: str | os.PathLike[str], **options: Any) -> None:
+    """Writes a report.
+
+    Args:
+        findings: What was measured.
+        path: File to write; an earlier one is replaced.
+        **options: As :func:`render` takes them.
+
+    Raises:
+        MissingDependencyError: jinja2 or matplotlib is not installed.
+        OSError: The file cannot be written.
+
+    Example:
+        >>> write(measure(clf, "photos/test"), "report.html")  # doctest: +SKIP
+    """
+    write_text(path, render(findings, **options))
+
+
+def render(findings: Findings, *, names: bool | None = None, explain: bool = True) -> str:
+    """Returns a report as HTML.
+
+    Args:
+        findings: What was measured.
+        names: Whether file names may stand in it; ``None`` leaves them out of scans, and where images belong to
+            groups, such as patients, whose names files often bear.
+        explain: Whether to show what the classifier looked at.
+
+    Raises:
+        MissingDependencyError: jinja2 or matplotlib is not installed.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise MissingDependencyError(
+            'Reports need jinja2 and matplotlib, which are not installed. Install them: pip install "resfit[report]".'
+        ) from error
+    judged = findings.judged
+    nameless = judged.groups is not None or judged.images.medical
+    shown = gallery(findings, names=not nameless if names is None else names, explain=explain)
+    facts = cards.facts(findings, shown.explained)
+    script, style = ((_FOLDER / name).read_text("utf-8") for name in ("page.js", "page.css"))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(plain=plain, percent=cards.percent, figure=_figure, figure_row=_row)
+    classes = [plain(name) for name in judged.classes]
+    return environment.get_template("page.html.j2").render(
+        title=f"How good is {plain(findings.classifier.recipe.model)} on {plain(findings.source)}?",
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        style=style,
+        findings=findings,
+        figures=findings.figures,
+        overall=[(_NAMES[name], figure) for name, figure in findings.figures.overall.items()],
+        class_columns=_CLASS_COLUMNS,
+        classes=classes,
+        supports=judged.targets.sum(axis=0).astype(int).tolist(),
+        matrix=_matrix(findings),
+        pairs=_pairs(findings, classes),
+        gallery=shown,
+        svgs=_svgs(findings),
+        subgroups=_subgroups(findings),
+        data_card=cards.data_card(findings),
+        model_card=cards.model_card(findings),
+        run_card=cards.run_card(findings),
+        guidelines=[
+            ("TRIPOD+AI", checklists.fill(checklists.TRIPOD_AI, facts)),
+            ("CLAIM", checklists.fill(checklists.CLAIM, facts)),
+        ],
+        open_item=checklists.OPEN,
+    )
+
+
+def _figure(value: Any) -> str:
+    """Returns a figure with its interval, or a dash."""
+    if value is None or not np.isfinite(value.value):
+        return "-"
+    if not np.isfinite(value.low):
+        return f"{value.value:.3f}"
+    return f"{value.value:.3f} ({value.low:.3f} to {value.high:.3f})"
+
+
+def _row(row: Any) -> str:
+    return f"{row.accuracy:.3f} ({row.low:.3f} to {row.high:.3f})"
+
+
+def _svgs(findings: Findings) -> dict[str, str]:
+    wanted = {"roc": plots.roc, "precision_recall": plots.precision_recall, "reliability": plots.reliability}
+    if findings.sets:
+        wanted["coverage"] = plots.coverage
+    if findings.robustness is not None:
+        wanted["robustness"] = plots.robustness
+    made = plots.unique([draw(findings) for draw in wanted.values()])
+    return dict(zip(wanted, made, strict=True))
+
+
+def _matrix(findings: Findings) -> list[list[tuple[int, float]]] | None:
+    """Returns counts and shares of their row; ``None`` for several labels or too many classes."""
+    judged = findings.judged
+    if judged.several or len(judged.classes) > MATRIX:
+        return None
+    counts = findings.evaluation.confusion  # type: ignore[union-attr]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return [
+        [(int(count), float(share)) for count, share in zip(*rows, strict=True)]
+        for rows in zip(counts, shares, strict=True)
+    ]
+
+
+def _pairs(findings: Findings, classes: list[str]) -> list[tuple[str, str, int, int, int]]:
+    """Returns the classes that are mixed up most, where there are too many for a table."""
+    judged = findings.judged
+    if judged.several or len(classes) <= MATRIX:
+        return []
+    counts = np.array(findings.evaluation.confusion)  # type: ignore[union-attr]
+    np.fill_diagonal(counts, 0)
+    order = np.argsort(-counts, axis=None, kind="stable")[:_PAIRS]
+    places = [divmod(int(flat), len(classes)) for flat in order]
+    return [(classes[i], classes[j], int(counts[i, j]), i, j) for i, j in places if counts[i, j]]
+
+
+def _subgroups(findings: Findings) -> list[tuple[str, list[str], list[tuple[str, int, list[Any]]]]]:
+    """Returns by column the headings and the rows of its table."""
+    wanted = [name for name in ("accuracy", "balanced_accuracy", "auroc_macro", "auprc_macro", "f1_macro", "ece")]
+    shown = [name for name in wanted if name in findings.figures.overall]
+    tables = []
+    for column, parts in findings.subgroups.items():
+        rows = [
+            (
+                plain(part.value) or "(not stated)",
+                part.count,
+                [None if part.figures is None else part.figures.overall.get(name) for name in shown],
+            )
+            for part in parts
+        ]
+        tables.append((plain(column), [_NAMES[name] for name in shown], rows))
+    return tables
