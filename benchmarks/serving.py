@@ -95,10 +95,8 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         decoding, running = ((a + b) / 2 for a, b in zip(before, after, strict=True))
         # decoding and network share the cores, so that together they take the sum of their times
         alone = 1 / (1 / decoding + 1 / running)
-        print(
-            f"  network alone {before[1]:.0f} before and {after[1]:.0f} after, "
-            f"decoding {decoding:.0f}, both {alone:.0f}"
-        )
+        network = f"network alone {before[1]:.0f} before and {after[1]:.0f} after"
+        print(f"  {network}, decoding {decoding:.0f}, both {alone:.0f}")
         print(f"best / network alone: {best / running:.2f}; best / network and decoding: {best / alone:.2f} (>= 0.85)")
         print(f"best / plain: {best / rate(plain):.1f} (>= 3)")
         half = load(port, "form", 16, options.seconds, answers, most=best / 2)

@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("classifier", type=Path)
     parser.add_argument("images", type=Path)
     options = parser.parse_args()
-    images = [options.images / "test" / name / "001.png" for name in ("Sneaker", "Coat")]
+    images = [options.images / "test" / name / "001.png" for name in ("Coat", "Bag")]
     command = [sys.executable, "-c", "from resfit.cli.main import run; run()", "serve", str(options.classifier)]
     server = subprocess.Popen([*command, "--port", "0", "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:

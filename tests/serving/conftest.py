@@ -20,6 +20,11 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
+REPORT = """<h1>Report of the test</h1><script>
+document.querySelector("h1").textContent += " runs";
+fetch("/about").catch(() => {});
+try { parent.document.title = "taken over"; } catch {}
+</script>"""
 TOKEN = "a-token-of-twenty-characters"
 
 
@@ -193,7 +198,7 @@ def models(classifier, other, tmp_path_factory) -> Path:
     shutil.copytree(classifier, root / "swapped" / "1")
     (root / "swapped" / "labels.json").write_text('{"stable": 1}')
     (root / "not a model").mkdir()
-    (root / "fashion" / "report.html").write_text("<h1>Report of the test</h1><script>alert(1)</script>")
+    (root / "fashion" / "report.html").write_text(REPORT)
     (root / "fashion" / "model_card.md").write_text("# A card\n\nFor the test.\n")
     return root
 

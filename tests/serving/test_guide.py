@@ -39,6 +39,7 @@ def commands(folder, environment: dict[str, str]) -> dict[str, str]:
     return {**environment, "PATH": f"{folder}{os.pathsep}{environment['PATH']}", "PYTHONPATH": source}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_from_folder_to_service(tmp_path):
     pytest.importorskip("tritonclient.http")

@@ -148,6 +148,7 @@ def test_requests_in_the_kernels_hands_are_answered_when_it_ends(classifier, fil
     assert [answer["predictions"][0]["label"] for answer in answers] == offline.labels[:8]
 
 
+@pytest.mark.slow
 def test_a_classifier_that_is_fitted_again_takes_over_and_a_damaged_one_does_not(classifier, other, tmp_path):
     place = tmp_path / "model.resfit"
     shutil.copytree(classifier, place)

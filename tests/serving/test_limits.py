@@ -106,7 +106,7 @@ def test_headers_of_every_answer(server):
         assert "'unsafe-inline'" not in headers["content-security-policy"]
         assert "server" not in headers
     report = httpx.get(f"{server.url}/report?model=fashion").headers
-    assert report["content-security-policy"].startswith("sandbox;")
+    assert report["content-security-policy"].startswith("sandbox allow-scripts; default-src 'none'")
 
 
 # sizes

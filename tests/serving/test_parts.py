@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import json
 import threading
@@ -15,8 +16,9 @@ from resfit.serving import repository as repositories
 from resfit.serving import wire
 from resfit.serving.batching import Batcher, Slots, Work
 from resfit.serving.metrics import Metrics
+from resfit.serving.pipeline import Pipeline
 from resfit.serving.problems import Problem
-from resfit.serving.repository import NotServed, Repository
+from resfit.serving.repository import NotServed, Repository, Version
 from resfit.serving.settings import Settings, is_loopback
 
 
@@ -208,6 +210,76 @@ def test_a_map_laid_over_its_image_is_the_overlay():
     share = 0.6 * layer[..., 3:] / 255  # as a browser lays it over, at the opacity of the slider
     laid = image * (1 - share) + layer[..., :3] * share
     assert np.abs(laid - overlays.overlay(image, heat, strength=0.6)).max() <= 1.5
+
+
+# the way from bytes to answers, with a decoder that takes its time
+
+
+class Slow:
+    """What answers in a version: decoding waits until it is told to go on."""
+
+    def __init__(self):
+        self.gate, self.ran = threading.Event(), []
+
+    def decode(self, data, max_pixels):
+        self.gate.wait(30)
+        return np.full((1, 1, 1), len(data))
+
+    def predict(self, images):
+        self.ran.extend(int(image.sum()) for image in images)
+        return [int(image.sum()) for image in images]
+
+
+def pipeline(**options) -> tuple[Pipeline, Version, Slow]:
+    chosen, metrics, slow = Settings(**options), Metrics(), Slow()
+    return Pipeline(chosen, metrics), Version("m", 1, slow, chosen, metrics), slow
+
+
+def until(true) -> None:
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_decoding_that_takes_too_long_is_given_up_and_keeps_its_place_until_it_ends():
+    pipe, version, slow = pipeline(decode_timeout=0.05)
+
+    async def ask():
+        asked = asyncio.ensure_future(pipe.run(version, "predict", [b"abc"]))
+        while not asked.done():
+            await asyncio.sleep(0.02)
+            pipe.expire()
+        return await asked
+
+    (problem,) = asyncio.run(ask())
+    assert (problem.status, str(problem)) == (422, "decoding takes more than the 0.05 s that are allowed")
+    assert pipe.slots.taken == 1
+    slow.gate.set()
+    until(lambda: pipe.slots.taken == 0)
+    assert slow.ran == []
+    pipe.close()
+
+
+def test_an_answer_that_is_late_is_an_error_and_a_client_that_leaves_costs_no_pass():
+    pipe, version, slow = pipeline(timeout=0.1)
+    with pytest.raises(Problem) as late:
+        asyncio.run(pipe.run(version, "predict", [b"a", b"bc"]))
+    assert (late.value.status, late.value.headers) == (504, {"Retry-After": "1"})
+
+    async def leave():
+        asked = asyncio.ensure_future(pipe.run(version, "predict", [b"def"]))
+        await asyncio.sleep(0.02)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+
+    asyncio.run(leave())
+    slow.gate.set()
+    until(lambda: pipe.slots.taken == 0)
+    assert asyncio.run(pipe.run(version, "predict", [b"ghij"])) == [4]
+    assert slow.ran == [4]
+    pipe.close()
 
 
 # what is on disk, with a classifier that does nothing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +26,9 @@ def demo(
         Path, typer.Option("--out", "-o", help="Folder for the images, the classifier and the picture.")
     ] = Path("demo"),
     report: Annotated[bool, typer.Option("--report", help="Write a report of the test images as well.")] = False,
-    serve: Annotated[bool, typer.Option("--serve", help="Then serve the classifier, with its page.")] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Then serve the classifier and its report, with a page.")
+    ] = False,
     port: Annotated[int, typer.Option("--port", help="Port for --serve; 0 takes a free one.")] = 8080,
 ) -> None:
     """Fit a classifier to 2,000 images that ship with resfit, and show what it does."""
@@ -59,7 +62,7 @@ def demo(
         title=f"Fashion-MNIST, {len(test)} test images: {100 * accuracy:.1f} % right",
     )
     typer.echo(f"Accuracy {100 * accuracy:.1f} % on {len(test)} test images; picture: {picture}")
-    if report:
+    if report or serve:
         from resfit import report as reports
 
         page = out / "report.html"
@@ -69,6 +72,8 @@ def demo(
     console.message(f"The whole demo took {time.monotonic() - begin:.0f} s.")
     if serve:
         from resfit.cli.serve import serve as serve_folder
+
+        shutil.copy(page, artifact / "report.html")  # the page shows it
 
         console.message(f"$ resfit serve {artifact} --port {port}")
         serve_folder(artifact, port=port)

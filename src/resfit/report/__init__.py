@@ -1,1 +1,6 @@
-"""Pages about data and classifiers that open from disk, without a network."""
+"""Pages about classifiers and their data: one file each that needs nothing else."""
+
+from resfit.report.findings import Findings, measure
+from resfit.report.page import render, write
+
+__all__ = ["Findings", "measure", "render", "write"]

@@ -269,6 +269,7 @@ def _answered(
 def _explained(found: adapter.Explanation, neighbours: list[adapter.Neighbour] | None) -> dict[str, Any]:
     return {
         "label": found.label,
+        "is_empty": not found.map[..., 3].any(),
         "image": adapter.data_url(adapter.png(found.image)),
         "heat": adapter.data_url(adapter.png(found.map)),
         "overlay": adapter.data_url(adapter.png(found.overlay)),

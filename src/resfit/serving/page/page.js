@@ -97,7 +97,7 @@ async function showModel() {
   if (model.has_report) {
     const frame = document.createElement("iframe");
     frame.title = "Evaluation report";
-    frame.setAttribute("sandbox", "");
+    frame.setAttribute("sandbox", "allow-scripts");
     frame.src = `report?${modelQuery(model.report_link)}`;
     $("evaluation").replaceChildren(frame);
   } else {
@@ -242,7 +242,7 @@ async function explain(node, file, button) {
   button.remove();
   slider.focus();
   showNearest(node.querySelector(".nearest"), found.nearest);
-  $("status").textContent = "Explained.";
+  $("status").textContent = found.is_empty ? "No place speaks for this class more than against it." : "Explained.";
 }
 
 function showNearest(place, neighbours) {
