@@ -103,9 +103,8 @@ def put_module(tmp_path: Path) -> Path:
     folder = tmp_path / "tfhub" / ("cd" * 20)
     folder.mkdir(parents=True)
     tf_sources.write_checkpoint(folder / "variables" / "variables", {"a": np.ones(1000, "f4")})
-    (folder / "saved_model.pb").write_bytes(b"graph")
+    (folder / "saved_model.pb").write_bytes(b"\x12\x09\x0a\x07\x22\x05serve")  # a graph of one tag
     folder.with_name(f"{folder.name}.descriptor.txt").write_text("Module: https://tfhub.dev/a/b/1\nDownload Time: now")
-    folder.with_name(f"{folder.name}.files.json").write_text(json.dumps({"saved_model.pb": 5}))
     return folder
 
 

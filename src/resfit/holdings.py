@@ -13,14 +13,13 @@ import math
 import os
 import re
 import sqlite3
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from resfit.cache import USERS, unused
-from resfit.checkpoints import download, handles, registry, store
+from resfit.checkpoints import download, handles, registry, store, tfhub
 from resfit.engines import compiled
 from resfit.errors import CheckpointError, DownloadError
 from resfit.transfer import store as features
@@ -244,47 +243,39 @@ def _digests_faults(item: Item) -> list[str]:
 
 
 def _modules() -> Path:
-    named = os.environ.get("TFHUB_CACHE_DIR")
-    return Path(named).expanduser() if named else Path(tempfile.gettempdir()) / "tfhub_modules"
+    try:
+        return tfhub.cache_folder()
+    except tfhub.HandleError:  # on another machine, or somebody else's
+        return Path(os.devnull)
+
+
+def _descriptor(path: Path) -> Path:
+    return path.with_name(f"{path.name}.descriptor.txt")
 
 
 def _module_item(path: Path) -> Item | None:
     if not _MODULE.fullmatch(path.name) or not path.is_dir():
         return None
     try:
-        text = path.with_name(f"{path.name}.descriptor.txt").read_text("utf-8", "replace")[:10_000]
+        text = _descriptor(path).read_text("utf-8", "replace")[:10_000]
     except OSError:
         text = ""
     source = re.search(r"^Module: (.+)$", text, re.MULTILINE)
-    used = _changed(_manifest(path))
-    return _item("hub", path, "SavedModel", source[1].strip() if source else "", used)
-
-
-def _manifest(path: Path) -> Path:
-    """Returns where the files of a module that resfit unpacked are listed, with their bytes."""
-    return path.with_name(f"{path.name}.files.json")
+    return _item("hub", path, "SavedModel", source[1].strip() if source else "", _changed(_descriptor(path)))
 
 
 def _module_faults(item: Item) -> list[str]:
-    from resfit.checkpoints.readers import tf_bundle
+    from resfit.checkpoints.readers import saved_model, tf_bundle
 
-    noted = _facts(_manifest(item.path))
-    found = [
-        f"{name} is not there, or has other bytes than when it came"
-        for name, size in noted.items()
-        if ".." not in Path(name).parts and not _has_size(item.path / name, size)
-    ]
-    index = item.path / "variables" / "variables.index"
-    if index.is_file():
+    folder = tfhub.module_in(item.path)
+    found = [f"{name} is not there, or cut short" for name in saved_model.lost(folder)]
+    index = folder / "variables" / "variables.index"
+    if not found and index.is_file():
         try:
             tf_bundle.read_bundle(index)  # compares checksums
         except CheckpointError as error:
             found.append(str(error))
     return found
-
-
-def _has_size(path: Path, size: Any) -> bool:
-    return path.is_file() and path.stat().st_size == size
 
 
 def _keras_item(path: Path) -> Item | None:
@@ -393,7 +384,7 @@ KINDS: dict[str, Kind] = {
             describe=_module_item,
             faults=_module_faults,
             unused=_module_unused,
-            beside=lambda path: [path.with_name(f"{path.name}.descriptor.txt"), _manifest(path)],
+            beside=lambda path: [_descriptor(path)],
             shared=True,
         ),
         Kind(

@@ -170,7 +170,7 @@ def cached(handle: str, bring: Callable[[Path], Path]) -> Path:
     folder = cache_folder() / hashlib.sha1(handle.encode(), usedforsecurity=False).hexdigest()
 
     def describe() -> None:
-        if not saved_model.has_graph(_module_in(folder)):
+        if not saved_model.has_graph(module_in(folder)):
             found = sorted(path.name for path in folder.iterdir())[:10]
             shutil.rmtree(folder)
             raise HandleError(
@@ -187,7 +187,7 @@ def cached(handle: str, bring: Callable[[Path], Path]) -> Path:
         archives.unpack_once(
             folder,
             lambda: bring(folder.with_name(f"{folder.name}.tar.gz")),
-            is_whole=lambda: not saved_model.lost(_module_in(folder)),
+            is_whole=lambda: not saved_model.lost(module_in(folder)),
             describe=describe,
         )
     except DownloadError:
@@ -196,7 +196,9 @@ def cached(handle: str, bring: Callable[[Path], Path]) -> Path:
         raise HandleError(f"{handle}: the archive must be a whole and honest SavedModel. {error}") from error
     except OSError as error:
         raise HandleError(f"the cache must be a folder that can be written. Received: {error}. Set {CACHE}.") from error
-    return _module_in(folder)
+    with contextlib.suppress(OSError):
+        os.utime(folder.with_name(f"{folder.name}.descriptor.txt"))  # says when it was used last
+    return module_in(folder)
 
 
 def cache_folder() -> Path:
@@ -219,7 +221,11 @@ def cache_folder() -> Path:
     return folder
 
 
-def _module_in(folder: Path) -> Path:
-    """Returns the folder of the SavedModel in what was unpacked: that itself, or the only folder in it."""
+def module_in(folder: Path) -> Path:
+    """Returns the folder of the SavedModel in what was unpacked: that itself, or the only folder in it.
+
+    Args:
+        folder: Of the cache.
+    """
     inner = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     return inner[0] if len(inner) == 1 and saved_model.has_graph(inner[0]) else folder
