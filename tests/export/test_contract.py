@@ -23,10 +23,9 @@ def cases():
     for family in FAMILIES:
         yield pytest.param(family, ("onnx", "openvino", "litert"), ("float32",), id=f"{family}-fast")
         rest = ("tf_saved_model", "tf_hub", "keras", "torch")
-        # one that has layers of resfit's own stands for the others
-        marks = () if family == "bit" else pytest.mark.slow
-        yield pytest.param(family, rest, ("float32",), id=f"{family}-rest", marks=marks)
-        yield pytest.param(family, ("openvino", "litert"), ("float16",), id=f"{family}-float16", marks=marks)
+        yield pytest.param(family, rest, ("float32",), id=f"{family}-rest", marks=pytest.mark.slow)
+        yield pytest.param(family, ("openvino", "litert"), ("float16",), id=f"{family}-float16", marks=pytest.mark.slow)
+    yield pytest.param("cifar", ("tf_hub", "keras"), ("float32",), id="cifar-keras")
 
 
 @pytest.mark.parametrize(("family", "formats", "precisions"), cases())
