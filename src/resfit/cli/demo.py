@@ -25,6 +25,8 @@ def demo(
         Path, typer.Option("--out", "-o", help="Folder for the images, the classifier and the picture.")
     ] = Path("demo"),
     report: Annotated[bool, typer.Option("--report", help="Write a report of the test images as well.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Then serve the classifier, with its page.")] = False,
+    port: Annotated[int, typer.Option("--port", help="Port for --serve; 0 takes a free one.")] = 8080,
 ) -> None:
     """Fit a classifier to 2,000 images that ship with resfit, and show what it does."""
     from resfit.classifier import Classifier
@@ -65,3 +67,8 @@ def demo(
         reports.write(reports.measure(classifier, images / "test"), page)
         typer.echo(f"Report: {page}")
     console.message(f"The whole demo took {time.monotonic() - begin:.0f} s.")
+    if serve:
+        from resfit.cli.serve import serve as serve_folder
+
+        console.message(f"$ resfit serve {artifact} --port {port}")
+        serve_folder(artifact, port=port)

@@ -45,7 +45,7 @@ def convert(model: keras.Model, folder: Path) -> dict[str, Any]:
     Raises:
         RuntimeError: OpenVINO cannot convert it.
     """
-    network, way = _converted(model)
+    network, way = converted(model)
     _save(network, folder)
     return {"conversion": way}
 
@@ -76,7 +76,15 @@ def _save(network: Any, folder: Path) -> None:
     openvino.save_model(network, folder / _FILE, compress_to_fp16=False)
 
 
-def _converted(model: keras.Model) -> tuple[Any, str]:
+def converted(model: keras.Model) -> tuple[Any, str]:
+    """Returns a Keras model as an ``openvino.Model``, and how it was converted.
+
+    Args:
+        model: With one input and one output.
+
+    Raises:
+        RuntimeError: OpenVINO cannot convert it.
+    """
     from resfit.engines import openvino_graph
 
     try:
@@ -127,9 +135,9 @@ class OpenVinoEngine:
     def run(self, images: Any) -> np.ndarray:
         """Runs one batch of shape ``(batch, height, width, channels)``; see :class:`resfit.engines.Engine`."""
         images = np.asarray(images)
-        if 0 < len(images) < self._streams:  # all threads on the few
-            return np.array(self._quick(np.ascontiguousarray(images, np.float32))[0], np.float32)
-        with self._lock:
+        with self._lock:  # a compiled network has one request for its direct calls, too
+            if 0 < len(images) < self._streams:  # all threads on the few
+                return np.array(self._quick(np.ascontiguousarray(images, np.float32))[0], np.float32)
             return self._pool.submit(images, self._piece(images)).rows()
 
     def stream(self, batches: Iterable[tuple[_Tag, np.ndarray]]) -> Iterator[tuple[_Tag, np.ndarray]]:

@@ -22,12 +22,30 @@ def overlay(image: np.ndarray, heat: np.ndarray, *, strength: float = 0.6) -> np
         uint8 array ``(height, width, 3)``.
     """
     base = as_rgb(image).astype(np.float32)
+    colours, shown = _coloured(heat)
+    share = strength * shown
+    return np.rint(np.clip(base * (1 - share) + colours * share, 0, 255)).astype(np.uint8)
+
+
+def layer(heat: np.ndarray) -> np.ndarray:
+    """Returns a map alone, to be laid over its image at any strength.
+
+    Args:
+        heat: Array ``(height, width)``, values 0..1.
+
+    Returns:
+        uint8 array ``(height, width, 4)``, RGB and opacity: laid over the image at a strength, it is :func:`overlay`.
+    """
+    return np.rint(np.concatenate([*_coloured(heat)], axis=-1) * (1, 1, 1, 255)).astype(np.uint8)
+
+
+def _coloured(heat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns colours ``(height, width, 3)``, and ``(height, width, 1)``, how much of them is to be seen, 0..1."""
     limit = float(np.quantile(heat, _BRIGHTEST))
     shown = np.clip(heat / limit, 0, 1) if limit > 0 else np.clip(heat, 0, 1)
     positions, *channels = np.array(_COLOURS).T
     colours = np.stack([np.interp(shown, positions, values) for values in channels], axis=-1)
-    share = strength * shown[..., None]
-    return np.rint(np.clip(base * (1 - share) + colours * share, 0, 255)).astype(np.uint8)
+    return colours, shown[..., None]
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:

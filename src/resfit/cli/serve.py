@@ -1,0 +1,114 @@
+"""``resfit serve``: a classifier, or a folder of them, over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resfit.cli import console
+
+_MODULES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to the application.
+
+    Args:
+        app: The application.
+    """
+    app.command("serve", epilog="Example: resfit serve photos.resfit --port 8080")(serve)
+
+
+def serve(
+    source: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A classifier, or a folder of them: MODEL/ or MODEL/VERSION/.")
+    ],
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes a free one.")] = 8080,
+    engine: Annotated[str, typer.Option("--engine", help="auto, keras, openvino, onnxruntime or litert.")] = "auto",
+    name: Annotated[str, typer.Option("--name", help="Name of the model, where one is served.")] = "",
+    token_file: Annotated[
+        Path | None,
+        typer.Option("--token-file", help="File with a bearer token that clients must send; or set RESFIT_TOKEN."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option("--allow-host", help="Name that clients may call the server by; repeatable.")
+    ] = None,
+    max_batch: Annotated[int, typer.Option("--max-batch", help="Most images in one pass of the network.")] = 32,
+    max_delay: Annotated[
+        float, typer.Option("--max-delay", help="Milliseconds that an image waits for others on their way.")
+    ] = 2.0,
+    workers: Annotated[int, typer.Option("--workers", help="Threads that run batches.")] = 2,
+    queue: Annotated[int, typer.Option("--queue", help="Most images accepted at once; above it: 429.")] = 512,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds for one answer.")] = 30.0,
+    drain: Annotated[
+        float, typer.Option("--drain", help="Seconds of accepting on after SIGTERM, while not ready.")
+    ] = 1.0,
+    max_body: Annotated[int, typer.Option("--max-body", help="Most bytes of a request.")] = 32 * 2**20,
+    max_files: Annotated[int, typer.Option("--max-files", help="Most images in a request.")] = 64,
+    max_pixels: Annotated[int, typer.Option("--max-pixels", help="Most pixels of an image.")] = 50_000_000,
+    decode_timeout: Annotated[float, typer.Option("--decode-timeout", help="Seconds for decoding an image.")] = 10.0,
+    header_timeout: Annotated[
+        float, typer.Option("--header-timeout", help="Seconds for the head of a request.")
+    ] = 10.0,
+    body_timeout: Annotated[float, typer.Option("--body-timeout", help="Seconds for the body of a request.")] = 60.0,
+    versions: Annotated[int, typer.Option("--versions", help="How many versions of a model are served.")] = 1,
+    poll: Annotated[float, typer.Option("--poll", help="Seconds between two looks at the folder.")] = 2.0,
+    log_level: Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.")] = "info",
+    as_json: Annotated[bool, typer.Option("--json", help="Print where it listens as JSON.")] = False,
+) -> None:
+    """Serve a classifier: a web page, TensorFlow Serving's API and the Open Inference Protocol. Ends on Ctrl-C."""
+    import importlib.util
+
+    from resfit.errors import ArgumentError, MissingDependencyError
+
+    missing = [module for module in _MODULES if importlib.util.find_spec(module) is None]
+    if missing:
+        raise MissingDependencyError(
+            f"the server needs {', '.join(missing)}, which cannot be found. Install it: pip install 'resfit[serve]'"
+        )
+    from resfit.serving import logs
+    from resfit.serving.settings import Settings, read_token
+
+    settings = Settings(
+        host=host,
+        port=port,
+        engine=engine,
+        name=name,
+        token=read_token(token_file),
+        hosts=tuple(known.lower() for known in allow_host or ()),
+        max_batch=max_batch,
+        max_delay=max_delay / 1000,
+        workers=workers,
+        queue=queue,
+        timeout=timeout,
+        drain=drain,
+        max_body=max_body,
+        max_files=max_files,
+        max_pixels=max_pixels,
+        decode_timeout=decode_timeout,
+        header_timeout=header_timeout,
+        body_timeout=body_timeout,
+        versions=versions,
+        poll=poll,
+    )
+    levels = ("debug", "info", "warning", "error")
+    if log_level not in levels:
+        raise ArgumentError(f"log_level must be one of {levels}. Received: {log_level!r}.")
+    console.load_tensorflow()
+    from resfit.serving import server
+
+    logs.set_up(log_level)
+    if not settings.is_loopback and not settings.token:
+        console.message("Warning: whoever reaches this machine can ask this server. Set a token: --token-file.")
+
+    def started(url: str) -> None:
+        if as_json:
+            console.print_json({"url": url})
+        console.message(f"Serving {source} at {url}  (API: {url}/docs)  Ctrl-C ends it.")
+
+    server.serve(source, settings, started=started)

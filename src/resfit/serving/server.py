@@ -1,0 +1,227 @@
+"""How a server starts and ends: uvicorn, with time-outs for what a client has yet to send, and a drain without loss."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import h11
+import threadpoolctl
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from resfit import engines
+from resfit.serving import logs
+from resfit.serving.app import create_app
+from resfit.serving.context import Context
+from resfit.serving.metrics import Metrics
+from resfit.serving.pipeline import Pipeline
+from resfit.serving.repository import Repository, preflight
+from resfit.serving.settings import Settings
+
+_BACKLOG = 2048
+_TICK = 0.1
+_LINGER = 0.25  # seconds in which a request may still arrive on an idle connection that is to be closed
+
+
+def serve(root: Path, settings: Settings, *, started: Callable[[str], None] | None = None) -> None:
+    """Serves a classifier, or a folder of them, until SIGTERM or SIGINT.
+
+    Args:
+        root: The folder.
+        settings: How.
+        started: Called with the server's URL once it listens.
+
+    Raises:
+        ArgumentError: There is nothing to serve.
+        ArtifactError: The only classifier is damaged.
+        OSError: The address is taken.
+    """
+    engines.check_name(settings.engine)
+    preflight(root)
+    metrics = Metrics()
+    repository = Repository(root, settings, metrics)
+    context = Context(settings, repository, Pipeline(settings, metrics), metrics)
+    # products of small matrices are no work for many threads, which only get into the way of the network's own
+    with threadpoolctl.threadpool_limits(1, user_api="blas"), _listening(settings) as listener:
+        server = Server(context, listener)
+        repository.start()
+        if started is not None:
+            started(_url(listener))
+        try:
+            server.run(sockets=[listener])
+        finally:
+            context.pipeline.close()
+            repository.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which goes on for a while after it was told to end.
+
+    On SIGTERM it first says that it is not ready and closes connections as they are answered, while new ones are still
+    taken; then it takes what the system has accepted in its name, stops listening, and answers everything.
+
+    Args:
+        context: The server's parts.
+        listener: The socket.
+    """
+
+    def __init__(self, context: Context, listener: socket.socket):
+        settings = context.settings
+        config = uvicorn.Config(
+            create_app(context),
+            http=_protocol(settings, context),
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,
+            backlog=_BACKLOG,
+            limit_concurrency=settings.max_connections,
+            timeout_keep_alive=int(settings.keep_alive),
+            timeout_graceful_shutdown=int(settings.timeout + settings.body_timeout) + 1,
+            h11_max_incomplete_event_size=settings.max_header,
+        )
+        super().__init__(config)
+        self._context, self._listener = context, listener
+        self._signals = 0
+        self._end = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begins the drain; a second signal ends at once."""
+        # this runs between any two instructions: it only notes what `on_tick` then does
+        self._signals += 1
+
+    async def on_tick(self, counter: int) -> bool:
+        """Looks at what takes too long and at what was signalled, ten times a second."""
+        self._context.pipeline.expire()
+        if self._signals and not self._context.is_draining:
+            self._context.is_draining = True
+            self._end = time.monotonic() + self._context.settings.drain
+            logs.event("draining", seconds=self._context.settings.drain)
+        if self._context.is_draining and (self._signals > 1 or time.monotonic() >= self._end):
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stops listening and answers what was accepted."""
+        last = self._listener.dup()
+        try:
+            for server in self.servers:
+                server.close()
+            await self._take_accepted(last)
+        finally:
+            last.close()
+        expiring = asyncio.create_task(self._expire())
+        await super().shutdown(sockets)
+        expiring.cancel()
+        logs.event("ended")
+
+    async def _take_accepted(self, listener: socket.socket) -> None:
+        """Takes the connections that the system has accepted and nobody has taken yet."""
+        listener.setblocking(False)
+        loop = asyncio.get_running_loop()
+        config = self.config
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            connection.setblocking(False)
+            await loop.connect_accepted_socket(
+                lambda: config.http_protocol_class(  # type: ignore[call-arg]
+                    config=config, server_state=self.server_state, app_state=self.lifespan.state
+                ),
+                connection,
+            )
+
+    async def _expire(self) -> None:
+        while True:
+            self._context.pipeline.expire()
+            if self._signals > 1:
+                self.force_exit = True
+            await asyncio.sleep(_TICK)
+
+
+def _protocol(settings: Settings, context: Context) -> type[H11Protocol]:
+    """Returns uvicorn's HTTP protocol with a clock for what the client has yet to send."""
+
+    class Timed(H11Protocol):
+        _clock: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._expect(settings.header_timeout)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._expect(None)
+            super().connection_lost(exc)
+
+        def handle_events(self) -> None:
+            super().handle_events()
+            self._look()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._look()
+
+        def shutdown(self) -> None:
+            if self.cycle is None or self.cycle.response_complete:
+                self.loop.call_later(_LINGER, self._shut)
+            else:
+                super().shutdown()
+
+        def _shut(self) -> None:
+            if not self.transport.is_closing():
+                with contextlib.suppress(h11.LocalProtocolError):
+                    super().shutdown()
+
+        def _look(self) -> None:
+            """Sets the clock by what is missing: the rest of a head, or of a body that is answered already."""
+            client, server = self.conn.their_state, self.conn.our_state
+            half_head = client is h11.IDLE and bool(self.conn.trailing_data[0])
+            unread_body = client is h11.SEND_BODY and server is h11.DONE
+            if half_head or unread_body:
+                if self._clock is None:
+                    self._expect(settings.header_timeout)
+            elif client is not h11.IDLE or self.cycle is not None:
+                self._expect(None)
+
+        def _expect(self, seconds: float | None) -> None:
+            if self._clock is not None:
+                self._clock.cancel()
+                self._clock = None
+            if seconds is not None:
+                self._clock = self.loop.call_later(seconds, self._too_late)
+
+        def _too_late(self) -> None:
+            self._clock = None
+            context.metrics.error("slow")
+            logs.event("connection closed: too slow", level=logging.WARNING)
+            self.transport.abort()
+
+    return Timed
+
+
+@contextlib.contextmanager
+def _listening(settings: Settings) -> Any:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host.strip("[]"), settings.port))
+        listener.listen(_BACKLOG)
+        yield listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

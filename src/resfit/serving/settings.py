@@ -1,0 +1,156 @@
+"""What a server may be asked: addresses, sizes and times, each with a bound."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import os
+from pathlib import Path
+
+from resfit.errors import ArgumentError
+
+#: The environment variable that may hold the bearer token.
+TOKEN_VARIABLE = "RESFIT_TOKEN"
+_SHORTEST_TOKEN = 16
+#: Field -> least and greatest value.
+_RANGES: dict[str, tuple[float, float]] = {
+    "port": (0, 65535),
+    "max_batch": (1, 1024),
+    "max_delay": (0, 1),
+    "workers": (1, 64),
+    "queue": (1, 100_000),
+    "timeout": (0.1, 3600),
+    "decode_timeout": (0.01, 3600),
+    "header_timeout": (0.1, 600),
+    "body_timeout": (0.1, 3600),
+    "keep_alive": (1, 3600),
+    "drain": (0, 600),
+    "max_body": (1024, 2**31),
+    "max_buffered": (1024, 2**36),
+    "max_header": (1024, 2**20),
+    "max_files": (1, 10_000),
+    "max_pixels": (1, 2**30),
+    "max_json_depth": (4, 200),
+    "max_json_items": (100, 2**26),
+    "max_connections": (1, 65_536),
+    "versions": (1, 1000),
+    "poll": (0.05, 3600),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a server behaves.
+
+    Attributes:
+        host: Address to listen on. The default is reachable from this machine alone.
+        port: Port to listen on; 0 takes a free one.
+        engine: As :func:`resfit.engines.create` takes it; ``"auto"`` expects many images.
+        name: Name of the model where one classifier is served; empty for the name of its folder.
+        token: What clients must send as ``Authorization: Bearer``; empty for no check.
+        hosts: Names under which clients may address the server, in ``Host``; empty for those of this machine where
+            it listens on a loopback address, and for any otherwise.
+        max_batch: Most images in one pass of the network.
+        max_delay: Seconds that an image waits for others that are being decoded.
+        workers: Threads that run batches, for each model.
+        queue: Most images that are accepted and not answered yet; above it clients are sent away with 429.
+        timeout: Seconds for one request from its last byte to its answer.
+        decode_timeout: Seconds after which the decoding of an image is given up.
+        header_timeout: Seconds for the head of a request to arrive.
+        body_timeout: Seconds for the body of a request to arrive.
+        keep_alive: Seconds that an idle connection stays open.
+        drain: Seconds for which it goes on accepting after SIGTERM, while it says that it is not ready.
+        max_body: Most bytes of a request's body.
+        max_buffered: Most bytes of all bodies that are in memory at once.
+        max_header: Most bytes of a request's head.
+        max_files: Most images in one request.
+        max_pixels: Most pixels of an image, before it is decoded.
+        max_json_depth: Deepest nesting of JSON.
+        max_json_items: Most lists and objects in a JSON document.
+        max_connections: Most connections at once.
+        versions: How many versions of a model are served, the newest first.
+        poll: Seconds between two looks at the folder.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    engine: str = "auto"
+    name: str = ""
+    token: str = dataclasses.field(default="", repr=False)
+    hosts: tuple[str, ...] = ()
+    max_batch: int = 32
+    max_delay: float = 0.002
+    workers: int = 2
+    queue: int = 512
+    timeout: float = 30.0
+    decode_timeout: float = 10.0
+    header_timeout: float = 10.0
+    body_timeout: float = 60.0
+    keep_alive: float = 30.0
+    drain: float = 1.0
+    max_body: int = 32 * 2**20
+    max_buffered: int = 256 * 2**20
+    max_header: int = 32 * 2**10
+    max_files: int = 64
+    max_pixels: int = 50_000_000
+    max_json_depth: int = 16
+    max_json_items: int = 2_000_000
+    max_connections: int = 1024
+    versions: int = 1
+    poll: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Checks every number.
+
+        Raises:
+            ArgumentError: One is out of its range, or the token is too short to keep anybody out.
+        """
+        for field, (least, greatest) in _RANGES.items():
+            value = getattr(self, field)
+            if not least <= value <= greatest:
+                raise ArgumentError(f"{field} must lie in [{least:g}, {greatest:g}]. Received: {value!r}.")
+        if self.token and (
+            len(self.token) < _SHORTEST_TOKEN or not self.token.isascii() or not self.token.isprintable()
+        ):
+            raise ArgumentError(
+                f"the token must have at least {_SHORTEST_TOKEN} printable ASCII characters. "
+                f"Received: {len(self.token)} characters."
+            )
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Says whether an address or name stands for this machine.
+
+    Args:
+        host: Without a port; IPv6 with or without its brackets.
+    """
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def read_token(file: Path | None) -> str:
+    """Returns the bearer token from a file, or from the environment; empty if there is none.
+
+    Args:
+        file: A file with the token in it; ``None`` looks at ``RESFIT_TOKEN``.
+
+    Raises:
+        ArgumentError: The file or the variable holds nothing.
+        OSError: The file cannot be read.
+    """
+    if file is None and TOKEN_VARIABLE not in os.environ:
+        return ""
+    source = f"the file {str(file)!r}" if file is not None else f"the variable {TOKEN_VARIABLE}"
+    token = (file.read_text("utf-8") if file is not None else os.environ[TOKEN_VARIABLE]).strip()
+    if not token:
+        raise ArgumentError(f"a token was asked for, but {source} is empty.")
+    return token

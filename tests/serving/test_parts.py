@@ -1,0 +1,322 @@
+"""The parts without a server: batches, places, bounds of JSON, what is on disk."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from resfit.explain import overlays
+from resfit.serving import repository as repositories
+from resfit.serving import wire
+from resfit.serving.batching import Batcher, Slots, Work
+from resfit.serving.metrics import Metrics
+from resfit.serving.problems import Problem
+from resfit.serving.repository import NotServed, Repository
+from resfit.serving.settings import Settings, is_loopback
+
+
+class Observed:
+    def __init__(self):
+        self.batches: list[int] = []
+
+    def stage(self, name, seconds):
+        pass
+
+    def batch(self, images):
+        self.batches.append(images)
+
+
+def work(value: float, done=lambda: None) -> Work:
+    return Work(concurrent.futures.Future(), done, np.full((1, 1, 1), value))
+
+
+def batcher(run, observed=None, **options) -> Batcher:
+    chosen = {"max_batch": 4, "max_delay": 0.0, "workers": 1, **options}
+    return Batcher(run, observer=observed or Observed(), **chosen)
+
+
+def submit(target: Batcher, *works: Work) -> None:
+    for _ in works:
+        target.announce()
+    for one in works:
+        target.submit(one)
+
+
+def test_images_that_wait_are_run_together_and_each_gets_its_own_answer():
+    gate, observed = threading.Event(), Observed()
+
+    def run(images):
+        gate.wait(10)
+        return [float(image.sum()) for image in images]
+
+    target = batcher(run, observed)
+    first, *others = (work(value) for value in range(10))
+    submit(target, first)
+    while target.waiting:
+        time.sleep(0.001)
+    submit(target, *others)
+    gate.set()
+    assert [one.future.result(10) for one in (first, *others)] == list(range(10))
+    assert observed.batches == [1, 4, 4, 1]
+    target.close()
+
+
+def test_an_image_waits_for_those_on_their_way_but_not_for_ever():
+    observed = Observed()
+    target = batcher(lambda images: [0] * len(images), observed, max_delay=0.2)
+    target.announce()
+    target.announce()
+    target.submit(early := work(1))
+    time.sleep(0.02)
+    target.submit(late := work(2))
+    early.future.result(10)
+    late.future.result(10)
+    assert observed.batches == [2]
+    target.announce()  # one that never comes
+    submit(target, alone := work(3))
+    assert alone.future.result(10) == 0
+    target.miss()
+    target.close()
+
+
+def test_one_bad_image_does_not_spoil_the_batch():
+    def run(images):
+        if any(image.sum() == 2 for image in images):
+            raise ValueError("two")
+        return [float(image.sum()) for image in images]
+
+    gone: list[int] = []
+    target = batcher(run, max_delay=0.5)
+    works = [work(value, lambda value=value: gone.append(value)) for value in range(4)]
+    submit(target, *works)
+    assert [works[place].future.result(10) for place in (0, 1, 3)] == [0, 1, 3]
+    with pytest.raises(ValueError, match="two"):
+        works[2].future.result(10)
+    target.close()
+    assert sorted(gone) == [0, 1, 2, 3]
+
+
+def test_what_was_cancelled_is_not_run_and_gives_its_place_back():
+    gate, seen, gone = threading.Event(), [], []
+
+    def run(images):
+        gate.wait(10)
+        seen.extend(float(image.sum()) for image in images)
+        return [0] * len(images)
+
+    target = batcher(run)
+    submit(target, first := work(1))
+    while target.waiting:
+        time.sleep(0.001)
+    left, stays = work(2, lambda: gone.append(2)), work(3)
+    submit(target, left, stays)
+    assert left.future.cancel()
+    gate.set()
+    stays.future.result(10)
+    first.future.result(10)
+    assert (seen, gone) == ([1, 3], [2])
+    target.close()
+
+
+def test_closing_answers_what_waits_and_refuses_what_comes():
+    target = batcher(lambda images: [1] * len(images), max_delay=1.0)
+    works = [work(1) for _ in range(9)]
+    submit(target, *works)
+    target.close()
+    assert [one.future.result(0) for one in works] == [1] * 9
+    submit(target, after := work(1))
+    with pytest.raises(Problem) as refused:
+        after.future.result(0)
+    assert refused.value.status == 503
+
+
+def test_places_run_out_and_come_back():
+    slots = Slots(3)
+    slots.take(2)
+    with pytest.raises(Problem) as busy:
+        slots.take(2)
+    assert (busy.value.status, busy.value.headers) == (429, {"Retry-After": "1"})
+    slots.give()
+    slots.take(2)
+    with pytest.raises(Problem) as never:
+        slots.take(4)
+    assert never.value.status == 413
+    assert slots.taken == 3
+
+
+SMALL = Settings(max_json_depth=4, max_json_items=100)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[[[[1]]]]",
+        '{"a": "]]]]", "b": [1]}',
+        '"[[[[[["',
+        '["\\"[[[[[", 1]',
+        "[" + "[]," * 98 + "[]]",
+        "1",
+        "[1, 2.5e3]",
+    ],
+)
+def test_json_within_bounds_is_parsed_as_json_parses_it(text):
+    assert wire.parse(text.encode(), SMALL) == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("[[[[[1]]]]]", 400),
+        ('{"a":{"a":{"a":{"a":{}}}}}', 400),
+        ("[" + "[]," * 100 + "1]", 413),
+        ('"a', 400),
+        ('["\\', 400),
+        ("", 400),
+        ("nul", 400),
+        ("1" * 5000, 400),
+        ("\xff", 400),
+    ],
+)
+def test_json_out_of_bounds_is_refused(text, status):
+    with pytest.raises(Problem) as refused:
+        wire.parse(text.encode("latin-1"), SMALL)
+    assert refused.value.status == status
+
+
+@pytest.mark.parametrize("body", [b'"\\"' * 2_000_000, b'["' * 3_000_000, b"[" * 8_000_000, b"{" * 8_000_000 + b'"'])
+def test_hostile_json_is_refused_in_time_linear_in_its_length(body):
+    begin = time.process_time()
+    with pytest.raises(Problem):
+        wire.parse(body, Settings())
+    assert time.process_time() - begin < 20  # a quadratic scan would take hours
+
+
+def test_addresses_of_this_machine():
+    assert all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "example.org", "127.0.0.1.example.org", "")))
+
+
+def test_a_map_laid_over_its_image_is_the_overlay():
+    random = np.random.default_rng(0)
+    image, heat = random.integers(0, 256, (9, 7, 3), dtype=np.uint8), random.uniform(0, 1, (9, 7))
+    layer = overlays.layer(heat).astype(np.float64)
+    share = 0.6 * layer[..., 3:] / 255  # as a browser lays it over, at the opacity of the slider
+    laid = image * (1 - share) + layer[..., :3] * share
+    assert np.abs(laid - overlays.overlay(image, heat, strength=0.6)).max() <= 1.5
+
+
+# what is on disk, with a classifier that does nothing
+
+
+class Nothing:
+    engine = "none"
+    classes = ("a",)
+
+    def __init__(self, folder, engine):
+        if (folder / "model.keras").read_text() == "bad":
+            raise ValueError("it is\nbad")
+        self.folder = folder
+
+    def warm_up(self, batch):
+        pass
+
+    def predict(self, images):
+        return [str(self.folder)] * len(images)
+
+
+def write(folder, content="good"):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.keras").write_text(content)
+    (folder / "classifier.json").write_text('{"kind": "resfit classifier"}')
+
+
+def repository(root, **options) -> Repository:
+    return Repository(root, Settings(**options), Metrics(), Nothing)
+
+
+def served(found: Repository) -> dict:
+    return {name: sorted(versions) for name, versions in found.models.items()}
+
+
+def test_folders_are_models_and_numbers_are_versions(tmp_path):
+    write(tmp_path / "plain")
+    for number in ("1", "2", "10", "03", "x", "0"):
+        write(tmp_path / "many" / number)
+    write(tmp_path / "..hidden")
+    write(tmp_path / "with space")
+    (tmp_path / "many" / "11").mkdir()  # nothing in it yet
+    found = repository(tmp_path, versions=2)
+    found.refresh()
+    assert served(found) == {"plain": [1], "many": [2, 10]}
+    assert found.number("many") == 10
+    for model, version in (("many", 1), ("none", None), ("..hidden", None), ("with space", None)):
+        with pytest.raises(NotServed):
+            found.number(model, version)
+    found.close()
+
+
+def test_an_old_version_stays_until_its_last_user_has_gone(tmp_path):
+    write(tmp_path / "m" / "1")
+    found = repository(tmp_path)
+    found.refresh()
+    with found.lease("m") as old:
+        write(tmp_path / "m" / "2")
+        found.refresh()
+        assert served(found) == {"m": [2]}
+        submit(old.batcher("predict"), late := work(1))
+        assert late.future.result(10) == str(tmp_path / "m" / "1")
+        threads = old.batcher("predict")._threads
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert not old.enter()
+    found.close()
+
+
+def test_what_cannot_be_loaded_leaves_what_works(tmp_path):
+    write(tmp_path / "m" / "1")
+    found = repository(tmp_path)
+    found.refresh()
+    write(tmp_path / "m" / "2", "bad")
+    found.refresh()
+    assert served(found) == {"m": [1]}
+    assert found.states("m")[2].error == "it is bad"
+    write(tmp_path / "m" / "2", "good again")
+    found.refresh()
+    assert served(found) == {"m": [2]}
+    for path in sorted(tmp_path.rglob("*.*")):
+        path.unlink()
+    found.refresh()  # an empty disk ends no service
+    assert served(found) == {"m": [2]}
+    found.close()
+
+
+def test_labels_are_read_from_a_file_and_nonsense_in_it_is_none(tmp_path):
+    write(tmp_path / "m" / "1")
+    found = repository(tmp_path)
+    for content, number in (('{"a": 1}', 1), ('{"a": "1"}', None), ("[1]", None), ("[" * 9999, None), ("\xff", None)):
+        (tmp_path / "m" / repositories.LABELS).write_text(content, "latin-1")
+        found.refresh()
+        if number is None:
+            with pytest.raises(NotServed):
+                found.number("m", label="a")
+        else:
+            assert found.number("m", label="a") == number
+    found.close()
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("flowers.resfit", "flowers"), ("my photos", "my-photos"), ("Blüten.resfit", "Bl-ten"), ("...", "model")],
+)
+def test_the_name_of_a_single_classifier(tmp_path, folder, name):
+    write(tmp_path / "x" / folder)
+    found = repository(tmp_path / "x" / folder)
+    found.refresh()
+    assert served(found) == {name: [1]}
+    found.close()
