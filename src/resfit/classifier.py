@@ -1388,6 +1388,8 @@ def fit_array(array: np.ndarray, contract: InputSpec) -> np.ndarray:
         return array
     from PIL import Image
 
+    if array.dtype != np.uint8 and ((array == np.rint(array)) & (array >= 0) & (array <= 255)).all():
+        array = array.astype(np.uint8)  # a copy of eight bits gives the same answer as they do
     if array.dtype != np.uint8:  # nothing is rounded
         values = np.clip(array, 0, 255).astype(np.float32)
         picture = deep.Picture(tuple(values[..., channel] for channel in range(contract.channels)))
