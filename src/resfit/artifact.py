@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import ctypes
 import hashlib
@@ -25,7 +26,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,17 +96,32 @@ def write(
     """
     out = Path(os.path.abspath(out))
     check_target(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(out)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name[:80]}{_MARK}{os.getpid()}-", dir=out.parent))
-    try:
+    with atomic_folder(out) as temporary:
         save_model(temporary / MODEL)
         for name, content in attachments.items():
             (temporary / name).parent.mkdir(exist_ok=True)
             (temporary / name).write_bytes(content)
         full = {"kind": KIND, "format": FORMAT, **description, "files": {MODEL: _sha256(temporary / MODEL)}}
         write_json(temporary / DESCRIPTION, full)
-        for path in temporary.iterdir():
+
+
+@contextlib.contextmanager
+def atomic_folder(out: Path) -> Iterator[Path]:
+    """Yields a folder beside ``out`` that takes its place on a clean exit, whole, and goes away otherwise.
+
+    Args:
+        out: The folder; what stands there is replaced.
+
+    Raises:
+        OSError: The disk is full or cannot be written.
+    """
+    out = Path(os.path.abspath(out))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(out)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name[:80]}{_MARK}{os.getpid()}-", dir=out.parent))
+    try:
+        yield temporary
+        for path in temporary.rglob("*"):
             sync(path)
         sync(temporary)
         os.chmod(temporary, 0o777 & ~umask())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 import os
 import shutil
 import tempfile
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit import artifact, engines
+from resfit import artifact, checking, engines
 from resfit.data import decode, deep, privacy, scans
 from resfit.data import image_set as image_sets
 from resfit.data import split as splits
@@ -489,6 +490,32 @@ class Classifier:
         }
         artifact.write(Path(path), self.model.save, description, self._attachments)
 
+    def export(self, out: str | os.PathLike[str], *, format: str = "tf_saved_model", **options: Any) -> Any:
+        """Writes the classifier for another runtime, and compares the result with Keras there.
+
+        Args:
+            out: A new or empty folder, or an earlier export, which is replaced.
+            format: One of :data:`resfit.export.FORMATS`.
+            **options: Further options of :func:`resfit.export.export`, such as ``precision``.
+
+        Returns:
+            A :class:`resfit.export.Export`.
+
+        Example:
+            >>> clf.export("served/", format="onnx").verification.agreement
+            1.0
+        """
+        # by name: exports stand on a floor above this one
+        return importlib.import_module("resfit.export").export(self, out, format=format, **options)
+
+    def attachment(self, name: str) -> bytes:
+        """Returns a further file of the classifier's folder, such as ``"test_predictions.csv"``; empty if it has none.
+
+        Args:
+            name: Relative to the folder.
+        """
+        return self._attachments.get(name, b"")
+
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Classifier:
         """Reads a classifier that :meth:`save` or ``resfit fit`` wrote.
@@ -594,6 +621,8 @@ def fit(
     max_skipped: float = 0.10,
     test_share: float = 0.2,
     val_share: float = 0.15,
+    check: bool = True,
+    allow_leakage: bool = False,
     batch_size: int | None = None,
     channels: int | None = None,
     reading: Reading | None = None,
@@ -650,6 +679,9 @@ def fit(
         test_share: Share of the images set aside for the measurement, in (0, 1), where the data has no test split.
         val_share: Share of the other images set aside to choose the epoch on, in (0, 1), where the data has no such
             split and something is fine-tuned. A probe chooses by cross-validation and learns from them as well.
+        check: Whether the images are checked in the same pass (:mod:`resfit.checking`); what is found stands in
+            ``metrics["checks"]``. Duplicates are then kept on one side of a split that the data does not state.
+        allow_leakage: Whether to go on where test images are, exactly or nearly, there for training too.
         batch_size: Images in one pass of the frozen network; ``None`` chooses by their size.
         channels: 1 for grey images, 3 for colour; ``None`` is what the network was trained on. Grey is repeated for a
             network of three channels.
@@ -663,7 +695,8 @@ def fit(
 
     Raises:
         ArgumentError: An argument breaks its rule, or ``out`` holds something else.
-        DataError: The images cannot be trained on, or too many are unusable; these are listed in ``skipped.csv``.
+        DataError: The images cannot be trained on, or too many are unusable; these are listed in ``skipped.csv``. Or
+            the data states test images that are there for training too.
 
     Example:
         >>> clf = resfit.fit("photos/", model="resnet50", out="photos.resfit", budget="10m")
@@ -703,11 +736,12 @@ def fit(
         tensorboard=tensorboard,
         progress=progress,
         say=note,
+        records=check,
     )
     settings, folder, prepared = None, None, None
     if probing:
         extracted = feature_store.extract(
-            body, images, engine=engine, cache=cache, batch_size=batch_size, progress=progress
+            body, images, engine=engine, cache=cache, batch_size=batch_size, progress=progress, records=check
         )
         used = _Used(extracted, extracted.rows)
     else:
@@ -723,7 +757,8 @@ def fit(
     _check_skipped(skipped, found, max_skipped, skipped_csv, None if out is None else Path(out))
 
     kept = images.subset(used.indices)
-    parts = _split(kept, val_share if tunes else 0.0, test_share, seed)
+    checker = _Checker(kept, extracted if probing else None, body.input_spec, cache, progress) if check else None
+    parts = _split(checker.together if checker else kept, val_share if tunes else 0.0, test_share, seed)
     if tunes and not len(parts.val):
         raise DataError("fine-tuning needs validation images, and the data is too small to set some aside.")
     everything, test = np.sort(np.concatenate([parts.train, parts.val])), parts.test
@@ -749,6 +784,15 @@ def fit(
 
     final: heads.Head | None = head_of(used.rows, parts.train if tunes else everything) if probing else None
     clock.lap("head")
+    checked = None
+    if checker is not None:
+        checked = checker.examine(separator, seed, skipped)
+        if final is not None and checked.leaks:
+            guesses = np.asarray(final.probabilities(used.rows[test])).argmax(axis=1)
+            checked = checked.measured_leaks(test, guesses == known[test].argmax(axis=1))
+        if not allow_leakage:
+            checked.require_no_leaks()
+        clock.lap("checks")
 
     network, tuned, files = body, None, {}
     if tunes and probing:
@@ -830,6 +874,7 @@ def fit(
             },
             "cross_validation": [dataclasses.asdict(score) for score in getattr(final, "cv_scores", ())],
             **({} if tuned is None else {"training": _training_json(tuned)}),
+            **({} if checked is None else {"checks": checked.to_dict()}),
             "test": None if result is None else result.to_dict(),
             **({"notice": scans.NOTICE} if images.medical else {}),
         },
@@ -905,6 +950,32 @@ class _Used:
     def __init__(self, found: feature_store.Features | strategies.Prepared, rows: np.ndarray):
         self.rows, self.indices, self.skipped = rows, found.indices, found.skipped
         self.computed, self.reused, self.engine = found.computed, found.reused, found.engine
+
+
+class _Checker:
+    """The data checks of a fit: duplicates first, for the split needs them, and the rest when there is a head."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        extracted: feature_store.Features | None,
+        contract: InputSpec,
+        cache: bool | str | Path,
+        progress: feature_store.Progress | None,
+    ):
+        found = extracted or feature_store.measure(images.paths, contract, cache=cache, progress=progress)
+        if extracted is None and len(found.indices) < len(images):
+            raise DataError(f"images changed while they were read, such as {found.skipped[0].path}. Start again.")
+        self._images, self._records = images, found.records
+        self._rows = np.asarray(found.rows)
+        self._same = checking.duplicates(found.digests, found.records, self._rows if extracted else None)
+        self.together = checking.together(images, self._same)
+
+    def examine(self, separator: str, seed: int, skipped: Sequence[Skipped]) -> checking.Checks:
+        images = self._images
+        if separator:  # labels that stand together are no classes to be told apart
+            images = dataclasses.replace(images, labels=np.full(len(images), -1))
+        return checking.examine(images, self._rows, self._records, self._same, seed=seed, skipped=skipped)
 
 
 @dataclasses.dataclass(frozen=True)

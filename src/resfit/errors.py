@@ -34,6 +34,10 @@ class ArtifactError(ResfitError, ValueError):
     """A saved classifier folder is incomplete, damaged or of another version."""
 
 
+class ExportError(ResfitError, RuntimeError):
+    """An export does not say what the network says, or its format cannot express the network."""
+
+
 class MissingDependencyError(ResfitError, ImportError):
     """An optional package is not installed. The text names the extra that brings it."""
 

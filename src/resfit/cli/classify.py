@@ -96,6 +96,12 @@ def fit(
     no_references: Annotated[
         bool, typer.Option("--no-references", help="Keep no training images, as features and thumbnails, in OUT.")
     ] = False,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Look for duplicates, wrong labels, shortcuts in the same pass.")
+    ] = True,
+    allow_leakage: Annotated[
+        bool, typer.Option("--allow-leakage", help="Go on where test images are there for training too.")
+    ] = False,
     engine: Engine = "auto",
     batch_size: BatchSize = None,
     no_cache: NoCache = False,
@@ -154,12 +160,14 @@ def fit(
             focal=focal,
             label_separator=label_separator,
             storage=None if storage is None else int(storage * 2**30),
-            references=not no_references,
+            references=False if no_references else None,
             seed=seed,
             engine=engine,
             cache=not no_cache,
             max_skipped=max_skipped,
             test_share=test_share,
+            check=check,
+            allow_leakage=allow_leakage,
             batch_size=batch_size,
             channels=channels,
             progress=progress,
@@ -358,6 +366,7 @@ def _print_fit(fitted: Classifier, out: Path) -> None:
         *_work(fitted),
         *([("regularisation", f"C = {fitted.recipe.C:.3g} ({chosen})")] if fitted.recipe.head == "linear" else []),
         ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in run.seconds.items())),
+        *(("found", finding) for finding in fitted.metrics.get("checks", {}).get("findings", ())),
         ("accuracy", "not measured: no test images" if run.test is None else _accuracy(run.test)),
         ("written to", out),
     ]

@@ -26,6 +26,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "cache": ("cache",),
     "explain": ("explain",),
     "check": ("check",),
+    "export": ("export",),
     "serve": ("serve",),
     "demo": ("demo",),
 }

@@ -14,6 +14,7 @@ import os
 import re
 import stat
 import warnings
+import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -72,8 +73,32 @@ class DecodedBatch(NamedTuple):
     failures: list[tuple[int, str]]
 
 
+class Header(NamedTuple):
+    """What a file says of its image.
+
+    Attributes:
+        format: Its format, by Pillow's name.
+        width: In pixels, as stored.
+        height: In pixels, as stored.
+        bytes: Size of the file.
+        tables: Sum of a JPEG's first quantisation table: the larger, the stronger it is compressed; 0 for others.
+        exif: Bytes of EXIF data.
+        camera: Checksum of the camera's make, its model and the software; 0 where none is named.
+    """
+
+    format: str
+    width: int
+    height: int
+    bytes: int
+    tables: int
+    exif: int
+    camera: int
+
+
 #: Brings an upright image of mode RGB or L, or one plane of a deeper one (mode F), to the network's size.
 Rendering = Callable[["Image"], "Image"]
+#: Is shown the header and the upright image of mode RGB or L before it is brought to any size.
+Look = Callable[[Header, "Image"], None]
 
 
 def decode_image(
@@ -110,6 +135,7 @@ def decode_renderings(
     renderings: Sequence[Rendering],
     *,
     max_pixels: int = MAX_PIXELS,
+    look: Look | None = None,
 ) -> list[np.ndarray]:
     """Decodes one image once and makes several arrays of it.
 
@@ -119,6 +145,7 @@ def decode_renderings(
         renderings: Each is called with the upright image, a JPEG perhaps at a fraction of its size, and returns an
             image of its own.
         max_pixels: As :func:`decode_image` takes it.
+        look: Is shown the image as well, as the renderings are.
 
     Returns:
         For each rendering an array ``(height, width, channels)``, as :func:`decode_image` returns it.
@@ -132,7 +159,7 @@ def decode_renderings(
         data = source if isinstance(source, bytes) else read_file(source)
         if not data:
             raise ImageError("empty file")
-        return _decode(data, input_spec, max_pixels, renderings)
+        return _decode(data, input_spec, max_pixels, renderings, look)
     except (ImageError, MissingDependencyError):
         raise
     except MemoryError as error:
@@ -285,7 +312,9 @@ def _batch(start: int, results: list[np.ndarray | str], input_spec: InputSpec) -
     return DecodedBatch(np.array([index for index, _ in good], np.int64), images, bad)
 
 
-def _decode(data: bytes, spec: InputSpec, max_pixels: int, renderings: Sequence[Rendering]) -> list[np.ndarray]:
+def _decode(
+    data: bytes, spec: InputSpec, max_pixels: int, renderings: Sequence[Rendering], look: Look | None = None
+) -> list[np.ndarray]:
     from PIL import Image, ImageOps
 
     if spec.channels not in (1, 3):
@@ -293,7 +322,8 @@ def _decode(data: bytes, spec: InputSpec, max_pixels: int, renderings: Sequence[
     data, frame = frames.unmarked(data)
     scan = scans.read_picture(data, spec.reading, frame, min(max_pixels, deep.MOST_PIXELS))
     if scan is not None:
-        return deep.rendered(scan, spec, renderings)
+        height, width = scan.planes[0].shape
+        return _deep(scan, spec, renderings, look, Header("scan", width, height, len(data), 0, 0, 0))
     if spec.reading.spacing is not None:
         raise ImageError("no pixel spacing, and the images are scaled to millimetres")
     if frame:
@@ -307,15 +337,41 @@ def _decode(data: bytes, spec: InputSpec, max_pixels: int, renderings: Sequence[
             _shrink(image, spec)
         colours = deep.of_file(image, data)
         if colours is not None:
-            return deep.rendered(colours, spec, renderings)
+            return _deep(colours, spec, renderings, look, _header(image, width, height, len(data)))
         image.load()
         upright: Image.Image = ImageOps.exif_transpose(image)
         if upright.mode in deep.MODES:
             deep.check_pixels(*upright.size)
-            return deep.rendered(deep.of_grey(np.asarray(upright)), spec, renderings)
+            picture = deep.of_grey(np.asarray(upright))
+            return _deep(picture, spec, renderings, look, _header(image, width, height, len(data)))
         plain = _eight_bits(upright, "RGB" if spec.channels == 3 else "L")
         arrays = [np.asarray(rendering(plain)) for rendering in renderings]
+        if look is not None:
+            look(_header(image, width, height, len(data)), plain)
     return [array if array.ndim == 3 else array[:, :, None] for array in arrays]
+
+
+def _deep(
+    picture: deep.Picture, spec: InputSpec, renderings: Sequence[Rendering], look: Look | None, header: Header
+) -> list[np.ndarray]:
+    arrays = deep.rendered(picture, spec, renderings)
+    if look is not None:
+        look(header, deep.as_image(picture))
+    return arrays
+
+
+def _header(image: Any, width: int, height: int, size: int) -> Header:
+    tables = getattr(image, "quantization", None) or {}
+    exif = image.info.get("exif", b"")
+    camera = 0
+    if exif:
+        try:
+            tags = image.getexif()
+            named = [str(tags[tag]) for tag in (271, 272, 305) if tag in tags]  # make, model, software
+            camera = zlib.crc32(" ".join(named).encode()) if named else 0
+        except Exception:  # damaged metadata are no reason to refuse an image
+            camera = 0
+    return Header(image.format or "", width, height, size, sum(tables.get(0, ())), len(exif), camera)
 
 
 @functools.cache

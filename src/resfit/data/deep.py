@@ -166,6 +166,18 @@ def rendered(picture: Picture, spec: InputSpec, renderings: Sequence[Callable[[I
     return arrays
 
 
+def as_image(picture: Picture) -> Image:
+    """Returns a picture as people see it, rounded to eight bits: an image of mode L or RGB.
+
+    Args:
+        picture: The picture.
+    """
+    from PIL import Image as Images
+
+    values = eight_bits(np.stack(picture.planes, axis=-1))
+    return Images.fromarray(values if values.shape[-1] == 3 else values[..., 0])
+
+
 def _to_scale(image: Image, spacing: tuple[float, float] | None, spec: InputSpec) -> Image:
     """Returns the image at ``spec.reading.spacing`` millimetres a pixel, cut or padded to the size before the crop."""
     from PIL import Image as Images

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,61 @@ def convert(model: keras.Model, folder: Path, samples: np.ndarray | None = None)
         folder: An empty folder.
         samples: Images to calibrate int8 on; ``None`` writes float32.
     """
+    (folder / _FILE).write_bytes(converted(model, samples))
+    return {"conversion": "traced"}
+
+
+def converted(model: keras.Model, samples: np.ndarray | None = None, *, half: bool = False) -> bytes:
+    """Returns a Keras model as a LiteRT model.
+
+    Args:
+        model: With one input and one output, on the TensorFlow backend.
+        samples: Images to calibrate int8 on; ``None`` keeps floats.
+        half: Whether weights are kept in float16; they are computed with in float32.
+
+    Raises:
+        RuntimeError: Keras runs on another backend.
+    """
+    import tensorflow as tf
+
+    converter = _converter(model, samples)
+    if half:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.target_spec.supported_types = [tf.float16]
+    with quiet():
+        return converter.convert()
+
+
+def quantizer(model: keras.Model, samples: np.ndarray) -> Callable[[Sequence[str]], bytes]:
+    """Calibrates a network once, and returns what makes int8 models of it in which some operations stay in float32.
+
+    Args:
+        model: As :func:`converted` takes it.
+        samples: Images to calibrate on.
+
+    Returns:
+        A function of the names of operations, as a LiteRT model has them, which returns a LiteRT model.
+
+    Raises:
+        RuntimeError: Keras runs on another backend.
+    """
+    import tensorflow as tf
+
+    options = tf.lite.experimental.QuantizationDebugOptions
+    with quiet():
+        debugger = tf.lite.experimental.QuantizationDebugger(
+            converter=_converter(model, samples), debug_dataset=lambda: _one_by_one(samples[:1])
+        )
+
+    def quantize(floats: Sequence[str]) -> bytes:
+        with quiet():
+            debugger.options = options(denylisted_nodes=list(floats))
+            return bytes(debugger.get_nondebug_quantized_model())
+
+    return quantize
+
+
+def _converter(model: keras.Model, samples: np.ndarray | None) -> Any:
     import keras
 
     if keras.backend.backend() != "tensorflow":
@@ -48,9 +103,7 @@ def convert(model: keras.Model, folder: Path, samples: np.ndarray | None = None)
         converter.representative_dataset = lambda: _one_by_one(samples)
         # input and output stay float32; an operation without an int8 form does too
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]
-    with _quiet():
-        (folder / _FILE).write_bytes(converter.convert())
-    return {"conversion": "traced"}
+    return converter
 
 
 def _one_by_one(samples: np.ndarray) -> Iterator[list[np.ndarray]]:
@@ -59,7 +112,7 @@ def _one_by_one(samples: np.ndarray) -> Iterator[list[np.ndarray]]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps the converter's lines, which it writes to the descriptor itself, off stderr."""
     import sys
 
@@ -82,6 +135,7 @@ class LiteRtEngine:
         folder: Where it stands.
         precision: ``"float32"`` or ``"int8"``, as it was written.
         threads: Number of threads; ``None`` is one a core.
+        file: Its name there.
 
     Raises:
         ValueError: The file is damaged.
@@ -89,11 +143,11 @@ class LiteRtEngine:
 
     name = "litert"
 
-    def __init__(self, folder: Path, *, precision: str = "float32", threads: int | None = None):
-        with _quiet():
+    def __init__(self, folder: Path, *, precision: str = "float32", threads: int | None = None, file: str = _FILE):
+        with quiet():
             from ai_edge_litert.interpreter import Interpreter
 
-            self._interpreter = Interpreter(model_path=str(folder / _FILE), num_threads=threads or os.cpu_count() or 1)
+            self._interpreter = Interpreter(model_path=str(folder / file), num_threads=threads or os.cpu_count() or 1)
         self.precision = precision
         self._input = self._interpreter.get_input_details()[0]["index"]
         self._output = self._interpreter.get_output_details()[0]["index"]
@@ -111,7 +165,7 @@ class LiteRtEngine:
     def _rows(self, images: np.ndarray) -> np.ndarray:
         if images.shape != self._shape:
             self._interpreter.resize_tensor_input(self._input, images.shape)
-            with _quiet():
+            with quiet():
                 self._interpreter.allocate_tensors()
             self._shape = images.shape
         self._interpreter.set_tensor(self._input, np.ascontiguousarray(images, np.float32))

@@ -18,23 +18,24 @@ if TYPE_CHECKING:
 OPSET = 21
 
 
-def build(model: keras.Model) -> onnx.ModelProto:
-    """Rebuilds a Keras model as an ONNX model with a dynamic batch, input ``images`` and output ``outputs``.
+def build(model: keras.Model, output: str = "outputs") -> onnx.ModelProto:
+    """Rebuilds a Keras model as an ONNX model with a dynamic batch and an input ``images``.
 
     Args:
         model: As :func:`resfit.engines.lowering.lower` takes it.
+        output: Name of the output.
 
     Raises:
         resfit.engines.lowering.Unsupported: It has a layer that is not known there.
     """
     builder = _Builder()
     result = lowering.lower(model, builder, "images")
-    builder.operation("Identity", [result], name="outputs")
+    builder.operation("Identity", [result], name=output)
     graph = helper.make_graph(
         builder.nodes,
         "network",
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, _shape("", model.inputs[0].shape))],
-        [helper.make_tensor_value_info("outputs", TensorProto.FLOAT, _shape("out_", model.outputs[0].shape))],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, _shape("out_", model.outputs[0].shape))],
         builder.constants,
     )
     return helper.make_model(
@@ -54,7 +55,7 @@ class _Builder:
 
     def operation(self, kind: str, inputs: Sequence[str], name: str = "", **attributes: Any) -> str:
         output = name or f"t{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], output, **attributes))
         return output
 
     def constant(self, values: Any, dtype: Any = np.float32) -> str:

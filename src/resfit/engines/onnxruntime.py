@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from resfit.engines.lowering import Unsupported
 
 if TYPE_CHECKING:
     import keras
+    import onnx
 
 PACKAGES = ("onnx", "onnxruntime")
 QUANTIZER = ("nncf",)
@@ -29,17 +31,34 @@ def convert(model: keras.Model, folder: Path) -> dict[str, Any]:
     """
     import onnx
 
+    network, way = converted(model)
+    onnx.save(network, folder / _FILE)
+    return {"conversion": way}
+
+
+def converted(model: keras.Model, output: str = "outputs") -> tuple[onnx.ModelProto, str]:
+    """Returns a Keras model as an ONNX model, and how it was converted.
+
+    Args:
+        model: With one input and one output.
+        output: Name of the output, where Keras' own exporter is not needed.
+
+    Raises:
+        RuntimeError: As :func:`convert` says.
+    """
+    import onnx
+
     from resfit.engines import onnx_graph
 
     try:
-        onnx.save(onnx_graph.build(model), folder / _FILE)
-        return {"conversion": "layers"}
+        return onnx_graph.build(model, output), "layers"
     except Unsupported as reason:
         try:
-            model.export(str(folder / _FILE), format="onnx", verbose=False)
+            with tempfile.TemporaryDirectory(prefix="resfit-") as folder:
+                model.export(f"{folder}/{_FILE}", format="onnx", verbose=False)
+                return onnx.load(f"{folder}/{_FILE}"), f"exported ({reason})"
         except Exception as error:
             raise RuntimeError(f"{reason}, and Keras cannot export it either ({error})") from error
-        return {"conversion": f"exported ({reason})"}
 
 
 def quantize(source: Path, folder: Path, samples: np.ndarray, *, careful: bool) -> None:
@@ -61,6 +80,7 @@ class OnnxRuntimeEngine:
         folder: Where it stands.
         precision: ``"float32"`` or ``"int8"``, as it was written.
         threads: Number of threads; ``None`` is one a core.
+        file: Its name there.
 
     Raises:
         Exception: The files are damaged; ONNX Runtime has several types for that.
@@ -68,14 +88,14 @@ class OnnxRuntimeEngine:
 
     name = "onnxruntime"
 
-    def __init__(self, folder: Path, *, precision: str = "float32", threads: int | None = None):
+    def __init__(self, folder: Path, *, precision: str = "float32", threads: int | None = None, file: str = _FILE):
         import onnxruntime
 
         self.precision = precision
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or os.cpu_count() or 1
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(folder / _FILE), options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(str(folder / file), options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
 
     def run(self, images: Any) -> np.ndarray:

@@ -45,7 +45,7 @@ def convert(model: keras.Model, folder: Path) -> dict[str, Any]:
     Raises:
         RuntimeError: OpenVINO cannot convert it.
     """
-    network, way = _converted(model)
+    network, way = converted(model)
     _save(network, folder)
     return {"conversion": way}
 
@@ -76,7 +76,15 @@ def _save(network: Any, folder: Path) -> None:
     openvino.save_model(network, folder / _FILE, compress_to_fp16=False)
 
 
-def _converted(model: keras.Model) -> tuple[Any, str]:
+def converted(model: keras.Model) -> tuple[Any, str]:
+    """Returns a Keras model as an ``openvino.Model``, and how it was converted.
+
+    Args:
+        model: With one input and one output.
+
+    Raises:
+        RuntimeError: OpenVINO cannot convert it.
+    """
     from resfit.engines import openvino_graph
 
     try:

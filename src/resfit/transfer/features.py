@@ -18,14 +18,14 @@ import numpy as np
 
 from resfit import engines
 from resfit.cache import cache_root
-from resfit.data import decode
+from resfit.data import checks, decode
 from resfit.data.image_set import ImageSet, Skipped
 from resfit.data.views import Views, plain
 from resfit.engines import int8
 from resfit.errors import ArgumentError, DataError, ImageError
 from resfit.files import write_json
 from resfit.transfer.digests import DigestMemory, FileDigest, digest_bytes, digest_files, file_state, unreadable
-from resfit.transfer.store import FeatureStore, StoreKey, check_dtype
+from resfit.transfer.store import BYTES, FeatureStore, StoreKey, check_dtype
 
 if TYPE_CHECKING:
     import keras
@@ -39,6 +39,7 @@ Progress = Callable[[str, int, int], None]
 _FORMAT = 4
 #: Share of the images that int8 was calibrated on that must be among those asked for, to use it again.
 _SAME_IMAGES = 0.5
+_RECORDS_AT_ONCE = 512
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,6 +57,8 @@ class Features:
         engine: What computed them; ``"cache"`` if nothing had to be.
         precision: Number format of the arithmetic: ``"float32"`` or ``"int8"``.
         views: For each augmented view that was asked for, its rows, as ``rows``.
+        records: For each row what was measured of the image, of dtype :data:`resfit.data.checks.RECORD`; empty where
+            that was not asked for.
     """
 
     rows: np.ndarray
@@ -67,6 +70,7 @@ class Features:
     engine: str
     precision: str = "float32"
     views: tuple[np.ndarray, ...] = ()
+    records: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, checks.RECORD))
 
 
 def extract(
@@ -84,6 +88,7 @@ def extract(
     dtype: str = "float32",
     views: Views | None = None,
     threads: int | None = None,
+    records: bool = False,
 ) -> Features:
     """Runs images through a network, except those whose row is on disk already.
 
@@ -107,6 +112,8 @@ def extract(
         dtype: How rows are kept, ``"float32"`` or ``"float16"``.
         views: Augmented views to compute as well, in the same pass over the files.
         threads: As :func:`resfit.engines.create` takes it; decoding takes as many more.
+        records: Whether to measure each image (:mod:`resfit.data.checks`) when it is decoded. The records are kept as
+            the rows are, whatever the network.
 
     Raises:
         ArgumentError: The model does not give one vector for each image, has no input contract, or an argument is
@@ -140,6 +147,7 @@ def extract(
         threads=threads,
         batch_size=batch_size or default_batch_size(contract.size),
         progress=progress,
+        records=records,
     )
     if cache is False:
         with tempfile.TemporaryDirectory(prefix="resfit-", ignore_cleanup_errors=True) as folder:
@@ -182,6 +190,7 @@ class _Job:
     threads: int | None
     batch_size: int
     progress: Progress | None
+    records: bool
 
     def report(self, what: str, done: int, total: int) -> None:
         if self.progress is not None:
@@ -206,6 +215,7 @@ class _Decoded:
     entry: FileDigest
     pixels: dict[int, np.ndarray]
     reason: str = ""
+    record: bytes = b""
 
 
 def _contract(model: keras.Model, input_spec: InputSpec | None) -> InputSpec:
@@ -257,14 +267,67 @@ def _extract(job: _Job, root: Path, memory: Path | None) -> Features:
         job.report("reading", total, total)
         running, precision = _prepared_engine(job, known, root, memory)
         stores = _open_stores(job, root, precision)
+        measured = _record_store(root) if job.records else None
         present: set[bytes] = set()
         for store in stores:
             there = _present(store, known)
             store.drop_damaged(list(there))
             present |= there
-        filled = _Filling(job, stores, digests, known, running)
+        if measured is not None:
+            measured.drop_damaged(list(_present(measured, known)))
+        filled = _Filling(job, stores, digests, known, running, measured)
         filled.run()
+    return _result(job, stores, measured, filled, precision)
 
+
+def measure(
+    files: Sequence[Path], input_spec: InputSpec, *, cache: bool | str | Path = True, progress: Progress | None = None
+) -> Features:
+    """Measures images that go through no network; those that were measured before are not read again.
+
+    Args:
+        files: Image files.
+        input_spec: How they are decoded.
+        cache: As :func:`extract` takes it.
+        progress: Called as images get done.
+
+    Returns:
+        The records; rows without a number.
+    """
+    job = _Job(
+        model=None,
+        files=list(files),
+        contract=input_spec,
+        shape=(0,),
+        engine="keras",
+        precision="float32",
+        dtype="float32",
+        views=None,
+        threads=None,
+        batch_size=default_batch_size(input_spec.size),
+        progress=progress,
+        records=True,
+    )
+    with contextlib.ExitStack() as stack:
+        if cache is False:
+            temporary = tempfile.TemporaryDirectory(prefix="resfit-", ignore_cleanup_errors=True)
+            root, memory = Path(stack.enter_context(temporary)), None
+        else:
+            root = cache_root() if cache is True else Path(cache)
+            memory = root / "digests.sqlite"
+        digests = stack.enter_context(DigestMemory(memory))
+        known = digests.recall(job.files)
+        measured = _record_store(root)
+        measured.drop_damaged(list(_present(measured, known)))
+        filled = _Filling(job, [], digests, known, None, measured)
+        filled.run()
+        return _result(job, [], measured, filled, "float32")
+
+
+def _result(
+    job: _Job, stores: list[FeatureStore], measured: FeatureStore | None, filled: _Filling, precision: str
+) -> Features:
+    total = len(job.files)
     reasons = {position: entry.reason for position, entry in enumerate(filled.known) if entry and entry.reason}
     for position, entry in enumerate(filled.known):
         if entry is not None and entry.digest in filled.failed:
@@ -272,7 +335,7 @@ def _extract(job: _Job, root: Path, memory: Path | None) -> Features:
     kept = [position for position in range(total) if position not in reasons]
     found = [entry.digest for position in kept if (entry := filled.known[position]) is not None]
     shape = (len(kept), *job.shape)
-    rows = [store.rows(found).reshape(shape) for store in stores]
+    rows = [store.rows(found).reshape(shape) for store in stores] or [np.zeros(shape, np.float32)]
     return Features(
         rows=rows[0],
         indices=np.asarray(kept, np.int64),
@@ -283,7 +346,19 @@ def _extract(job: _Job, root: Path, memory: Path | None) -> Features:
         engine=filled.engine_name,
         precision=precision.split(":")[0],
         views=tuple(rows[1:]),
+        records=np.zeros(0, checks.RECORD) if measured is None else _records(measured, found),
     )
+
+
+def _record_store(root: Path) -> FeatureStore:
+    described = {"format": checks.FORMAT, "name": "image statistics", "kind": "records"}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    return FeatureStore(root / "features", StoreKey(digest, dict(described)), checks.RECORD.itemsize, BYTES)
+
+
+def _records(store: FeatureStore, found: Sequence[bytes]) -> np.ndarray:
+    """Returns the records of images in memory, which has room for some 850 bytes an image."""
+    return np.ascontiguousarray(store.rows(found)).reshape(-1).view(checks.RECORD)
 
 
 def _open_stores(job: _Job, root: Path, precision: str) -> list[FeatureStore]:
@@ -316,12 +391,15 @@ class _Filling:
         digests: DigestMemory,
         known: list[FileDigest | None],
         running: engines.Engine | None,
+        measured: FeatureStore | None = None,
     ):
         self.known = list(known)
         self.failed: dict[bytes, str] = {}
         self.computed: set[bytes] = set()
         self.engine_name = "cache"
         self._job, self._stores, self._digests, self._running = job, stores, digests, running
+        self._measured = measured
+        self._records: list[tuple[bytes, bytes]] = []
         self._claimed: set[bytes] = set()
         self._lock = threading.Lock()
 
@@ -332,7 +410,10 @@ class _Filling:
             self._job.report("network", len(self._job.files), len(self._job.files))
         while candidates:
             self._claimed.clear()
-            self._pass(candidates)
+            try:
+                self._pass(candidates)
+            finally:
+                self._keep_records(1)
             # a file that changed meanwhile may have been the one that stood for its copies
             candidates = self._candidates()
 
@@ -340,7 +421,7 @@ class _Filling:
         """Returns the files that must be read: their content is not known, or has no row; of copies the first."""
         digests = [entry.digest if entry else b"\0" * 32 for entry in self.known if entry is None or entry.digest]
         complete = np.ones(len(digests), bool)
-        for store in self._stores:
+        for store in (*self._stores, *([] if self._measured is None else [self._measured])):
             complete &= store.find(digests) >= 0
         rows = iter(complete.tolist())
         candidates, seen = [], set()
@@ -398,6 +479,16 @@ class _Filling:
         self._digests.note(self._job.files[item.position], item.entry)
         if item.reason:
             self.failed[item.entry.digest] = item.reason
+        if item.record:
+            self._records.append((item.entry.digest, item.record))
+            self._keep_records(_RECORDS_AT_ONCE)
+
+    def _keep_records(self, least: int) -> None:
+        if self._measured is None or len(self._records) < least:
+            return
+        digests, records = zip(*self._records, strict=True)
+        self._measured.append(digests, np.frombuffer(b"".join(records), np.uint8).reshape(len(records), -1))
+        self._records.clear()
 
     def _keep(self, owners: list[tuple[int, bytes]], rows: np.ndarray) -> None:
         if not np.isfinite(rows).all():
@@ -428,20 +519,24 @@ class _Filling:
                 return _Decoded(position, entry, {})
             self._claimed.add(entry.digest)
         missing = [number for number, store in enumerate(self._stores) if entry.digest not in store]
-        if not missing:
+        wanted = self._measured is not None and entry.digest not in self._measured
+        if not missing and not wanted:
             return _Decoded(position, entry, {})
         contract, views = self._job.contract, self._job.views
         renderings = [
             plain(contract) if number == 0 or views is None else views.rendering(number - 1, entry.digest, contract)
             for number in missing
         ]
+        measured: list[np.ndarray] = []
+        look = (lambda header, image: measured.append(checks.measure(header, image))) if wanted else None
         try:
-            arrays = decode.decode_renderings(data, contract, renderings)
+            arrays = decode.decode_renderings(data, contract, renderings, look=look)
             for array in arrays:
                 decode.check_size(array, contract)
         except ImageError as error:
             return _Decoded(position, entry, {}, str(error))
-        return _Decoded(position, entry, dict(zip(missing, arrays, strict=True)))
+        record = measured[0].tobytes() if measured else b""
+        return _Decoded(position, entry, dict(zip(missing, arrays, strict=True)), record=record)
 
 
 def _prepared_engine(

@@ -28,6 +28,10 @@ from resfit.files import write_json
 
 #: Number formats of rows: name of the file, and of the numbers in it.
 DTYPES = {"float32": ("rows.f32", "<f4"), "float16": ("rows.f16", "<f2")}
+#: Rows that are no numbers of a network: records of bytes.
+BYTES = "uint8"
+
+_FILES = {**DTYPES, BYTES: ("rows.u8", "u1")}
 
 #: In the folder of a store: what it is for.
 ABOUT = "about.json"
@@ -59,7 +63,7 @@ class FeatureStore:
         folder: Where the store lives; made if it is missing.
         key: What it is for.
         width: Numbers in a row.
-        dtype: ``"float32"`` or ``"float16"``, which takes half the room and keeps three digits.
+        dtype: ``"float32"``; ``"float16"``, which takes half the room and keeps three digits; or ``"uint8"``.
 
     Raises:
         ArgumentError: ``dtype`` is unknown.
@@ -67,8 +71,9 @@ class FeatureStore:
     """
 
     def __init__(self, folder: Path, key: StoreKey, width: int, dtype: str = "float32"):
-        check_dtype(dtype)
-        name, self._dtype = DTYPES[dtype]
+        if dtype != BYTES:
+            check_dtype(dtype)
+        name, self._dtype = _FILES[dtype]
         self.folder = folder / key.digest[:32]
         self.width = width
         self._rows = self.folder / name

@@ -73,6 +73,7 @@ class Running:
         progress: Called as work gets done.
         say: Called with lines for people.
         stop: Called after each step with its number; the run ends early, resumable, where it returns True.
+        records: Whether images are measured (:mod:`resfit.data.checks`) where the frozen part decodes them.
     """
 
     folder: Path
@@ -85,6 +86,7 @@ class Running:
     progress: Progress | None = None
     say: Callable[[str], None] = training.say
     stop: Callable[[int], bool] | None = None
+    records: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -169,6 +171,7 @@ def prepare(body: keras.Model, files: Sequence[Path], tuning: Tuning, running: R
             feature_maps=True,
             dtype=room.dtype,
             views=_views(tuning),
+            records=running.records,
         )
         feed: feeds.Feed = feeds.MapFeed([outputs.rows, *outputs.views], tuning)
         return Prepared(

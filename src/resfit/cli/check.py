@@ -1,0 +1,99 @@
+"""``resfit check``: what is wrong with a folder of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from resfit.cli import console
+from resfit.cli.classify import BatchSize, Engine, Json, NoCache
+
+if TYPE_CHECKING:
+    from resfit.checking import Checks
+
+_SHOWN = 10
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to the application.
+
+    Args:
+        app: The application.
+    """
+    app.command("check", epilog="Example: resfit check photos/ --report checks.html")(check)
+
+
+def check(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of class folders, also with train/ val/ test/ inside; or a CSV of path,label[,split,group]."
+        ),
+    ],
+    report: Annotated[
+        Path | None, typer.Option(help="Write a page with pictures of what was found to this .html file.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Network whose features are used, as `resfit models` lists it.")] = (
+        "resnet10_tiny"
+    ),
+    cleanlab: Annotated[bool, typer.Option("--cleanlab", help="Let cleanlab judge the labels.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the folds.")] = 0,
+    engine: Engine = "auto",
+    batch_size: BatchSize = None,
+    no_cache: NoCache = False,
+    as_json: Json = False,
+) -> None:
+    """Look for duplicates, leaks, wrong labels, odd images and shortcuts in a folder of images."""
+    from resfit import checking, zoo
+    from resfit.data.image_set import scan
+    from resfit.report import checks as page
+
+    method = "cleanlab" if cleanlab else "ridge"
+    checking.check_label_method(method)
+    if report is not None:
+        page.check_target(report)
+    images = scan(folder)
+    console.load_tensorflow()
+    body = zoo.load(model, include_top=False, pooling="avg")
+    with console.progress() as progress:
+        found = checking.check(
+            body,
+            images,
+            label_method=method,
+            seed=seed,
+            engine=engine,
+            cache=not no_cache,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    if report is not None:
+        page.write(found, report)
+    if as_json:
+        console.print_json(found.to_dict(most=None))
+    else:
+        _print(found)
+    if report is not None:
+        console.message(f"Report: {console.printable(report)}")
+
+
+def _print(found: Checks) -> None:
+    findings = found.findings()
+    title = f"{len(found.images)} images in {len(found.images.classes)} classes, {len(found.skipped)} unusable"
+    console.print_table(title, ("found",), [(text,) for text in findings] or [("nothing wrong",)])
+    facts = found.to_dict(most=_SHOWN)
+    tables = {
+        "leaks": ("test images that are there for training too", ("test", "other", "kind")),
+        "label_errors": ("labels that are probably wrong", ("path", "label", "suggested", "probability")),
+    }
+    for key, (title, columns) in tables.items():
+        listed = facts[key]
+        if listed["count"]:
+            rows = [tuple(_cell(item[column]) for column in columns) for item in listed["items"]]
+            more = listed["count"] - len(rows)
+            console.print_table(title + (f" (and {more} more: --json)" if more else ""), columns, rows)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.1%}" if isinstance(value, float) else str(value)

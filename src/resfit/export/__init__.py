@@ -1,0 +1,368 @@
+"""Networks for other runtimes, each checked against Keras in the runtime it was written for.
+
+An export is a folder: the network in its format, its input contract, labels, temperature, a model card and a list of
+checksums (:mod:`resfit.export.folder`). Nothing in it needs resfit. It is run once after writing, on real images, and
+an export that disagrees with Keras is an error and does not stay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from resfit import artifact
+from resfit.engines.keras import KerasEngine
+from resfit.errors import ArgumentError, ExportError, MissingDependencyError, ResfitError, closest
+from resfit.export import card, folder, images, verification
+from resfit.export.base import Format, Job, check_installed, version
+from resfit.export.images import Images
+from resfit.export.subject import Subject, subject_of
+from resfit.export.verification import Verification
+from resfit.files import write_json
+
+__all__ = [
+    "FORMATS",
+    "PRECISIONS",
+    "Export",
+    "Verification",
+    "cases",
+    "export",
+    "export_all",
+]
+
+#: What ``format=`` accepts.
+FORMATS = ("tf_saved_model", "tf_hub", "keras", "onnx", "openvino", "litert", "torch")
+#: What it knows and cannot write, and why.
+UNAVAILABLE = {
+    "tfjs": "there is no maintained converter to TensorFlow.js for this TensorFlow: the last tensorflowjs is 4.22.0 of "
+    "October 2024, which does not read Keras 3. Take format='onnx' and run it in the browser with onnxruntime-web, or "
+    "format='litert' with LiteRT.js."
+}
+#: What ``precision=`` accepts; not every format has all of them.
+PRECISIONS = ("float32", "float16", "int8")
+
+#: What :func:`export_all` leaves beside the exports.
+TABLE = "exports.json"
+PICTURE = "exports.png"
+
+#: Shares of the convolutions that stay in float32 in int8, tried in turn until an export agrees.
+FLOAT_SHARES = (0.0, 0.05, 0.15, 0.3, 0.5, 0.75)
+
+_SECONDS = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """One export, or why there is none.
+
+    Attributes:
+        format: One of :data:`FORMATS`.
+        precision: One of :data:`PRECISIONS`.
+        folder: Where it stands; ``None`` if it does not.
+        size: Bytes of the network's files.
+        verification: How it compares with Keras; ``None`` if it was not made.
+        problem: Why there is none; empty if there is.
+        failed: Whether it was made and disagrees, rather than being left out.
+    """
+
+    format: str
+    precision: str
+    folder: Path | None = None
+    size: int = 0
+    verification: Verification | None = None
+    problem: str = ""
+    failed: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON-ready values."""
+        return {
+            "format": self.format,
+            "precision": self.precision,
+            "folder": None if self.folder is None else str(self.folder),
+            "size": self.size,
+            "verification": None if self.verification is None else self.verification.to_dict(),
+            "problem": self.problem or None,
+            "failed": self.failed,
+        }
+
+
+def export(
+    source: Any,
+    out: str | os.PathLike[str],
+    *,
+    format: str = "tf_saved_model",
+    precision: str = "float32",
+    images: Any = None,
+    name: str | None = None,
+    version: int = 1,
+    seed: int = 0,
+) -> Export:
+    """Writes a classifier or network for another runtime, and compares the result with Keras there.
+
+    Args:
+        source: A :class:`resfit.classifier.Classifier`, the folder of one, a Keras model with an ``input_spec`` that
+            ends in a classifier, or what :func:`resfit.load` takes.
+        out: A new or empty folder, or an earlier export, which is replaced.
+        format: One of :data:`FORMATS`.
+        precision: One of :data:`PRECISIONS`. int8 is calibrated on images; float16 stores weights in half the size.
+        images: Real images to compare and to calibrate on: a folder, a list of files, a CSV file or a uint8 array.
+            Default: those that a classifier was tested on, or where they are gone, images that ship with resfit.
+        name: Of the network in file names and model servers. Default: that of the classifier's folder or the network.
+        version: Version number in the layout of TensorFlow Serving, at least 1.
+        seed: Of the choice of images.
+
+    Returns:
+        Where it stands and how it compares. The same is in its ``verification.json``.
+
+    Raises:
+        ArgumentError: An argument breaks its rule, the format has no such precision, or ``out`` holds something else.
+        ExportError: The export disagrees with Keras (a score by more than 1e-4 of the largest in float32, or the first
+            class on more than 1 % of the images), the format cannot express the network, or there is no converter
+            to it. ``out`` is left as it was.
+        MissingDependencyError: The format's packages are not installed.
+        DataError: None of the images can be used.
+
+    Example:
+        >>> export("flowers.resfit", "flowers-onnx", format="onnx").verification.agreement
+        1.0
+    """
+    _check_arguments(format, precision, version)
+    out = Path(os.path.abspath(out))
+    folder.check_target(out)
+    _installed(format)
+    return _Exporter(subject_of(source, name=name), images, seed, version).run(format, precision, out)
+
+
+def cases(formats: Sequence[str] = (), precisions: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Returns the pairs of format and precision that exist.
+
+    Args:
+        formats: Some of :data:`FORMATS`; none for all.
+        precisions: Some of :data:`PRECISIONS`; none for all.
+
+    Raises:
+        ArgumentError: One is unknown.
+        ExportError: There is no converter to one.
+    """
+    for format in formats:
+        _check_format(format)
+    for precision in precisions:
+        _check_precision(precision)
+    return [
+        (format, precision)
+        for format in formats or FORMATS
+        for precision in _module(format).PRECISIONS
+        if not precisions or precision in precisions
+    ]
+
+
+def export_all(
+    source: Any,
+    out: str | os.PathLike[str],
+    *,
+    formats: Sequence[str] = (),
+    precisions: Sequence[str] = (),
+    images: Any = None,
+    name: str | None = None,
+    version: int = 1,
+    seed: int = 0,
+    say: Callable[[str], None] | None = None,
+) -> list[Export]:
+    """Writes a classifier or network in every format and precision, a folder each.
+
+    Beside them stand ``exports.json``, the table, and ``exports.png``, accuracy over latency. What cannot be made, for
+    want of a package or because a format cannot express the network, is a row with a ``problem``; so is an export that
+    disagrees with Keras, which is ``failed`` too.
+
+    Args:
+        source: As :func:`export` takes it.
+        out: Folder for the exports: ``onnx``, ``onnx-int8`` and so on. Earlier exports in it are replaced.
+        formats: Some of :data:`FORMATS`; none for all.
+        precisions: Some of :data:`PRECISIONS`; none for all.
+        images: As :func:`export` takes it.
+        name: As :func:`export` takes it.
+        version: As :func:`export` takes it.
+        seed: As :func:`export` takes it.
+        say: Called with a line for people after each export.
+
+    Returns:
+        A row for each.
+
+    Raises:
+        ArgumentError: As :func:`export` says.
+        ExportError: There is no converter to one of the formats.
+        DataError: As :func:`export` says.
+    """
+    chosen = cases(formats, precisions)
+    out = Path(os.path.abspath(out))
+    for format, precision in chosen:
+        folder.check_target(out / _folder_name(format, precision))
+    exporter = _Exporter(subject_of(source, name=name), images, seed, version)
+    found = []
+    for format, precision in chosen:
+        row = exporter.row(format, precision, out / _folder_name(format, precision))
+        found.append(row)
+        if say is not None:
+            say(line(row))
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / TABLE, [row.to_dict() for row in found])
+    try:
+        from resfit.export import picture
+
+        about = f"{exporter.subject.name}: {exporter.images.source}, {len(exporter.images.checking)} images"
+        picture.accuracy_over_latency(out / PICTURE, found, about)
+    except MissingDependencyError as error:
+        warnings.warn(f"there is no {PICTURE}: {error}", stacklevel=2)
+    return found
+
+
+def line(row: Export) -> str:
+    """Returns an export in one line for people.
+
+    Args:
+        row: The export.
+    """
+    head = f"{row.format} {row.precision}"
+    found = row.verification
+    if row.problem or found is None:
+        return f"{head}: {'FAILED' if row.failed else 'left out'}: {row.problem}"
+    return (
+        f"{head}: largest difference {found.difference:.1e}, first class agrees on {found.agreement:.1%} of "
+        f"{found.images} images, {row.size / 1e6:.1f} MB, {found.latency:.1f} ms"
+    )
+
+
+class _Exporter:
+    """Exports of one network, which are compared with the same scores of Keras on the same images."""
+
+    def __init__(self, subject: Subject, source: Any, seed: int, version: int):
+        self.subject = subject
+        self._version = version
+        self.images: Images = images.gather(subject, source, seed=seed)
+        self._expected: np.ndarray = verification.rows(KerasEngine(subject.scores).run, self.images.checking)
+
+    def run(self, format: str, precision: str, out: Path) -> Export:
+        module = _installed(format)
+        with artifact.atomic_folder(out) as work:
+            found, size = self._written(module, format, precision, work)
+            folder.check_target(out)
+        return Export(format, precision, out, size, found)
+
+    def row(self, format: str, precision: str, out: Path) -> Export:
+        try:
+            return self.run(format, precision, out)
+        except _DisagreementError as error:
+            return Export(format, precision, verification=error.verification, problem=str(error), failed=True)
+        except (ExportError, MissingDependencyError) as error:
+            return Export(format, precision, problem=str(error))
+
+    def _written(self, module: Format, format: str, precision: str, work: Path) -> tuple[Verification, int]:
+        job = Job(self.subject, precision, self.images.calibrating, self._version)
+        for share in FLOAT_SHARES if precision == "int8" else (0.0,):
+            for stale in work.iterdir():
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            job = dataclasses.replace(job, share=share)
+            try:
+                written = module.write(job, work)
+            except (ResfitError, OSError):
+                raise
+            except Exception as error:  # converters raise nearly everything
+                raise ExportError(
+                    f"{format} cannot express this network in {precision} ({type(error).__name__}: {error}). "
+                    "Take another format."
+                ) from error
+            found = self._compared(module, job, work)
+            if not found.problems:
+                break
+        else:
+            raise _DisagreementError(format, precision, found)
+        size = folder.network_bytes(work)
+        described = folder.contract(job, written, format)
+        folder.write_side_files(work, described, found.to_dict(), card.card(job, written, described, found, size))
+        return found, size
+
+    def _compared(self, module: Format, job: Job, work: Path) -> Verification:
+        run = module.load(job, work)
+        received = verification.rows(run, self.images.checking)
+        several = self.subject.several
+        checks = getattr(module, "checks", None)
+        return Verification(
+            runtime=version(module.RUNTIME),
+            precision=job.precision,
+            images=len(self.images.checking),
+            source=self.images.source,
+            difference=verification.difference(received, self._expected),
+            agreement=verification.agreement(received, self._expected, precision=job.precision, several=several),
+            accuracy=verification.accuracy(received, self.images.labels),
+            keras_accuracy=verification.accuracy(self._expected, self.images.labels),
+            latency=verification.latency(run, self.images.checking[0], _SECONDS),
+            checks=() if checks is None else checks(job, work, self.images),
+        )
+
+
+class _DisagreementError(ExportError):
+    """An export that was made, run and found wanting."""
+
+    def __init__(self, format: str, precision: str, found: Verification):
+        self.verification = found
+        tried = f" with up to {FLOAT_SHARES[-1]:.0%} of the convolutions in float32" if precision == "int8" else ""
+        super().__init__(
+            f"an export must say what Keras says. Received: {format} in {precision}{tried}: "
+            f"{'; '.join(found.problems)} ({found.images} images: {found.source}). Nothing was written. "
+            + (_OTHERWISE if precision == "int8" else "Take another format.")
+        )
+
+
+_OTHERWISE = (
+    "Pass more images of the kind that the network is for as images=, since a quarter of them calibrates, or take "
+    "float16 or float32."
+)
+
+
+def _check_arguments(format: str, precision: str, version: int) -> None:
+    _check_format(format)
+    _check_precision(precision)
+    having = [name for name in FORMATS if precision in _module(name).PRECISIONS]
+    if format not in having:
+        raise ArgumentError(
+            f"format={format!r} has the precisions {', '.join(_module(format).PRECISIONS)}. Received: {precision!r}. "
+            f"{precision} is for {', '.join(having)}."
+        )
+    if version < 1:
+        raise ArgumentError(f"version must be at least 1. Received: {version}.")
+
+
+def _check_format(format: str) -> None:
+    if format in UNAVAILABLE:
+        raise ExportError(UNAVAILABLE[format])
+    if format not in FORMATS:
+        raise ArgumentError(f"format must be one of {FORMATS}. Received: {format!r}.{closest(format, FORMATS)}")
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise ArgumentError(
+            f"precision must be one of {PRECISIONS}. Received: {precision!r}.{closest(precision, PRECISIONS)}"
+        )
+
+
+def _module(format: str) -> Format:
+    return cast(Format, importlib.import_module(f"resfit.export.{format}"))
+
+
+def _installed(format: str) -> Format:
+    module = _module(format)
+    check_installed(f'format="{format}"', module.MODULES, module.EXTRA)
+    return module
+
+
+def _folder_name(format: str, precision: str) -> str:
+    return format if precision == "float32" else f"{format}-{precision}"

@@ -1,0 +1,193 @@
+"""What the modules of the formats share: what they are given and what they return."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from resfit.errors import MissingDependencyError
+from resfit.export.subject import Subject
+from resfit.export.verification import Run
+
+#: For the model card.
+FOLDED = "Batch norms are folded into the convolutions."
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """One export to be written.
+
+    Attributes:
+        subject: The network.
+        precision: ``"float32"``, ``"float16"`` or ``"int8"``.
+        calibrating: uint8 images that int8 is calibrated on.
+        version: Version number for model servers.
+        share: For int8, the share of the convolutions that stays in float32, see :func:`resfit.engines.int8.sensitive`.
+        kept: What a format keeps from one share to the next.
+    """
+
+    subject: Subject
+    precision: str
+    calibrating: np.ndarray
+    version: int = 1
+    share: float = 0.0
+    kept: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What a format wrote.
+
+    Attributes:
+        files: What is loaded, relative to the folder of the export; the first is the one to name.
+        input: What goes in, JSON-ready, as :func:`image_input` describes it.
+        outputs: What comes out, JSON-ready, as :func:`scores_output` describes it.
+        usage: Code that loads it and classifies one image, without resfit.
+        temperature_applied: Whether the scores are divided by the temperature already.
+        notes: Sentences for the model card.
+        facts: More for ``contract.json``, JSON-ready.
+    """
+
+    files: tuple[str, ...]
+    input: dict[str, Any]
+    outputs: tuple[dict[str, Any], ...]
+    usage: str
+    temperature_applied: bool = True
+    notes: tuple[str, ...] = ()
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Format(Protocol):
+    """A module of this package that writes one format.
+
+    It may have a function ``checks(job, folder, images)`` too, which compares what the scores alone do not show and
+    returns a :class:`resfit.export.verification.Check` for each.
+    """
+
+    #: Precisions that it has.
+    PRECISIONS: tuple[str, ...]
+    #: Modules that it needs.
+    MODULES: tuple[str, ...]
+    #: The extra of resfit that brings them.
+    EXTRA: str
+    #: The distribution whose version is stated as the runtime's.
+    RUNTIME: str
+
+    def write(self, job: Job, folder: Path) -> Written:
+        """Writes the files to an empty folder."""
+        ...
+
+    def load(self, job: Job, folder: Path) -> Run:
+        """Loads what was written in the format's own runtime."""
+        ...
+
+
+def image_input(job: Job, name: str = "images", **changes: Any) -> dict[str, Any]:
+    """Returns what most formats take: RGB 0..255, channels last, any number of images.
+
+    Args:
+        job: The export.
+        name: Of the input.
+        **changes: What is different.
+    """
+    contract = job.subject.input_spec
+    return {
+        "name": name,
+        "dtype": "float32",
+        "layout": "NHWC",
+        "shape": [None, *contract.size, contract.channels],
+        "values": [0, 255],
+        "channels": {1: "grey", 3: "RGB"}.get(contract.channels, f"{contract.channels} channels"),
+        "normalisation": "inside the network",
+        **changes,
+    }
+
+
+def scores_output(job: Job, name: str = "scores") -> dict[str, Any]:
+    """Returns the description of the scores."""
+    meaning = "probability of each label on its own" if job.subject.several else "probabilities, which sum to 1"
+    return {"name": name, "dtype": "float32", "shape": [None, len(job.subject.labels)], "meaning": meaning}
+
+
+def int8_note(job: Job, kept: int) -> str:
+    """Says what int8 is here.
+
+    Args:
+        job: The export.
+        kept: Number of convolutions that stayed in float32.
+    """
+    floats = {0: "", 1: ", the first convolution"}.get(kept, f", the first {kept} convolutions")
+    return (
+        f"Calibrated on {len(job.calibrating)} images. Weights are symmetric for each output channel. Input, output, "
+        f"what is before the convolutions{floats} and what is behind the last one stay in float32."
+    )
+
+
+def usage(job: Job, *, head: str, load: str, run: str) -> str:
+    """Returns code that classifies a photo with Pillow and numpy.
+
+    Args:
+        job: The export.
+        head: Further imports.
+        load: A statement that loads the network.
+        run: An expression that gives the scores of ``images``, float32 ``(1, height, width, channels)``.
+    """
+    spec = job.subject.input_spec
+    height, width = spec.size
+    mode = "L" if spec.channels == 1 else "RGB"
+    method = f"Image.Resampling.{spec.interpolation.upper()}"
+    if spec.resize_mode == "none":
+        resize = ""
+    elif spec.resize_mode == "squash":
+        resize = f"photo = photo.resize(({width}, {height}), {method})\n"
+    else:
+        box_height, box_width = spec.resize_size
+        resize = f"""\
+scale = max({box_width} / photo.width, {box_height} / photo.height)
+photo = photo.resize((max({width}, round(photo.width * scale)), max({height}, round(photo.height * scale))), {method})
+left, top = (photo.width - {width}) // 2, (photo.height - {height}) // 2
+photo = photo.crop((left, top, left + {width}, top + {height}))
+"""
+    grey = "[..., None]" if spec.channels == 1 else ""
+    return f'''\
+import numpy as np
+{head}from PIL import Image, ImageOps
+
+{load}
+labels = open("labels.txt", encoding="utf-8").read().splitlines()
+photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("{mode}")
+{resize}images = np.asarray(photo, np.float32){grey}[None]  # values 0..255
+scores = {run}
+print(labels[scores.argmax()], scores.max())
+'''
+
+
+def check_installed(what: str, modules: tuple[str, ...], extra: str) -> None:
+    """Makes sure that packages are there, without importing them.
+
+    Args:
+        what: What needs them.
+        modules: Their modules.
+        extra: The extra of resfit that brings them.
+
+    Raises:
+        MissingDependencyError: One is not.
+    """
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise MissingDependencyError(f'{what} needs {" and ".join(missing)}. Install it: pip install "resfit[{extra}]"')
+
+
+def version(package: str) -> str:
+    """Returns name and version of an installed package; the name alone if it cannot be found."""
+    for name in (package, f"{package}-cpu"):
+        try:
+            return f"{package} {importlib.metadata.version(name)}"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return package

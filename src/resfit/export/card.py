@@ -1,0 +1,128 @@
+"""The model card of an export, as Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from resfit.export import folder as folders
+from resfit.export.base import Job, Written
+from resfit.export.verification import Verification
+
+_SHOWN_LABELS = 20
+
+
+def card(job: Job, written: Written, described: dict[str, Any], verification: Verification, size: int) -> str:
+    """Returns the text of ``README.md``.
+
+    Args:
+        job: The export.
+        written: What its format wrote.
+        described: Content of ``contract.json``.
+        verification: How it compares with Keras.
+        size: Of the network's files in bytes.
+    """
+    subject = job.subject
+    parts = [
+        f"# {subject.name}",
+        f"Image classifier of {len(subject.labels)} classes as {described['format']} in {job.precision}, "
+        f"{size / 1e6:.1f} MB. Made with resfit; nothing here needs resfit.",
+        "## Use",
+        f"```python\n{written.usage}```",
+        *([" ".join(written.notes)] if written.notes else []),
+        "## Input",
+        _input(job, described),
+        "## Output",
+        _output(job, written, described),
+        "## Compared with Keras",
+        _compared(verification),
+        "## Origin",
+        _origin(subject.facts),
+        "## Files",
+        _files(written),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _input(job: Job, described: dict[str, Any]) -> str:
+    taken = described["input"]
+    shape = ", ".join("batch" if side is None else str(side) for side in taken["shape"])
+    values = f"values {taken['values'][0]} to {taken['values'][1]}" if "values" in taken else "normalised values"
+    return (
+        f"- `{taken['name']}`: {taken['dtype']} `({shape})`, {taken['channels']}, {values}; "
+        f"normalisation {taken['normalisation']}.\n- {folders.resize_rule(job)}"
+    )
+
+
+def _output(job: Job, written: Written, described: dict[str, Any]) -> str:
+    lines = []
+    for output in described["outputs"]:
+        where = f" of `{output['of']}`" if "of" in output else ""
+        meaning = output.get("meaning", output["name"])
+        lines.append(f"- `{output['name']}`{where}: {output['dtype']}, {meaning}.")
+    value = job.subject.temperature
+    applied = "are divided by already" if written.temperature_applied else "have to be divided by"
+    lines.append(f"- Temperature {value:g}, which the logits {applied}.")
+    shown = ", ".join(" ".join(label.split()) for label in job.subject.labels[:_SHOWN_LABELS])
+    more = len(job.subject.labels) - _SHOWN_LABELS
+    lines.append(f"- Labels, in `{folders.LABELS}`: {shown}{f' and {more} more' if more > 0 else ''}.")
+    if job.subject.several:
+        lines.append("- An image may have several labels: those of a score over one half.")
+    return "\n".join(lines)
+
+
+def _compared(found: Verification) -> str:
+    lines = [
+        f"- In {found.runtime}, on {found.images} images ({found.source}).",
+        f"- Largest difference of a score: {found.difference:.1e}. Same first class: {found.agreement:.1%}.",
+    ]
+    for check in found.checks:
+        lines.append(f"- Largest difference of {check.what}: {check.difference:.1e} {check.unit}".rstrip() + ".")
+    if found.accuracy is not None and found.keras_accuracy is not None:
+        lines.append(f"- Accuracy on them: {found.accuracy:.1%}; in Keras {found.keras_accuracy:.1%}.")
+    lines.append(f"- One image took {found.latency:.1f} ms on the machine that exported it.")
+    return "\n".join(lines)
+
+
+def _origin(facts: dict[str, Any]) -> str:
+    if facts.get("kind") != "classifier":
+        return "\n".join([_weights(facts.get("weights")), *(f"- Assumed: {text}" for text in facts["assumptions"])])
+    recipe, metrics = facts["recipe"], facts["metrics"]
+    lines = [f"- {recipe['model']}, strategy {recipe['strategy']}, head {recipe['head']}, seed {recipe['seed']}."]
+    images = metrics.get("images") or {}
+    if images:
+        lines.append("- Images: " + ", ".join(f"{key} {value}" for key, value in images.items()) + ".")
+    test = metrics.get("test")
+    if isinstance(test, dict) and test.get("accuracy") is not None:
+        interval = test.get("interval")
+        between = f" (95 % interval {interval[0]:.1%} to {interval[1]:.1%})" if interval else ""
+        lines.append(f"- Accuracy on test images that nothing was chosen on: {test['accuracy']:.1%}{between}.")
+    lines.append(f"- Fingerprint of the data: `{facts['data']}`.")
+    made = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
+    lines.append(f"- Made with {made}.")
+    lines.append(
+        "- It tells apart the classes that it was fitted on, on images like those; whatever else it is shown, "
+        "it names one of them."
+    )
+    return "\n".join(lines)
+
+
+def _weights(known: dict[str, Any] | None) -> str:
+    if known is None:
+        return "- A network as it was loaded. The licence of its weights is that of their publisher."
+    data = f", trained on {known['training_data']}" if known["training_data"] else ""
+    licence = known["licence"] or "none stated for them"
+    lines = [f"- Weights {known['name']} of {known['source']}{data}; licence: {licence}."]
+    if known["top1"] is not None:
+        at = f" at {known['eval_size']} pixels" if known["eval_size"] else ""
+        lines.append(f"- Published accuracy: {known['top1']:g} % on {known['evaluated_on']}{at}.")
+    return "\n".join(lines)
+
+
+def _files(written: Written) -> str:
+    named = ", ".join(f"`{name}`" for name in written.files)
+    return (
+        f"- {named}: the network.\n"
+        f"- `{folders.CONTRACT}`: input, output, labels and temperature for programs. `{folders.LABELS}`: the labels.\n"
+        f"- `{folders.VERIFICATION}`: the comparison above for programs.\n"
+        f"- `{folders.SUMS}`: check with `sha256sum -c {folders.SUMS}`."
+    )

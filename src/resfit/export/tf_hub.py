@@ -1,0 +1,91 @@
+"""The reusable SavedModels of TensorFlow Hub: ``feature_vector/`` and ``classification/``.
+
+They take images 0..1, as TensorFlow Hub's own do, keep their batch norms and can be trained further. The
+classification gives logits, divided by the temperature.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resfit.export.base import Job, Written, image_input, usage
+from resfit.export.images import ENCODED, Images
+from resfit.export.verification import Check, Run, difference, rows
+from resfit.transfer.heads import activated
+
+PRECISIONS = ("float32",)
+MODULES = ("tensorflow",)
+EXTRA = "cpu"
+RUNTIME = "tensorflow"
+
+_FEATURES = "feature_vector"
+_CLASSES = "classification"
+
+
+def write(job: Job, folder: Path) -> Written:
+    """Writes both SavedModels."""
+    from resfit.hub.publish import publish
+
+    publish(job.subject.body, folder / _FEATURES, value_range=(0.0, 1.0))
+    publish(job.subject.logits, folder / _CLASSES, value_range=(0.0, 1.0))
+    width, count = int(job.subject.body.output_shape[-1]), len(job.subject.labels)
+    turn = "tf.nn.sigmoid" if job.subject.several else "tf.nn.softmax"
+    return Written(
+        files=(_CLASSES, _FEATURES),
+        input=image_input(job, "inputs", values=[0, 1]),
+        outputs=(
+            {"name": "outputs", "of": _CLASSES, "dtype": "float32", "shape": [None, count], "meaning": "logits"},
+            {"name": "outputs", "of": _FEATURES, "dtype": "float32", "shape": [None, width], "meaning": "features"},
+        ),
+        usage=usage(
+            job,
+            head="import tensorflow as tf\nimport tensorflow_hub as hub\n",
+            load=f'classify = hub.load("{_CLASSES}")',
+            run=f"{turn}(classify(tf.constant(images / 255)))[0].numpy()",
+        ),
+        notes=("Images have values 0..1 here, and the classification gives logits, as TensorFlow Hub's models do.",),
+    )
+
+
+def load(job: Job, folder: Path) -> Run:
+    """Loads the classification with ``tf.saved_model.load``, as ``tensorflow_hub.load`` does."""
+    classify = _loaded(folder / _CLASSES)
+    activation = job.subject.activation
+    return lambda images: activated(classify(images), activation).astype(np.float32)
+
+
+def checks(job: Job, folder: Path, images: Images) -> tuple[Check, ...]:
+    """Compares features and logits with Keras', in :mod:`resfit.hub` and, where it is installed, in tensorflow_hub."""
+    from resfit import hub
+    from resfit.engines.keras import KerasEngine
+
+    some = images.checking[:ENCODED]
+    loaders: dict[str, Any] = {"resfit.hub": hub.KerasLayer}
+    theirs = _tensorflow_hub()
+    if theirs is not None:
+        loaders["tensorflow_hub"] = theirs.load
+    found = []
+    for what, part, model in (("features", _FEATURES, job.subject.body), ("logits", _CLASSES, job.subject.logits)):
+        expected = rows(KerasEngine(model).once, some)
+        for name, loader in loaders.items():
+            received = np.asarray(loader(str(folder / part))(some.astype(np.float32) / 255))
+            found.append(Check(f"{what} in {name}", difference(received, expected)))
+    return tuple(found)
+
+
+def _tensorflow_hub() -> Any:
+    try:
+        import tensorflow_hub
+    except ImportError:  # not there, or without the setuptools that it needs
+        return None
+    return tensorflow_hub
+
+
+def _loaded(folder: Path) -> Run:
+    import tensorflow as tf
+
+    network = tf.saved_model.load(str(folder))
+    return lambda images: np.asarray(network(tf.constant(images.astype(np.float32) / 255)))

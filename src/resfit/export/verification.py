@@ -1,0 +1,176 @@
+"""Whether an export says what Keras says, on real images, in the runtime that it was written for."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+#: Largest difference from Keras' own in float32, as a share of the largest value.
+TOLERANCE = 1e-4
+#: The same of scores by precision; ``None`` is no limit. Half precision has 11 bits: each weight is off by up to 5e-4
+#: of itself, and logits add these up.
+TOLERANCES: dict[str, float | None] = {"float32": TOLERANCE, "float16": 1e-2, "int8": None}
+#: Smallest share of images of which the first class is Keras' own.
+LEAST_AGREEMENT = 0.99
+
+#: Images ``(n, height, width, channels)``, RGB 0..255, to scores ``(n, classes)``.
+Run = Callable[[np.ndarray], np.ndarray]
+
+_FEWEST_RUNS = 5
+_BATCH = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One further comparison, of features or of encoded images.
+
+    Attributes:
+        what: What was compared.
+        difference: The largest difference.
+        tolerance: What it must not pass.
+        unit: Of both.
+    """
+
+    what: str
+    difference: float
+    tolerance: float = TOLERANCE
+    unit: str = "of the largest"
+
+    @property
+    def passed(self) -> bool:
+        """Whether the difference is within the tolerance; a difference that is no number is not."""
+        return self.difference <= self.tolerance
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """How an export compares with Keras.
+
+    Attributes:
+        runtime: What ran it, with its version.
+        precision: Of the export.
+        images: Number of images.
+        source: Where they are from.
+        difference: Largest difference of a score, as a share of the largest score.
+        agreement: Share of images with the same first class. A tie that the tolerance allows counts as the same. With
+            several labels an image: share of labels about which both decide the same.
+        accuracy: Share of labelled images that the export gets right; ``None`` without labels.
+        keras_accuracy: The same for Keras.
+        latency: Median milliseconds for one image, from array to scores, on this machine.
+        checks: Further comparisons.
+    """
+
+    runtime: str
+    precision: str
+    images: int
+    source: str
+    difference: float
+    agreement: float
+    accuracy: float | None
+    keras_accuracy: float | None
+    latency: float
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with the export, in words; nothing if it agrees."""
+        found = []
+        tolerance = TOLERANCES[self.precision]
+        if tolerance is not None and not self.difference <= tolerance:
+            found.append(f"a score differs by {self.difference:.2g} of the largest, more than {tolerance:.0e}")
+        if not self.agreement >= LEAST_AGREEMENT:
+            found.append(
+                f"the first class agrees on {self.agreement:.1%} of the images, less than {LEAST_AGREEMENT:.0%}"
+            )
+        for check in self.checks:
+            if not check.passed:
+                found.append(
+                    f"{check.what} differ by {check.difference:.3g} {check.unit}, more than {check.tolerance:g}"
+                )
+        return tuple(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields, the limits and the verdict as JSON-ready values."""
+        limits = {"difference": TOLERANCES[self.precision], "agreement": LEAST_AGREEMENT}
+        return {
+            **dataclasses.asdict(self),
+            "checks": [{**dataclasses.asdict(check), "passed": check.passed} for check in self.checks],
+            "limits": limits,
+            "passed": not self.problems,
+        }
+
+
+def rows(run: Run, images: np.ndarray) -> np.ndarray:
+    """Runs a network on images, batch by batch.
+
+    Args:
+        run: The network.
+        images: uint8 ``(n, height, width, channels)``.
+
+    Returns:
+        float32 ``(n, ...)``.
+    """
+    starts = range(0, len(images), _BATCH)
+    return np.concatenate([run(images[start : start + _BATCH].astype(np.float32)) for start in starts])
+
+
+def difference(received: np.ndarray, expected: np.ndarray) -> float:
+    """Returns the largest difference as a share of the largest value; infinity for what has no number or shape."""
+    if received.shape != expected.shape or not np.isfinite(received).all():
+        return float("inf")
+    away = np.abs(received.astype(np.float64) - expected).max(initial=0.0)
+    return float(away / max(np.abs(expected).max(initial=0.0), 1e-12))
+
+
+def agreement(
+    received: np.ndarray, expected: np.ndarray, *, precision: str = "float32", several: bool = False
+) -> float:
+    """Returns the share of images about which two sets of scores agree; see :class:`Verification`.
+
+    Args:
+        received: Scores ``(n, classes)``.
+        expected: Scores of the same shape.
+        precision: Classes whose expected scores lie within twice its tolerance are tied; none in int8.
+        several: Whether each label is a decision of its own.
+    """
+    if received.shape != expected.shape or not np.isfinite(received).all():
+        return 0.0
+    if several:
+        return float(np.mean((received > 0.5) == (expected > 0.5)))
+    slack = 2 * (TOLERANCES[precision] or 0.0) * expected.max(initial=0.0)
+    chosen = expected[np.arange(len(expected)), received.argmax(axis=1)]
+    return float(np.mean(chosen >= expected.max(axis=1) - slack))
+
+
+def accuracy(scores: np.ndarray, labels: np.ndarray) -> float | None:
+    """Returns the share of labelled images whose first class is right; ``None`` without labels.
+
+    Args:
+        scores: Array ``(n, classes)``.
+        labels: ``n`` true classes, -1 where one is not known.
+    """
+    known = labels >= 0
+    return float(np.mean(scores[known].argmax(axis=1) == labels[known])) if known.any() else None
+
+
+def latency(run: Run, image: np.ndarray, seconds: float = 0.5) -> float:
+    """Returns the median time for one image in milliseconds.
+
+    Args:
+        run: The export.
+        image: uint8 ``(height, width, channels)``.
+        seconds: Time to measure, after a first run that does not count.
+    """
+    batch = image[None].astype(np.float32)
+    run(batch)
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < _FEWEST_RUNS or time.perf_counter() < end:
+        begin = time.perf_counter()
+        run(batch)
+        times.append(time.perf_counter() - begin)
+    return 1000 * float(np.median(times))
