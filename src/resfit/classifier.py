@@ -432,13 +432,14 @@ class Classifier:
         if source is not None:
             found = self.embed(source)
             return neighbours.References(found.features, found.labels, found.paths)
-        content = self._attachments.get(neighbours.REFERENCES, b"")
-        if not content:
+        kept = self.references
+        if kept is None:
             raise ArgumentError(
-                f"examples need training images. Received: a classifier without {neighbours.REFERENCES}. "
+                f"examples need training images. Received: a classifier without {artifact.REFERENCES}. "
                 "Pass references=, a folder of them."
             )
-        return neighbours.read_references(content, self.classes)
+        names = tuple(self.classes[label] if label >= 0 else None for label in kept.labels)
+        return neighbours.References(kept.features, names, (None,) * len(names), kept.thumbnails)
 
     def body(self) -> keras.Model:
         """Returns the network without its head: RGB 0..255 in, features ``(batch, features)`` out."""

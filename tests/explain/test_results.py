@@ -7,9 +7,8 @@ from PIL import Image
 
 from resfit import classifier
 from resfit.cli import main
-from resfit.errors import ArgumentError, ArtifactError
+from resfit.errors import ArgumentError
 from resfit.explain import References, nearest, overlay
-from resfit.explain.neighbours import REFERENCES, read_references
 from tests.pictures import picture, tiny_body, write_folder
 
 
@@ -68,53 +67,25 @@ def test_examples_from_a_folder(fitted, folder):
     assert found[0].similarity == pytest.approx(1, abs=1e-4)
     assert [example.label for example in found] == ["red"] * 3
     assert found[1].similarity >= found[2].similarity
+
+
+def test_examples_need_references(folder):
+    without = classifier.fit(folder, model=tiny_body(), references=False)
     with pytest.raises(ArgumentError, match=r"Pass references="):
-        fitted.explain([folder / "red" / "001.png"], examples=3)
+        without.explain([folder / "red" / "001.png"], examples=3)
 
 
-def npz(**arrays):
-    file = io.BytesIO()
-    np.savez(file, **arrays)
-    return file.getvalue()
-
-
-def test_examples_that_the_classifier_holds(fitted, folder):
-    embedding = fitted.embed(folder)
-    labels = np.array([fitted.classes.index(label) for label in embedding.labels])
-    jpegs = [f"jpeg {number}".encode() for number in range(len(labels))]
-    offsets = np.cumsum([0, *map(len, jpegs)])
-    content = npz(
-        features=embedding.features.astype(np.float16),
-        labels=labels,
-        thumbnails=np.frombuffer(b"".join(jpegs), np.uint8),
-        offsets=offsets,
-    )
-    known = read_references(content, fitted.classes)
-    assert known.labels == embedding.labels
-    assert known.thumbnails[13] == b"jpeg 13"
-    found = nearest(known, embedding.features[[5, 20]], 2)
-    assert [row[0].position for row in found] == [5, 20]
-    assert found[1][0].thumbnail == b"jpeg 20"
-    fitted._attachments[REFERENCES] = content
-    again = fitted.explain([embedding.paths[5]], examples=1)[0].examples[0]
-    del fitted._attachments[REFERENCES]
-    assert (again.position, again.thumbnail) == (5, b"jpeg 5")
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"PK nonsense",
-        npz(features=np.zeros((3, 4))),
-        npz(features=np.zeros((3, 4)), labels=np.zeros(2, int)),
-        npz(features=np.zeros((3, 4)), labels=np.array([{}, {}, {}], object)),
-        npz(features=np.zeros((2, 4)), labels=np.zeros(2, int), thumbnails=np.zeros(9, np.uint8), offsets=[0, 5, 99]),
-    ],
-)
-def test_damaged_references(content):
-    with pytest.raises(ArtifactError, match=r"references\.npz cannot be read"):
-        read_references(content, ("a", "b"))
+def test_examples_that_the_classifier_holds(fitted):
+    kept = fitted.references
+    found = nearest(fitted._references(None), kept.features[[5, 12]], 2)
+    assert [row[0].position for row in found] == [5, 12]
+    assert found[1][0].thumbnail == kept.thumbnails[12]
+    assert found[1][0].label == fitted.classes[kept.labels[12]]
+    assert found[1][0].similarity > found[1][1].similarity
+    with Image.open(io.BytesIO(kept.thumbnails[5])) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    again = fitted.explain([pixels], examples=1)[0].examples[0]
+    assert again.label == fitted.classes[kept.labels[5]]
 
 
 def test_references_of_another_network():

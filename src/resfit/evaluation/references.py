@@ -13,6 +13,7 @@ import numpy as np
 
 from resfit.data.thumbnails import SIDE, thumbnails
 from resfit.errors import ArtifactError
+from resfit.transfer.prototypes import closest
 
 #: Most training images that are kept.
 MAX_ROWS = 1000
@@ -40,7 +41,7 @@ class References:
     thumbnails: tuple[bytes, ...]
 
     def nearest(self, rows: np.ndarray, count: int = 5) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the training images whose features point most nearly the same way.
+        """Returns the training images whose features are nearest (:func:`resfit.transfer.prototypes.closest`).
 
         Args:
             rows: Features ``(n, features)``.
@@ -49,9 +50,7 @@ class References:
         Returns:
             Positions ``(n, count)``, nearest first, and their cosines.
         """
-        cosines = unit(rows) @ unit(self.features).T
-        order = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
-        return order, np.take_along_axis(cosines, order, axis=1)
+        return closest(self.features, rows, count)
 
     def to_bytes(self) -> bytes:
         """Returns them as the content of an ``.npz`` file."""

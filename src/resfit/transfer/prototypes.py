@@ -168,6 +168,23 @@ def directions(features: np.ndarray, centre: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _TINY)
 
 
+def closest(known: np.ndarray, features: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns for each row the known rows that point most nearly the same way from the mean of all known ones.
+
+    Args:
+        known: Array ``(m, features)``.
+        features: Array ``(n, features)``.
+        count: How many for each.
+
+    Returns:
+        Positions in ``known``, ``(n, count)``, nearest first, and the cosines.
+    """
+    centre = np.asarray(known, np.float32).mean(axis=0)
+    cosines = directions(features, centre) @ directions(known, centre).T
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
+    return order, np.take_along_axis(cosines, order, axis=1)
+
+
 def _direction_layers(centre: np.ndarray) -> list[Any]:
     import keras
 
