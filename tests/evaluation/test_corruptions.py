@@ -141,8 +141,9 @@ def test_figures_by_site(fitted, tmp_path):
     assert (south.value, south.figures.overall["accuracy"].value) == ("south", 0.0)
     with pytest.raises(DataError, match="must have a column 'sight'"):
         by_column(judged, table, "sight")
+    plain = write_folder(tmp_path / "plain", each=2)
     with pytest.raises(DataError, match="CSV file"):
-        by_column(judged, tmp_path, "site")
+        by_column(judge(fitted, plain), plain, "site")
 
 
 def test_one_part_of_a_split(fitted, tmp_path):
