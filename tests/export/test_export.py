@@ -18,6 +18,7 @@ import pytest
 from resfit import engines
 from resfit import export as exports
 from resfit.errors import ArgumentError, DataError, ExportError
+from resfit.evaluation.calibrated import Calibration
 from resfit.export import images as real_images
 from resfit.export import subject, verification
 from tests.export import elsewhere, networks
@@ -42,7 +43,7 @@ def test_folder_holds_all_that_has_to_travel(classifier, made):
     assert (contract["format"], contract["precision"], contract["files"]) == ("onnx", "float32", ["model.onnx"])
     assert contract["input"]["shape"] == [None, 32, 32, 3]
     assert contract["image"]["mean"] == list(classifier.input_spec.mean)
-    assert contract["temperature"] == {"value": 1.0, "applied": True}
+    assert contract["temperature"] == {"value": classifier.temperature, "applied": True}
     assert contract["labels"] == ["blue", "green", "red"]
     assert (made.folder / "labels.txt").read_text("utf-8") == "blue\ngreen\nred\n"
     card = (made.folder / "README.md").read_text("utf-8")
@@ -85,7 +86,7 @@ def test_network_is_left_as_it_was(classifier, made):
 def test_temperature_is_in_the_network(classifier, tmp_path, monkeypatch):
     import onnxruntime
 
-    monkeypatch.setattr(classifier, "temperature", 2.5, raising=False)
+    monkeypatch.setattr(classifier, "calibration", Calibration(2.5))
     exports.export(classifier, tmp_path / "out", format="onnx")
     assert elsewhere.contract_of(tmp_path / "out")["temperature"] == {"value": 2.5, "applied": True}
     images = coloured(5)[0].astype(np.float32)
@@ -96,7 +97,7 @@ def test_temperature_is_in_the_network(classifier, tmp_path, monkeypatch):
     received = session.run(["scores"], {"images": images})[0]
     np.testing.assert_allclose(received, cooled, atol=1e-5)
     assert np.abs(received - plain).max() > 0.005
-    monkeypatch.setattr(classifier, "temperature", -1.0)
+    monkeypatch.setattr(classifier, "calibration", Calibration(-1.0))
     with pytest.raises(ArgumentError, match="temperature must be positive"):
         exports.export(classifier, tmp_path / "more", format="onnx")
 

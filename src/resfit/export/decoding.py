@@ -2,12 +2,13 @@
 
 The same steps as :mod:`resfit.data.decode`, which uses Pillow: the JPEG decoder works at a fraction of the size where
 that is enough, the EXIF orientation is applied, transparent pixels are laid over white, and the image is resized
-antialiased, first along its rows and then along its columns, rounded to eight bits after each. What is left is how
-the two resizers round, see :data:`TOLERANCE`.
+antialiased, first along its rows and then along its columns, rounded to eight bits after each. A PNG of 16 bits keeps
+them all and is rounded nowhere. What is left is how the two resizers round, see :data:`TOLERANCE`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -40,10 +41,10 @@ def decode_batch(encoded: Any, spec: InputSpec) -> Any:
         spec: A contract that is supported.
 
     Returns:
-        uint8 ``(batch, height, width, channels)``, RGB or grey.
+        float32 ``(batch, height, width, channels)``, RGB or grey, 0..255.
     """
     shape = (*spec.size, spec.channels)
-    one = tf.TensorSpec(shape, tf.uint8)
+    one = tf.TensorSpec(shape, tf.float32)
     images = tf.map_fn(lambda data: decode(data, spec), encoded, fn_output_signature=one, parallel_iterations=8)
     return tf.ensure_shape(images, (None, *shape))
 
@@ -56,15 +57,35 @@ def decode(encoded: Any, spec: InputSpec) -> Any:
         spec: A contract that is supported.
 
     Returns:
-        uint8 ``(height, width, channels)``.
+        float32 ``(height, width, channels)``, 0..255; whole numbers but for a PNG of 16 bits.
     """
+    is_deep = tf.equal(tf.strings.substr(encoded, 0, 4), b"\x89PNG") & tf.equal(_byte(encoded, 24), b"\x10")
+    image = tf.cond(is_deep, lambda: _deep(encoded, spec), lambda: tf.cast(_shallow(encoded, spec), tf.float32))
+    return tf.ensure_shape(image, (*spec.size, spec.channels))
+
+
+def _byte(encoded: Any, place: int) -> Any:
+    longer = tf.strings.join([encoded, bytes(place + 1)])  # of an image that ends before it, too
+    return tf.strings.substr(longer, place, 1)
+
+
+def _shallow(encoded: Any, spec: InputSpec) -> Any:
     is_jpeg = tf.equal(tf.strings.substr(encoded, 0, 2), b"\xff\xd8")
     image = tf.cond(is_jpeg, lambda: _jpeg(encoded, spec), lambda: _png(encoded))
     if spec.channels == 1:
         # the weights of Pillow's conversion, of 2**16
         weighted = tf.reduce_sum(tf.cast(image, tf.int32) * [19595, 38470, 7471], axis=-1, keepdims=True)
         image = tf.cast(tf.bitwise.right_shift(weighted + 0x8000, 16), tf.uint8)
-    return tf.ensure_shape(_resized(image, spec), (*spec.size, spec.channels))
+    return _resized(image, spec, _eight_bits)
+
+
+def _deep(encoded: Any, spec: InputSpec) -> Any:
+    values = tf.cast(tf.io.decode_png(encoded, channels=4, dtype=tf.uint16), tf.float32)
+    alpha = values[..., 3:] / 65535
+    image = (values[..., :3] * alpha + 65535 * (1 - alpha)) / 257
+    if spec.channels == 1:
+        image = tf.reduce_sum(image * [0.299, 0.587, 0.114], axis=-1, keepdims=True)
+    return tf.clip_by_value(_resized(image, spec, lambda values: values), 0, 255)
 
 
 def _jpeg(encoded: Any, spec: InputSpec) -> Any:
@@ -141,8 +162,8 @@ def _turned(image: Any, orientation: Any) -> Any:
     )
 
 
-def _resized(image: Any, spec: InputSpec) -> Any:
-    """Resizes and crops as :func:`resfit.data.decode.resize` does."""
+def _resized(image: Any, spec: InputSpec, rounded: Callable[[Any], Any]) -> Any:
+    """Resizes and crops as :func:`resfit.data.decode.resize` does, and rounds after each of the two axes."""
     if spec.resize_mode == "none":
         return image
     source = tf.cast(tf.shape(image)[:2], tf.float64)
@@ -155,16 +176,16 @@ def _resized(image: Any, spec: InputSpec) -> Any:
         offset = tf.floor((full - target) / 2)
     kernel = _KERNELS[spec.interpolation]
     for axis in (1, 0):
-        image = _along(image, axis, spec.size[axis], full[axis] / source[axis], -offset[axis], kernel)
+        image = rounded(_along(image, axis, spec.size[axis], full[axis] / source[axis], -offset[axis], kernel))
     return image
 
 
 def _along(image: Any, axis: int, size: int, scale: Any, shift: Any, kernel: str) -> Any:
-    """Resizes along one axis and rounds to eight bits."""
+    """Resizes along one axis, to float32."""
     one = tf.constant(1.0, tf.float64)
     none = tf.constant(0.0, tf.float64)
     sides = tf.shape(image)[:2]
-    resized = tf.raw_ops.ScaleAndTranslate(
+    return tf.raw_ops.ScaleAndTranslate(
         images=tf.cast(image, tf.float32)[None],
         size=tf.stack([size, sides[1]] if axis == 0 else [sides[0], size]),
         scale=tf.cast(tf.stack([scale, one] if axis == 0 else [one, scale]), tf.float32),
@@ -172,7 +193,6 @@ def _along(image: Any, axis: int, size: int, scale: Any, shift: Any, kernel: str
         kernel_type=kernel,
         antialias=True,
     )[0]
-    return _eight_bits(resized)
 
 
 def _eight_bits(values: Any) -> Any:
