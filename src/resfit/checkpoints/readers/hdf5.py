@@ -27,7 +27,7 @@ from resfit.checkpoints.readers import hdf5_child
 from resfit.errors import CheckpointError
 
 #: Seconds of computing that looking through a file may take.
-SECONDS = 8.0
+SECONDS = 3.0
 # A busy machine may take so many times as long for them.
 _PATIENCE = 6
 # A larger file may take longer: so many bytes in each further second.
