@@ -1,0 +1,182 @@
+"""The images of a fit: which can be used, how they are split, what they show, and what is wrong with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from resfit import artifact, checking
+from resfit.data import split as splits
+from resfit.data.image_set import ImageSet, Skipped
+from resfit.errors import DataError
+from resfit.evaluation.judged import label_names, targets
+from resfit.files import atomic_open
+from resfit.preprocessing import InputSpec
+from resfit.transfer import features as feature_store
+from resfit.transfer import strategies
+
+
+class Used:
+    """Which files could be used, and what became of the others."""
+
+    def __init__(self, found: feature_store.Features | strategies.Prepared, rows: np.ndarray):
+        self.rows, self.indices, self.skipped = rows, found.indices, found.skipped
+        self.computed, self.reused, self.engine = found.computed, found.reused, found.engine
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Material:
+    """The images that a fit learns from and is measured on.
+
+    Attributes:
+        images: Those that can be used; ``n`` of them.
+        parts: How they are split.
+        classes: Names of the classes, or of the labels where an image may have several.
+        targets: float32 array ``(n, classes)`` of 0 and 1.
+        separator: What stands between the labels of an image; empty for one label an image.
+    """
+
+    images: ImageSet
+    parts: splits.Split
+    classes: tuple[str, ...]
+    targets: np.ndarray
+    separator: str
+
+    @functools.cached_property
+    def everything(self) -> np.ndarray:
+        """Positions of what is not for testing."""
+        return np.sort(np.concatenate([self.parts.train, self.parts.val]))
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels."""
+        return bool(self.separator)
+
+    def labels(self, positions: np.ndarray) -> np.ndarray:
+        """Returns what heads learn: numbers of classes ``(n,)``, or with several labels an image rows of targets.
+
+        Args:
+            positions: Of the images.
+        """
+        rows = self.targets[positions]
+        return rows if self.several else rows.argmax(axis=1)
+
+    def groups(self, positions: np.ndarray) -> list[str | None]:
+        """Returns what images belong to.
+
+        Args:
+            positions: Of the images.
+        """
+        return [self.images.groups[position] for position in positions]
+
+
+def material_of(images: ImageSet, parts: splits.Split, separator: str) -> Material:
+    """Returns images with what they show.
+
+    Args:
+        images: Those that can be used.
+        parts: How they are split.
+        separator: What stands between the labels of an image; empty for one label an image.
+
+    Raises:
+        DataError: A class has no image to learn from.
+    """
+    classes = label_names(images, separator)
+    found = Material(images, parts, classes, targets(images, classes, separator), separator)
+    counts = found.targets[found.everything].sum(axis=0)
+    empty = [name for name, count in zip(classes, counts, strict=True) if count == 0]
+    if empty:
+        raise DataError(f"each class needs a usable training image. Received none for: {', '.join(empty[:8])}.")
+    return found
+
+
+def split(images: ImageSet, val: float, test: float, seed: int) -> splits.Split:
+    """Splits a set.
+
+    Args:
+        images: The set.
+        val: Share of what is not for testing to choose on.
+        test: Share to measure on, where the set does not state it.
+        seed: Of the split.
+    """
+    labelled = np.flatnonzero(images.labels >= 0)
+    stated = sum(images.splits[position] == "test" for position in labelled) / max(1, len(labelled))
+    return splits.split(images, val=val * (1 - (stated or test)), test=test, seed=seed)
+
+
+def check_skipped(skipped: Sequence[Skipped], found: int, most: float, table: bytes, out: Path | None) -> None:
+    """Stops where too many images are unusable, and leaves the list of them behind.
+
+    Args:
+        skipped: Those that cannot be used.
+        found: How many there are, with these.
+        most: Largest share that is put up with.
+        table: The list, as a file.
+        out: Where the classifier would go.
+
+    Raises:
+        DataError: There are too many.
+    """
+    if len(skipped) <= most * found:
+        return
+    where = f"such as {skipped[0].path}: {skipped[0].reason}"
+    if out is not None:
+        # an earlier classifier stays as it is
+        target = (
+            out.with_name(f"{out.name}.{artifact.SKIPPED}") if artifact.is_artifact(out) else out / artifact.SKIPPED
+        )
+        with atomic_open(target) as file:
+            file.write(table)
+        where += f"; all are listed in {target}"
+    raise DataError(
+        f"at most {most:.0%} of the images may be unusable. Received: {len(skipped)} of {found} "
+        f"({len(skipped) / max(found, 1):.1%}), {where}. Repair or remove them, or raise max_skipped."
+    )
+
+
+class Checker:
+    """The data checks of a fit: duplicates first, for the split needs them, and the rest when there is a head.
+
+    Attributes:
+        together: The images, with those that are alike in one group.
+
+    Args:
+        images: Those that can be used.
+        extracted: Their features; ``None`` measures them without.
+        contract: The network's input contract.
+        cache: As :func:`resfit.fit` takes it.
+        progress: Called as images get done.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        extracted: feature_store.Features | None,
+        contract: InputSpec,
+        cache: bool | str | Path,
+        progress: feature_store.Progress | None,
+    ):
+        found = extracted or feature_store.measure(images.paths, contract, cache=cache, progress=progress)
+        if extracted is None and len(found.indices) < len(images):
+            raise DataError(f"images changed while they were read, such as {found.skipped[0].path}. Start again.")
+        self._images, self._records = images, found.records
+        self._rows = np.asarray(found.rows)
+        self._same = checking.duplicates(found.digests, found.records, self._rows if extracted else None)
+        self.together = checking.together(images, self._same)
+
+    def examine(self, several: bool, seed: int, skipped: Sequence[Skipped]) -> checking.Checks:
+        """Looks for everything.
+
+        Args:
+            several: Whether an image may have several labels.
+            seed: Of the folds.
+            skipped: Images that cannot be used.
+        """
+        images = self._images
+        if several:  # labels that stand together are no classes to be told apart
+            images = dataclasses.replace(images, labels=np.full(len(images), -1))
+        return checking.examine(images, self._rows, self._records, self._same, seed=seed, skipped=skipped)
