@@ -166,7 +166,7 @@ def fit(
         say=journal.note,
         records=check,
     )
-    settings, folder, prepared, extracted = None, None, None, None
+    settings, folder, prepared = None, None, None
     if choice.probes:
         extracted = feature_store.extract(
             body, images, engine=engine, cache=cache, batch_size=batch_size, progress=progress, records=check
@@ -177,7 +177,7 @@ def fit(
         settings, folder = choice.settings(images, count, out, cache, journal)
         assert settings is not None
         prepared = strategies.prepare(body, images.paths, settings, running)
-        used = Used(prepared, np.zeros((0, 0), np.float32))
+        used = Used(prepared)
     journal.lap("features" if choice.probes else "frozen part")
     found = len(images) + len(images.skipped)
     skipped = privacy.shown_skipped(images, (*images.skipped, *used.skipped))
@@ -185,7 +185,7 @@ def fit(
     check_skipped(skipped, found, max_skipped, skipped_csv, None if out is None else Path(out))
 
     kept = images.subset(used.indices)
-    checker = Checker(kept, extracted, body.input_spec, cache, progress) if check else None
+    checker = Checker(kept, used) if check else None
     parts = split(checker.together if checker else kept, val_share if choice.tunes else 0.0, test_share, seed)
     if choice.tunes and not len(parts.val):
         raise DataError("fine-tuning needs validation images, and the data is too small to set some aside.")

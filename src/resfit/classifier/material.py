@@ -15,17 +15,22 @@ from resfit.data.image_set import ImageSet, Skipped
 from resfit.errors import DataError
 from resfit.evaluation.judged import label_names, targets
 from resfit.files import atomic_open
-from resfit.preprocessing import InputSpec
 from resfit.transfer import features as feature_store
 from resfit.transfer import strategies
 
 
 class Used:
-    """Which files could be used, and what became of the others."""
+    """Which files could be used, what was measured of them, and what became of the others.
 
-    def __init__(self, found: feature_store.Features | strategies.Prepared, rows: np.ndarray):
-        self.rows, self.indices, self.skipped = rows, found.indices, found.skipped
+    Attributes:
+        rows: Features of the images ``(n, features)``; without columns where there are none.
+    """
+
+    def __init__(self, found: feature_store.Features | strategies.Prepared, rows: np.ndarray | None = None):
+        self.indices, self.skipped = found.indices, found.skipped
+        self.digests, self.records = found.digests, found.records
         self.computed, self.reused, self.engine = found.computed, found.reused, found.engine
+        self.rows = np.zeros((len(found.indices), 0), np.float32) if rows is None else rows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -146,26 +151,12 @@ class Checker:
 
     Args:
         images: Those that can be used.
-        extracted: Their features; ``None`` measures them without.
-        contract: The network's input contract.
-        cache: As :func:`resfit.fit` takes it.
-        progress: Called as images get done.
+        used: What was measured of them.
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        extracted: feature_store.Features | None,
-        contract: InputSpec,
-        cache: bool | str | Path,
-        progress: feature_store.Progress | None,
-    ):
-        found = extracted or feature_store.measure(images.paths, contract, cache=cache, progress=progress)
-        if extracted is None and len(found.indices) < len(images):
-            raise DataError(f"images changed while they were read, such as {found.skipped[0].path}. Start again.")
-        self._images, self._records = images, found.records
-        self._rows = np.asarray(found.rows)
-        self._same = checking.duplicates(found.digests, found.records, self._rows if extracted else None)
+    def __init__(self, images: ImageSet, used: Used):
+        self._images, self._records, self._rows = images, used.records, np.asarray(used.rows)
+        self._same = checking.duplicates(used.digests, used.records, used.rows if used.rows.shape[1] else None)
         self.together = checking.together(images, self._same)
 
     def examine(self, several: bool, seed: int, skipped: Sequence[Skipped]) -> checking.Checks:
