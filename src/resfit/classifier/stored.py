@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,45 +13,41 @@ from resfit.evaluation.calibrated import Calibration
 from resfit.preprocessing import InputSpec
 
 if TYPE_CHECKING:
-    import keras
+    pass
 
 
-def write(
-    folder: Path,
-    *,
-    model: keras.Model,
-    classes: Sequence[str],
-    input_spec: InputSpec,
-    recipe: Recipe,
-    metrics: dict[str, Any],
-    fingerprint: str,
-    versions: dict[str, str],
-    attachments: dict[str, bytes],
-    calibration: Calibration,
-) -> None:
-    """Writes the parts of a classifier, as its constructor takes them, whole or not at all.
+def write(folder: Path, classifier: Any, attachments: dict[str, bytes]) -> None:
+    """Writes the parts of a classifier, whole or not at all.
+
+    Args:
+        folder: A new or empty folder, or an earlier classifier, which is replaced.
+        classifier: A :class:`resfit.Classifier`.
+        attachments: Its further files.
 
     Raises:
         ArgumentError: Something else stands there.
         OSError: It cannot be written.
     """
-    architecture = getattr(model, "architecture", None)
+    architecture = getattr(classifier.model, "architecture", None)
     description = {
-        "classes": list(classes),
-        "input": input_spec.to_dict(),
+        "classes": list(classifier.classes),
+        "input": classifier.input_spec.to_dict(),
         "architecture": None if architecture is None else architecture.to_dict(),
-        "recipe": dataclasses.asdict(recipe),
-        "temperature": calibration.temperature,
-        "calibration": calibration.to_dict(),
-        "metrics": metrics,
-        "data": fingerprint,
-        "versions": versions,
+        "recipe": dataclasses.asdict(classifier.recipe),
+        "temperature": classifier.calibration.temperature,
+        "calibration": classifier.calibration.to_dict(),
+        "metrics": classifier.metrics,
+        "data": classifier.fingerprint,
+        "versions": classifier.versions,
     }
-    artifact.write(folder, model.save, description, attachments)
+    artifact.write(folder, classifier.model.save, description, attachments)
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Returns what :func:`write` was given.
+    """Returns the parts of a classifier, as its constructor takes them.
+
+    Args:
+        folder: A folder that :func:`write` wrote.
 
     Raises:
         ArtifactError: It is missing, incomplete, damaged or of another format.

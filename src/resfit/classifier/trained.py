@@ -363,18 +363,7 @@ class Classifier:
             ArgumentError: Something else stands there.
             OSError: It cannot be written.
         """
-        stored.write(
-            Path(path),
-            model=self.model,
-            classes=self.classes,
-            input_spec=self.input_spec,
-            recipe=self.recipe,
-            metrics=self.metrics,
-            fingerprint=self.fingerprint,
-            versions=self.versions,
-            attachments=self._attachments,
-            calibration=self.calibration,
-        )
+        stored.write(Path(path), self, self._attachments)
 
     def export(self, out: str | os.PathLike[str], *, format: str = "tf_saved_model", **options: Any) -> Any:
         """Writes the classifier for another runtime, and compares the result with Keras there.
