@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from resfit.cli import console
-from resfit.cli.options import Engine
 
 _MODULES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
 
@@ -30,7 +29,7 @@ def serve(
         str, typer.Option("--host", help="Address to listen on; 0.0.0.0 lets other machines in.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes a free one.")] = 8080,
-    engine: Engine = "auto",
+    engine: Annotated[str, typer.Option("--engine", help="auto, keras, openvino, onnxruntime or litert.")] = "auto",
     name: Annotated[str, typer.Option("--name", help="Name of the model, where one is served.")] = "",
     token_file: Annotated[
         Path | None,
