@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from resfit.cli import console
+from resfit.cli.options import Json
 
 if TYPE_CHECKING:
     from resfit.engines.benchmark import Measurement
@@ -40,7 +41,7 @@ def benchmark(
     seconds: Annotated[float, typer.Option(help="Time of each measurement.")] = 3.0,
     threads: Annotated[int | None, typer.Option(help="Number of threads. Default: one a core.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights and images.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Measure the engines: throughput, latency, memory and share of the arithmetic peak."""
     from resfit.engines import benchmark as benchmarks

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from resfit.cli import console
-from resfit.cli.classify import BatchSize, Engine, Json, NoCache
+from resfit.cli.options import BatchSize, Engine, Json, Labelled, NoCache
 
 if TYPE_CHECKING:
     from resfit.checking import Checks
@@ -26,12 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def check(
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder of class folders, also with train/ val/ test/ inside; or a CSV of path,label[,split,group]."
-        ),
-    ],
+    folder: Labelled,
     report: Annotated[
         Path | None, typer.Option(help="Write a page with pictures of what was found to this .html file.")
     ] = None,

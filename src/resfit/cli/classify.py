@@ -8,8 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resfit.cli import console, medical
+from resfit.cli import asking, console, medical
 from resfit.cli.medical import Frame, Plane, Series, Spacing, Window
+from resfit.cli.options import (
+    Artifact,
+    BatchSize,
+    Engine,
+    Images,
+    Json,
+    LabelColumn,
+    Labelled,
+    NoCache,
+    PathColumn,
+    SplitColumn,
+)
 
 if TYPE_CHECKING:
     from resfit.classifier import Classifier, Prediction
@@ -19,12 +31,6 @@ if TYPE_CHECKING:
     from resfit.evaluation.resampling import Figure
     from resfit.report import Findings
     from resfit.transfer.recipes import Recipe
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-Engine = Annotated[str, typer.Option(help="auto, keras, openvino, onnxruntime or litert.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Images in one pass. Default: by their size.")]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither use nor keep features on disk.")]
-Artifact = Annotated[Path, typer.Argument(help="A folder that `resfit fit` wrote.", metavar="OUT")]
 
 _SHOWN_SKIPPED = 5
 
@@ -42,12 +48,7 @@ def register(app: typer.Typer) -> None:
 
 
 def fit(
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder of class folders, also with train/ val/ test/ inside; or a CSV of path,label[,split,group]."
-        ),
-    ],
+    folder: Labelled,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write the classifier to; needed but for --dry-run.")
     ] = None,
@@ -105,9 +106,9 @@ def fit(
     engine: Engine = "auto",
     batch_size: BatchSize = None,
     no_cache: NoCache = False,
-    path_column: Annotated[str, typer.Option(help="Column of a CSV with the path.")] = "path",
-    label_column: Annotated[str, typer.Option(help="Column of a CSV with the class.")] = "label",
-    split_column: Annotated[str, typer.Option(help="Column of a CSV with train, val or test.")] = "split",
+    path_column: PathColumn = "path",
+    label_column: LabelColumn = "label",
+    split_column: SplitColumn = "split",
     group_column: Annotated[
         str | None,
         typer.Option(help="Column of a CSV with what must stay together. Default: group, patient or patient_id."),
@@ -191,7 +192,7 @@ def predict(
             help="A folder that `resfit fit` wrote; or a published network: name, handle, file.", metavar="OUT"
         ),
     ],
-    images: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
+    images: Images,
     top: Annotated[int, typer.Option(min=1, help="Classes to list for each image.")] = 1,
     views: Annotated[
         int, typer.Option(min=1, max=10, help="Views of each image to average over (test-time augmentation).")
@@ -208,9 +209,7 @@ def predict(
     """Say what is on images."""
     from resfit import published
 
-    console.load_tensorflow()
-    classifier = published.load(source)
-    medical.print_notice(classifier.metrics)
+    classifier = asking.opened(published.load, source)
     with console.progress() as progress:
         predictions = classifier.predict(
             images,
@@ -221,7 +220,6 @@ def predict(
             batch_size=batch_size,
             progress=progress,
         )
-    failed = [prediction for prediction in predictions if prediction.error]
     if csv is not None:
         _write_csv(csv, predictions)
     if as_json:
@@ -237,11 +235,7 @@ def predict(
     for item in predictions:
         if item.unlike_training:
             console.message(f"Unlike the training images, not to be relied on: {console.printable(item.path)}")
-    for item in failed:
-        console.message(f"Skipped {console.printable(item.path)}: {item.error}")
-    named = {path for path in images if not path.is_dir()}
-    if len(failed) == len(predictions) or any(item.path in named for item in failed):
-        raise typer.Exit(1)
+    asking.end_with_unusable(predictions, images)
 
 
 def evaluate(
@@ -275,9 +269,9 @@ def evaluate(
     engine: Engine = "auto",
     batch_size: BatchSize = None,
     no_cache: NoCache = False,
-    path_column: Annotated[str, typer.Option(help="Column of a CSV with the path.")] = "path",
-    label_column: Annotated[str, typer.Option(help="Column of a CSV with the class.")] = "label",
-    split_column: Annotated[str, typer.Option(help="Column of a CSV with train, val or test.")] = "split",
+    path_column: PathColumn = "path",
+    label_column: LabelColumn = "label",
+    split_column: SplitColumn = "split",
     group_column: Annotated[str, typer.Option(help="Column of a CSV with what is drawn together.")] = "group",
     as_json: Json = False,
 ) -> None:
@@ -285,9 +279,7 @@ def evaluate(
     from resfit import report as reports
     from resfit.classifier import Classifier
 
-    console.load_tensorflow()
-    classifier = Classifier.load(artifact)
-    medical.print_notice(classifier.metrics)
+    classifier = asking.opened(Classifier.load, artifact)
     with console.progress() as progress:
         found = reports.measure(
             classifier,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resfit.cli import console
+from resfit.cli.options import Json
 
 if TYPE_CHECKING:
     from resfit.architecture.spec import ArchitectureSpec
@@ -51,7 +52,7 @@ def convert(
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Read the result back and compare the outputs.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Convert the weights of a residual network, whatever they come in."""
     console.load_tensorflow()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resfit.cli import console, medical
-from resfit.cli.classify import Artifact, BatchSize, Json
+from resfit.cli import asking, console, medical
+from resfit.cli.options import Artifact, BatchSize, Images, Json
 
 if TYPE_CHECKING:
     from resfit.explain import Explanation
@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 def explain(
     artifact: Artifact,
-    images: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
+    images: Images,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for pictures (PNG), raw maps (.npy) and JSON.")],
     method: Annotated[
         str, typer.Option(help="grad-cam, grad-cam++, eigen-cam, integrated-gradients or occlusion.")
@@ -45,9 +45,7 @@ def explain(
     """Show which parts of images speak for a class."""
     from resfit.classifier import Classifier
 
-    console.load_tensorflow()
-    classifier = Classifier.load(artifact)
-    medical.print_notice(classifier.metrics)
+    classifier = asking.opened(Classifier.load, artifact)
     with console.progress() as progress:
         found = classifier.explain(
             images,
@@ -69,11 +67,7 @@ def explain(
             if not row["error"]
         ]
         console.print_table("", ("image", "class", "explained", ">probability", "picture"), cells)
-    failed = [item for item in found if item.error]
-    for item in failed:
-        console.message(f"Skipped {console.printable(item.path)}: {item.error}")
-    if len(failed) == len(found) or any(item.path in set(images) for item in failed):
-        raise typer.Exit(1)
+    asking.end_with_unusable(found, images)
 
 
 def _write(found: list[Explanation], out: Path) -> list[dict[str, Any]]:

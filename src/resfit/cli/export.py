@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from resfit.cli import console
+from resfit.cli.options import Json
 
 if TYPE_CHECKING:
     from resfit.export import Export
@@ -48,7 +49,7 @@ def export(
     name: Annotated[str | None, typer.Option(help="Name in file names and model servers.")] = None,
     model_version: Annotated[int, typer.Option(help="Version number for TensorFlow Serving.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the choice of images.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Export a classifier for another runtime, and compare it with Keras there."""
     formats, precisions = tuple(format or ()), tuple(precision or ())

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from resfit.cli.options import Json
+
 if TYPE_CHECKING:
     from resfit.checkpoints.registry import CheckpointInfo
     from resfit.zoo import Description, ModelInfo
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 # Which published weights, for every command that lists them.
 Licence = Annotated[

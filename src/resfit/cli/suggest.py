@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from resfit.cli import console
-from resfit.cli.models import Json, Licence, Publisher, TrainedOn, table
+from resfit.cli.models import Licence, Publisher, TrainedOn, table
+from resfit.cli.options import Json
 
 if TYPE_CHECKING:
     from resfit.suggestions import Progress, Suggestion

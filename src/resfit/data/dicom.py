@@ -6,12 +6,10 @@ No text of a file reaches an error: reasons are resfit's own words and numbers.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import math
 import zlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from resfit.data import codestreams, deep, display, quiet
@@ -20,6 +18,7 @@ from resfit.errors import ImageError, MissingDependencyError
 if TYPE_CHECKING:
     from resfit.preprocessing import Reading
 
+_KIND = "DICOM"
 _MOST_INFLATED = 256 * 2**20
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -74,7 +73,7 @@ def read_header(file: BinaryIO) -> Header:
     """
     tags = ["PatientID", "PatientSex", "InstitutionName", "NumberOfFrames", "SeriesInstanceUID", "StudyInstanceUID"]
     tags += ["InstanceNumber", "Rows", "SOPClassUID"]
-    with _reading():
+    with quiet.reading(_KIND):
         ds = _dataset(file, stop_before_pixels=True, specific_tags=tags)
         numbered = ds.get("InstanceNumber")
         return Header(
@@ -97,7 +96,7 @@ def read_directory(file: BinaryIO) -> list[tuple[str, ...]]:
         ImageError: It is damaged, or no DICOMDIR.
         MissingDependencyError: pydicom is not installed.
     """
-    with _reading():
+    with quiet.reading(_KIND):
         ds = _dataset(file, directory=True)
         found = [record.get("ReferencedFileID") for record in ds.DirectoryRecordSequence]
         return [(str(name),) if isinstance(name, str) else tuple(map(str, name)) for name in found if name]
@@ -117,7 +116,7 @@ def read_picture(data: bytes, reading: Reading, frame: int | None, most: int) ->
         MissingDependencyError: pydicom is not installed.
     """
     found = read_frame(data, reading, frame, most)
-    with _reading():
+    with quiet.reading(_KIND):
         return deep.Picture(tuple(display.planes(found)), found.spacing)
 
 
@@ -133,7 +132,7 @@ def read_frame(data: bytes, reading: Reading, frame: int | None = None, most: in
     Returns:
         The frame. ``found.shown(found.raw)`` is what pydicom's ``apply_voi_lut(apply_modality_lut(...))`` gives.
     """
-    with _reading():
+    with quiet.reading(_KIND):
         ds = _dataset(io.BytesIO(data))
         from pydicom.pixels import pixel_array
 
@@ -146,22 +145,6 @@ def read_frame(data: bytes, reading: Reading, frame: int | None = None, most: in
         except Exception as error:
             raise ImageError(f"damaged: its pixels cannot be decoded ({type(error).__name__})") from None
         return display.of(raw, ds, index, reading)
-
-
-@contextlib.contextmanager
-def _reading() -> Iterator[None]:
-    """Turns whatever pydicom and its plugins raise into a reason that quotes nothing of the file."""
-    try:
-        with quiet.reading():
-            yield
-    except (ImageError, MissingDependencyError, MemoryError):
-        raise
-    except Exception as error:
-        raise ImageError(f"damaged or unusual DICOM file ({type(error).__name__})") from None
-    except BaseException as error:
-        if type(error).__name__ == "PanicException":  # of a decoder written in Rust
-            raise ImageError("damaged DICOM file (its frame cannot be decoded)") from None
-        raise
 
 
 def _dataset(file: BinaryIO, directory: bool = False, **options: Any) -> Any:

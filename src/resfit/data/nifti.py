@@ -6,10 +6,8 @@ head is up; in a coronal or sagittal one the top of the head is up; the patient'
 
 from __future__ import annotations
 
-import contextlib
 import io
 import zlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from resfit.errors import ImageError, MissingDependencyError
 if TYPE_CHECKING:
     from resfit.preprocessing import Plane, Reading
 
+_KIND = "NIfTI"
 _MOST_BYTES = 512 * 2**20
 _AXES: dict[Plane, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
 _MAGIC = {348: (344, (b"n+1\0", b"ni1\0")), 540: (4, (b"n+2\0\r\n\x1a\n", b"ni2\0\r\n\x1a\n"))}
@@ -56,7 +55,7 @@ def count_slices(data: bytes, plane: Plane) -> int:
         ImageError: The header is damaged; the text is the reason.
         MissingDependencyError: nibabel is not installed.
     """
-    with _reading():
+    with quiet.reading(_KIND):
         header = _header(_unpacked(data, _LONGEST_HEADER))
         shape = _shape(header)
         return shape[_source_axis(header, plane)[0]]
@@ -75,7 +74,7 @@ def read_picture(data: bytes, reading: Reading, frame: int | None, most: int) ->
         ImageError: It cannot be used; the text is the reason.
         MissingDependencyError: nibabel is not installed.
     """
-    with _reading():
+    with quiet.reading(_KIND):
         values, spacing, header = _slice(data, reading, frame, most)
         if values.ndim == 3:
             return deep.Picture(tuple(values[..., channel].astype(np.float32) for channel in range(3)), spacing)
@@ -102,20 +101,8 @@ def read_values(data: bytes, reading: Reading, frame: int | None = None, most: i
     Returns:
         float64 array ``(height, width)``, after the file's slope and intercept; or uint8 ``(height, width, 3)``.
     """
-    with _reading():
+    with quiet.reading(_KIND):
         return _slice(data, reading, frame, most)[0]
-
-
-@contextlib.contextmanager
-def _reading() -> Iterator[None]:
-    """Turns whatever nibabel raises into a reason that quotes nothing of the file."""
-    try:
-        with quiet.reading():
-            yield
-    except (ImageError, MissingDependencyError, MemoryError):
-        raise
-    except Exception as error:
-        raise ImageError(f"damaged or unusual NIfTI file ({type(error).__name__})") from None
 
 
 def _unpacked(data: bytes, length: int) -> bytes:

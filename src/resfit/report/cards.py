@@ -74,7 +74,7 @@ def model_card(findings: Findings) -> Rows:
 
 def run_card(findings: Findings) -> Rows:
     """Returns where and how it was measured."""
-    from resfit.classifier import package_versions
+    from resfit.classifier.account import package_versions
 
     now = package_versions()
     fitted = findings.classifier.versions

@@ -139,7 +139,7 @@ class Served:
         Raises:
             Problem: It cannot be used.
         """
-        from resfit.classifier import fit_array
+        from resfit.classifier.inputs import fit_array
         from resfit.data import decode
 
         try:

@@ -1,0 +1,174 @@
+"""How a fit is done: its arguments checked, and the settings of its fine-tuning chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resfit import artifact, engines
+from resfit.classifier.journal import Journal
+from resfit.data.image_set import ImageSet
+from resfit.errors import ArgumentError
+from resfit.transfer import recipes, strategies
+from resfit.transfer.training import check_choice
+from resfit.transfer.tuning import Tuning
+
+if TYPE_CHECKING:
+    import keras
+
+    from resfit.architecture.spec import ArchitectureSpec
+
+
+def check_arguments(
+    strategy: str,
+    budget: str | float | None,
+    max_skipped: float,
+    test_share: float,
+    val_share: float,
+    out: str | os.PathLike[str] | None,
+) -> float | None:
+    """Checks what can be checked before any work, and returns the budget in minutes.
+
+    The arguments are those of :func:`resfit.fit`.
+
+    Raises:
+        ArgumentError: One breaks its rule, or ``out`` holds something else.
+    """
+    check_choice("strategy", strategy, recipes.STRATEGIES)
+    if not 0 <= max_skipped <= 1:
+        raise ArgumentError(f"max_skipped must lie in [0, 1]. Received: {max_skipped}.")
+    for name, share in (("test_share", test_share), ("val_share", val_share)):
+        if not 0 < share < 1:
+            raise ArgumentError(f"{name} must lie in (0, 1). Received: {share}.")
+    if out is not None:
+        artifact.check_target(Path(out))
+    return recipes.parse_minutes(budget)
+
+
+def facts(images: ImageSet, count: int, spec: ArchitectureSpec | None, size: tuple[int, int]) -> recipes.Facts:
+    """Returns what a recipe needs to know of images and network.
+
+    Args:
+        images: The images.
+        count: How many of them are learned from.
+        spec: The architecture, if it is known.
+        size: Height and width of the network's input.
+    """
+    counts = np.bincount(images.labels[images.labels >= 0], minlength=len(images.classes))
+    imbalance = float(counts.max() / max(1, counts.min()))
+    return recipes.facts_of(spec, count, len(images.classes), size, max(1.0, imbalance))
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What decides on the settings of a fine-tuning run.
+
+    Attributes:
+        body: The frozen network.
+        strategy: As :func:`resfit.fit` takes it.
+        minutes: Time for everything; ``None`` is no limit.
+        trainable_from: As :func:`resfit.fit` takes it.
+        tuning: As :func:`resfit.fit` takes it.
+        seed: As :func:`resfit.fit` takes it.
+        head: Kind of the head.
+        lr_find: Whether a range test chooses the learning rate.
+        options: Settings that :func:`resfit.fit` takes as arguments of their own; ``tuning`` overrules them.
+        taught: Whether there is a teacher.
+    """
+
+    body: keras.Model
+    strategy: str
+    minutes: float | None
+    trainable_from: int | float | str | None
+    tuning: Tuning | Mapping[str, Any] | None
+    seed: int
+    head: str
+    lr_find: bool
+    options: dict[str, Any]
+    taught: bool
+
+    @property
+    def probes(self) -> bool:
+        """Whether a head is fitted to the frozen network first."""
+        return self.strategy in ("probe", "auto")
+
+    @property
+    def tunes(self) -> bool:
+        """Whether there may be fine-tuning."""
+        return not self.probes or (self.strategy == "auto" and self.minutes is not None)
+
+    @property
+    def sets_time(self) -> bool:
+        """Whether the user has set the time of the training itself."""
+        return self._given().get("minutes") is not None
+
+    def settings(
+        self,
+        images: ImageSet,
+        count: int,
+        out: str | os.PathLike[str] | None,
+        cache: bool | str | Path,
+        journal: Journal,
+    ) -> tuple[Tuning | None, Path | None]:
+        """Returns the settings, ``None`` where a probe is all that is worth while, and the folder of the run.
+
+        Args:
+            images: The images.
+            count: How many of them are learned from.
+            out: As :func:`resfit.fit` takes it.
+            cache: As :func:`resfit.fit` takes it.
+            journal: Says what is left of the time, and takes the reasons.
+        """
+        given = self._given()
+        for key, value in self.options.items():
+            if value:
+                given.setdefault(key, value)
+        if self.taught:
+            given["distillation"] = given.get("distillation") or 0.5
+        if self.trainable_from is not None:
+            given["trainable_from"] = self.trainable_from
+        strategies.tuning_from(given)  # refuses what is out of range before any work
+        described = {
+            "data": images.fingerprint,
+            "network": engines.fingerprint(self.body),
+            "strategy": self.strategy,
+            "minutes": self.minutes,
+            "tuning": given,
+            "seed": self.seed,
+            "head": self.head,
+            "lr_find": self.lr_find,
+        }
+        folder = strategies.run_folder(None if out is None else Path(out), described, cache)
+
+        def choose() -> Tuning | None:
+            return self._chosen(images, count, given, journal)
+
+        if folder is None:
+            return choose(), None
+        return strategies.open_run(folder, described, choose, journal.note), folder
+
+    def _given(self) -> dict[str, Any]:
+        return self.tuning.to_dict() if isinstance(self.tuning, Tuning) else dict(self.tuning or {})
+
+    def _chosen(self, images: ImageSet, count: int, given: dict[str, Any], journal: Journal) -> Tuning | None:
+        """Returns the settings of a new run: what is given, over the recipe's."""
+        left = None if self.minutes is None else max(1e-3, self.minutes - journal.minutes)
+        size = self.body.input_spec.size
+        known = facts(images, count, getattr(self.body, "architecture", None), size)
+        hardware = recipes.measure_hardware()
+        found = recipes.recipe(known, hardware, strategy=self.strategy, minutes=left, seed=self.seed)
+        if not isinstance(self.tuning, Tuning):
+            for reason in found.reasons:
+                journal.note(reason)
+        if found.tuning is None and not given:
+            return None
+        base = found.tuning or Tuning(seed=self.seed)
+        chosen = strategies.tuning_from({**base.to_dict(), **given})
+        if left is not None and chosen.minutes is None:
+            chosen = dataclasses.replace(chosen, minutes=left)
+        return chosen

@@ -1,0 +1,339 @@
+"""Fits a classifier to a folder of images, or says what that would take."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resfit import artifact
+from resfit.classifier import account, learning, networks
+from resfit.classifier.choices import Choice, check_arguments, facts
+from resfit.classifier.journal import Journal
+from resfit.classifier.material import Checker, Used, check_skipped, material_of, split
+from resfit.classifier.outcome import FitRun
+from resfit.classifier.trained import Classifier
+from resfit.data import image_set as image_sets
+from resfit.data import privacy, scans
+from resfit.errors import ArgumentError, DataError
+from resfit.evaluation import kept as kept_images
+from resfit.evaluation.calibrated import calibrate
+from resfit.evaluation.judged import measured
+from resfit.preprocessing import Reading
+from resfit.transfer import features as feature_store
+from resfit.transfer import heads, recipes, strategies
+from resfit.transfer.training import check_choice
+from resfit.transfer.tuning import Tuning
+
+if TYPE_CHECKING:
+    import keras
+
+
+def fit(
+    source: Any,
+    *,
+    model: str | keras.Model = networks.DEFAULT_MODEL,
+    out: str | os.PathLike[str] | None = None,
+    strategy: str = "auto",
+    head: str = "linear",
+    budget: str | float | None = None,
+    trainable_from: int | float | str | None = None,
+    tuning: Tuning | Mapping[str, Any] | None = None,
+    balance: bool = False,
+    label_smoothing: float | None = None,
+    focal: float = 0.0,
+    label_separator: str | None = None,
+    teacher: str | os.PathLike[str] | None = None,
+    lr_find: bool = False,
+    storage: int | None = None,
+    tensorboard: bool = True,
+    references: bool | None = None,
+    seed: int = 0,
+    engine: str = "auto",
+    cache: bool | str | Path = True,
+    max_skipped: float = 0.10,
+    test_share: float = 0.2,
+    val_share: float = 0.15,
+    check: bool = True,
+    allow_leakage: bool = False,
+    batch_size: int | None = None,
+    channels: int | None = None,
+    reading: Reading | None = None,
+    progress: feature_store.Progress | None = None,
+    say: Callable[[str], None] | None = None,
+    **scan_options: Any,
+) -> Classifier:
+    """Fits a classifier to a folder of images.
+
+    A **probe** runs the images through the frozen network once, keeps their features on disk, and fits a linear head,
+    whose regularisation is chosen by cross-validation on the training images. **Fine-tuning** starts there: what stays
+    frozen is computed once, the rest is trained, and the epoch that is best on validation images is kept; epoch 0 is
+    the probe. Both are measured on test images that nothing was chosen on.
+
+    A call that was killed is resumed by the same call: features, outputs of the frozen part and checkpoints of the
+    training are on disk, the last ones beside ``out``, or in the cache without it.
+
+    Args:
+        source: A folder of class folders, one with ``train``, ``val`` and ``test`` in it, or a CSV file of
+            ``path,label[,split,group]``.
+        model: A name of the zoo or a source that :func:`resfit.load` takes, or a Keras model that gives one vector an
+            image and has an ``input_spec``. It is not changed.
+        out: Folder to write the classifier to; ``None`` keeps it in memory.
+        strategy: ``"probe"``; ``"finetune"``, the last stages or those from ``trainable_from`` on; ``"full"``, the
+            whole network; or ``"auto"``: the probe first, then, given a ``budget``, fine-tuning within it, and the one
+            that is better on the validation images.
+        head: ``"linear"``, multinomial logistic regression; ``"mlp"``, one hidden layer of 1024; for a few images a
+            class ``"nearest_mean"`` or ``"knn"``, with a probe alone.
+        budget: Time for everything, such as ``"10m"``, ``"90s"`` or a number of minutes; ``None`` is no limit, and
+            ``"auto"`` then stays with the probe.
+        trainable_from: First layer that learns, as :func:`resfit.transfer.boundary.resolve` takes it; ``None`` leaves
+            it to the recipe.
+        tuning: Settings of the fine-tuning; a mapping overrules single ones of the recipe
+            (:func:`resfit.transfer.recipes.recipe`), or in a probe those of the mlp head.
+        balance: Whether each class counts the same in the loss, however many images it has.
+        label_smoothing: Share of the target that is spread over all classes; ``None`` is none for a probe, and the
+            recipe's in fine-tuning.
+        focal: Exponent of the focal loss, for the mlp head and for fine-tuning.
+        label_separator: Where an image may have several labels, what stands between them in the label column or in the
+            folder's name, such as ``";"``.
+        teacher: A larger network, or the folder of a classifier of the same classes, whose predictions are learned as
+            well in fine-tuning (distillation).
+        lr_find: Whether a range test chooses the learning rate before the fine-tuning; its curve is kept as a picture.
+        storage: Bytes that outputs of the frozen part may take up on disk; ``None`` is 20 GB, and in any case no more
+            than half of what is free. Above that they are computed in every epoch.
+        tensorboard: Whether the training writes TensorBoard's files, if that is installed.
+        references: Whether up to 1,000 training images, as features and thumbnails without names, are kept in the
+            classifier: nearest examples come from them, and the better way to tell images that are unlike them.
+            ``None`` keeps them unless they are medical.
+        seed: Seed of the split, of the cross-validation and of the training.
+        engine: As :func:`resfit.engines.create` takes it.
+        cache: ``True`` for resfit's own cache folder, ``False`` for none, or a folder.
+        max_skipped: Largest share of unusable images, in [0, 1], that is put up with.
+        test_share: Share of the images set aside for the measurement, in (0, 1), where the data has no test split.
+        val_share: Share of the other images set aside to choose the epoch on, in (0, 1), where the data has no such
+            split and something is fine-tuned. A probe chooses by cross-validation and learns from them as well.
+        check: Whether the images are checked in the same pass (:mod:`resfit.checking`); what is found stands in
+            ``metrics["checks"]``. Duplicates are then kept on one side of a split that the data does not state.
+        allow_leakage: Whether to go on where test images are, exactly or nearly, there for training too.
+        batch_size: Images in one pass of the frozen network; ``None`` chooses by their size.
+        channels: 1 for grey images, 3 for colour; ``None`` is what the network was trained on. Grey is repeated for a
+            network of three channels.
+        reading: How scans (DICOM, NIfTI) become pictures: frame, window, plane, spacing; ``None`` is the usual way.
+        progress: Called as images get done.
+        say: Called with lines for people, such as where the outputs of the frozen part go.
+        **scan_options: Further options of :func:`resfit.data.image_set.scan`, such as the columns of a CSV file.
+
+    Returns:
+        The classifier.
+
+    Raises:
+        ArgumentError: An argument breaks its rule, or ``out`` holds something else.
+        DataError: The images cannot be trained on, or too many are unusable; these are listed in ``skipped.csv``. Or
+            the data states test images that are there for training too.
+
+    Example:
+        >>> clf = resfit.fit("photos/", model="resnet50", out="photos.resfit", budget="10m")
+        >>> clf.metrics["test"]["accuracy"]
+        0.93
+    """
+    journal = Journal(say)
+    minutes = check_arguments(strategy, budget, max_skipped, test_share, val_share, out)
+    check_choice("head", head, heads.KINDS)
+    separator = label_separator or ""
+    images = image_sets.scan(source, **_scan_options(reading, scan_options))
+    image_sets.check_trainable(images, least=1 if separator else 3)
+    journal.lap("scan")
+    body, name = networks.body_of(model, channels, reading)
+    journal.lap("load network")
+    if images.medical:
+        journal.note(scans.NOTICE)
+    options = {"balance": balance, "focal": focal, "label_smoothing": label_smoothing}
+    choice = Choice(body, strategy, minutes, trainable_from, tuning, seed, head, lr_find, options, teacher is not None)
+    if choice.tunes and head not in ("linear", "mlp"):
+        raise ArgumentError(f"heads that are trained with the network are 'linear' and 'mlp'. Received: {head!r}.")
+    running = strategies.Running(
+        folder=Path(),
+        cache=cache,
+        engine=engine,
+        storage=storage,
+        lr_find=lr_find,
+        tensorboard=tensorboard,
+        progress=progress,
+        say=journal.note,
+        records=check,
+    )
+    settings, folder, prepared = None, None, None
+    if choice.probes:
+        extracted = feature_store.extract(
+            body, images, engine=engine, cache=cache, batch_size=batch_size, progress=progress, records=check
+        )
+        used = Used(extracted, extracted.rows)
+    else:
+        count = len(split(images, val_share, test_share, seed).train)
+        settings, folder = choice.settings(images, count, out, cache, journal)
+        assert settings is not None
+        prepared = strategies.prepare(body, images.paths, settings, running)
+        used = Used(prepared)
+    journal.lap("features" if choice.probes else "frozen part")
+    found = len(images) + len(images.skipped)
+    skipped = privacy.shown_skipped(images, (*images.skipped, *used.skipped))
+    skipped_csv = account.skipped_table(skipped)
+    check_skipped(skipped, found, max_skipped, skipped_csv, None if out is None else Path(out))
+
+    kept = images.subset(used.indices)
+    checker = Checker(kept, used) if check else None
+    parts = split(checker.together if checker else kept, val_share if choice.tunes else 0.0, test_share, seed)
+    if choice.tunes and not len(parts.val):
+        raise DataError("fine-tuning needs validation images, and the data is too small to set some aside.")
+    data = material_of(kept, parts, separator)
+    alone = dict(tuning or {}) if strategy == "probe" and not isinstance(tuning, Tuning) else {}
+
+    def head_of(rows: np.ndarray, positions: np.ndarray) -> heads.Head:
+        return heads.fit_head(
+            head,
+            rows[positions],
+            data.labels(positions),
+            len(data.classes),
+            seed=seed,
+            sample_groups=data.groups(positions),
+            balance=balance,
+            label_smoothing=label_smoothing or 0.0,
+            focal=focal if head == "mlp" else 0.0,
+            settings=alone,
+        )
+
+    final = head_of(used.rows, parts.train if choice.tunes else data.everything) if choice.probes else None
+    journal.lap("head")
+    checked = None
+    if checker is not None:
+        checked = checker.examine(data.several, seed, skipped)
+        if final is not None and checked.leaks:
+            guesses = np.asarray(final.probabilities(used.rows[parts.test])).argmax(axis=1)
+            checked = checked.measured_leaks(parts.test, guesses == data.targets[parts.test].argmax(axis=1))
+        if not allow_leakage:
+            checked.require_no_leaks()
+        journal.lap("checks")
+
+    tuned, learned = None, None
+    files: dict[str, bytes] = {}
+    if choice.tunes and choice.probes:
+        settings, folder = choice.settings(kept, len(parts.train), out, cache, journal)
+        if settings is not None:
+            prepared = strategies.prepare(body, kept.paths, settings, running)
+            journal.lap("frozen part")
+    if settings is not None and prepared is not None:
+        taught = learning.teach(teacher, data, engine, cache)
+        start = final if final is not None else (lambda rows: head_of(rows, parts.train))
+        if minutes is not None and not choice.sets_time:
+            settings = strategies.with_time_left(folder, settings, minutes - journal.minutes)
+        tuned, files = learning.tune(data, prepared, start, taught, settings, running, folder)
+        if tuned.learned.epoch > 0 or not choice.probes:
+            learned = learning.keep_tuned(data, prepared, tuned)
+        journal.note(account.verdict(tuned, strategy))
+        journal.lap("fine-tuning")
+    if learned is None:
+        if choice.tunes or final is None:
+            final = head_of(used.rows, data.everything)
+        learned = learning.keep_probe(data, body, final, used.rows, head_of, seed)
+
+    spared, activation = learned.spared, learned.head.activation
+    calibration = calibrate(spared.logits, data.targets[spared.positions], activation, learned.source)
+    probabilities = heads.activated(learned.logits / np.float32(calibration.temperature), activation)
+    result = None
+    if len(parts.test):
+        result = measured(data.targets[parts.test], probabilities, data.classes, data.several, skipped)
+    journal.lap("measure")
+    files |= kept_images.attachments(
+        learned.features,
+        data.targets,
+        kept.paths,
+        learned.train,
+        held_out=learned.held_out,
+        logits=spared.logits / np.float32(calibration.temperature),
+        several=data.several,
+        references=(not images.medical) if references is None else references,
+        cache=cache,
+        seed=seed,
+    )
+    journal.lap("references")
+
+    classifier = Classifier(
+        model=heads.attach(learned.network, learned.head)[0],
+        classes=data.classes,
+        input_spec=body.input_spec,
+        recipe=account.recipe_of(
+            data, learned, model=name, seed=seed, test_share=test_share, asked=strategy, head=head
+        ),
+        metrics=account.metrics(data, learned, found, skipped, tuned, checked, result),
+        fingerprint=kept.fingerprint,
+        versions=account.package_versions(),
+        attachments={
+            artifact.SKIPPED: skipped_csv,
+            artifact.TEST_PREDICTIONS: account.test_table(data, probabilities),
+            **files,
+        },
+        calibration=calibration,
+    )
+    if out is not None:
+        classifier.save(out)
+    if tuned is not None and folder is not None:  # the run is in the classifier now
+        shutil.rmtree(folder, ignore_errors=True)
+    journal.lap("save")
+    classifier.run = FitRun(
+        test=result,
+        skipped=skipped,
+        warnings=images.warnings,
+        seconds=journal.laps,
+        computed=used.computed,
+        reused=used.reused,
+        engine=used.engine,
+        history=() if tuned is None else tuned.learned.history,
+        notes=tuple(journal.notes),
+    )
+    return classifier
+
+
+def plan(
+    source: Any,
+    *,
+    model: str | keras.Model = networks.DEFAULT_MODEL,
+    strategy: str = "auto",
+    budget: str | float | None = None,
+    seed: int = 0,
+    test_share: float = 0.2,
+    val_share: float = 0.15,
+    hardware: recipes.Hardware | None = None,
+    reading: Reading | None = None,
+    **scan_options: Any,
+) -> recipes.Recipe:
+    """Says what :func:`fit` would do and how long it would take, without doing it.
+
+    The images are counted, not decoded, and the network is not loaded.
+
+    Args:
+        source: As :func:`fit` takes it.
+        model: As :func:`fit` takes it.
+        strategy: As :func:`fit` takes it.
+        budget: As :func:`fit` takes it.
+        seed: As :func:`fit` takes it.
+        test_share: As :func:`fit` takes it.
+        val_share: As :func:`fit` takes it.
+        hardware: The machine; ``None`` measures this one.
+        reading: As :func:`fit` takes it.
+        **scan_options: As :func:`fit` takes them.
+    """
+    minutes = check_arguments(strategy, budget, 0.0, test_share, val_share, None)
+    images = image_sets.scan(source, **_scan_options(reading, scan_options))
+    image_sets.check_trainable(images)
+    parts = split(images, val_share, test_share, seed)
+    spec, size = networks.described(model)
+    known = facts(images, len(parts.train), spec, size)
+    return recipes.recipe(known, hardware or recipes.measure_hardware(), strategy=strategy, minutes=minutes, seed=seed)
+
+
+def _scan_options(reading: Reading | None, options: dict[str, Any]) -> dict[str, Any]:
+    return options if reading is None else {**options, "reading": reading}

@@ -1,0 +1,207 @@
+"""What a fit learns: the fine-tuning with its teacher, and what is kept of it or of the probe."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from resfit import artifact
+from resfit.classifier import networks
+from resfit.classifier.material import Material
+from resfit.classifier.trained import Classifier
+from resfit.errors import ArgumentError
+from resfit.transfer import features as feature_store
+from resfit.transfer import heads, strategies
+from resfit.transfer.mlp import MlpHead
+from resfit.transfer.tuning import Tuning
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kept:
+    """What of the training goes into the classifier. Positions are those of the images.
+
+    Attributes:
+        network: Images to features.
+        head: The head on them.
+        logits: Of the test images.
+        spared: Logits of images that the head has not learned from.
+        source: Where these come from: ``"validation"`` or ``"cross-validation"``.
+        train: Positions of the images that were learned from.
+        held_out: Positions of those that the network has not learned from; ``None`` where it learned from none.
+        features: Computes what the head reads, of images by position.
+        tuned: The fine-tuning, where it is kept.
+    """
+
+    network: keras.Model
+    head: heads.Head
+    logits: np.ndarray
+    spared: heads.HeldOut
+    source: str
+    train: np.ndarray
+    held_out: np.ndarray | None
+    features: Callable[[np.ndarray], np.ndarray]
+    tuned: strategies.Tuned | None = None
+
+    @property
+    def strategy(self) -> str:
+        """``"probe"``, ``"finetune"`` or ``"full"``."""
+        return "probe" if self.tuned is None else "finetune" if self.tuned.boundary.frozen else "full"
+
+
+def keep_tuned(data: Material, prepared: strategies.Prepared, tuned: strategies.Tuned) -> Kept:
+    """Keeps what was fine-tuned.
+
+    Args:
+        data: What was learned from.
+        prepared: The same, as the part of the network that learned reads it.
+        tuned: What was learned.
+    """
+    return Kept(
+        network=tuned.body,
+        head=tuned.head,
+        logits=tuned.logits,
+        spared=heads.HeldOut(data.parts.val, tuned.val_logits),
+        source="validation",
+        train=data.parts.train,
+        held_out=data.parts.val,
+        features=functools.partial(strategies.tuned_features, prepared, tuned),
+        tuned=tuned,
+    )
+
+
+def keep_probe(
+    data: Material,
+    body: keras.Model,
+    head: heads.Head,
+    rows: np.ndarray,
+    head_of: Callable[[np.ndarray, np.ndarray], heads.Head],
+    seed: int,
+) -> Kept:
+    """Keeps the frozen network with a head that has learned from all but the test images.
+
+    Args:
+        data: What was learned from.
+        body: The frozen network.
+        head: The head.
+        rows: Features of the images.
+        head_of: Fits such a head to rows at positions.
+        seed: Of the folds in which others are fitted, to see what a head says of images that it has not learned from.
+    """
+    return Kept(
+        network=body,
+        head=head,
+        logits=head.logits(rows[data.parts.test]),
+        spared=_left_out(data, head, rows, head_of, seed),
+        source="cross-validation",
+        train=data.everything,
+        held_out=None,
+        features=rows.__getitem__,
+    )
+
+
+def _left_out(
+    data: Material,
+    final: heads.Head,
+    rows: np.ndarray,
+    head_of: Callable[[np.ndarray, np.ndarray], heads.Head],
+    seed: int,
+) -> heads.HeldOut:
+    """Returns what was predicted for training images by heads that had not learned from them."""
+    train = data.everything
+    if isinstance(final, heads.LinearHead):
+        found = final.held_out
+    else:
+        found = heads.leave_out(
+            lambda some: head_of(rows, train[some]),
+            rows[train],
+            data.labels(train),
+            sample_groups=data.groups(train),
+            rounds=1 if isinstance(final, MlpHead) else None,  # its training takes long
+            seed=seed,
+        )
+    if found is None:
+        return heads.HeldOut(np.zeros(0, np.int64), np.zeros((0, len(data.classes)), np.float32))
+    return heads.HeldOut(train[found.positions], found.logits)
+
+
+def tune(
+    data: Material,
+    prepared: strategies.Prepared,
+    head: heads.Head | Callable[[np.ndarray], heads.Head],
+    taught: np.ndarray | None,
+    settings: Tuning,
+    running: strategies.Running,
+    folder: Path | None,
+) -> tuple[strategies.Tuned, dict[str, bytes]]:
+    """Fine-tunes a network.
+
+    Args:
+        data: What there is to learn from.
+        prepared: The same, as the part of the network that learns reads it.
+        head: As :func:`resfit.transfer.strategies.tune` takes it.
+        taught: Logits of a teacher, if there is one.
+        settings: What decides the result.
+        running: How it is run.
+        folder: Of the run; ``None`` is one that goes away.
+
+    Returns:
+        What was learned, and the files that the run leaves in the classifier: its log, its curves and TensorBoard's.
+    """
+    task = strategies.Task(data.targets, data.parts.train, data.parts.val, data.parts.test, data.several, taught)
+    with _run_folder(folder) as place:
+        tuned = strategies.tune(task, prepared, head, settings, dataclasses.replace(running, folder=place))
+        paths = [place / name for name in (strategies.LOG, strategies.CURVES, strategies.RATES)]
+        paths += [*sorted(place.glob(f"{artifact.TENSORBOARD}/*"))]
+        return tuned, {path.relative_to(place).as_posix(): path.read_bytes() for path in paths if path.is_file()}
+
+
+@contextlib.contextmanager
+def _run_folder(folder: Path | None) -> Iterator[Path]:
+    """Yields the folder of a run; one that goes away where there is none."""
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="resfit-run-", ignore_cleanup_errors=True) as temporary:
+        yield Path(temporary)
+
+
+def teach(
+    teacher: str | os.PathLike[str] | None, data: Material, engine: str, cache: bool | str | Path
+) -> np.ndarray | None:
+    """Returns the logits of a teacher: a classifier of the same classes, or a probe on a larger network.
+
+    Args:
+        teacher: As :func:`resfit.fit` takes it; ``None`` is for none.
+        data: The images.
+        engine: As :func:`resfit.engines.create` takes it.
+        cache: As :func:`resfit.fit` takes it.
+
+    Raises:
+        ArgumentError: The classifier has other classes.
+    """
+    if teacher is None:
+        return None
+    if artifact.is_artifact(Path(teacher)):
+        found = Classifier.load(teacher)
+        if found.classes != data.classes:
+            raise ArgumentError(
+                f"a teacher must have the classes of the data. Received: {', '.join(found.classes[:8])}."
+            )
+        body, head = found.body(), found.head()
+        rows = feature_store.extract(body, data.images, input_spec=found.input_spec, engine=engine, cache=cache).rows
+        return head.logits(np.asarray(rows))
+    body, _ = networks.body_of(teacher)
+    rows = np.asarray(feature_store.extract(body, data.images, engine=engine, cache=cache).rows)
+    train = data.parts.train
+    return heads.fit_linear(rows[train], data.labels(train), classes=len(data.classes)).logits(rows)

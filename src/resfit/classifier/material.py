@@ -1,0 +1,173 @@
+"""The images of a fit: which can be used, how they are split, what they show, and what is wrong with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from resfit import artifact, checking
+from resfit.data import split as splits
+from resfit.data.image_set import ImageSet, Skipped
+from resfit.errors import DataError
+from resfit.evaluation.judged import label_names, targets
+from resfit.files import atomic_open
+from resfit.transfer import features as feature_store
+from resfit.transfer import strategies
+
+
+class Used:
+    """Which files could be used, what was measured of them, and what became of the others.
+
+    Attributes:
+        rows: Features of the images ``(n, features)``; without columns where there are none.
+    """
+
+    def __init__(self, found: feature_store.Features | strategies.Prepared, rows: np.ndarray | None = None):
+        self.indices, self.skipped = found.indices, found.skipped
+        self.digests, self.records = found.digests, found.records
+        self.computed, self.reused, self.engine = found.computed, found.reused, found.engine
+        self.rows = np.zeros((len(found.indices), 0), np.float32) if rows is None else rows
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Material:
+    """The images that a fit learns from and is measured on.
+
+    Attributes:
+        images: Those that can be used; ``n`` of them.
+        parts: How they are split.
+        classes: Names of the classes, or of the labels where an image may have several.
+        targets: float32 array ``(n, classes)`` of 0 and 1.
+        separator: What stands between the labels of an image; empty for one label an image.
+    """
+
+    images: ImageSet
+    parts: splits.Split
+    classes: tuple[str, ...]
+    targets: np.ndarray
+    separator: str
+
+    @functools.cached_property
+    def everything(self) -> np.ndarray:
+        """Positions of what is not for testing."""
+        return np.sort(np.concatenate([self.parts.train, self.parts.val]))
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels."""
+        return bool(self.separator)
+
+    def labels(self, positions: np.ndarray) -> np.ndarray:
+        """Returns what heads learn: numbers of classes ``(n,)``, or with several labels an image rows of targets.
+
+        Args:
+            positions: Of the images.
+        """
+        rows = self.targets[positions]
+        return rows if self.several else rows.argmax(axis=1)
+
+    def groups(self, positions: np.ndarray) -> list[str | None]:
+        """Returns what images belong to.
+
+        Args:
+            positions: Of the images.
+        """
+        return [self.images.groups[position] for position in positions]
+
+
+def material_of(images: ImageSet, parts: splits.Split, separator: str) -> Material:
+    """Returns images with what they show.
+
+    Args:
+        images: Those that can be used.
+        parts: How they are split.
+        separator: What stands between the labels of an image; empty for one label an image.
+
+    Raises:
+        DataError: A class has no image to learn from.
+    """
+    classes = label_names(images, separator)
+    found = Material(images, parts, classes, targets(images, classes, separator), separator)
+    counts = found.targets[found.everything].sum(axis=0)
+    empty = [name for name, count in zip(classes, counts, strict=True) if count == 0]
+    if empty:
+        raise DataError(f"each class needs a usable training image. Received none for: {', '.join(empty[:8])}.")
+    return found
+
+
+def split(images: ImageSet, val: float, test: float, seed: int) -> splits.Split:
+    """Splits a set.
+
+    Args:
+        images: The set.
+        val: Share of what is not for testing to choose on.
+        test: Share to measure on, where the set does not state it.
+        seed: Of the split.
+    """
+    labelled = np.flatnonzero(images.labels >= 0)
+    stated = sum(images.splits[position] == "test" for position in labelled) / max(1, len(labelled))
+    return splits.split(images, val=val * (1 - (stated or test)), test=test, seed=seed)
+
+
+def check_skipped(skipped: Sequence[Skipped], found: int, most: float, table: bytes, out: Path | None) -> None:
+    """Stops where too many images are unusable, and leaves the list of them behind.
+
+    Args:
+        skipped: Those that cannot be used.
+        found: How many there are, with these.
+        most: Largest share that is put up with.
+        table: The list, as a file.
+        out: Where the classifier would go.
+
+    Raises:
+        DataError: There are too many.
+    """
+    if len(skipped) <= most * found:
+        return
+    where = f"such as {skipped[0].path}: {skipped[0].reason}"
+    if out is not None:
+        # an earlier classifier stays as it is
+        target = (
+            out.with_name(f"{out.name}.{artifact.SKIPPED}") if artifact.is_artifact(out) else out / artifact.SKIPPED
+        )
+        with atomic_open(target) as file:
+            file.write(table)
+        where += f"; all are listed in {target}"
+    raise DataError(
+        f"at most {most:.0%} of the images may be unusable. Received: {len(skipped)} of {found} "
+        f"({len(skipped) / max(found, 1):.1%}), {where}. Repair or remove them, or raise max_skipped."
+    )
+
+
+class Checker:
+    """The data checks of a fit: duplicates first, for the split needs them, and the rest when there is a head.
+
+    Attributes:
+        together: The images, with those that are alike in one group.
+
+    Args:
+        images: Those that can be used.
+        used: What was measured of them.
+    """
+
+    def __init__(self, images: ImageSet, used: Used):
+        self._images, self._records, self._rows = images, used.records, np.asarray(used.rows)
+        self._same = checking.duplicates(used.digests, used.records, used.rows if used.rows.shape[1] else None)
+        self.together = checking.together(images, self._same)
+
+    def examine(self, several: bool, seed: int, skipped: Sequence[Skipped]) -> checking.Checks:
+        """Looks for everything.
+
+        Args:
+            several: Whether an image may have several labels.
+            seed: Of the folds.
+            skipped: Images that cannot be used.
+        """
+        images = self._images
+        if several:  # labels that stand together are no classes to be told apart
+            images = dataclasses.replace(images, labels=np.full(len(images), -1))
+        return checking.examine(images, self._rows, self._records, self._same, seed=seed, skipped=skipped)
