@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--keras-epochs", type=int, help="run fewer epochs of Keras and extrapolate")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "int8"], help="of resfit")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="where the images are written; default: a temporary folder")
     arguments = parser.parse_args()
@@ -55,19 +56,19 @@ def main() -> None:
         caches = iter(work / f"cache {number}" for number in range(1000))
         last = {}
 
+        # the images are crops of a few, so some are near duplicates
+        shared = {"strategy": "probe", "precision": arguments.precision, "allow_leakage": True}
+
         def ours() -> dict[str, float]:
             last["cache"] = next(caches)
             begin = time.perf_counter()
             tuning = {"epochs": arguments.epochs, "patience": None}
-            options = {"strategy": "probe", "head": "mlp", "tuning": tuning, "allow_leakage": True}  # crops of a few
-            fitted = classifier.fit(folder, model=body(), cache=last["cache"], **options)
+            fitted = classifier.fit(folder, model=body(), cache=last["cache"], head="mlp", tuning=tuning, **shared)
             return {"seconds": time.perf_counter() - begin, **fitted.run.seconds}
 
         def second() -> dict[str, float]:
             begin = time.perf_counter()
-            fitted = classifier.fit(
-                folder, model=body(), cache=last["cache"], strategy="probe", head="linear", allow_leakage=True
-            )
+            fitted = classifier.fit(folder, model=body(), cache=last["cache"], head="linear", **shared)
             assert fitted.run.computed == 0
             return {"seconds": time.perf_counter() - begin, **fitted.run.seconds}
 

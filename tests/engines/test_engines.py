@@ -1,6 +1,5 @@
 import gc
 import json
-import warnings
 
 import numpy as np
 import pytest
@@ -244,7 +243,7 @@ def test_int8_is_refused_without_images_and_without_nncf(body, monkeypatch, tmp_
         engines.create(body, "openvino", precision="int8")
     with pytest.raises(ArgumentError, match="calibration='unknown'"):
         engines.create(body, "openvino", precision="int8", calibration="unknown")
-    with pytest.warns(UserWarning, match="Keras computes in float32 only"):
+    with pytest.warns(UserWarning, match="keras has no int8 on this machine"):
         assert engines.create(body, "keras", precision="int8").precision == "float32"
     import importlib.util
 
@@ -254,14 +253,24 @@ def test_int8_is_refused_without_images_and_without_nncf(body, monkeypatch, tmp_
         engines.create(body, "openvino", precision="int8", samples=random_images(4, 16, 16, 3), cache=tmp_path)
 
 
-def test_choice_of_precision_by_accuracy():
-    kept = int8.choose({"int8": 0.910, "float32": 0.915}.__getitem__)
-    assert (kept.precision, kept.int8, kept.float32) == ("int8", 0.910, 0.915)
-    with pytest.warns(UserWarning, match=r"at most 0.5% of accuracy. Received: .* 90.9% in int8, 91.5% in float32"):
-        assert int8.choose({"int8": 0.909, "float32": 0.915}.__getitem__).precision == "float32"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert int8.choose({"int8": 0.92, "float32": 0.9}.__getitem__).precision == "int8"
+@pytest.mark.skipif(not engines.has_precision("openvino", "bfloat16"), reason="not on this processor")
+def test_bfloat16_is_close_and_noted(larger, tmp_path):
+    some = random_images(6, 32, 32, 3)
+    expected = engines.create(larger, "keras").run(some)
+    fast = engines.create(larger, "openvino", precision="bfloat16", cache=tmp_path)
+    rows = fast.run(some)
+    assert (fast.name, fast.precision) == ("openvino", "bfloat16")
+    assert engines.BFLOAT16_AGREEMENT < engines.agreement(rows, expected) < 1.0
+    entry = engines.entry_of(larger, "openvino", cache=tmp_path)
+    assert entry.facts()["agreement_bfloat16"] == pytest.approx(engines.agreement(rows[:4], expected[:4]))
+    assert "agreement" not in entry.facts()  # that is of float32, from the same file
+    exact = engines.create(larger, "openvino", cache=tmp_path)
+    np.testing.assert_allclose(exact.run(some), expected, rtol=1e-4, atol=1e-5)
+    entry.note(agreement_bfloat16=0.9)
+    with pytest.warns(UserWarning, match=r"in bfloat16 \(cosine at least 0.999\). Received: 0.900000"):
+        assert engines.create(larger, "openvino", precision="bfloat16", cache=tmp_path).name == "keras"
+    with pytest.warns(UserWarning, match="onnxruntime has no bfloat16 on this machine"):
+        assert engines.create(larger, "onnxruntime", precision="bfloat16", cache=tmp_path).precision == "float32"
 
 
 def test_samples_are_parted():

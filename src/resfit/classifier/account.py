@@ -26,7 +26,8 @@ def recipe_of(data: Material, kept: Kept, **asked: Any) -> Recipe:
     Args:
         data: What it has learned from.
         kept: What it has learned.
-        **asked: What was asked for: the fields ``model``, ``seed``, ``test_share``, ``asked`` and ``head``.
+        **asked: What was asked for: the fields ``model``, ``seed``, ``test_share``, ``asked``, ``head`` and
+            ``precision``.
     """
     return Recipe(
         strategy=kept.strategy,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit import artifact
-from resfit.classifier import account, learning, networks
+from resfit import artifact, engines
+from resfit.classifier import account, learning, narrow, networks
 from resfit.classifier.choices import Choice, check_arguments, facts
 from resfit.classifier.journal import Journal
 from resfit.classifier.material import Checker, Used, check_skipped, material_of, split
+from resfit.classifier.narrow import Rows
 from resfit.classifier.outcome import FitRun
 from resfit.classifier.trained import Classifier
 from resfit.data import image_set as image_sets
@@ -54,6 +56,7 @@ def fit(
     references: bool | None = None,
     seed: int = 0,
     engine: str = "auto",
+    precision: str = "float32",
     cache: bool | str | Path = True,
     max_skipped: float = 0.10,
     test_share: float = 0.2,
@@ -111,6 +114,10 @@ def fit(
             ``None`` keeps them unless they are medical.
         seed: Seed of the split, of the cross-validation and of the training.
         engine: As :func:`resfit.engines.create` takes it.
+        precision: Of the arithmetic of a probe's features, ``"float32"``, ``"bfloat16"`` or ``"int8"``, as
+            :func:`resfit.engines.create` takes it. The classifier computes in float32 and is measured so: test images
+            get features in float32 too, and where the head loses more than half a point of accuracy by the change, all
+            images do.
         cache: ``True`` for resfit's own cache folder, ``False`` for none, or a folder.
         max_skipped: Largest share of unusable images, in [0, 1], that is put up with.
         test_share: Share of the images set aside for the measurement, in (0, 1), where the data has no test split.
@@ -155,6 +162,9 @@ def fit(
     choice = Choice(body, strategy, minutes, trainable_from, tuning, seed, head, lr_find, options, teacher is not None)
     if choice.tunes and head not in ("linear", "mlp"):
         raise ArgumentError(f"heads that are trained with the network are 'linear' and 'mlp'. Received: {head!r}.")
+    engines.check_precision(precision)
+    if precision != "float32" and not choice.probes:
+        raise ArgumentError(f"precision is of a probe's features. Received: {precision!r} for strategy={strategy!r}.")
     running = strategies.Running(
         folder=Path(),
         cache=cache,
@@ -166,11 +176,12 @@ def fit(
         say=journal.note,
         records=check,
     )
-    settings, folder, prepared = None, None, None
+    settings, folder, prepared, extracted = None, None, None, None
     if choice.probes:
-        extracted = feature_store.extract(
-            body, images, engine=engine, cache=cache, batch_size=batch_size, progress=progress, records=check
+        extract = functools.partial(
+            feature_store.extract, body, engine=engine, cache=cache, batch_size=batch_size, progress=progress
         )
+        extracted = extract(images, records=check, precision=precision)
         used = Used(extracted, extracted.rows)
     else:
         count = len(split(images, val_share, test_share, seed).train)
@@ -192,7 +203,7 @@ def fit(
     data = material_of(kept, parts, separator)
     alone = dict(tuning or {}) if strategy == "probe" and not isinstance(tuning, Tuning) else {}
 
-    def head_of(rows: np.ndarray, positions: np.ndarray) -> heads.Head:
+    def head_of(rows: Rows, positions: np.ndarray) -> heads.Head:
         return heads.fit_head(
             head,
             rows[positions],
@@ -206,13 +217,26 @@ def fit(
             settings=alone,
         )
 
-    final = head_of(used.rows, parts.train if choice.tunes else data.everything) if choice.probes else None
+    learning_from = parts.train if choice.tunes else data.everything
+    final = head_of(used.rows, learning_from) if choice.probes else None
+    rows: Rows = used.rows
     journal.lap("head")
+    if final is not None and extracted is not None and extracted.precision != "float32":
+        verdict = narrow.judge(
+            data, final, used.rows, extracted.precision, lambda places: extract([kept.paths[at] for at in places])
+        )
+        journal.note(verdict.text)
+        rows = verdict.rows
+        if not verdict.kept:
+            extracted = extract(kept)
+            rows = extracted.rows
+            final = head_of(rows, learning_from)
+        journal.lap("float32")
     checked = None
     if checker is not None:
         checked = checker.examine(data.several, seed, skipped)
         if final is not None and checked.leaks:
-            guesses = np.asarray(final.probabilities(used.rows[parts.test])).argmax(axis=1)
+            guesses = np.asarray(final.probabilities(rows[parts.test])).argmax(axis=1)
             checked = checked.measured_leaks(parts.test, guesses == data.targets[parts.test].argmax(axis=1))
         if not allow_leakage:
             checked.require_no_leaks()
@@ -237,8 +261,8 @@ def fit(
         journal.lap("fine-tuning")
     if learned is None:
         if choice.tunes or final is None:
-            final = head_of(used.rows, data.everything)
-        learned = learning.keep_probe(data, body, final, used.rows, head_of, seed)
+            final = head_of(rows, data.everything)
+        learned = learning.keep_probe(data, body, final, rows, head_of, seed)
 
     spared, activation = learned.spared, learned.head.activation
     calibration = calibrate(spared.logits, data.targets[spared.positions], activation, learned.source)
@@ -266,7 +290,14 @@ def fit(
         classes=data.classes,
         input_spec=body.input_spec,
         recipe=account.recipe_of(
-            data, learned, model=name, seed=seed, test_share=test_share, asked=strategy, head=head
+            data,
+            learned,
+            model=name,
+            seed=seed,
+            test_share=test_share,
+            asked=strategy,
+            head=head,
+            precision="float32" if extracted is None or learned.tuned is not None else extracted.precision,
         ),
         metrics=account.metrics(data, learned, found, skipped, tuned, checked, result),
         fingerprint=kept.fingerprint,

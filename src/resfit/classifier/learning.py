@@ -16,6 +16,7 @@ import numpy as np
 from resfit import artifact
 from resfit.classifier import networks
 from resfit.classifier.material import Material
+from resfit.classifier.narrow import Rows
 from resfit.classifier.trained import Classifier
 from resfit.errors import ArgumentError
 from resfit.transfer import features as feature_store
@@ -84,8 +85,8 @@ def keep_probe(
     data: Material,
     body: keras.Model,
     head: heads.Head,
-    rows: np.ndarray,
-    head_of: Callable[[np.ndarray, np.ndarray], heads.Head],
+    rows: Rows,
+    head_of: Callable[[Rows, np.ndarray], heads.Head],
     seed: int,
 ) -> Kept:
     """Keeps the frozen network with a head that has learned from all but the test images.
@@ -113,8 +114,8 @@ def keep_probe(
 def _left_out(
     data: Material,
     final: heads.Head,
-    rows: np.ndarray,
-    head_of: Callable[[np.ndarray, np.ndarray], heads.Head],
+    rows: Rows,
+    head_of: Callable[[Rows, np.ndarray], heads.Head],
     seed: int,
 ) -> heads.HeldOut:
     """Returns what was predicted for training images by heads that had not learned from them."""

@@ -31,6 +31,7 @@ class Recipe:
         tuning: Settings of the fine-tuning; ``None`` for a probe.
         head: Kind of the head, one of :data:`resfit.transfer.heads.KINDS`.
         separator: What stands between the labels of an image that may have several; empty for one label an image.
+        precision: Of the arithmetic of the features that a probe has learned from; the classifier computes in float32.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Recipe:
     tuning: dict[str, Any] | None = None
     head: str = "linear"
     separator: str = ""
+    precision: str = "float32"
 
     @property
     def several(self) -> bool:

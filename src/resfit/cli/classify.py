@@ -104,6 +104,9 @@ def fit(
         bool, typer.Option("--allow-leakage", help="Go on where test images are there for training too.")
     ] = False,
     engine: Engine = "auto",
+    precision: Annotated[
+        str, typer.Option(help="Of a probe's features: float32, bfloat16 (processors with matrix units) or int8.")
+    ] = "float32",
     batch_size: BatchSize = None,
     no_cache: NoCache = False,
     path_column: PathColumn = "path",
@@ -164,6 +167,7 @@ def fit(
             references=False if no_references else None,
             seed=seed,
             engine=engine,
+            precision=precision,
             cache=not no_cache,
             max_skipped=max_skipped,
             test_share=test_share,

@@ -6,6 +6,8 @@ picks one, converts the network for it, and keeps the converted network on disk.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AGREEMENT",
+    "BFLOAT16_AGREEMENT",
     "NAMES",
     "PRECISIONS",
     "Engine",
@@ -37,6 +40,7 @@ __all__ = [
     "create",
     "cut",
     "fingerprint",
+    "has_precision",
     "is_installed",
     "is_quantized",
     "macs_per_image",
@@ -46,13 +50,14 @@ __all__ = [
 #: What ``engine=`` accepts.
 NAMES = ("auto", "keras", "openvino", "onnxruntime", "litert")
 #: What ``precision=`` accepts.
-PRECISIONS = ("float32", "int8")
+PRECISIONS = ("float32", "bfloat16", "int8")
 
 #: Multiply-accumulates from which OpenVINO's start (about a second) pays for itself.
 WORTH_CONVERTING = 5e10
 
-#: Smallest cosine between a row of an engine and Keras' own, in float32.
+#: Smallest cosine between a row of an engine and Keras' own, in float32 and in bfloat16.
 AGREEMENT = 0.9999
+BFLOAT16_AGREEMENT = 0.999
 _CHECKED_IMAGES = 4
 
 # engine -> what must be installed, how to get it, the class that runs it
@@ -60,6 +65,31 @@ _RUNTIMES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "openvino": (("openvino",), "openvino", "OpenVinoEngine"),
     "onnxruntime": (("onnx", "onnxruntime"), '"resfit[onnx]"', "OnnxRuntimeEngine"),
     "litert": (("ai_edge_litert",), '"resfit[litert]"', "LiteRtEngine"),
+}
+
+# what an engine can compute in; every other one in float32
+_HAVING = {"openvino": PRECISIONS, "onnxruntime": ("float32", "int8"), "litert": ("float32", "int8")}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Agreement:
+    """How closely an engine must agree with Keras, and where that is noted."""
+
+    fact: str
+    least: float
+    form: str
+
+    def warn(self, name: str, found: float) -> None:
+        warnings.warn(
+            f"{name} must agree with Keras on this network{self.form} (cosine at least {self.least}). "
+            f"Received: {found:.6f}. Going on with Keras.",
+            stacklevel=4,
+        )
+
+
+_AGREEMENTS = {
+    "float32": _Agreement("agreement", AGREEMENT, ""),
+    "bfloat16": _Agreement("agreement_bfloat16", BFLOAT16_AGREEMENT, " in bfloat16"),
 }
 
 _Tag = TypeVar("_Tag")
@@ -77,7 +107,7 @@ class Engine(Protocol):
 
     @property
     def precision(self) -> str:
-        """Number format of its arithmetic, ``"float32"`` or ``"int8"``."""
+        """Number format of its arithmetic, one of :data:`PRECISIONS`."""
         ...
 
     def run(self, images: Any) -> np.ndarray:
@@ -120,7 +150,9 @@ def create(
         images: Number of images that are coming, for ``"auto"``; ``None`` is many.
         threads: Number of threads; ``None`` is the runtime's own choice. Keras takes none.
         until: Where to stop, as :func:`resfit.engines.prefix.cut` takes it: a stage, ``"features"`` or a layer.
-        precision: ``"float32"``, or ``"int8"``, which Keras does not have: it goes on in float32 and says so.
+        precision: ``"float32"``; ``"bfloat16"``, which OpenVINO has, some four times as fast where the processor has
+            matrix units for it; or ``"int8"``, which all but Keras have. What does not have it goes on in float32 and
+            says so.
         samples: For int8, images of the kind that are coming, of the size that the network gets; 48 are enough. Or a
             function that returns them, called if they are needed.
         calibration: A name for the samples; an int8 network that was calibrated under it is used again, without
@@ -153,16 +185,19 @@ def create(
 
     plain = KerasEngine(model)
     name = engine if engine != "auto" else ("openvino" if _openvino_pays(model, images, precision) else "keras")
+    if name != "keras":
+        _check_installed(name)
+    if not has_precision(name, precision):
+        if engine != "auto" or not has_precision("auto", precision):  # a few images do not need it
+            warnings.warn(f"{name} has no {precision} on this machine. Going on in float32.", stacklevel=2)
+        precision = "float32"
     if name == "keras":
-        if precision == "int8":
-            warnings.warn("Keras computes in float32 only; int8 needs OpenVINO. Going on in float32.", stacklevel=2)
         return plain
-    _check_installed(name)
     if precision == "int8" and samples is None and calibration is None:
         raise ArgumentError('precision="int8" is calibrated on images. Pass samples=, an array of some 48 of them.')
     maker = _Maker(model, name, threads, cache)
     try:
-        return maker.int8(plain, samples, calibration) if precision == "int8" else maker.float32(plain)
+        return maker.int8(plain, samples, calibration) if precision == "int8" else maker.floats(plain, precision)
     except (ArgumentError, MissingDependencyError):
         raise
     except Exception as error:
@@ -193,6 +228,25 @@ def check_name(engine: str | Engine) -> None:
     """
     if isinstance(engine, str) and engine not in NAMES:
         raise ArgumentError(f"engine must be one of {NAMES}. Received: {engine!r}.{closest(engine, NAMES)}")
+
+
+def has_precision(engine: str, precision: str) -> bool:
+    """Says whether an engine can compute in a precision on this machine; for ``"auto"`` whether any can.
+
+    Args:
+        engine: One of :data:`NAMES`.
+        precision: One of :data:`PRECISIONS`.
+    """
+    names = _HAVING if engine == "auto" else (engine,)
+    found = any(precision in _HAVING.get(name, PRECISIONS[:1]) and is_installed(name) for name in names)
+    return precision == PRECISIONS[0] or (found and (precision != "bfloat16" or _computes_bfloat16()))
+
+
+@functools.cache
+def _computes_bfloat16() -> bool:
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def check_precision(precision: str) -> None:
@@ -243,13 +297,14 @@ class _Maker:
         self._class = getattr(self._module, _RUNTIMES[name][2])
         self._fingerprint = fingerprint(model)
 
-    def float32(self, plain: Engine) -> Engine:
-        entry = self._entry("float32", None)
-        found = entry.facts().get("agreement")
-        if found is not None and not found >= AGREEMENT:
-            _warn_disagreement(self._name, found)
+    def floats(self, plain: Engine, precision: str = "float32") -> Engine:
+        entry = self._entry("float32", None)  # the same file: bfloat16 is how it is run
+        rule = _AGREEMENTS[precision]
+        found = entry.facts().get(rule.fact)
+        if found is not None and not found >= rule.least:
+            rule.warn(self._name, found)
             return plain
-        fast = self._open(entry, "float32", lambda folder: self._module.convert(self._model, folder))
+        fast = self._open(entry, precision, lambda folder: self._module.convert(self._model, folder))
         return fast if found is not None else _Checked(fast, plain, entry)
 
     def int8(self, plain: Engine, samples: Samples | None, calibration: str | None) -> Engine:
@@ -266,7 +321,7 @@ class _Maker:
                 int8.check_installed()
             if samples is None:
                 raise ArgumentError(f"no int8 network is kept under calibration={calibration!r}. Pass samples= too.")
-            exact = self.float32(plain)
+            exact = self.floats(plain)
             if exact is plain:  # what disagrees in float32 is no base for int8
                 return plain
             calibrating, checking = int8.split(samples() if callable(samples) else samples)
@@ -293,7 +348,7 @@ class _Maker:
             f"Received: {found:.4f}. Going on in float32.",
             stacklevel=4,
         )
-        return exact or self.float32(plain)
+        return exact or self.floats(plain)
 
     def _quantize(self, folder: Path, samples: np.ndarray, careful: bool) -> None:
         if self._module.QUANTIZER:
@@ -308,7 +363,7 @@ class _Maker:
         try:
             entry.make(write)
         except OSError as error:  # no room for it in the cache: it lives in memory alone
-            if precision != "float32":
+            if precision == "int8":
                 raise
             warnings.warn(f"the converted network cannot be kept ({error}).", stacklevel=5)
             with tempfile.TemporaryDirectory(prefix="resfit-") as folder:
@@ -396,10 +451,11 @@ class _Checked:
             self._checked = True
             expected = getattr(self._plain, "once", self._plain.run)(images[:_CHECKED_IMAGES])
             lowest = agreement(rows[:_CHECKED_IMAGES], expected)
+            rule = _AGREEMENTS[self.precision]
             if self._entry is not None:
-                self._entry.note(agreement=lowest, agreement_images=len(expected))
-            if not lowest >= AGREEMENT:
-                _warn_disagreement(self._fast.name, lowest)
+                self._entry.note(**{rule.fact: lowest, "agreement_images": len(expected)})
+            if not lowest >= rule.least:
+                rule.warn(self._fast.name, lowest)
                 self._fast = self._plain
                 rows = self._fast.run(images)
         return rows
@@ -409,14 +465,6 @@ class _Checked:
         for tag, images in itertools.islice(coming, 0 if self._checked else 1):
             yield tag, self.run(images)
         yield from stream(self._fast, coming)
-
-
-def _warn_disagreement(name: str, lowest: float) -> None:
-    warnings.warn(
-        f"{name} must agree with Keras on this network (cosine at least {AGREEMENT}). "
-        f"Received: {lowest:.6f}. Going on with Keras.",
-        stacklevel=3,
-    )
 
 
 def agreement(rows: np.ndarray, expected: np.ndarray) -> float:

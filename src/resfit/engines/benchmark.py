@@ -93,8 +93,8 @@ def measure(
     Args:
         models: Names, or sources that :func:`resfit.load` takes.
         names: Engines; none for all that are installed.
-        precisions: ``"float32"`` and ``"int8"``; none for both, int8 where NNCF is installed. Keras has no int8, and
-            is left out there.
+        precisions: Some of :data:`resfit.engines.PRECISIONS`; none for all, int8 where NNCF is installed. Engines are
+            left out where they do not have one.
         batches: Images in a batch.
         size: Height and width of the images in pixels; ``None`` takes the network's own.
         seconds: Time of each measurement.
@@ -117,13 +117,14 @@ def measure(
         if not numbers or min(numbers) <= 0:
             raise ArgumentError(f"{what} must be positive. Received: {list(numbers)}.")
     if not precisions:
-        precisions = engines.PRECISIONS if importlib.util.find_spec("nncf") is not None else ("float32",)
+        without = () if importlib.util.find_spec("nncf") is not None else ("int8",)
+        precisions = tuple(precision for precision in engines.PRECISIONS if precision not in without)
     return _measurements(models, names, precisions, sorted(set(batches)), size, seconds, threads, seed)
 
 
 def cases(names: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
     """Returns the pairs of engine and precision that exist."""
-    return [(name, precision) for name in names for precision in precisions if (name, precision) != ("keras", "int8")]
+    return [(name, precision) for name in names for precision in precisions if engines.has_precision(name, precision)]
 
 
 def peak_gflops(threads: int | None = None) -> float:

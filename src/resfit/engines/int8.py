@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import logging
 import math
@@ -18,56 +17,10 @@ from resfit.errors import ArgumentError, MissingDependencyError
 
 #: Smallest cosine between a row in int8 and in float32.
 AGREEMENT = 0.99
-#: Most accuracy, as a share, that int8 may cost on held-out images.
-TOLERANCE = 0.005
 #: Images that are worth decoding for a calibration: three quarters calibrate, the others check.
 SAMPLES = 48
 
 _BATCH = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class PrecisionChoice:
-    """Which precision is kept, and why.
-
-    Attributes:
-        precision: ``"int8"`` or ``"float32"``.
-        int8: Accuracy on held-out images in int8, 0..1.
-        float32: The same in float32.
-        reason: In words.
-    """
-
-    precision: str
-    int8: float
-    float32: float
-    reason: str
-
-
-def choose(score: Callable[[str], float], *, tolerance: float = TOLERANCE) -> PrecisionChoice:
-    """Keeps int8 if the head loses next to nothing by it, and says so where it does not.
-
-    Args:
-        score: Called with ``"int8"`` and with ``"float32"``; returns the accuracy, 0..1, on the same held-out images
-            of a head that was fitted on features of that precision.
-        tolerance: Most accuracy that int8 may cost.
-
-    Returns:
-        The choice. Where int8 is given up, a warning says so too.
-
-    Example:
-        >>> choose({"int8": 0.911, "float32": 0.914}.get).precision
-        'int8'
-    """
-    if not 0 <= tolerance <= 1:
-        raise ArgumentError(f"tolerance must lie in [0, 1]. Received: {tolerance!r}.")
-    fast, exact = float(score("int8")), float(score("float32"))
-    text = f"accuracy on held-out images {fast:.1%} in int8, {exact:.1%} in float32"
-    if fast >= exact - tolerance:
-        return PrecisionChoice("int8", fast, exact, text)
-    warnings.warn(
-        f"int8 must cost at most {tolerance:.1%} of accuracy. Received: {text}. Going on in float32.", stacklevel=2
-    )
-    return PrecisionChoice("float32", fast, exact, text)
 
 
 def split(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

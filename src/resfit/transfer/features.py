@@ -393,7 +393,11 @@ class _Filling:
                 return
             if self._running is None:
                 self._running = engines.create(
-                    self._job.model, self._job.engine, images=total, threads=self._job.threads
+                    self._job.model,
+                    self._job.engine,
+                    images=total,
+                    threads=self._job.threads,
+                    precision="bfloat16" if self._job.precision == "bfloat16" else "float32",
                 )
             self.engine_name = self._running.name
             for (owners, done), rows in engines.stream(self._running, itertools.chain([first], batches)):
@@ -484,8 +488,8 @@ def _prepared_engine(
     """Returns the precision that the rows have, for int8 with its calibration, and an engine if that took one."""
     if not isinstance(job.engine, str):
         return job.engine, job.engine.precision
-    if job.precision == "float32":
-        return None, "float32"
+    if job.precision != "int8":
+        return None, job.precision if engines.has_precision(job.engine, job.precision) else "float32"
     chosen = _calibration(job, known, root, memory)
     if chosen is None:
         return None, "float32"

@@ -1,0 +1,124 @@
+"""Features in few bits: what a classifier of them is measured on, and when they are given up."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+
+from resfit import engines
+from resfit.classifier import fit, narrow
+from resfit.classifier.material import Material
+from resfit.data.split import Split
+from resfit.errors import ArgumentError, DataError
+from resfit.transfer import features as feature_store
+from tests.pictures import write_folder
+from tests.transfer.networks import small_body
+
+having_bfloat16 = pytest.mark.skipif(
+    not engines.has_precision("openvino", "bfloat16"), reason="this processor does not compute in bfloat16"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("data") / "images", each=15)
+
+
+@pytest.fixture(scope="module")
+def body():
+    return small_body()
+
+
+@having_bfloat16
+def test_a_probe_in_bfloat16_is_measured_in_float32(folder, body, tmp_path):
+    options = {"model": body, "strategy": "probe", "engine": "openvino", "cache": tmp_path}
+    exact = fit(folder, **options)
+    found = fit(folder, **options, precision="bfloat16", out=tmp_path / "fast.resfit")
+    assert (found.recipe.precision, exact.recipe.precision) == ("bfloat16", "float32")
+    assert found.run.computed == found.metrics["images"]["found"]  # features of their own
+    (told,) = (text for text in found.run.notes if "bfloat16" in text)
+    assert "held-out images" in told
+    one, two = (clf.model.layers[-1].get_weights()[0] for clf in (found, exact))
+    assert 1e-6 < np.linalg.norm(one - two) / np.linalg.norm(two) < 0.1
+    # what is stored of the test images is what the network says in float32
+    with open(tmp_path / "fast.resfit" / "test_predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == found.metrics["images"]["test"]
+    said = found.predict([folder / row["path"] for row in rows], engine="keras")
+    for row, prediction in zip(rows, said, strict=True):
+        assert row["predicted"] == prediction.label
+        assert float(row["probability"]) == pytest.approx(prediction.probability, abs=5e-6)
+
+
+@having_bfloat16
+def test_features_that_cost_accuracy_are_given_up(folder, body, tmp_path, monkeypatch):
+    """An engine whose features in bfloat16 are turned round: the head that learned from them is wrong in float32."""
+    options = {"model": body, "strategy": "probe", "engine": "openvino", "cache": tmp_path}
+    exact = fit(folder, **options)
+    original = feature_store.extract
+
+    def turned(*arguments, **more):
+        found = original(*arguments, **more)
+        if more.get("precision") == "bfloat16":
+            object.__setattr__(found, "rows", -np.asarray(found.rows))
+        return found
+
+    monkeypatch.setattr(feature_store, "extract", turned)
+    found = fit(folder, **options, precision="bfloat16")
+    assert found.recipe.precision == "float32"
+    assert any("it may cost at most 0.5%" in text for text in found.run.notes)
+    for one, two in zip(found.model.layers[-1].get_weights(), exact.model.layers[-1].get_weights(), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+
+
+def test_precision_belongs_to_a_probe(folder, body):
+    with pytest.raises(ArgumentError, match="precision is of a probe's features"):
+        fit(folder, model=body, strategy="full", precision="int8")
+    with pytest.raises(ArgumentError, match="precision must be one of"):
+        fit(folder, model=body, strategy="probe", precision="int4")
+
+
+def material(count, test):
+    targets = np.eye(2, dtype=np.float32)[np.arange(count) % 2]
+    everything = np.setdiff1d(np.arange(count), test)
+    return Material(None, Split(everything, np.array([], int), np.asarray(test, int)), ("a", "b"), targets, "")
+
+
+class Head:
+    """Says the first class where the first feature is positive."""
+
+    def logits(self, rows):
+        return np.stack([rows[:, 0], -rows[:, 0]], axis=1)
+
+
+@pytest.mark.parametrize(("wrong", "kept"), [(0, True), (1, True), (2, False)])
+def test_half_a_point_may_be_lost(wrong, kept):
+    count = 300
+    test = np.arange(0, 300)[:200] if wrong < 2 else np.arange(200)
+    data = material(count, test)
+    rows = np.where(np.arange(count) % 2 == 0, 1.0, -1.0)[:, None].astype(np.float32)
+    exact = rows[test].copy()
+    exact[:wrong] *= -1
+    seen = []
+
+    def exact_of(places):
+        seen.append(places)
+        return feature_store.Features(exact, np.arange(len(places)), (), (), 0, 0, "keras")
+
+    verdict = narrow.judge(data, Head(), rows, "int8", exact_of)
+    np.testing.assert_array_equal(seen[0], test)
+    assert (verdict.kept, verdict.narrow, verdict.exact) == (kept, 1.0, 1 - wrong / 200)
+    np.testing.assert_array_equal(verdict.rows[np.array([0, 250, 1])], [exact[0], rows[250], exact[1]])
+
+
+def test_images_that_vanish_are_told():
+    data = material(10, [])
+
+    def exact_of(places):
+        gone = (feature_store.Skipped("a.png", "no such file"),)
+        return feature_store.Features(np.zeros((9, 1)), np.arange(9), (), gone, 0, 0, "keras")
+
+    with pytest.raises(DataError, match=r"changed while they were read, such as a\.png"):
+        narrow.judge(data, Head(), np.zeros((10, 1), np.float32), "int8", exact_of)
