@@ -58,13 +58,16 @@ def main() -> None:
         def ours() -> dict[str, float]:
             last["cache"] = next(caches)
             begin = time.perf_counter()
-            options = {"strategy": "probe", "head": "mlp", "tuning": {"epochs": arguments.epochs, "patience": None}}
+            tuning = {"epochs": arguments.epochs, "patience": None}
+            options = {"strategy": "probe", "head": "mlp", "tuning": tuning, "allow_leakage": True}  # crops of a few
             fitted = classifier.fit(folder, model=body(), cache=last["cache"], **options)
             return {"seconds": time.perf_counter() - begin, **fitted.run.seconds}
 
         def second() -> dict[str, float]:
             begin = time.perf_counter()
-            fitted = classifier.fit(folder, model=body(), cache=last["cache"], strategy="probe", head="linear")
+            fitted = classifier.fit(
+                folder, model=body(), cache=last["cache"], strategy="probe", head="linear", allow_leakage=True
+            )
             assert fitted.run.computed == 0
             return {"seconds": time.perf_counter() - begin, **fitted.run.seconds}
 

@@ -13,6 +13,7 @@ from resfit.data import checks, samples
 from resfit.data.image_set import scan
 from resfit.errors import ArgumentError, DataError, MissingDependencyError
 from resfit.transfer import features as feature_store
+from resfit.transfer import storage
 from tests.pictures import tiny_body, write_folder
 
 
@@ -117,10 +118,11 @@ def test_images_are_decoded_once_for_features_and_records(tmp_path, monkeypatch)
     found = feature_store.extract(tiny_body(), scan(folder), records=True, cache=tmp_path / "cache")
     assert len(decoded) == 25
     assert len(found.records) == len(found.rows) == 24
-    alone = feature_store.measure(scan(folder).paths, tiny_body().input_spec, cache=tmp_path / "other")
-    np.testing.assert_array_equal(alone.records, found.records)
-    assert alone.rows.shape == (24, 0)
-    np.testing.assert_array_equal(found.indices, alone.indices)
+    pixels = storage.decoded(scan(folder).paths, tiny_body().input_spec, tmp_path / "other", records=True)
+    np.testing.assert_array_equal(pixels.records, found.records)
+    np.testing.assert_array_equal(pixels.indices, found.indices)
+    assert pixels.digests == found.digests
+    assert len(decoded) == 50
     decoded.clear()  # features that are there already, and no records
     feature_store.extract(tiny_body(), scan(folder), cache=tmp_path / "third")
     late = feature_store.extract(tiny_body(), scan(folder), records=True, cache=tmp_path / "third")

@@ -1,3 +1,4 @@
+import collections
 import csv
 import json
 import os
@@ -12,7 +13,7 @@ import pytest
 
 from resfit import artifact, classifier
 from resfit.classifier import Classifier, fit
-from resfit.data import privacy
+from resfit.data import decode, privacy
 from resfit.errors import ArgumentError, ArtifactError, DataError
 from tests.pictures import picture, tiny_body, write_folder, write_picture
 from tests.transfer.networks import small_body
@@ -333,10 +334,20 @@ def test_stored_and_computed_parts_learn_the_same(network, patterns, tmp_path):
     np.testing.assert_allclose(one, two, rtol=1e-2)  # roundings grow
 
 
-def test_full_trains_every_layer(network, patterns):
-    found = fit(patterns, model=network, strategy="full", tuning=QUICK, cache=False)
+def test_full_trains_every_layer(network, patterns, monkeypatch):
+    decoded = collections.Counter()
+    original = decode.decode_renderings
+
+    def counting(source, *arguments, **options):
+        decoded[source if isinstance(source, bytes) else str(source)] += 1
+        return original(source, *arguments, **options)
+
+    monkeypatch.setattr(decode, "decode_renderings", counting)
+    found = fit(patterns, model=network, strategy="full", tuning=QUICK, cache=False, references=False)
     assert found.recipe.strategy in ("full", "probe")
     assert found.metrics["training"]["steps"] > 0
+    assert "checks" in found.metrics  # of the same pass over the images
+    assert list(decoded.values()) == [1] * found.metrics["images"]["found"]
     if found.metrics["training"]["epoch"]:
         moved = [
             layer.name

@@ -761,7 +761,7 @@ def fit(
     _check_skipped(skipped, found, max_skipped, skipped_csv, None if out is None else Path(out))
 
     kept = images.subset(used.indices)
-    checker = _Checker(kept, extracted if probing else None, body.input_spec, cache, progress) if check else None
+    checker = _Checker(kept, extracted if probing else prepared, used.rows if probing else None) if check else None
     parts = _split(checker.together if checker else kept, val_share if tunes else 0.0, test_share, seed)
     if tunes and not len(parts.val):
         raise DataError("fine-tuning needs validation images, and the data is too small to set some aside.")
@@ -962,17 +962,13 @@ class _Checker:
     def __init__(
         self,
         images: ImageSet,
-        extracted: feature_store.Features | None,
-        contract: InputSpec,
-        cache: bool | str | Path,
-        progress: feature_store.Progress | None,
+        found: feature_store.Features | strategies.Prepared | None,
+        rows: np.ndarray | None,
     ):
-        found = extracted or feature_store.measure(images.paths, contract, cache=cache, progress=progress)
-        if extracted is None and len(found.indices) < len(images):
-            raise DataError(f"images changed while they were read, such as {found.skipped[0].path}. Start again.")
+        assert found is not None
         self._images, self._records = images, found.records
-        self._rows = np.asarray(found.rows)
-        self._same = checking.duplicates(found.digests, found.records, self._rows if extracted else None)
+        self._rows = np.zeros((len(images), 0), np.float32) if rows is None else np.asarray(rows)
+        self._same = checking.duplicates(found.digests, found.records, rows)
         self.together = checking.together(images, self._same)
 
     def examine(self, separator: str, seed: int, skipped: Sequence[Skipped]) -> checking.Checks:

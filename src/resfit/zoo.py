@@ -184,7 +184,8 @@ def load(
             a fresh one and keeps the rest.
         include_top: Whether the model ends in the classifier. Default: yes for a name, and for a file or handle
             if it holds one.
-        pooling: Without top, ``"avg"`` or ``"max"`` for features of shape ``(batch, channels)``.
+        pooling: Without top, ``"avg"`` or ``"max"`` for features of shape ``(batch, channels)``; for CLIP's visual
+            towers ``"attention"`` too, their own way to a vector.
         taps: Stages, ``"stage1"`` to ``"stage5"``, whose feature maps the model returns as a dict.
         preprocess: Whether the model takes RGB images 0..255 of any dtype and normalises them itself. False
             gives the bare network, which takes what ``model.input_spec.normalize`` returns.

@@ -1,4 +1,4 @@
-"""CLIP's visual towers: the body up to the attention pooling, against definitions in torch."""
+"""CLIP's visual towers, with the attention pooling and without, against definitions in torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from resfit.checkpoints import convert
+import resfit
+from resfit import engines
+from resfit.checkpoints import attention, convert
+from resfit.errors import ArgumentError, CheckpointError
 from tests.numbers import relative_error
 from tests.torchside import library
 
@@ -46,6 +49,15 @@ class Attention(nn.Module):
         self.positional_embedding = nn.Parameter(torch.randn(50, width))
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
         self.c_proj = nn.Linear(width, 16)
+
+    def forward(self, x):
+        x = x.flatten(2).transpose(1, 2)
+        x = torch.cat([x.mean(1, keepdim=True), x], 1) + self.positional_embedding
+        q, k, v = (
+            layer(x).unflatten(-1, (-1, 64)).transpose(1, 2) for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        found = nn.functional.scaled_dot_product_attention(q[:, :, :1], k, v)
+        return self.c_proj(found[:, :, 0].flatten(1))
 
 
 class Tower(nn.Module):
@@ -103,6 +115,7 @@ def test_openai_names(whole, images, tmp_path):
     received = body(images.transpose(0, 2, 3, 1)).numpy()
     assert received.shape == expected.shape == (2, 2, 3, 256)
     assert relative_error(received, expected) < 1e-5
+    assert (body.input_spec.mean[0], body.input_spec.size) == (0.48145466, (224, 224))
     told = " ".join(body.assumptions)
     assert "CLIP's attention pooling" in told
     assert ("CLIP's text tower" in told) == whole
@@ -123,3 +136,62 @@ def test_timm_names(images, tmp_path):
     body = convert.load_source(tmp_path / "clip.pth", preprocess=False)
     assert relative_error(body(images.transpose(0, 2, 3, 1)).numpy(), expected) < 1e-5
     assert any("CLIP's attention pooling: head.pos_embed" in text for text in body.assumptions)
+
+
+def told_of_pooling(model):
+    return any("attention pooling" in text for text in model.assumptions)
+
+
+@pytest.fixture
+def square():
+    return np.random.default_rng(1).normal(size=(2, 3, 224, 224)).astype(np.float32)
+
+
+def test_attention_pooling(square, tmp_path):
+    tower = randomized(Tower())
+    with torch.no_grad():
+        expected = tower.attnpool(tower(torch.from_numpy(square))).numpy()
+    torch.save({f"visual.{name}": tensor for name, tensor in tower.state_dict().items()}, tmp_path / "clip.pt")
+    whole = resfit.load(tmp_path / "clip.pt", pooling="attention", preprocess=False)
+    assert relative_error(whole(square.transpose(0, 2, 3, 1)).numpy(), expected) < 1e-5
+    assert not told_of_pooling(whole)
+    assert whole.architecture == convert.read_source(tmp_path / "clip.pt").spec
+    whole.save(tmp_path / "clip.keras")
+    again = resfit.load(tmp_path / "clip.keras")
+    np.testing.assert_allclose(again(square.transpose(0, 2, 3, 1)), expected, rtol=1e-4, atol=1e-4)
+    fast = engines.create(resfit.load(tmp_path / "clip.pt", pooling="attention"), "auto", cache=tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)
+    expected = resfit.load(tmp_path / "clip.pt", pooling="attention")(pixels).numpy()
+    assert relative_error(fast.run(pixels), expected) < 1e-4
+    with pytest.raises(ArgumentError, match=r"is for feature maps of \(7, 7, 256\)"):
+        resfit.load(tmp_path / "clip.pt", pooling="attention", input_shape=(96, 96, 3))
+    with pytest.raises(ArgumentError, match="takes the place of the classifier"):
+        resfit.load(tmp_path / "clip.pt", pooling="attention", classes=3, include_top=True)
+
+
+def test_a_source_without_attention_pooling(tmp_path):
+    tower = randomized(Tower())
+    state = {name: tensor for name, tensor in tower.state_dict().items() if not name.startswith("attnpool")}
+    torch.save(state, tmp_path / "clip.pt")
+    with pytest.raises(ArgumentError, match="a source without it"):
+        resfit.load(tmp_path / "clip.pt", pooling="attention")
+    state |= {f"attnpool.{name}": tensor for name, tensor in Attention(256).state_dict().items()}
+    state["attnpool.positional_embedding"] = torch.ones(49, 256)
+    torch.save(state, tmp_path / "clip.pt")
+    with pytest.raises(CheckpointError, match="a square's places and one more"):
+        resfit.load(tmp_path / "clip.pt")
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_attention_pooling_under_timms_names(separate, square, tmp_path):
+    layers = library("timm").layers
+    pool = layers.AttentionPool2d(256, out_features=16, feat_size=7, head_dim=64, qkv_separate=separate).eval()
+    nn.init.normal_(pool.pos_embed)
+    tower = randomized(Tower())
+    with torch.no_grad():
+        expected = pool(tower(torch.from_numpy(square))).numpy()
+    found = attention.find({f"head.{name}": tensor.numpy() for name, tensor in pool.state_dict().items()}, "")
+    torch.save({k: v for k, v in tower.state_dict().items() if not k.startswith("attnpool")}, tmp_path / "clip.pt")
+    body = convert.load_source(tmp_path / "clip.pt", preprocess=False, input_shape=(224, 224, 3))
+    received = attention.attach(body, found)(square.transpose(0, 2, 3, 1)).numpy()
+    assert relative_error(received, expected) < 1e-5

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import warnings
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -137,6 +138,25 @@ def test_a_wrong_range_is_said_once(cached, handle, low, high, warned):
         layer(images)
         layer(images)
     assert [str(one.message).count("takes values") for one in seen if one.category is UserWarning] == [1] * warned
+
+
+@pytest.mark.parametrize("what", ["fit", "evaluate", "predict", "predict_on_batch", "several steps", "xla"])
+def test_a_wrong_range_is_said_in_the_loops_of_keras(cached, what, tmp_path):
+    images = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype("float32")
+    model = keras.Sequential([keras.Input((32, 32, 3)), hub.KerasLayer(V2_50), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", steps_per_execution=2 if what == "several steps" else 1, jit_compile=what == "xla")
+    run = {"several steps": model.fit, "xla": model.fit}.get(what) or getattr(model, what)
+    more = {} if "predict" in what else {"y": np.zeros((4, 1))}
+    more |= {} if what == "predict_on_batch" else {"batch_size": 2, "verbose": 0}
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        run(images, **more)
+        run(images, **more)
+        model.export(tmp_path / "out", verbose=False)  # what looks at values stays behind
+    said = [str(one.message) for one in seen if "takes values" in str(one.message)]
+    assert len(said) == (what != "xla"), said
+    assert all("0..1. Received: 0." in one and "..25" in one for one in said)
+    assert "PyFunc" not in str(tf.saved_model.load(tmp_path / "out").serve.get_concrete_function().graph.as_graph_def())
 
 
 # ---- native networks

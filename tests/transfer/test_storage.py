@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from resfit.data import checks, decode
 from resfit.data.decode import decode_image
 from resfit.preprocessing import InputSpec
 from resfit.transfer import storage
+from resfit.transfer.records import Records
 
 CONTRACT = InputSpec(size=(12, 16), crop_fraction=1.0)
 
@@ -70,6 +73,68 @@ def test_the_second_time_nothing_is_decoded(files, tmp_path):
     again, failures = storage.pixels(files, known, CONTRACT, tmp_path / "cache")
     np.testing.assert_array_equal(again, kept)
     assert len(failures) == 3
+
+
+@pytest.fixture
+def decodings(monkeypatch):
+    """Counts what is decoded, by its bytes."""
+    counts = collections.Counter()
+    original = decode.decode_renderings
+
+    def counting(source, *arguments, **options):
+        counts[source if isinstance(source, bytes) else source.read_bytes()] += 1
+        return original(source, *arguments, **options)
+
+    monkeypatch.setattr(decode, "decode_renderings", counting)
+    return counts
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_pixels_and_records_come_of_one_decoding(files, tmp_path, decodings, cache):
+    (tmp_path / "images" / "copy.png").write_bytes(files[5].read_bytes())
+    files.append(tmp_path / "images" / "copy.png")
+    found = storage.decoded(files, CONTRACT, tmp_path / "cache" if cache else False, records=True)
+    assert sum(decodings.values()) == 151
+    assert len(found.records) == len(found.images) == len(found.digests) == 148
+    assert found.records[-1] == found.records[found.digests.index(found.digests[-1])] != found.records[0]
+    expected_records = [one_record(files[position]) for position in found.indices]
+    np.testing.assert_array_equal(found.records, np.concatenate(expected_records))
+
+
+def test_pixels_of_an_earlier_run_get_records_too(files, tmp_path, decodings):
+    plain = storage.decoded(files, CONTRACT, tmp_path / "cache")
+    assert len(plain.records) == 0
+    decodings.clear()
+    found = storage.decoded(files, CONTRACT, tmp_path / "cache", records=True)
+    assert sum(decodings.values()) == 147  # those that cannot be decoded are known
+    decodings.clear()
+    again = storage.decoded(files, CONTRACT, tmp_path / "cache", records=True)
+    assert not decodings
+    np.testing.assert_array_equal(again.records, found.records)
+    np.testing.assert_array_equal(found.images, plain.images)
+
+
+def test_a_kill_between_records_and_pixels_costs_one_chunk(files, tmp_path, decodings):
+    whole = storage.decoded(files, CONTRACT, tmp_path / "whole", records=True)
+    known = digests(files)
+    kept = Records(tmp_path / "cache")
+
+    def stop(what, done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        storage.pixels(files, known, CONTRACT, tmp_path / "cache" / "pixels", progress=stop, records=kept)
+    decodings.clear()
+    found = storage.decoded(files, CONTRACT, tmp_path / "cache", records=True)
+    assert sum(decodings.values()) == 150 - 64
+    np.testing.assert_array_equal(found.records, whole.records)
+    np.testing.assert_array_equal(found.images, whole.images)
+
+
+def one_record(path):
+    seen = []
+    decode.decode_image(path, CONTRACT, look=lambda header, image: seen.append(checks.measure(header, image)))
+    return seen[0]
 
 
 def test_the_oldest_make_room(tmp_path):

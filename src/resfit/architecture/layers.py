@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -183,6 +184,60 @@ class StochasticDepth(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
         return {**super().get_config(), "rate": self.rate, "seed": self.seed}
+
+
+@_register
+class AttentionPooling2D(keras.layers.Layer):
+    """The pooling of CLIP's visual towers: what the mean of a feature map finds by attention in it and all its places.
+
+    Radford et al. 2021, arXiv:2103.00020.
+
+    Args:
+        heads: Heads of the attention; they divide the channels.
+        outputs: Length of the vectors that come out.
+        **kwargs: As ``keras.layers.Layer`` takes them.
+    """
+
+    def __init__(self, heads: int, outputs: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.heads = heads
+        self.outputs = outputs
+
+    def build(self, input_shape: Any) -> None:
+        """Makes the weights for ``(batch, height, width, channels)``, all but the batch fixed."""
+        _, height, width, channels = input_shape
+        self.position = self.add_weight((height * width + 1, channels), "random_normal", name="position")
+        self.attention = keras.layers.MultiHeadAttention(
+            self.heads, channels // self.heads, output_shape=self.outputs, name="attention", dtype=self.dtype_policy
+        )
+        self.attention.build((None, 1, channels), (None, height * width + 1, channels))
+
+    def call(self, inputs: Any) -> Any:
+        """Pools ``(batch, height, width, channels)`` to ``(batch, outputs)``."""
+        _, height, width, channels = inputs.shape
+        places = ops.reshape(inputs, (-1, height * width, channels))
+        tokens = ops.concatenate([ops.mean(places, axis=1, keepdims=True), places], axis=1)
+        tokens = tokens + ops.cast(self.position, tokens.dtype)
+        return self.attention(tokens[:, :1], tokens)[:, 0]
+
+    def load(self, weights: Mapping[str, Any]) -> None:
+        """Sets the weights.
+
+        Args:
+            weights: As :func:`resfit.checkpoints.attention.find` returns them.
+        """
+        self.position.assign(weights["position"])
+        for part in ("query", "key", "value", "output"):
+            for own, name in zip(getattr(self.attention, f"{part}_dense").weights, ("kernel", "bias"), strict=True):
+                own.assign(weights[f"{part}/{name}"].reshape(own.shape))
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
+        """Returns the shape of the vectors."""
+        return (input_shape[0], self.outputs)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        return {**super().get_config(), "heads": self.heads, "outputs": self.outputs}
 
 
 def _ceil(length: int | None, stride: int) -> int | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from resfit.architecture import arithmetic, catalog
 from resfit.architecture.spec import ArchitectureSpec
-from resfit.checkpoints import namings, registry
+from resfit.checkpoints import attention, namings, registry
 from resfit.checkpoints.identify import Identified, identify, nearest
 from resfit.checkpoints.readers import safetensors
 from resfit.checkpoints.readers.base import Tensors
@@ -91,6 +91,7 @@ class Source:
         assumptions: What the source does not tell and was assumed, what was left out, and where the network was
             found, one sentence each.
         file: In place of ``arrays``: a file that is matched to the network once that is built.
+        attention: Weights of CLIP's attention pooling (:mod:`resfit.checkpoints.attention`), if it has one.
     """
 
     path: Path | None
@@ -103,6 +104,7 @@ class Source:
     convention: str
     assumptions: tuple[str, ...]
     file: WeightsFile | None = None
+    attention: Mapping[str, np.ndarray] | None = None
 
     @property
     def weights(self) -> WeightsFile | None:
@@ -196,6 +198,7 @@ def read_source(
         class_names=labels,
         convention=translation.convention,
         assumptions=(*identified.assumptions, *assumed, *translation.remarks, *translation.left_out),
+        attention=translation.attention,
     )
 
 
@@ -221,7 +224,8 @@ def load_source(
         source: As :func:`read_source` takes it, or what it returned.
         include_top: Whether the model ends in the classifier. Default: if the source has one.
         classes: Outputs of the classifier. A number other than the source's gives a fresh classifier.
-        pooling: Without top, ``"avg"`` or ``"max"`` for features of shape ``(batch, channels)``.
+        pooling: Without top, ``"avg"`` or ``"max"`` for features of shape ``(batch, channels)``; ``"attention"`` for
+            those of CLIP's visual towers.
         taps: Stages, ``"stage1"`` to ``"stage5"``, whose feature maps the model returns as a dict.
         preprocess: Whether the model takes RGB images 0..255 and normalises them itself.
         input_shape: ``(height, width, channels)``; weights for RGB are adapted to other numbers of channels.
@@ -240,7 +244,7 @@ def load_source(
         CheckpointError: As :func:`read_source`; or the source has no classifier and one is asked for.
         ArgumentError: An argument does not fit.
     """
-    from resfit.architecture.network import build
+    from resfit.architecture.network import attach, build
     from resfit.checkpoints import canonical
 
     if isinstance(source, Source):
@@ -260,13 +264,17 @@ def load_source(
             "Pass include_top=False for the body alone, or classes for a fresh classifier."
         )
     channels = (input_shape[-1] if input_shape else in_channels) or read.spec.in_channels
+    attends = pooling == "attention"
+    if attends and not headless:
+        raise ArgumentError('pooling="attention" takes the place of the classifier. Pass include_top=False.')
+    side = attention.image_size(read.attention, read.spec.output_stride) if attends else None
     spec = read.spec.replace(classes=classes or read.spec.classes, in_channels=channels)
     with _policy(dtype), _seeded(seed):
         model = build(
             spec,
-            input_shape=input_shape or (None, None, channels),
+            input_shape=input_shape or (side, side, channels),
             include_top=top,
-            pooling=pooling,
+            pooling=None if attends else pooling,
             classifier_activation=classifier_activation,
             taps=tuple(taps),
             input_spec=read.input_spec.with_channels(channels),
@@ -276,9 +284,12 @@ def load_source(
     keeps_head = not headless and read.has_top and spec.classes == read.spec.classes
     if file is not None:
         canonical.fill_from_file(model, file, channel_order=read.input_spec.channel_order, keeps_head=keeps_head)
+    if attends and not taps:
+        with _policy(dtype):
+            model = attach(attention.attach(model, read.attention), spec, model.input_spec)
     known = file is not None and keeps_head and read.class_names and len(read.class_names) == spec.classes
     model.class_names = read.class_names if known else None
-    model.assumptions = read.assumptions
+    model.assumptions = tuple(text for text in read.assumptions if not (attends and attention.REASON in text))
     return model
 
 

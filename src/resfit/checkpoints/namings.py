@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from resfit.checkpoints import attention
 from resfit.checkpoints.readers.base import Tensors
 from resfit.errors import ArgumentError, CheckpointError, closest
 from resfit.preprocessing import InputSpec
@@ -53,11 +54,11 @@ LEFT_OUT: dict[str, str] = {
     "*momentum_classifier.*": "a classifier that was trained beside the network",
     "*head.mlp.*": "a projection head",
     "*head.last_layer.*": "a projection head",
-    "*attnpool.*": "CLIP's attention pooling",
-    "*head.pos_embed": "CLIP's attention pooling",
-    "*head.[qkv].*": "CLIP's attention pooling",
-    "*head.qkv.*": "CLIP's attention pooling",
-    "*head.proj.*": "CLIP's attention pooling",
+    "*attnpool.*": attention.REASON,
+    "*head.pos_embed": attention.REASON,
+    "*head.[qkv].*": attention.REASON,
+    "*head.qkv.*": attention.REASON,
+    "*head.proj.*": attention.REASON,
     "transformer.*": "CLIP's text tower",
     "token_embedding.*": "CLIP's text tower",
     "positional_embedding": "CLIP's text tower",
@@ -162,6 +163,7 @@ class Translation:
         left_out: What was left out and why, one sentence each.
         remarks: Choices that were made, one sentence each.
         input_spec: The input contract of networks of this convention, where it has one of its own.
+        attention: Weights of CLIP's attention pooling (:mod:`resfit.checkpoints.attention`), where there is one.
     """
 
     convention: str
@@ -172,6 +174,7 @@ class Translation:
     left_out: tuple[str, ...]
     remarks: tuple[str, ...]
     input_spec: InputSpec | None = None
+    attention: Mapping[str, np.ndarray] | None = None
 
 
 def _stem_of_sequence(name: str) -> tuple[Rule, ...]:
@@ -301,6 +304,15 @@ TRANSFORMERS = Convention(
     body="resnet.",
 )
 
+# Radford et al. 2021, for all towers but for their sizes.
+_CLIP_CONTRACT = InputSpec(
+    scale=1 / 255,
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+    interpolation="bicubic",
+    crop_fraction=1.0,
+)
+
 #: Every convention by its name. ``torchvision`` is written as ``timm``.
 CONVENTIONS = {c.name: c for c in (TORCH, CIFAR, CLIP, BYOB_CLIP, SEQUENTIAL, PREACTIVATED, TRANSFORMERS)}
 
@@ -385,7 +397,11 @@ def translate(
         if canonical in arrays:
             raise CheckpointError(f"two tensors must not stand for one weight. Received: {name!r} for {canonical!r}.")
         arrays[canonical] = np.transpose(array, _AXES[array.ndim]) if array.ndim in _AXES else array
+    pooling, contract = None, None
     if chosen.convention in (CLIP, BYOB_CLIP):
+        pooling = attention.find(tensors, chosen.prefix)
+        side = attention.image_size(pooling, 32) or 224
+        contract = dataclasses.replace(_CLIP_CONTRACT, size=(side, side))
         facts |= {"stem_pool": "avg", "antialias": "avg", "shortcut": "avgpool"}
     beside = _beside(unknown, chosen, arrays)
     unknown = {name: array for name, array in unknown.items() if name not in beside.values()}
@@ -400,7 +416,15 @@ def translate(
     if chosen.prefix:
         remarks.append(f"the network is what stands under {chosen.prefix!r}")
     return Translation(
-        chosen.convention.name, chosen.prefix, arrays, facts, leftover, tuple(left_out), tuple(dict.fromkeys(remarks))
+        convention=chosen.convention.name,
+        prefix=chosen.prefix,
+        arrays=arrays,
+        facts=facts,
+        leftover=leftover,
+        left_out=tuple(left_out),
+        remarks=tuple(dict.fromkeys(remarks)),
+        attention=pooling,
+        input_spec=contract,
     )
 
 

@@ -102,7 +102,11 @@ Look = Callable[[Header, "Image"], None]
 
 
 def decode_image(
-    source: str | os.PathLike[str] | bytes, input_spec: InputSpec, *, max_pixels: int = MAX_PIXELS
+    source: str | os.PathLike[str] | bytes,
+    input_spec: InputSpec,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    look: Look | None = None,
 ) -> np.ndarray:
     """Decodes one image as a network's input contract says.
 
@@ -116,6 +120,7 @@ def decode_image(
         input_spec: Size, resize rule, crop and number of channels (1 or 3).
         max_pixels: Most pixels, width times height, that are decoded. Pillow's own limit, by default 178,956,970,
             holds too.
+        look: As :func:`decode_renderings` takes it.
 
     Returns:
         uint8 array ``(height, width, channels)``, RGB or grey; of the contract's size unless its resize mode is
@@ -125,7 +130,8 @@ def decode_image(
         ImageError: The image cannot be used; the text is the reason.
         MissingDependencyError: It is a scan, and what reads it is not installed.
     """
-    (image,) = decode_renderings(source, input_spec, [lambda image: resize(image, input_spec)], max_pixels=max_pixels)
+    renderings = [lambda image: resize(image, input_spec)]
+    (image,) = decode_renderings(source, input_spec, renderings, max_pixels=max_pixels, look=look)
     return image
 
 
@@ -200,6 +206,7 @@ def decode_many(
     batch_size: int = 64,
     workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    looks: Callable[[int], Look | None] | None = None,
 ) -> Iterator[DecodedBatch]:
     """Decodes images in parallel, in order, a few batches ahead of the reader.
 
@@ -209,6 +216,8 @@ def decode_many(
         batch_size: Images a batch, failures included.
         workers: Threads. Default: one a core.
         max_pixels: As :func:`decode_image` takes it.
+        looks: For the position of a source what is shown its image, as :func:`decode_renderings` does, or ``None``;
+            called, as is that, in the threads.
 
     Returns:
         An iterator of batches that cover the sequence. Memory stays that of a few batches, however long it is. With
@@ -221,7 +230,7 @@ def decode_many(
     for name, number in (("batch_size", batch_size), ("workers", workers)):
         if number < 1:
             raise ArgumentError(f"{name} must be at least 1. Received: {number}.")
-    return _batches(sources, input_spec, batch_size, workers, max_pixels)
+    return _batches(sources, input_spec, batch_size, workers, max_pixels, looks)
 
 
 def _batches(
@@ -230,16 +239,18 @@ def _batches(
     batch_size: int,
     workers: int,
     max_pixels: int,
+    looks: Callable[[int], Look | None] | None,
 ) -> Iterator[DecodedBatch]:
-    def work(source: str | os.PathLike[str] | bytes) -> np.ndarray | str:
+    def work(position: int) -> np.ndarray | str:
+        look = None if looks is None else looks(position)
         try:
-            image = decode_image(source, input_spec, max_pixels=max_pixels)
+            image = decode_image(sources[position], input_spec, max_pixels=max_pixels, look=look)
             check_size(image, input_spec)
             return image
         except ImageError as error:
             return str(error)
 
-    decoded = in_order(work, sources, workers=workers, ahead=max(3 * batch_size, 2 * workers))
+    decoded = in_order(work, range(len(sources)), workers=workers, ahead=max(3 * batch_size, 2 * workers))
     for start in range(0, len(sources), batch_size):
         some = list(itertools.islice(decoded, batch_size))
         yield _batch(start, some, input_spec)

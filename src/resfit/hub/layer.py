@@ -279,6 +279,7 @@ class KerasLayer(keras.layers.Layer):
         if self._function.takes_training:
             kwargs["training"] = bool(self.trainable and training)
         result = self._function.call(*args, **kwargs)
+        specs.forget_watched(weight.value for weight in self.weights)
         if self._key:
             if not isinstance(result, dict):
                 raise ArgumentError(
@@ -312,18 +313,21 @@ class KerasLayer(keras.layers.Layer):
 
     def _check_range(self, inputs: Any, low: float, high: float) -> None:
         """Warns, at the first call with values, of images in another range than the module's."""
-        if not tf.executing_eagerly():
-            return  # the values are not there yet
-        self._range_checked = True
-        if not tf.is_tensor(inputs) or tf.size(inputs) == 0:
-            return
-        least, most = float(tf.reduce_min(inputs)), float(tf.reduce_max(inputs))
-        if least < low - (high - low) / 2 or most > high + (high - low) / 2:
-            warnings.warn(
-                f"{self._settings.handle} takes values {low:g}..{high:g}. Received: {least:g}..{most:g}. "
-                f"Scale the images first, for example with keras.layers.Rescaling.",
-                stacklevel=2,
-            )
+        if not tf.is_tensor(inputs) or not (tf.executing_eagerly() or specs.is_looping()):
+            return  # the values are not there yet, or are none of ours to look at
+
+        def look(least: Any, most: Any) -> None:
+            if self._range_checked or least > most:
+                return
+            self._range_checked = True
+            if least < low - (high - low) / 2 or most > high + (high - low) / 2:
+                warnings.warn(
+                    f"{self._settings.handle} takes values {low:g}..{high:g}. Received: {least:g}..{most:g}. "
+                    f"Scale the images first, for example with keras.layers.Rescaling.",
+                    stacklevel=2,
+                )
+
+        tf.py_function(look, [tf.reduce_min(inputs), tf.reduce_max(inputs)], [])
 
     # ---- shapes
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import tree
+from tensorflow.python.ops import control_flow_util
 
 from resfit.errors import ArgumentError, CheckpointError
 
@@ -251,6 +252,39 @@ def is_archiving() -> bool:
 def in_safe_mode() -> bool | None:
     """Whether Keras is reading an archive in safe mode; None where it is reading none."""
     return _keras_state("safe_mode_saving")
+
+
+def is_looping() -> bool:
+    """Whether what is being traced is ``fit``, ``evaluate`` or ``predict``, in a form that can look at values.
+
+    Keras says so nowhere; what tells is the name of its function, which is never exported. Not where XLA compiles it
+    (for GPUs, unless asked for), nor in a strategy, which may run it elsewhere.
+    """
+    graphs = _graphs()
+    if not graphs or tf.distribute.has_strategy() or control_flow_util.GraphOrParentsInXlaContext(graphs[0]):
+        return False
+    return graphs[-1].name.startswith(("one_step_on_data", "multi_step_on_data", "multi_step_on_iterator"))
+
+
+def forget_watched(variables: Iterable[Any]) -> None:
+    """Takes variables that a layer tracks off the lists of variables that the functions being traced have used.
+
+    Keras exports its own variables and, beside them, those on these lists: each of ours would be written twice. The
+    lists serve nothing else here; a gradient tape has its own.
+    """
+    watching = [watched for graph in _graphs() if (watched := getattr(graph, "_watched_variables", None)) is not None]
+    for variable in variables if watching else ():
+        for watched in watching:
+            watched.discard(variable)
+
+
+def _graphs() -> list[Any]:
+    """Returns the graphs of the functions being traced, from the inmost out."""
+    graph, found = tf.compat.v1.get_default_graph(), []
+    while graph is not None and hasattr(graph, "outer_graph"):
+        found.append(graph)
+        graph = graph.outer_graph
+    return found
 
 
 def _keras_state(name: str) -> Any:

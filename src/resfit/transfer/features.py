@@ -25,7 +25,8 @@ from resfit.engines import int8
 from resfit.errors import ArgumentError, DataError, ImageError
 from resfit.files import write_json
 from resfit.transfer.digests import DigestMemory, FileDigest, digest_bytes, digest_files, file_state, unreadable
-from resfit.transfer.store import BYTES, FeatureStore, StoreKey, check_dtype
+from resfit.transfer.records import Records
+from resfit.transfer.store import FeatureStore, StoreKey, check_dtype
 
 if TYPE_CHECKING:
     import keras
@@ -39,7 +40,6 @@ Progress = Callable[[str, int, int], None]
 _FORMAT = 4
 #: Share of the images that int8 was calibrated on that must be among those asked for, to use it again.
 _SAME_IMAGES = 0.5
-_RECORDS_AT_ONCE = 512
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -215,7 +215,7 @@ class _Decoded:
     entry: FileDigest
     pixels: dict[int, np.ndarray]
     reason: str = ""
-    record: bytes = b""
+    record: np.ndarray | None = None
 
 
 def _contract(model: keras.Model, input_spec: InputSpec | None) -> InputSpec:
@@ -267,65 +267,21 @@ def _extract(job: _Job, root: Path, memory: Path | None) -> Features:
         job.report("reading", total, total)
         running, precision = _prepared_engine(job, known, root, memory)
         stores = _open_stores(job, root, precision)
-        measured = _record_store(root) if job.records else None
+        measured = Records(root) if job.records else None
         present: set[bytes] = set()
         for store in stores:
             there = _present(store, known)
             store.drop_damaged(list(there))
             present |= there
         if measured is not None:
-            measured.drop_damaged(list(_present(measured, known)))
+            measured.drop_damaged([entry.digest for entry in known if entry is not None and not entry.reason])
         filled = _Filling(job, stores, digests, known, running, measured)
         filled.run()
     return _result(job, stores, measured, filled, precision)
 
 
-def measure(
-    files: Sequence[Path], input_spec: InputSpec, *, cache: bool | str | Path = True, progress: Progress | None = None
-) -> Features:
-    """Measures images that go through no network; those that were measured before are not read again.
-
-    Args:
-        files: Image files.
-        input_spec: How they are decoded.
-        cache: As :func:`extract` takes it.
-        progress: Called as images get done.
-
-    Returns:
-        The records; rows without a number.
-    """
-    job = _Job(
-        model=None,
-        files=list(files),
-        contract=input_spec,
-        shape=(0,),
-        engine="keras",
-        precision="float32",
-        dtype="float32",
-        views=None,
-        threads=None,
-        batch_size=default_batch_size(input_spec.size),
-        progress=progress,
-        records=True,
-    )
-    with contextlib.ExitStack() as stack:
-        if cache is False:
-            temporary = tempfile.TemporaryDirectory(prefix="resfit-", ignore_cleanup_errors=True)
-            root, memory = Path(stack.enter_context(temporary)), None
-        else:
-            root = cache_root() if cache is True else Path(cache)
-            memory = root / "digests.sqlite"
-        digests = stack.enter_context(DigestMemory(memory))
-        known = digests.recall(job.files)
-        measured = _record_store(root)
-        measured.drop_damaged(list(_present(measured, known)))
-        filled = _Filling(job, [], digests, known, None, measured)
-        filled.run()
-        return _result(job, [], measured, filled, "float32")
-
-
 def _result(
-    job: _Job, stores: list[FeatureStore], measured: FeatureStore | None, filled: _Filling, precision: str
+    job: _Job, stores: list[FeatureStore], measured: Records | None, filled: _Filling, precision: str
 ) -> Features:
     total = len(job.files)
     reasons = {position: entry.reason for position, entry in enumerate(filled.known) if entry and entry.reason}
@@ -335,7 +291,7 @@ def _result(
     kept = [position for position in range(total) if position not in reasons]
     found = [entry.digest for position in kept if (entry := filled.known[position]) is not None]
     shape = (len(kept), *job.shape)
-    rows = [store.rows(found).reshape(shape) for store in stores] or [np.zeros(shape, np.float32)]
+    rows = [store.rows(found).reshape(shape) for store in stores]
     return Features(
         rows=rows[0],
         indices=np.asarray(kept, np.int64),
@@ -346,19 +302,8 @@ def _result(
         engine=filled.engine_name,
         precision=precision.split(":")[0],
         views=tuple(rows[1:]),
-        records=np.zeros(0, checks.RECORD) if measured is None else _records(measured, found),
+        records=np.zeros(0, checks.RECORD) if measured is None else measured.rows(found),
     )
-
-
-def _record_store(root: Path) -> FeatureStore:
-    described = {"format": checks.FORMAT, "name": "image statistics", "kind": "records"}
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-    return FeatureStore(root / "features", StoreKey(digest, dict(described)), checks.RECORD.itemsize, BYTES)
-
-
-def _records(store: FeatureStore, found: Sequence[bytes]) -> np.ndarray:
-    """Returns the records of images in memory, which has room for some 850 bytes an image."""
-    return np.ascontiguousarray(store.rows(found)).reshape(-1).view(checks.RECORD)
 
 
 def _open_stores(job: _Job, root: Path, precision: str) -> list[FeatureStore]:
@@ -391,7 +336,7 @@ class _Filling:
         digests: DigestMemory,
         known: list[FileDigest | None],
         running: engines.Engine | None,
-        measured: FeatureStore | None = None,
+        measured: Records | None = None,
     ):
         self.known = list(known)
         self.failed: dict[bytes, str] = {}
@@ -399,7 +344,6 @@ class _Filling:
         self.engine_name = "cache"
         self._job, self._stores, self._digests, self._running = job, stores, digests, running
         self._measured = measured
-        self._records: list[tuple[bytes, bytes]] = []
         self._claimed: set[bytes] = set()
         self._lock = threading.Lock()
 
@@ -413,7 +357,8 @@ class _Filling:
             try:
                 self._pass(candidates)
             finally:
-                self._keep_records(1)
+                if self._measured is not None:
+                    self._measured.flush()
             # a file that changed meanwhile may have been the one that stood for its copies
             candidates = self._candidates()
 
@@ -421,8 +366,10 @@ class _Filling:
         """Returns the files that must be read: their content is not known, or has no row; of copies the first."""
         digests = [entry.digest if entry else b"\0" * 32 for entry in self.known if entry is None or entry.digest]
         complete = np.ones(len(digests), bool)
-        for store in (*self._stores, *([] if self._measured is None else [self._measured])):
+        for store in self._stores:
             complete &= store.find(digests) >= 0
+        if self._measured is not None:
+            complete &= self._measured.present(digests)
         rows = iter(complete.tolist())
         candidates, seen = [], set()
         for position, entry in enumerate(self.known):
@@ -479,16 +426,8 @@ class _Filling:
         self._digests.note(self._job.files[item.position], item.entry)
         if item.reason:
             self.failed[item.entry.digest] = item.reason
-        if item.record:
-            self._records.append((item.entry.digest, item.record))
-            self._keep_records(_RECORDS_AT_ONCE)
-
-    def _keep_records(self, least: int) -> None:
-        if self._measured is None or len(self._records) < least:
-            return
-        digests, records = zip(*self._records, strict=True)
-        self._measured.append(digests, np.frombuffer(b"".join(records), np.uint8).reshape(len(records), -1))
-        self._records.clear()
+        if item.record is not None and self._measured is not None:
+            self._measured.add(item.entry.digest, item.record)
 
     def _keep(self, owners: list[tuple[int, bytes]], rows: np.ndarray) -> None:
         if not np.isfinite(rows).all():
@@ -535,7 +474,7 @@ class _Filling:
                 decode.check_size(array, contract)
         except ImageError as error:
             return _Decoded(position, entry, {}, str(error))
-        record = measured[0].tobytes() if measured else b""
+        record = measured[0] if measured else None
         return _Decoded(position, entry, dict(zip(missing, arrays, strict=True)), record=record)
 
 

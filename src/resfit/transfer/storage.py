@@ -12,16 +12,20 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit.cache import USERS, keep, locked
-from resfit.data import decode
+from resfit.cache import USERS, cache_root, keep, locked
+from resfit.data import checks, decode
+from resfit.data.image_set import Skipped
 from resfit.files import write_json
 from resfit.transfer import features as feature_store
+from resfit.transfer.digests import digest_files
+from resfit.transfer.records import Records
 
 if TYPE_CHECKING:
     from resfit.preprocessing import InputSpec
@@ -82,6 +86,64 @@ def plan(
     return Storage(values * 2, limit, "float16", False, text)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decoded:
+    """Images as arrays.
+
+    Attributes:
+        images: uint8 or float32 array ``(n, height, width, channels)``.
+        indices: For each the position of its file among those that were asked for, ascending.
+        skipped: Files that cannot be used, with the reason.
+        digests: For each image the SHA-256 of its file, in hexadecimal digits.
+        records: For each what was measured of it, of dtype :data:`resfit.data.checks.RECORD`; empty where that was not
+            asked for.
+    """
+
+    images: np.ndarray
+    indices: np.ndarray
+    skipped: tuple[Skipped, ...]
+    digests: tuple[str, ...]
+    records: np.ndarray
+
+
+def decoded(
+    files: Sequence[Path],
+    contract: InputSpec,
+    cache: bool | str | Path,
+    *,
+    progress: feature_store.Progress | None = None,
+    records: bool = False,
+) -> Decoded:
+    """Decodes images once; they are kept for the epochs and runs to come.
+
+    Args:
+        files: Image files.
+        contract: How they become the network's input.
+        cache: ``True`` for resfit's own cache folder, ``False`` for memory, or a folder.
+        progress: Called as images get done.
+        records: Whether they are measured in the same pass.
+    """
+    memory = None if cache is False else (cache_root() if cache is True else Path(cache)) / "digests.sqlite"
+    known = digest_files(list(files), memory)
+    reasons = {position: entry.reason for position, entry in enumerate(known) if entry.reason}
+    readable = [position for position in range(len(files)) if position not in reasons]
+    digests = [known[position].digest.hex() for position in readable]
+    paths = [Path(files[position]) for position in readable]
+    with _cache_folder(cache) as folder:
+        kept = Records(folder) if records else None
+        images, failures = pixels(paths, digests, contract, folder / "pixels", progress=progress, records=kept)
+        reasons.update({readable[number]: reason for number, reason in failures.items()})
+        used = [position for position in range(len(files)) if position not in reasons]
+        found = [known[position].digest for position in used]
+        return Decoded(
+            images=np.array(images) if cache is False else images,
+            indices=np.asarray(used, np.int64),
+            skipped=tuple(Skipped(Path(files[position]), reasons[position]) for position in sorted(reasons)),
+            digests=tuple(digest.hex() for digest in found),
+            records=np.zeros(0, checks.RECORD) if kept is None else kept.rows(found),
+        )
+
+
 def pixels(
     files: Sequence[Path],
     digests: Sequence[str],
@@ -89,6 +151,7 @@ def pixels(
     folder: Path,
     *,
     progress: feature_store.Progress | None = None,
+    records: Records | None = None,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Returns the decoded images, memory-mapped.
 
@@ -98,6 +161,8 @@ def pixels(
         contract: How they are decoded.
         folder: Where the arrays are kept.
         progress: Called as images get done.
+        records: Where records of all images that can be decoded are when this returns. One is measured when its image
+            is decoded; images that were decoded earlier, without it, are decoded again.
 
     Returns:
         uint8 array ``(n, height, width, channels)``, or float32 where a file is of more than eight bits, read-only, of
@@ -110,7 +175,7 @@ def pixels(
         failures = array.failures()
         start = _position(array.done, failures)
         with open(array.rows, "ab") as rows, open(array.notes, "a", encoding="utf-8") as notes:
-            for batch in decode.decode_many(files[start:], contract, batch_size=_CHUNK):
+            for batch in _measured(files[start:], digests[start:], contract, records):
                 for index, reason in batch.failures:
                     failures[start + index] = reason
                     notes.write(json.dumps([start + index, reason]) + "\n")
@@ -121,7 +186,38 @@ def pixels(
                     done = start + max([*batch.indices.tolist(), *(index for index, _ in batch.failures)]) + 1
                     progress("decoding", done, len(files))
             os.fsync(rows.fileno())
+    if records is not None:
+        kept = [position for position in range(start) if position not in failures]
+        there = records.present([bytes.fromhex(digests[position]) for position in kept])
+        missing = [position for position, found in zip(kept, there, strict=True) if not found]
+        for _ in _measured([files[at] for at in missing], [digests[at] for at in missing], contract, records):
+            pass
     return array.read(len(files) - len(failures)), dict(sorted(failures.items()))
+
+
+def _measured(
+    files: Sequence[Path], digests: Sequence[str], contract: InputSpec, records: Records | None
+) -> Iterator[decode.DecodedBatch]:
+    """Decodes images and, with ``records``, measures those that have none; their records are on disk before a batch."""
+    keys = [bytes.fromhex(digest) for digest in digests]
+    wanted = np.zeros(len(keys), bool)
+    if records is not None:
+        records.drop_damaged(keys)
+        wanted = ~records.present(keys)
+    seen: dict[int, np.ndarray] = {}
+
+    def look_at(position: int) -> decode.Look | None:
+        if not wanted[position]:
+            return None
+        return lambda header, image: seen.update({position: checks.measure(header, image)})
+
+    for batch in decode.decode_many(files, contract, batch_size=_CHUNK, looks=look_at):
+        if records is not None:
+            for position in batch.indices.tolist():
+                if position in seen:
+                    records.add(keys[position], seen.pop(position))
+            records.flush()
+        yield batch
 
 
 def make_room(folder: Path, needed: int, limit: int) -> None:
@@ -209,6 +305,15 @@ def _position(rows: int, failures: dict[int, str]) -> int:
         else:
             del failures[failed]
     return position
+
+
+@contextlib.contextmanager
+def _cache_folder(cache: bool | str | Path) -> Iterator[Path]:
+    if cache is False:
+        with tempfile.TemporaryDirectory(prefix="resfit-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+    else:
+        yield cache_root() if cache is True else Path(cache)
 
 
 def _free(folder: Path) -> int:

@@ -7,9 +7,8 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +16,18 @@ import numpy as np
 
 from resfit import engines
 from resfit.cache import USERS, cache_root, keep
+from resfit.data import checks
 from resfit.data.image_set import Skipped
 from resfit.data.views import Views
 from resfit.errors import MissingDependencyError
 from resfit.files import write_json
 from resfit.transfer import boundary, feeds, finetune, heads, storage, training
-from resfit.transfer.digests import digest_files
 from resfit.transfer.features import extract
 from resfit.transfer.tuning import Tuning
 
 if TYPE_CHECKING:
     import keras
 
-    from resfit.preprocessing import InputSpec
     from resfit.transfer.features import Progress
 
 #: Files that a run leaves behind.
@@ -127,6 +125,9 @@ class Prepared:
         computed: Images that went through the frozen part now.
         reused: Images whose outputs were on disk already.
         engine: What ran the frozen part; ``"none"`` if nothing did.
+        digests: For each image of the feed the SHA-256 of its bytes, in hexadecimal digits.
+        records: For each what was measured of it, of dtype :data:`resfit.data.checks.RECORD`; empty where that was not
+            asked for.
     """
 
     body: keras.Model
@@ -139,6 +140,8 @@ class Prepared:
     computed: int = 0
     reused: int = 0
     engine: str = "none"
+    digests: tuple[str, ...] = ()
+    records: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, checks.RECORD))
 
 
 def prepare(body: keras.Model, files: Sequence[Path], tuning: Tuning, running: Running) -> Prepared:
@@ -185,45 +188,26 @@ def prepare(body: keras.Model, files: Sequence[Path], tuning: Tuning, running: R
             computed=outputs.computed,
             reused=outputs.reused,
             engine=outputs.engine,
+            digests=outputs.digests,
+            records=outputs.records,
         )
-    images, indices, skipped = decoded(files, body.input_spec, running.cache, progress=running.progress)
+    pixels = storage.decoded(files, body.input_spec, running.cache, progress=running.progress, records=running.records)
+    images = pixels.images
     engine = None
     if first is not None:
         frozen = first if tuning.sizes else boundary.copy(first, size=images.shape[1:3])
         engine = engines.create(frozen, running.engine, images=len(images) * max(1, tuning.epochs))
-    return Prepared(body, found, second, feeds.PixelFeed(images, tuning, engine), indices, skipped, room)
-
-
-def decoded(
-    files: Sequence[Path], contract: InputSpec, cache: bool | str | Path, *, progress: Progress | None = None
-) -> tuple[np.ndarray, np.ndarray, tuple[Skipped, ...]]:
-    """Decodes images once; they are kept for the epochs and runs to come.
-
-    Args:
-        files: Image files.
-        contract: How they become the network's input.
-        cache: ``True`` for resfit's own cache folder, ``False`` for memory, or a folder.
-        progress: Called as images get done.
-
-    Returns:
-        uint8 or float32 array ``(n, height, width, channels)``, the positions of its files, and the files that cannot
-        be used.
-    """
-    memory = None if cache is False else (cache_root() if cache is True else Path(cache)) / "digests.sqlite"
-    known = digest_files(list(files), memory)
-    reasons = {position: entry.reason for position, entry in enumerate(known) if entry.reason}
-    readable = [position for position in range(len(files)) if position not in reasons]
-    digests = [known[position].digest.hex() for position in readable]
-    with _cache_folder(cache) as folder:
-        images, failures = storage.pixels(
-            [Path(files[position]) for position in readable], digests, contract, folder / "pixels", progress=progress
-        )
-        if cache is False:
-            images = np.array(images)
-    reasons.update({readable[number]: reason for number, reason in failures.items()})
-    kept = [position for position in range(len(files)) if position not in reasons]
-    skipped = tuple(Skipped(Path(files[position]), reasons[position]) for position in sorted(reasons))
-    return images, np.asarray(kept, np.int64), skipped
+    return Prepared(
+        body=body,
+        boundary=found,
+        second=second,
+        feed=feeds.PixelFeed(images, tuning, engine),
+        indices=pixels.indices,
+        skipped=pixels.skipped,
+        storage=room,
+        digests=pixels.digests,
+        records=pixels.records,
+    )
 
 
 def tune(
@@ -441,12 +425,3 @@ def _found_rate(trainer: finetune.Trainer, running: Running) -> float:
 
 def _policy(tuning: Tuning) -> str | None:
     return None if tuning.precision == "float32" else tuning.precision
-
-
-@contextlib.contextmanager
-def _cache_folder(cache: bool | str | Path) -> Iterator[Path]:
-    if cache is False:
-        with tempfile.TemporaryDirectory(prefix="resfit-", ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
-    else:
-        yield cache_root() if cache is True else Path(cache)
