@@ -7,8 +7,8 @@ archive is given (train/ and test/ with a folder a class). All figures are of te
 chosen on. They come twice: of the split that the data states, where each seed draws the folds of the cross-validation
 anew, and of splits of the same sizes drawn at random from all images, one a seed. What coverage lacks in the first and
 not in the second is a difference between the two parts of the data; what it lacks in both, beyond its standard error,
-is the fault of the method. The likeliest class is always in a set: asked for less than it covers alone, sets cover more.
-With both data sets, each is the other's foreign folder. ``--images 0`` corrupts none.
+is the fault of the method. The likeliest class is always in a set: asked for less than it covers, sets cover more. With
+both data sets, each is the other's foreign folder. ``--images 0`` corrupts none.
 """
 
 from __future__ import annotations
