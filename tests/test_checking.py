@@ -283,7 +283,8 @@ def test_the_command_prints_and_writes_a_page(spoiled, tmp_path, capsys):
     html = page.read_text("utf-8")
     for part in ("Labels that are probably wrong", "The same mark", "Exact copies: 5", "data:image/jpeg;base64,"):
         assert part in html
-    assert "http" not in html
+    assert "http:" not in html
+    assert "https:" not in html
     code, text, _ = run("check", spoiled[0], "--json")
     assert json.loads(text)["exact_duplicates"]["count"] == 5
     code, _, errors = run("check", spoiled[0], "--report", tmp_path / "checks.txt")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import textwrap
 import time
 from pathlib import Path
@@ -18,7 +20,7 @@ import pytest
 from PIL import Image
 
 from resfit import cache, holdings, housekeeping
-from resfit.checkpoints import handles, registry, store
+from resfit.checkpoints import download, handles, registry, store, tfhub
 from resfit.engines import compiled
 from resfit.errors import ArgumentError
 from resfit.preprocessing import InputSpec
@@ -26,6 +28,7 @@ from resfit.transfer import storage, training
 from resfit.transfer.digests import digest_files
 from resfit.transfer.store import FeatureStore, StoreKey
 from tests.checkpoints import servers, tf_sources
+from tests.hub import saved_models
 
 OWN = ("weights", "features", "engines", "pixels", "runs", "latency", "digests")
 
@@ -207,6 +210,75 @@ def test_missing_parts_are_damage(root, tmp_path):
     (paths["pixels"] / "about.json").unlink()
     wrong = {item.kind for item in housekeeping.find() if housekeeping.faults(item)}
     assert wrong == {"weights", "features", "engines", "hub", "pixels", "keras"}
+
+
+@pytest.mark.parametrize("inner", ["", "model"])
+def test_a_half_empty_module_is_damage_and_goes(root, tmp_path, inner):
+    """Modules that TensorFlow saved, in the cache as :mod:`resfit.checkpoints.tfhub` fills it from an archive."""
+    whole = saved_models.vocabulary(tmp_path / "saved", tmp_path)
+    (data,) = (path.relative_to(whole) for path in whole.glob("variables/*.data-*"))
+    (words,) = (path.relative_to(whole) for path in whole.glob("assets/*"))
+    losses = {
+        "variables": lambda place: shutil.rmtree(place / "variables"),
+        "variables.index": lambda place: (place / "variables" / "variables.index").unlink(),
+        data.name: lambda place: os.truncate(place / data, (place / data).stat().st_size - 1),
+        words.name: lambda place: (place / words).unlink(),
+        "saved_model.pb": lambda place: (place / "saved_model.pb").write_bytes(b""),
+    }
+    with servers.running() as site:
+        for name in ("sound", *losses):
+            with io.BytesIO() as buffer:
+                with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+                    archive.add(whole, arcname=inner or ".")
+                site.files[f"/{name}"] = buffer.getvalue()
+            place = tfhub.fetch(f"{site.url}/{name}")
+            assert place.name == (inner or place.name)
+            losses.get(name, lambda place: None)(place)
+    ended()
+    found = {item.source.rpartition("/")[2]: item for item in housekeeping.find(kinds=["hub"])}
+    assert found.keys() == {"sound", *losses}
+    size = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file())
+    assert (found["sound"].what, found["sound"].bytes) == ("SavedModel", size)
+    told = {name: "; ".join(housekeeping.faults(item)) for name, item in found.items()}
+    assert told.pop("sound") == ""
+    assert {name: name in text and "cut short" in text for name, text in told.items()} == dict.fromkeys(losses, True)
+    gone = housekeeping.prune(kinds=["hub"], damaged=True)
+    assert {item.path for item in gone.deleted} == {item.path for name, item in found.items() if name in losses}
+    left = sorted(path.name for path in (tmp_path / "tfhub").iterdir())
+    assert left == [found["sound"].path.name, f"{found['sound'].path.name}.descriptor.txt"]
+
+
+def test_modules_on_their_way(root, tmp_path):
+    """What a killed download leaves, ours and that of ``tensorflow_hub``; and what is still being downloaded."""
+    with servers.running() as site:
+        site.files["/module"] = bytes(10_000)
+        site.script["/module"] = [servers.Reply(cut=4000), servers.Reply(status=404)]
+        with pytest.raises(OSError, match="404"):
+            tfhub.fetch(f"{site.url}/module")
+    folder, name = tmp_path / "tfhub", "ab" * 20
+    (folder / f"{name}.{'0' * 32}.tmp" / "variables").mkdir(parents=True)
+    (folder / f"{name}.lock").write_text(f"host.1.{'0' * 32}")
+    (folder / "notes.txt").write_text("of somebody else")
+    module = put_module(tmp_path)
+    (folder / f"{module.name}.lock").write_text(f"host.1.{'1' * 32}")
+    assert sorted(item.state for item in housekeeping.find()) == ["", "leftover", "partial"]
+    (loading,) = (item for item in housekeeping.find() if item.state == "partial")
+    with download.locked(folder / loading.path.name.split(".")[1]):  # as long as the download goes on
+        assert (loading, "in use") in housekeeping.prune(kinds=["hub"], dry_run=True).kept
+    result = housekeeping.prune(kinds=["hub"])
+    assert [item.state for item in result.deleted] == ["partial"]
+    assert result.deleted[0].bytes == 4000
+    assert sorted(reason for _, reason in result.kept) == ["in use", "it may still be written"]
+    for path in folder.iterdir():
+        age(path, 2)
+    assert sorted(item.state for item in housekeeping.prune(kinds=["hub"]).deleted) == ["", "leftover"]
+    assert sorted(path.name for path in folder.iterdir()) == [f"{name}.lock", "notes.txt"]
+
+
+def test_a_cache_of_modules_that_is_not_here(root, monkeypatch):
+    for elsewhere in ("gs://bucket/modules", "/no/such/folder"):
+        monkeypatch.setenv("TFHUB_CACHE_DIR", elsewhere)
+        assert housekeeping.find(kinds=["hub"]) == []
 
 
 def test_all_is_what_no_other_library_uses(root, tmp_path):

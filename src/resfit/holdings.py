@@ -13,6 +13,7 @@ import math
 import os
 import re
 import sqlite3
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,14 @@ from resfit.transfer import store as features
 
 _MOST_JSON = 10_000_000
 _ENTRY = re.compile(r".+-[0-9a-f]{12}")
-_MODULE = re.compile(r"[0-9a-f]{40}")
+#: In the cache of TensorFlow Hub's modules: name (of the module, in a group) -> what it is, and its state.
+_MODULES = (
+    (re.compile(r"([0-9a-f]{40})"), "SavedModel", ""),
+    (re.compile(r"\.([0-9a-f]{40})\.tar\.gz\.part"), "a download", "partial"),
+    (re.compile(r"([0-9a-f]{40})\.\w+\.tmp"), "what an interrupted download left", "leftover"),  # of tensorflow_hub
+)
+#: Seconds after which nobody who downloads with tensorflow_hub can still be at it: it gives up on others after 600.
+_LONGEST_SILENCE = 86400
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +81,10 @@ def _folder_unused(path: Path) -> Iterator[bool]:
 @contextlib.contextmanager
 def _module_unused(path: Path) -> Iterator[bool]:
     """As :func:`_download_unused`, for the cache that ``tensorflow_hub`` writes to as well."""
-    with _download_unused(path) as free:
-        yield free and not path.with_name(f"{path.name}.lock").exists()  # tensorflow_hub's own, while it downloads
+    folder = _module(path)
+    with _download_unused(folder) as free:
+        # tensorflow_hub's own lock is a file that stays where its process was killed
+        yield free and _changed(folder.with_name(f"{folder.name}.lock")) < time.time() - _LONGEST_SILENCE
 
 
 @contextlib.contextmanager
@@ -156,20 +166,13 @@ def _download_faults(item: Item) -> list[str]:
     return found
 
 
-def _features_item(path: Path) -> Item | None:
-    about = path / features.ABOUT
+def _noted_item(kind: str, path: Path, note: str, *names: str) -> Item | None:
+    """An entry with a file in it that says, under these names, what it is, and whose date when it was used."""
+    about = path / note
     if not about.is_file():
         return None
     facts = _facts(about)
-    return _item("features", path, _of(facts, "name", "view", "precision", "dtype"), "", _changed(about), about=facts)
-
-
-def _engine_item(path: Path) -> Item | None:
-    about = path / compiled.ABOUT
-    if not about.is_file():
-        return None
-    facts = _facts(about)
-    return _item("engines", path, _of(facts, "name", "engine", "precision"), "", _changed(about), about=facts)
+    return _item(kind, path, _of(facts, *names), "", _changed(about), about=facts)
 
 
 def _of(facts: Mapping[str, Any], *names: str) -> str:
@@ -249,19 +252,35 @@ def _modules() -> Path:
         return Path(os.devnull)
 
 
+def _module(path: Path) -> Path:
+    """Returns the folder of the module that a path in the cache of modules belongs to."""
+    found = next((match for pattern, _, _ in _MODULES if (match := pattern.fullmatch(path.name))), None)
+    return path.with_name(found[1]) if found else path
+
+
 def _descriptor(path: Path) -> Path:
     return path.with_name(f"{path.name}.descriptor.txt")
 
 
 def _module_item(path: Path) -> Item | None:
-    if not _MODULE.fullmatch(path.name) or not path.is_dir():
+    found = next(((what, state) for pattern, what, state in _MODULES if pattern.fullmatch(path.name)), None)
+    if found is None or path.is_dir() == (found[1] == "partial"):
         return None
+    what, state = found
+    if state:
+        return _item("hub", path, what, state=state)
     try:
         text = _descriptor(path).read_text("utf-8", "replace")[:10_000]
     except OSError:
         text = ""
     source = re.search(r"^Module: (.+)$", text, re.MULTILINE)
-    return _item("hub", path, "SavedModel", source[1].strip() if source else "", _changed(_descriptor(path)))
+    return _item("hub", path, what, source[1].strip() if source else "", _changed(_descriptor(path)))
+
+
+def _module_beside(path: Path) -> list[Path]:
+    if path == _module(path):
+        return [_descriptor(path), path.with_name(f"{path.name}.lock")]
+    return [path.with_name(f"{path.name}.json")]  # of a download: where it comes from
 
 
 def _module_faults(item: Item) -> list[str]:
@@ -311,88 +330,74 @@ class Kind:
 
     Attributes:
         name: What it is called.
-        folder: From the cache folder to where its entries lie, or to its one file.
         describe: From a path there to an item, or to None where it is none of ours.
         faults: What is wrong with an item.
         unused: Whether nobody uses a path, for the length of a ``with`` block.
         beside: Files that go with a path.
+        elsewhere: From the cache folder to where its entries lie, or to its one file; the folder of its name.
         shared: Whether other libraries use it too.
     """
 
     name: str
-    folder: Callable[[Path], Path]
     describe: Callable[[Path], Item | None]
     faults: Callable[[Item], list[str]]
     unused: Callable[[Path], contextlib.AbstractContextManager[bool]] = _folder_unused
     beside: Callable[[Path], Sequence[Path]] = lambda path: ()
+    elsewhere: Callable[[Path], Path] | None = None
     shared: bool = False
+
+    def folder(self, cache: Path) -> Path:
+        """Returns where its entries lie, or its one file.
+
+        Args:
+            cache: The cache folder.
+        """
+        return self.elsewhere(cache) if self.elsewhere else cache / self.name
 
 
 #: Every kind by its name.
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
+        Kind("weights", _download_item, _download_faults),
         Kind(
-            name="weights",
-            folder=lambda cache: cache / "weights",
-            describe=_download_item,
-            faults=_download_faults,
+            "features",
+            lambda path: _noted_item("features", path, features.ABOUT, "name", "view", "precision", "dtype"),
+            lambda item: features.faults(item.path),
         ),
         Kind(
-            name="features",
-            folder=lambda cache: cache / "features",
-            describe=_features_item,
-            faults=lambda item: features.faults(item.path),
-        ),
-        Kind(
-            name="engines",
-            folder=compiled.root,
-            describe=_engine_item,
-            faults=lambda item: compiled.faults(item.path),
+            "engines",
+            lambda path: _noted_item("engines", path, compiled.ABOUT, "name", "engine", "precision"),
+            lambda item: compiled.faults(item.path),
             beside=lambda path: [path.with_suffix(".lock")],
+            elsewhere=compiled.root,
         ),
+        Kind("pixels", _pixels_item, _pixels_faults),
+        Kind("runs", _run_item, _run_faults),
+        Kind("latency", _latency_item, _latency_faults, _always_unused),
         Kind(
-            name="pixels",
-            folder=lambda cache: cache / "pixels",
-            describe=_pixels_item,
-            faults=_pixels_faults,
-        ),
-        Kind(
-            name="runs",
-            folder=lambda cache: cache / "runs",
-            describe=_run_item,
-            faults=_run_faults,
-        ),
-        Kind(
-            name="latency",
-            folder=lambda cache: cache / "latency",
-            describe=_latency_item,
-            faults=_latency_faults,
-            unused=_always_unused,
-        ),
-        Kind(
-            name="digests",
-            folder=lambda cache: cache / "digests.sqlite",
-            describe=_digests_item,
-            faults=_digests_faults,
-            unused=_table_unused,
+            "digests",
+            _digests_item,
+            _digests_faults,
+            _table_unused,
             beside=lambda path: [path.with_name(f"{path.name}-journal")],
+            elsewhere=lambda cache: cache / "digests.sqlite",
         ),
         Kind(
-            name="hub",
-            folder=lambda cache: _modules(),
-            describe=_module_item,
-            faults=_module_faults,
-            unused=_module_unused,
-            beside=lambda path: [_descriptor(path)],
+            "hub",
+            _module_item,
+            _module_faults,
+            _module_unused,
+            beside=_module_beside,
+            elsewhere=lambda cache: _modules(),
             shared=True,
         ),
         Kind(
-            name="keras",
-            folder=lambda cache: store.keras_cache(),
-            describe=_keras_item,
-            faults=_keras_faults,
-            unused=_download_unused,
+            "keras",
+            _keras_item,
+            _keras_faults,
+            _download_unused,
+            elsewhere=lambda cache: store.keras_cache(),
             shared=True,
         ),
     )

@@ -186,10 +186,9 @@ def _described(kind: Kind, path: Path) -> Iterator[Item]:
         if not kind.shared:
             yield Item(kind.name, path, "a link", "", 0, 0.0, "link")
         return
-    if path.name.startswith("."):
-        if not kind.shared or path.name.endswith(".gone"):
-            size, newest = _measured(path)
-            yield Item(kind.name, path, "what an interrupted command left", "", size, newest, "leftover")
+    if path.name.startswith(".") and (not kind.shared or path.name.endswith(".gone")):
+        size, newest = _measured(path)
+        yield Item(kind.name, path, "what an interrupted command left", "", size, newest, "leftover")
         return
     item = kind.describe(path)
     if item is not None:

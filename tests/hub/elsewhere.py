@@ -20,7 +20,7 @@ def main(folder: Path) -> None:
     found = {}
     for name, given in json.loads((folder / "inputs.json").read_text()).items():
         model = keras.saving.load_model(folder / f"{name}.keras")
-        inputs = [tf.constant(x, tf.string if name == "text" else tf.float32) for x in given]
+        inputs = [tf.constant(x, tf.string if name.startswith("text") else tf.float32) for x in given]
         outputs = model(inputs if len(inputs) > 1 else inputs[0])
         found[name] = np.concatenate([np.ravel(array) for array in tf.nest.flatten(outputs)]).tolist()
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
@@ -31,7 +31,7 @@ def main(folder: Path) -> None:
     model.fit(data, epochs=2, verbose=0)
     found["fitted"] = np.concatenate([np.ravel(weight) for weight in model.get_weights()]).tolist()
     with strategy.scope():
-        layer = resfit.hub.KerasLayer(str(folder / "half_plus_one"), trainable=True)
+        layer = resfit.hub.KerasLayer(str(folder / "there" / "half_plus_one"), trainable=True)
         model = keras.Sequential([keras.Input((1,)), layer, keras.layers.Dense(2, kernel_initializer="ones")])
         model.compile(keras.optimizers.SGD(0.05), "mse")
     model.fit(data, epochs=2, verbose=0)

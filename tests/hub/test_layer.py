@@ -258,24 +258,44 @@ def test_archive_keeps_trained_weights_and_optimizer(folders, tmp_path, original
     assert os.fspath(place) in zipfile.ZipFile(tmp_path / "again.keras").read("config.json").decode()
 
 
-def test_archives_in_another_process(folders, tmp_path):
-    """Without the SavedModels, in safe mode; and under MirroredStrategy with two logical CPUs."""
-    copies = {name: os.fspath(shutil.copytree(folder, tmp_path / "gone" / name)) for name, folder in folders.items()}
-    words, images = keras.Input((), dtype="string"), keras.Input((4, 4, 3))
+def _text(folder):
+    words = keras.Input((), dtype="string")
+    return keras.Model(words, keras.layers.Dense(2)(hub.KerasLayer(folder, trainable=True)(words)))
+
+
+def _pair(folder):
     left, right = keras.Input((3,)), keras.Input((3,))
+    return keras.Model([left, right], hub.KerasLayer(folder)([left, right]))
+
+
+def _v1(folder):
+    images = keras.Input((4, 4, 3))
+    return keras.Model(images, hub.KerasLayer(folder)(images))
+
+
+def _fitted(folder, **options):
+    """What it has learned is not what the SavedModel holds."""
+    model, _ = _model(folder, **options)
+    _fit(model)
+    return model
+
+
+def test_archives_in_another_process(folders, tmp_path):
+    """Without the SavedModels and with them, in safe mode; and under MirroredStrategy with two logical CPUs."""
+
+    def copy(place, name):
+        return os.fspath(shutil.copytree(folders[name], tmp_path / place / name))
+
+    words = [np.array(["blue", "red", "other"], object)]
     models = {
-        "plain": (_model(copies["half_plus_one"])[0], [X]),
-        "text": (
-            keras.Model(words, keras.layers.Dense(2)(hub.KerasLayer(copies["vocabulary"], trainable=True)(words))),
-            [np.array(["blue", "red", "other"], object)],
-        ),
-        "pair": (
-            keras.Model([left, right], hub.KerasLayer(copies["pair"])([left, right])),
-            [np.ones((2, 3)), np.eye(2, 3)],
-        ),
-        "v1": (keras.Model(images, hub.KerasLayer(copies["v1_module"])(images)), [np.random.rand(2, 4, 4, 3)]),
+        "plain": (_fitted(copy("gone", "half_plus_one")), [X]),
+        "text": (_text(copy("gone", "vocabulary")), words),
+        "pair": (_pair(copy("gone", "pair")), [np.ones((2, 3)), np.eye(2, 3)]),
+        "v1": (_v1(copy("gone", "v1_module")), [np.random.rand(2, 4, 4, 3)]),
+        "plain there": (_fitted(kept := copy("there", "half_plus_one")), [X]),
+        "without it": (_fitted(kept, embed_saved_model=False), [X]),
+        "text there": (_text(copy("there", "vocabulary")), words),
     }
-    _fit(models["plain"][0])
     expected, inputs = {}, {}
     for name, (model, given) in models.items():
         model.save(tmp_path / f"{name}.keras")
@@ -284,7 +304,6 @@ def test_archives_in_another_process(folders, tmp_path):
         inputs[name] = [x.tolist() for x in given]
     _fit(models["plain"][0])
     expected["fitted"] = np.concatenate([np.ravel(w) for w in models["plain"][0].get_weights()]).tolist()
-    shutil.copytree(folders["half_plus_one"], tmp_path / "half_plus_one")
     dense = keras.layers.Dense(2, kernel_initializer="ones")
     alone = keras.Sequential([keras.Input((1,)), hub.KerasLayer(folders["half_plus_one"], trainable=True), dense])
     alone.compile(keras.optimizers.SGD(0.05), "mse")

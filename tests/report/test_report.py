@@ -13,7 +13,8 @@ from resfit.cli import main
 from resfit.data.thumbnails import jpeg
 from resfit.errors import ArgumentError
 from resfit.report import checklists, plots
-from resfit.report.pictures import _address, gallery, plain
+from resfit.report.pictures import gallery
+from resfit.report.templates import address, plain
 from tests.pictures import tiny_body, write_folder
 
 
@@ -104,7 +105,7 @@ def test_explanations_stand_beside_the_images(findings):
     path = findings.judged.images.root / first.name.replace("\\u202e", "\u202e")
     (explained,) = findings.classifier.explain(path)
     assert explained.target == first.said
-    assert first.overlay == _address(jpeg(explained.overlay))
+    assert first.overlay == address(jpeg(explained.overlay))
     assert gallery(findings, explain=False).note == "not asked for"
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -11,7 +15,10 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.serving.conftest import in_threads, serving, wait_until
+from resfit.errors import ArtifactError
+from resfit.serving.server import serve
+from resfit.serving.settings import Settings
+from tests.serving.conftest import ROOT, in_threads, serving, wait_until
 
 
 class Load:
@@ -177,3 +184,59 @@ def test_a_damaged_classifier_ends_the_command(classifier, tmp_path, capfd):
         run(["serve", str(place)])
     assert ended.value.code == 1
     assert "is damaged or was changed" in capfd.readouterr().err
+
+
+def unreadable(classifier, place):
+    """A classifier whose sums are right and whose network is none."""
+    shutil.copytree(classifier, place)
+    (place / "model.keras").write_bytes(b"PK no network")
+    description = json.loads((place / "classifier.json").read_text())
+    description["files"] = {"model.keras": hashlib.sha256(b"PK no network").hexdigest()}
+    (place / "classifier.json").write_text(json.dumps(description))
+    return place
+
+
+def test_a_classifier_that_cannot_be_loaded_ends_the_command(classifier, tmp_path):
+    command = [sys.executable, "-c", "from resfit.cli.main import run; run()", "serve", "--port", "0", "--drain", "300"]
+    place = unreadable(classifier, tmp_path / "flowers.resfit")
+    done = subprocess.run([*command, str(place)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    *_, last = done.stderr.splitlines()
+    assert done.returncode == 1, done.stderr
+    assert last.startswith("Error: a server needs a model that can be loaded. Received: flowers version 1: ")
+    assert "model.keras" in last
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_in_which_none_can_be_loaded_ends_the_server(classifier, tmp_path):
+    unreadable(classifier, tmp_path / "models" / "a")
+    shutil.copytree(classifier, tmp_path / "models" / "b" / "3")
+    (tmp_path / "models" / "b" / "3" / "classifier.json").write_text("{")
+    urls = []
+    with pytest.raises(
+        ArtifactError, match=r"a version 1: .*model\.keras.*; b version 3: .*classifier\.json cannot be read"
+    ):
+        serve(tmp_path / "models", Settings(port=0), started=urls.append)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{urls[0]}/v2/health/live")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "classifier.json").write_text("{")
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        serve(tmp_path / "b", Settings(port=0), started=urls.append)
+    assert len(urls) == 1
+
+
+def test_an_empty_folder_is_served_as_soon_as_models_come(classifier, files, tmp_path):
+    (tmp_path / "models").mkdir()
+    with serving(tmp_path / "models", tmp_path / "log", "--poll", "0.1", ready=False) as running:
+        assert httpx.get(f"{running.url}/v2/health/live").status_code == 200
+        assert httpx.get(f"{running.url}/v2/health/ready").status_code == 503
+        assert httpx.post(f"{running.url}/predict", content=files[0].read_bytes()).status_code == 503
+        assert [line["event"] for line in running.log if line["level"] == "warning"] == ["no models yet"]
+        unreadable(classifier, tmp_path / "broken").rename(tmp_path / "models" / "broken")
+        status = f"{running.url}/v1/models/broken"
+        wait_until(lambda: "model.keras" in httpx.get(status).text, 60)
+        assert httpx.get(status).json()["model_version_status"][0]["state"] == "END"
+        shutil.copytree(classifier, tmp_path / "models" / "whole")
+        wait_until(lambda: httpx.get(f"{running.url}/v2/health/ready").status_code == 200, 120)
+        assert httpx.post(f"{running.url}/predict", content=files[0].read_bytes(), timeout=30).status_code == 200
+        assert running.stop() == 0

@@ -399,9 +399,10 @@ def test_wrong_options_end_at_once(classifier, capfd, monkeypatch, options, code
 def test_there_must_be_something_to_serve(tmp_path, capfd):
     from resfit.cli.main import run
 
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    (tmp_path / "photos" / "cat" / "1.jpg").write_bytes(b"an image")
     with pytest.raises(SystemExit):
-        run(["serve", str(tmp_path / "empty")])
+        run(["serve", str(tmp_path / "photos")])
     assert "which holds none" in capfd.readouterr().err
     with pytest.raises(SystemExit):
         run(["serve", str(tmp_path / "nowhere")])

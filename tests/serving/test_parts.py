@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from resfit.errors import ArtifactError
 from resfit.explain import overlays
 from resfit.serving import repository as repositories
 from resfit.serving import wire
@@ -20,6 +21,7 @@ from resfit.serving.pipeline import Pipeline
 from resfit.serving.problems import Problem
 from resfit.serving.repository import NotServed, Repository, Version
 from resfit.serving.settings import Settings, is_loopback
+from tests.serving.conftest import wait_until
 
 
 class Observed:
@@ -365,6 +367,77 @@ def test_what_cannot_be_loaded_leaves_what_works(tmp_path):
         path.unlink()
     found.refresh()  # an empty disk ends no service
     assert served(found) == {"m": [2]}
+    found.close()
+
+
+def started(root, **options) -> Repository:
+    found = repository(root, poll=0.05, **options)
+    found.start()
+    return found
+
+
+def test_where_nothing_works_at_the_start_it_is_told_why(tmp_path):
+    write(tmp_path / "a", "bad")
+    write(tmp_path / "b" / "7", "bad")
+    (tmp_path / "c" / "1").mkdir(parents=True)
+    (tmp_path / "c" / "1" / "classifier.json").write_text("{")  # the server looks at what is there, not at what it says
+    (tmp_path / "c" / "1" / "model.keras").write_text("bad")
+    found = started(tmp_path)
+    wait_until(lambda: found.failure, 30)
+    assert found.failure == "a version 1: it is bad; b version 7: it is bad; c version 1: it is bad"
+    assert not found.is_ready
+    found.close()
+    for number in range(9):
+        write(tmp_path / f"many{number}", "bad")
+    found = started(tmp_path)
+    wait_until(lambda: found.failure, 30)
+    assert found.failure.endswith("many0 version 1: it is bad; many1 version 1: it is bad; and 7 more")
+    found.close()
+
+
+def test_where_some_work_they_are_served_and_the_others_named(tmp_path):
+    write(tmp_path / "a", "bad")
+    write(tmp_path / "b")
+    found = started(tmp_path)
+    wait_until(lambda: found.is_ready, 30)
+    assert served(found) == {"b": [1]}
+    assert (found.states("a")[1].error, found.failure) == ("it is bad", "")
+    found.close()
+
+
+def test_an_empty_folder_waits_whatever_comes(tmp_path):
+    root = tmp_path / "models"
+    (root / "a" / "1").mkdir(parents=True)
+    (root / ".b.partial").mkdir()
+    (root / ".b.partial" / "model.keras").write_text("on its way")
+    (root / "a" / "labels.json").write_text('{"stable": 1}')
+    found = started(root)
+    write(root / "a" / "1", "bad")
+    wait_until(lambda: found.states("a").get(1, None) is not None and found.states("a")[1].error, 30)
+    assert (found.failure, found.is_ready) == ("", False)
+    write(root / "a" / "1")
+    wait_until(lambda: found.is_ready, 30)
+    assert served(found) == {"a": [1]}
+    found.close()
+    with pytest.raises(ArtifactError, match="no folder"):
+        repositories.preflight(tmp_path / "none")
+
+
+def test_a_classifier_that_is_still_being_written_at_the_start_is_no_failure(tmp_path):
+    write(tmp_path / "m", "bad")
+    turns = []
+
+    def load(folder, engine):
+        turns.append(folder)
+        if len(turns) == 1:
+            (folder / "model.keras").write_text("good, and longer")  # while the first half of it is looked at
+            raise ValueError("cut short")
+        return Nothing(folder, engine)
+
+    found = Repository(tmp_path / "m", Settings(poll=0.05), Metrics(), load)
+    found.start()
+    wait_until(lambda: found.is_ready, 30)
+    assert (found.failure, len(turns)) == ("", 2)
     found.close()
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from resfit.cli import console
+from resfit.serving.settings import Settings, read_token
 
 _MODULES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
 
@@ -27,10 +28,12 @@ def serve(
     ],
     host: Annotated[
         str, typer.Option("--host", help="Address to listen on; 0.0.0.0 lets other machines in.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes a free one.")] = 8080,
-    engine: Annotated[str, typer.Option("--engine", help="auto, keras, openvino, onnxruntime or litert.")] = "auto",
-    name: Annotated[str, typer.Option("--name", help="Name of the model, where one is served.")] = "",
+    ] = Settings.host,
+    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes a free one.")] = Settings.port,
+    engine: Annotated[
+        str, typer.Option("--engine", help="auto, keras, openvino, onnxruntime or litert.")
+    ] = Settings.engine,
+    name: Annotated[str, typer.Option("--name", help="Name of the model, where one is served.")] = Settings.name,
     token_file: Annotated[
         Path | None,
         typer.Option("--token-file", help="File with a bearer token that clients must send; or set RESFIT_TOKEN."),
@@ -38,26 +41,36 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option("--allow-host", help="Name that clients may call the server by; repeatable.")
     ] = None,
-    max_batch: Annotated[int, typer.Option("--max-batch", help="Most images in one pass of the network.")] = 32,
+    max_batch: Annotated[
+        int, typer.Option("--max-batch", help="Most images in one pass of the network.")
+    ] = Settings.max_batch,
     max_delay: Annotated[
         float, typer.Option("--max-delay", help="Milliseconds that an image waits for others on their way.")
-    ] = 2.0,
-    workers: Annotated[int, typer.Option("--workers", help="Threads that run batches.")] = 2,
-    queue: Annotated[int, typer.Option("--queue", help="Most images accepted at once; above it: 429.")] = 512,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds for one answer.")] = 30.0,
+    ] = 1000 * Settings.max_delay,
+    workers: Annotated[int, typer.Option("--workers", help="Threads that run batches.")] = Settings.workers,
+    queue: Annotated[
+        int, typer.Option("--queue", help="Most images accepted at once; above it: 429.")
+    ] = Settings.queue,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds for one answer.")] = Settings.timeout,
     drain: Annotated[
         float, typer.Option("--drain", help="Seconds of accepting on after SIGTERM, while not ready.")
-    ] = 1.0,
-    max_body: Annotated[int, typer.Option("--max-body", help="Most bytes of a request.")] = 32 * 2**20,
-    max_files: Annotated[int, typer.Option("--max-files", help="Most images in a request.")] = 64,
-    max_pixels: Annotated[int, typer.Option("--max-pixels", help="Most pixels of an image.")] = 50_000_000,
-    decode_timeout: Annotated[float, typer.Option("--decode-timeout", help="Seconds for decoding an image.")] = 10.0,
+    ] = Settings.drain,
+    max_body: Annotated[int, typer.Option("--max-body", help="Most bytes of a request.")] = Settings.max_body,
+    max_files: Annotated[int, typer.Option("--max-files", help="Most images in a request.")] = Settings.max_files,
+    max_pixels: Annotated[int, typer.Option("--max-pixels", help="Most pixels of an image.")] = Settings.max_pixels,
+    decode_timeout: Annotated[
+        float, typer.Option("--decode-timeout", help="Seconds for decoding an image.")
+    ] = Settings.decode_timeout,
     header_timeout: Annotated[
         float, typer.Option("--header-timeout", help="Seconds for the head of a request.")
-    ] = 10.0,
-    body_timeout: Annotated[float, typer.Option("--body-timeout", help="Seconds for the body of a request.")] = 60.0,
-    versions: Annotated[int, typer.Option("--versions", help="How many versions of a model are served.")] = 1,
-    poll: Annotated[float, typer.Option("--poll", help="Seconds between two looks at the folder.")] = 2.0,
+    ] = Settings.header_timeout,
+    body_timeout: Annotated[
+        float, typer.Option("--body-timeout", help="Seconds for the body of a request.")
+    ] = Settings.body_timeout,
+    versions: Annotated[
+        int, typer.Option("--versions", help="How many versions of a model are served.")
+    ] = Settings.versions,
+    poll: Annotated[float, typer.Option("--poll", help="Seconds between two looks at the folder.")] = Settings.poll,
     log_level: Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.")] = "info",
     as_json: Annotated[bool, typer.Option("--json", help="Print where it listens as JSON.")] = False,
 ) -> None:
@@ -72,7 +85,6 @@ def serve(
             f"the server needs {', '.join(missing)}, which cannot be found. Install it: pip install 'resfit[serve]'"
         )
     from resfit.serving import logs
-    from resfit.serving.settings import Settings, read_token
 
     settings = Settings(
         host=host,

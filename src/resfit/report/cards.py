@@ -12,7 +12,7 @@ import numpy as np
 
 from resfit.evaluation.figures import Figures
 from resfit.report.findings import Findings
-from resfit.report.pictures import plain
+from resfit.report.templates import plain
 
 Rows = list[tuple[str, str]]
 

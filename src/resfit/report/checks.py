@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import importlib.resources
-import io
 import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from resfit.checking import Checks
-from resfit.errors import ArgumentError, ImageError, MissingDependencyError
+from resfit.data.thumbnails import thumbnails
+from resfit.errors import ArgumentError
 from resfit.files import write_text
+from resfit.report.templates import address, plain, template, text_of
 
-_SHOWN = 24
-_SIDE = 96
+_PAGE = "checks.html.j2"
+#: Findings of a kind, and copies of one image, that are shown.
+_SHOWN, _COPIES = 24, 4
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
@@ -28,7 +26,7 @@ def check_target(path: str | os.PathLike[str]) -> None:
     """
     if Path(path).suffix.lower() not in (".html", ".htm"):
         raise ArgumentError(f"the report must end in .html. Received: {str(path)!r}.")
-    _template()
+    template(_PAGE)
 
 
 def write(found: Checks, path: str | os.PathLike[str]) -> None:
@@ -55,73 +53,74 @@ def render(found: Checks) -> str:
     """
     import resfit
 
-    names, labels = found.images.classes, found.images.labels
-    pictures = _Pictures(found)
+    groups = [group for group in _groups(found) if group["count"]]
+    wanted = sorted({position for group in groups for item in group["items"] for position in item["positions"]})
+    images = found.images
+    small = dict(zip(wanted, thumbnails([images.paths[position] for position in wanted]), strict=True))
+    for item in (item for group in groups for item in group["items"]):
+        item["pictures"] = [
+            {"name": plain(Path(found.name(position))), "source": address(small[position])}
+            for position in item["positions"]
+        ]
+    return template(_PAGE).render(
+        findings=found.findings(),
+        facts=found.to_dict(),
+        groups=groups,
+        style=text_of("page.css"),
+        version=resfit.__version__,
+        fingerprint=images.fingerprint,
+    )
 
-    def shown(*positions: int, note: str = "") -> dict[str, Any]:
-        return {"pictures": [pictures.one(position) for position in positions], "note": note}
+
+def _groups(found: Checks) -> list[dict[str, Any]]:
+    """Returns each kind of finding with its title, how many there are, and the first of them."""
+    names, labels = found.images.classes, found.images.labels
 
     def label(position: int) -> str:
         return names[labels[position]] if labels[position] >= 0 else "no label"
 
-    groups = [
-        ("Test images that are there for training too", len(found.leaks),
-         [shown(test, other, note=f"{kind} copy" if kind == "exact" else "near duplicate")
-          for test, other, kind in found.leaks[:_SHOWN]]),
-        ("Duplicates with different labels", len(found.conflicts),
-         [shown(a, b, note=f"{label(a)} / {label(b)}") for a, b in found.conflicts[:_SHOWN]]),
-        ("Labels that are probably wrong", len(found.label_errors),
-         [shown(item.position, note=f"{names[item.label]} → {names[item.suggested]}?")
-          for item in found.label_errors[:_SHOWN]]),
-        ("Exact copies", sum(len(group) - 1 for group in found.exact),
-         [shown(*group[:4], note=f"{len(group)} times") for group in found.exact[:_SHOWN]]),
-        ("Near duplicates", len(found.near), [shown(int(a), int(b)) for a, b in found.near[:_SHOWN]]),
-        *((f"{name.capitalize()} images", len(at), [shown(int(place)) for place in at[:_SHOWN]])
-          for name, at in vars(found.looks).items()),
-        *((f"The same mark, most of class “{names[mark.label]}”", len(mark.positions),
-           [shown(int(place), note=label(int(place))) for place in mark.positions[:_SHOWN]]) for mark in found.marks),
-    ]  # fmt: skip
-    return _template().render(
-        findings=found.findings(),
-        facts=found.to_dict(),
-        groups=[{"title": title, "count": count, "items": items} for title, count, items in groups if count],
-        version=resfit.__version__,
-        fingerprint=found.images.fingerprint,
-    )
+    def group(title: str, listed: Any, item: Any, count: int | None = None) -> dict[str, Any]:
+        shown = [dict(zip(("positions", "note"), item(one), strict=True)) for one in listed[:_SHOWN]]
+        return {
+            "title": title,
+            "count": len(listed) if count is None else count,
+            "more": len(listed) > _SHOWN,
+            "items": shown,
+        }
 
-
-class _Pictures:
-    """Small pictures as data that stands in the page."""
-
-    def __init__(self, found: Checks):
-        self._found = found
-
-    def one(self, position: int) -> dict[str, str]:
-        from PIL import Image
-
-        from resfit.data import deep
-        from resfit.data.decode import decode_image
-        from resfit.preprocessing import InputSpec
-
-        path = self._found.images.paths[position]
-        contract = InputSpec(size=(_SIDE, _SIDE), resize_mode="squash", crop_fraction=1.0)
-        try:
-            pixels = deep.eight_bits(decode_image(path, contract))
-        except ImageError:  # gone or changed since
-            pixels = np.full((_SIDE, _SIDE, 3), 128, np.uint8)
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "JPEG", quality=80)
-        text = os.fsencode(self._found.name(position)).decode("utf-8", "backslashreplace")
-        return {"name": text, "data": "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()}
-
-
-def _template() -> Any:
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingDependencyError(
-            'Reports need jinja2, which is not installed. Install it: pip install "resfit[report]".'
-        ) from error
-    source = (importlib.resources.files("resfit") / "report" / "checks.html.j2").read_text("utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(source)
+    return [
+        group(
+            "Test images that are there for training too",
+            found.leaks,
+            lambda leak: (leak[:2], "exact copy" if leak[2] == "exact" else "near duplicate"),
+        ),
+        group(
+            "Duplicates with different labels",
+            found.conflicts,
+            lambda pair: (pair, " / ".join(label(one) for one in pair)),
+        ),
+        group(
+            "Labels that are probably wrong",
+            found.label_errors,
+            lambda error: ([error.position], f"{names[error.label]} → {names[error.suggested]}?"),
+        ),
+        group(
+            "Exact copies",
+            found.exact,
+            lambda same: (same[:_COPIES], f"{len(same)} times"),
+            count=sum(len(same) - 1 for same in found.exact),
+        ),
+        group("Near duplicates", found.near.tolist(), lambda pair: (pair, "")),
+        *(
+            group(f"{name.capitalize()} images", at, lambda position: ([position], ""))
+            for name, at in vars(found.looks).items()
+        ),
+        *(
+            group(
+                f"The same mark, most of class “{names[mark.label]}”",
+                mark.positions,
+                lambda position: ([position], label(position)),
+            )
+            for mark in found.marks
+        ),
+    ]

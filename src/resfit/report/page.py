@@ -5,18 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from resfit.errors import MissingDependencyError
 from resfit.files import write_text
 from resfit.report import cards, checklists, plots
 from resfit.report.findings import Findings
-from resfit.report.pictures import gallery, plain
+from resfit.report.pictures import gallery
+from resfit.report.templates import plain, template, text_of
 
-_FOLDER = Path(__file__).parent
 #: Classes up to which the confusion matrix is a table.
 MATRIX = 25
 _PAIRS = 40
@@ -80,28 +78,18 @@ def render(findings: Findings, *, names: bool | None = None, explain: bool = Tru
     Raises:
         MissingDependencyError: jinja2 or matplotlib is not installed.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingDependencyError(
-            'Reports need jinja2 and matplotlib, which are not installed. Install them: pip install "resfit[report]".'
-        ) from error
+    page = template("page.html.j2", percent=cards.percent, figure=_figure, figure_row=_row)
     judged = findings.judged
     nameless = judged.groups is not None or judged.images.medical
     shown = gallery(findings, names=not nameless if names is None else names, explain=explain)
     facts = cards.facts(findings, shown.explained)
-    script, style = ((_FOLDER / name).read_text("utf-8") for name in ("page.js", "page.css"))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters.update(plain=plain, percent=cards.percent, figure=_figure, figure_row=_row)
+    script = text_of("page.js")
     classes = [plain(name) for name in judged.classes]
-    return environment.get_template("page.html.j2").render(
+    return page.render(
         title=f"How good is {plain(findings.classifier.recipe.model)} on {plain(findings.source)}?",
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        style=style,
+        style=text_of("page.css"),
         findings=findings,
         figures=findings.figures,
         overall=[(_NAMES[name], figure) for name, figure in findings.figures.overall.items()],

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from resfit.data.thumbnails import jpeg, thumbnails
 from resfit.errors import ResfitError
 from resfit.report.findings import Findings
+from resfit.report.templates import address, plain
 
 #: Images behind a cell of the confusion matrix, behind one of its diagonal, and behind all of them.
 EACH_WRONG, EACH_RIGHT, ALTOGETHER = 16, 4, 600
@@ -113,7 +112,7 @@ def gallery(findings: Findings, *, names: bool = True, explain: bool = True) -> 
             )
         else:
             known, called = judged.classes[truth[position]], judged.classes[guess[position]]
-        return Picture(name, _address(small[position]), known, called, float(sure[position]), _address(overlay))
+        return Picture(name, address(small[position]), known, called, float(sure[position]), address(overlay))
 
     counts = {} if judged.several else _counts(judged.truth, shares.argmax(axis=1))
     return Gallery(
@@ -125,13 +124,6 @@ def gallery(findings: Findings, *, names: bool = True, explain: bool = True) -> 
         explained=explained,
         note=note,
     )
-
-
-def plain(value: Any) -> str:
-    """Returns text that shows every character that would not show, or would turn the text around it."""
-    text = os.fsencode(value).decode("utf-8", "backslashreplace") if isinstance(value, os.PathLike) else str(value)
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _cells(truth: np.ndarray, guess: np.ndarray, sure: np.ndarray) -> dict[tuple[int, int], list[int]]:
@@ -178,7 +170,3 @@ def _overlays(findings: Findings, positions: Sequence[int]) -> tuple[dict[int, b
 
 def _name(path: Path, root: Path) -> str:
     return plain(Path(os.path.relpath(path, root)))
-
-
-def _address(image: bytes) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(image).decode()}" if image else ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 LABELS = "labels.json"
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _MOST_LABELS = 100
+_MOST_REASONS = 5
 
 #: States of a version, by TensorFlow Serving's names.
 LOADING, AVAILABLE, END = "LOADING", "AVAILABLE", "END"
@@ -149,8 +151,11 @@ class Repository:
         metrics: Told of versions that come and go.
         load: Loads a classifier; for tests.
 
+    Attributes:
+        failure: Why nothing of what was there at the start can be served; empty while that is not known, or not so.
+
     Raises:
-        ArgumentError: The folder holds no classifier.
+        ArgumentError: The folder holds something, and no classifier. An empty one is waited for.
     """
 
     def __init__(
@@ -160,6 +165,7 @@ class Repository:
         metrics: Metrics,
         load: Callable[[Path, str], Served] = Served.load,
     ):
+        self.failure = ""
         self._root, self._settings, self._metrics, self._load = root, settings, metrics, load
         self._versions: dict[str, dict[int, Version]] = {}  # replaced as a whole, never changed
         self._labels: dict[str, dict[str, int]] = {}
@@ -168,7 +174,8 @@ class Repository:
         self._stop = threading.Event()
         self._first = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="models", daemon=True)
-        if not self.scan():
+        self._waits = not self.scan()
+        if self._waits and not _is_empty(root):
             raise ArgumentError(
                 "a server needs a classifier that `resfit fit` wrote, or a folder of them as MODEL/ or MODEL/VERSION/. "
                 f"Received: {str(root)!r}, which holds none."
@@ -176,6 +183,8 @@ class Repository:
 
     def start(self) -> None:
         """Begins to load what is there, and to look for more."""
+        if self._waits:
+            logs.event("no models yet", level=30, folder=str(self._root))
         self._watcher.start()
 
     def close(self) -> None:
@@ -255,18 +264,18 @@ class Repository:
 
     def scan(self) -> dict[tuple[str, int], Found]:
         """Returns the classifiers on disk that are to be served, by model and version."""
-        if artifact.is_artifact(self._root):
+        if _is_classifier(self._root):
             mark = _mark(self._root)
             return {(self._only_name(), 1): Found(self._root, mark)} if mark else {}
         found: dict[tuple[str, int], Found] = {}
         for folder in _folders(self._root):
             if not NAME.fullmatch(folder.name):
                 continue
-            if artifact.is_artifact(folder):
+            if _is_classifier(folder):
                 numbered = {1: folder}
             else:
                 inner = {int(sub.name): sub for sub in _folders(folder) if _VERSION.fullmatch(sub.name)}
-                whole = sorted(number for number, sub in inner.items() if artifact.is_artifact(sub))
+                whole = sorted(number for number, sub in inner.items() if _is_classifier(sub))
                 numbered = {number: inner[number] for number in whole[-self._settings.versions :]}
             for number, place in numbered.items():
                 mark = _mark(place)
@@ -333,9 +342,21 @@ class Repository:
                 self.refresh()
             except Exception:
                 logs.event("the folder of models cannot be looked at", level=40, exception=True)
-            self._first.set()
+            if self._versions:
+                self._first.set()
+            elif not self._waits and not self._first.is_set():
+                self.failure = self._hopeless()
             if self._stop.wait(self._settings.poll):
                 return
+
+    def _hopeless(self) -> str:
+        """Returns why nothing can be loaded; ``""`` where something may yet, as it is still being written."""
+        found = self.scan()
+        if any(self._marks.get(key) != one.mark for key, one in found.items()):
+            return ""
+        reasons = [f"{model} version {number}: {self._states[model, number].error}" for model, number in found]
+        more = f"; and {len(reasons) - _MOST_REASONS} more" if len(reasons) > _MOST_REASONS else ""
+        return "; ".join(reasons[:_MOST_REASONS]) + more
 
     def _only_name(self) -> str:
         if self._settings.name:
@@ -353,12 +374,28 @@ def preflight(root: Path) -> None:
     """Makes sure that one classifier is whole, before a server is started for it.
 
     Raises:
-        ArtifactError: It is damaged.
+        ArtifactError: It is damaged, or there is no such folder.
+        OSError: The folder cannot be read.
     """
     if not root.is_dir():
         raise ArtifactError(f"a server needs a folder. Received: {str(root)!r}: no folder.")
-    if artifact.is_artifact(root):
+    os.listdir(root)  # what may not be read would look empty
+    if _is_classifier(root):
         artifact.read(root)
+
+
+def _is_classifier(folder: Path) -> bool:
+    """Whether a folder is meant to be a classifier; it may be damaged, or on its way."""
+    return (folder / artifact.DESCRIPTION).is_file()
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether there is no file in a folder, or in those in it, but hidden ones and those of labels."""
+    for _, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if any(not name.startswith(".") and name != LABELS for name in files):
+            return False
+    return True
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -18,6 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from resfit import engines
+from resfit.errors import ArtifactError
 from resfit.serving import logs
 from resfit.serving.app import create_app
 from resfit.serving.context import Context
@@ -40,8 +41,8 @@ def serve(root: Path, settings: Settings, *, started: Callable[[str], None] | No
         started: Called with the server's URL once it listens.
 
     Raises:
-        ArgumentError: There is nothing to serve.
-        ArtifactError: The only classifier is damaged.
+        ArgumentError: The folder holds something else than classifiers.
+        ArtifactError: None of the classifiers in it can be loaded.
         OSError: The address is taken.
     """
     engines.check_name(settings.engine)
@@ -60,6 +61,8 @@ def serve(root: Path, settings: Settings, *, started: Callable[[str], None] | No
         finally:
             context.pipeline.close()
             repository.close()
+    if repository.failure:
+        raise ArtifactError(f"a server needs a model that can be loaded. Received: {repository.failure}")
 
 
 class Server(uvicorn.Server):
@@ -102,8 +105,10 @@ class Server(uvicorn.Server):
         self._signals += 1
 
     async def on_tick(self, counter: int) -> bool:
-        """Looks at what takes too long and at what was signalled, ten times a second."""
+        """Looks at what takes too long, what was signalled and whether there is a model, ten times a second."""
         self._context.pipeline.expire()
+        if self._context.repository.failure:
+            self.should_exit = True
         if self._signals and not self._context.is_draining:
             self._context.is_draining = True
             self._end = time.monotonic() + self._context.settings.drain

@@ -6,36 +6,18 @@ import dataclasses
 import ipaddress
 import os
 from pathlib import Path
+from typing import Any
 
 from resfit.errors import ArgumentError
 
 #: The environment variable that may hold the bearer token.
 TOKEN_VARIABLE = "RESFIT_TOKEN"
 _SHORTEST_TOKEN = 16
-#: Field -> least and greatest value.
-_RANGES: dict[str, tuple[float, float]] = {
-    "port": (0, 65535),
-    "max_batch": (1, 1024),
-    "max_delay": (0, 1),
-    "workers": (1, 64),
-    "queue": (1, 100_000),
-    "timeout": (0.1, 3600),
-    "decode_timeout": (0.01, 3600),
-    "header_timeout": (0.1, 600),
-    "body_timeout": (0.1, 3600),
-    "keep_alive": (1, 3600),
-    "drain": (0, 600),
-    "max_body": (1024, 2**31),
-    "max_buffered": (1024, 2**36),
-    "max_header": (1024, 2**20),
-    "max_files": (1, 10_000),
-    "max_pixels": (1, 2**30),
-    "max_json_depth": (4, 200),
-    "max_json_items": (100, 2**26),
-    "max_connections": (1, 65_536),
-    "versions": (1, 1000),
-    "poll": (0.05, 3600),
-}
+
+
+def _between(least: float, greatest: float, default: float) -> Any:
+    """A number with its bounds and what it is where nothing is said."""
+    return dataclasses.field(default=default, metadata={"range": (least, greatest)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,31 +55,31 @@ class Settings:
     """
 
     host: str = "127.0.0.1"
-    port: int = 8080
+    port: int = _between(0, 65535, 8080)
     engine: str = "auto"
     name: str = ""
     token: str = dataclasses.field(default="", repr=False)
     hosts: tuple[str, ...] = ()
-    max_batch: int = 32
-    max_delay: float = 0.002
-    workers: int = 2
-    queue: int = 512
-    timeout: float = 30.0
-    decode_timeout: float = 10.0
-    header_timeout: float = 10.0
-    body_timeout: float = 60.0
-    keep_alive: float = 30.0
-    drain: float = 1.0
-    max_body: int = 32 * 2**20
-    max_buffered: int = 256 * 2**20
-    max_header: int = 32 * 2**10
-    max_files: int = 64
-    max_pixels: int = 50_000_000
-    max_json_depth: int = 16
-    max_json_items: int = 2_000_000
-    max_connections: int = 1024
-    versions: int = 1
-    poll: float = 2.0
+    max_batch: int = _between(1, 1024, 32)
+    max_delay: float = _between(0, 1, 0.002)
+    workers: int = _between(1, 64, 2)
+    queue: int = _between(1, 100_000, 512)
+    timeout: float = _between(0.1, 3600, 30.0)
+    decode_timeout: float = _between(0.01, 3600, 10.0)
+    header_timeout: float = _between(0.1, 600, 10.0)
+    body_timeout: float = _between(0.1, 3600, 60.0)
+    keep_alive: float = _between(1, 3600, 30.0)
+    drain: float = _between(0, 600, 1.0)
+    max_body: int = _between(1024, 2**31, 32 * 2**20)
+    max_buffered: int = _between(1024, 2**36, 256 * 2**20)
+    max_header: int = _between(1024, 2**20, 32 * 2**10)
+    max_files: int = _between(1, 10_000, 64)
+    max_pixels: int = _between(1, 2**30, 50_000_000)
+    max_json_depth: int = _between(4, 200, 16)
+    max_json_items: int = _between(100, 2**26, 2_000_000)
+    max_connections: int = _between(1, 65_536, 1024)
+    versions: int = _between(1, 1000, 1)
+    poll: float = _between(0.05, 3600, 2.0)
 
     def __post_init__(self) -> None:
         """Checks every number.
@@ -105,10 +87,11 @@ class Settings:
         Raises:
             ArgumentError: One is out of its range, or the token is too short to keep anybody out.
         """
-        for field, (least, greatest) in _RANGES.items():
-            value = getattr(self, field)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            least, greatest = field.metadata.get("range", (value, value))
             if not least <= value <= greatest:
-                raise ArgumentError(f"{field} must lie in [{least:g}, {greatest:g}]. Received: {value!r}.")
+                raise ArgumentError(f"{field.name} must lie in [{least:g}, {greatest:g}]. Received: {value!r}.")
         if self.token and (
             len(self.token) < _SHORTEST_TOKEN or not self.token.isascii() or not self.token.isprintable()
         ):
