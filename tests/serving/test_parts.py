@@ -13,8 +13,7 @@ import pytest
 
 from resfit.errors import ArtifactError
 from resfit.explain import overlays
-from resfit.serving import repository as repositories
-from resfit.serving import wire
+from resfit.serving import folders, wire
 from resfit.serving.batching import Batcher, Slots, Work
 from resfit.serving.metrics import Metrics
 from resfit.serving.pipeline import Pipeline
@@ -420,7 +419,7 @@ def test_an_empty_folder_waits_whatever_comes(tmp_path):
     assert served(found) == {"a": [1]}
     found.close()
     with pytest.raises(ArtifactError, match="no folder"):
-        repositories.preflight(tmp_path / "none")
+        folders.preflight(tmp_path / "none")
 
 
 def test_a_classifier_that_is_still_being_written_at_the_start_is_no_failure(tmp_path):
@@ -445,7 +444,7 @@ def test_labels_are_read_from_a_file_and_nonsense_in_it_is_none(tmp_path):
     write(tmp_path / "m" / "1")
     found = repository(tmp_path)
     for content, number in (('{"a": 1}', 1), ('{"a": "1"}', None), ("[1]", None), ("[" * 9999, None), ("\xff", None)):
-        (tmp_path / "m" / repositories.LABELS).write_text(content, "latin-1")
+        (tmp_path / "m" / folders.LABELS).write_text(content, "latin-1")
         found.refresh()
         if number is None:
             with pytest.raises(NotServed):

@@ -9,28 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from resfit import artifact
-from resfit.errors import ArgumentError, ArtifactError
-from resfit.serving import logs
+from resfit.errors import ArgumentError
+from resfit.serving import folders, logs
 from resfit.serving.adapter import Served
 from resfit.serving.batching import Batcher
+from resfit.serving.folders import Found
 from resfit.serving.metrics import Metrics
 from resfit.serving.settings import Settings
 
 #: Names of models; the same go into URLs, and nothing that could be a path.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-#: File beside the versions of a model with names for them: ``{"stable": 3}``.
-LABELS = "labels.json"
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
-_MOST_LABELS = 100
 _MOST_REASONS = 5
 
 #: States of a version, by TensorFlow Serving's names.
@@ -117,19 +112,6 @@ class Version:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """A classifier on disk.
-
-    Attributes:
-        folder: Where it stands.
-        mark: What changes with its content.
-    """
-
-    folder: Path
-    mark: tuple[Any, ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class State:
     """What is known of a version.
 
@@ -175,7 +157,7 @@ class Repository:
         self._first = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="models", daemon=True)
         self._waits = not self.scan()
-        if self._waits and not _is_empty(root):
+        if self._waits and not folders.is_empty(root):
             raise ArgumentError(
                 "a server needs a classifier that `resfit fit` wrote, or a folder of them as MODEL/ or MODEL/VERSION/. "
                 f"Received: {str(root)!r}, which holds none."
@@ -264,21 +246,21 @@ class Repository:
 
     def scan(self) -> dict[tuple[str, int], Found]:
         """Returns the classifiers on disk that are to be served, by model and version."""
-        if _is_classifier(self._root):
-            mark = _mark(self._root)
+        if folders.is_classifier(self._root):
+            mark = folders.mark_of(self._root)
             return {(self._only_name(), 1): Found(self._root, mark)} if mark else {}
         found: dict[tuple[str, int], Found] = {}
-        for folder in _folders(self._root):
+        for folder in folders.inside(self._root):
             if not NAME.fullmatch(folder.name):
                 continue
-            if _is_classifier(folder):
+            if folders.is_classifier(folder):
                 numbered = {1: folder}
             else:
-                inner = {int(sub.name): sub for sub in _folders(folder) if _VERSION.fullmatch(sub.name)}
-                whole = sorted(number for number, sub in inner.items() if _is_classifier(sub))
+                inner = {int(sub.name): sub for sub in folders.inside(folder) if _VERSION.fullmatch(sub.name)}
+                whole = sorted(number for number, sub in inner.items() if folders.is_classifier(sub))
                 numbered = {number: inner[number] for number in whole[-self._settings.versions :]}
             for number, place in numbered.items():
-                mark = _mark(place)
+                mark = folders.mark_of(place)
                 if mark:
                     found[folder.name, number] = Found(place, mark)
         return found
@@ -288,7 +270,7 @@ class Repository:
         found = self.scan()
         if not found:  # nothing is better than what was there: an empty disk must not end a service
             return
-        self._labels = {model: _labels(self._root / model) for model, _ in found}
+        self._labels = {model: folders.labels_of(self._root / model) for model, _ in found}
         new = {key: one for key, one in found.items() if self._marks.get(key) != one.mark}
         for key in new:
             if key not in self._states or self._states[key].state == END:
@@ -368,59 +350,3 @@ class Repository:
             return self._settings.name
         stem = self._root.resolve().name.removesuffix(".resfit")
         return re.sub(r"[^A-Za-z0-9._-]", "-", stem).strip("-._")[:128] or "model"
-
-
-def preflight(root: Path) -> None:
-    """Makes sure that one classifier is whole, before a server is started for it.
-
-    Raises:
-        ArtifactError: It is damaged, or there is no such folder.
-        OSError: The folder cannot be read.
-    """
-    if not root.is_dir():
-        raise ArtifactError(f"a server needs a folder. Received: {str(root)!r}: no folder.")
-    os.listdir(root)  # what may not be read would look empty
-    if _is_classifier(root):
-        artifact.read(root)
-
-
-def _is_classifier(folder: Path) -> bool:
-    """Whether a folder is meant to be a classifier; it may be damaged, or on its way."""
-    return (folder / artifact.DESCRIPTION).is_file()
-
-
-def _is_empty(folder: Path) -> bool:
-    """Whether there is no file in a folder, or in those in it, but hidden ones and those of labels."""
-    for _, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        if any(not name.startswith(".") and name != LABELS for name in files):
-            return False
-    return True
-
-
-def _folders(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.is_dir())
-    except OSError:
-        return []
-
-
-def _mark(folder: Path) -> tuple[Any, ...]:
-    """Returns what changes when a classifier is written again; empty while it is being replaced."""
-    try:
-        status = [(folder / name).stat() for name in (artifact.DESCRIPTION, artifact.MODEL)]
-    except OSError:
-        return ()
-    return tuple((one.st_ino, one.st_size, one.st_mtime_ns) for one in status)
-
-
-def _labels(folder: Path) -> dict[str, int]:
-    try:
-        with open(folder / LABELS, encoding="utf-8") as file:
-            value = json.loads(file.read(65536))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(value, dict):
-        return {}
-    named = {str(label): number for label, number in value.items() if type(number) is int}
-    return dict(list(named.items())[:_MOST_LABELS])

@@ -22,9 +22,10 @@ from resfit.errors import ArtifactError
 from resfit.serving import logs
 from resfit.serving.app import create_app
 from resfit.serving.context import Context
+from resfit.serving.folders import preflight
 from resfit.serving.metrics import Metrics
 from resfit.serving.pipeline import Pipeline
-from resfit.serving.repository import Repository, preflight
+from resfit.serving.repository import Repository
 from resfit.serving.settings import Settings
 
 _BACKLOG = 2048
