@@ -7,11 +7,9 @@ import io
 import itertools
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from resfit.data.thumbnails import SIDE, thumbnails
 from resfit.errors import ArtifactError
 from resfit.transfer.prototypes import closest
 
@@ -111,20 +109,20 @@ def choose(labels: np.ndarray, width: int, *, seed: int = 0) -> np.ndarray:
     return np.sort(order[np.argsort(turn, kind="stable")[:room]])
 
 
-def make(features: np.ndarray, labels: np.ndarray, paths: Sequence[Path], digests: Sequence[str]) -> References:
+def make(features: np.ndarray, labels: np.ndarray, images: Sequence[bytes], digests: Sequence[str]) -> References:
     """Returns references to training images.
 
     Args:
         features: float array ``(n, features)``.
         labels: As :class:`References` has them.
-        paths: The ``n`` files.
-        digests: SHA-256 of each in hexadecimal digits, or an empty string.
+        images: JPEG thumbnails of the ``n`` images.
+        digests: SHA-256 of each file in hexadecimal digits, or an empty string.
     """
     return References(
         features=np.asarray(features, np.float16).astype(np.float32),
         labels=np.asarray(labels, np.int64),
         digests=tuple(digest[:16] for digest in digests),
-        thumbnails=tuple(thumbnails(paths, side=SIDE)),
+        thumbnails=tuple(images),
     )
 
 
