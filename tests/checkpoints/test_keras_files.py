@@ -325,8 +325,10 @@ FUZZED = (
 
 @pytest.mark.parametrize(("reader", "form"), FUZZED)
 def test_damaged_files_are_refused_or_read(reader, form, small, tmp_path):
-    result = fuzzing.survive(f"resfit.checkpoints.readers.{reader}:read", [small / form], tmp_path, count=2000)
-    assert result["refused"] > 200
+    # 2,000 for each reader
+    count = 2000 // sum(other == reader for other, _ in FUZZED)
+    result = fuzzing.survive(f"resfit.checkpoints.readers.{reader}:read", [small / form], tmp_path, count)
+    assert result["refused"] > count / 10
 
 
 @pytest.mark.slow

@@ -168,8 +168,9 @@ def test_own_names_and_a_spec_beside_the_names_of_timm_lose_nothing(tmp_path):
         again = resfit.load(file, preprocess=False, classifier_activation=None)
         assert again.architecture == model.architecture
         assert (again.input_spec, again.class_names) == (model.input_spec, model.class_names)
+        received = canonical.arrays(again)
         for key, array in canonical.arrays(model).items():
-            np.testing.assert_array_equal(canonical.arrays(again)[key], array)
+            np.testing.assert_array_equal(received[key], array)
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------
