@@ -11,6 +11,7 @@ Both run in turn in one process. Prints one ratio, and the time of a second, cha
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -61,6 +62,7 @@ def main() -> None:
 
         def ours() -> dict[str, float]:
             last["cache"] = next(caches)
+            os.environ["RESFIT_CACHE"] = str(last["cache"])  # networks are converted anew, too
             begin = time.perf_counter()
             tuning = {"epochs": arguments.epochs, "patience": None}
             fitted = classifier.fit(folder, model=body(), cache=last["cache"], head="mlp", tuning=tuning, **shared)
