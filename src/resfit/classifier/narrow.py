@@ -36,9 +36,6 @@ class Corrected:
         self._place = np.full(len(rows), -1, np.int64)
         self._place[positions] = np.arange(len(positions))
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
     def __getitem__(self, positions: np.ndarray) -> np.ndarray:
         found, places = np.array(self._rows[positions]), self._place[positions]
         found[places >= 0] = self._exact[places[places >= 0]]

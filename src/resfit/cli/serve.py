@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from resfit.cli import console
+from resfit.cli.options import Engine
 from resfit.serving.settings import Settings, read_token
 
 _MODULES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
@@ -30,9 +31,7 @@ def serve(
         str, typer.Option("--host", help="Address to listen on; 0.0.0.0 lets other machines in.")
     ] = Settings.host,
     port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes a free one.")] = Settings.port,
-    engine: Annotated[
-        str, typer.Option("--engine", help="auto, keras, openvino, onnxruntime or litert.")
-    ] = Settings.engine,
+    engine: Engine = Settings.engine,
     name: Annotated[str, typer.Option("--name", help="Name of the model, where one is served.")] = Settings.name,
     token_file: Annotated[
         Path | None,

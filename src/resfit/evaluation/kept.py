@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -85,8 +83,7 @@ def attachments(
 def _kept_thumbnails(paths: Sequence[Path], digests: Sequence[bytes], root: Path) -> list[bytes]:
     """Returns thumbnails of images; those that were made before are not decoded again."""
     described = {"format": _FORMAT, "name": "thumbnails", "kind": "thumbnails", "side": SIDE}
-    name = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-    store = FeatureStore(root / "features", StoreKey(name, described), _ROOM, BYTES)
+    store = FeatureStore(root / "features", StoreKey.of(described), _ROOM, BYTES)
     readable = [digest for digest in digests if digest]
     store.drop_damaged(readable)
     known = {digest for digest, place in zip(readable, store.find(readable), strict=True) if place >= 0}

@@ -252,12 +252,8 @@ def _keys(
         "input": contract.to_dict(),
         "precision": precision,
     }
-    keys = []
-    for view in views:
-        whole = {**decisive, "view": view}
-        digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
-        keys.append(StoreKey(digest, {**whole, "name": model.name, "output": model.layers[-1].name}))
-    return keys
+    names = {"name": model.name, "output": model.layers[-1].name}
+    return [StoreKey.of({**decisive, "view": view}, **names) for view in views]
 
 
 def _extract(job: _Job, root: Path, memory: Path | None) -> Features:

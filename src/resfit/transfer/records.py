@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,8 +22,7 @@ class Records:
 
     def __init__(self, root: Path):
         described = {"format": checks.FORMAT, "name": "image statistics", "kind": "records"}
-        digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-        self._store = FeatureStore(root / "features", StoreKey(digest, dict(described)), checks.RECORD.itemsize, BYTES)
+        self._store = FeatureStore(root / "features", StoreKey.of(described), checks.RECORD.itemsize, BYTES)
         self._waiting: dict[bytes, np.ndarray] = {}
 
     def __contains__(self, digest: bytes) -> bool:

@@ -14,10 +14,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,17 @@ class StoreKey:
 
     digest: str
     description: dict[str, object]
+
+    @classmethod
+    def of(cls, decisive: Mapping[str, object], **told: object) -> StoreKey:
+        """Returns the key of what is described.
+
+        Args:
+            decisive: What decides whether two rows are the same but for the image; JSON.
+            **told: What is written beside it and decides nothing.
+        """
+        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        return cls(digest, {**decisive, **told})
 
 
 class FeatureStore:
