@@ -99,13 +99,13 @@ def test_half_a_point_may_be_lost(wrong, kept):
     test = np.arange(0, 300)[:200] if wrong < 2 else np.arange(200)
     data = material(count, test)
     rows = np.where(np.arange(count) % 2 == 0, 1.0, -1.0)[:, None].astype(np.float32)
-    exact = rows[test].copy()
+    exact = rows.copy()
     exact[:wrong] *= -1
     seen = []
 
     def exact_of(places):
         seen.append(places)
-        return feature_store.Features(exact, np.arange(len(places)), (), (), 0, 0, "keras")
+        return feature_store.Features(exact[places], np.arange(len(places)), (), (), 0, 0, "keras")
 
     verdict = narrow.judge(data, Head(), rows, "int8", exact_of)
     np.testing.assert_array_equal(seen[0], test)
@@ -122,3 +122,18 @@ def test_images_that_vanish_are_told():
 
     with pytest.raises(DataError, match=r"changed while they were read, such as a\.png"):
         narrow.judge(data, Head(), np.zeros((10, 1), np.float32), "int8", exact_of)
+
+
+def test_images_that_vanish_before_all_are_computed_again_are_told():
+    data, calls = material(10, np.arange(4)), []
+
+    def exact_of(places):
+        calls.append(len(places))
+        gone = (feature_store.Skipped("b.png", "no such file"),) if len(calls) == 2 else ()
+        rows = np.where(places % 2 == 0, -1.0, 1.0)[: len(places) - len(gone), None]  # the other way round
+        return feature_store.Features(rows, np.arange(len(rows)), (), gone, 0, 0, "keras")
+
+    rows = np.where(np.arange(10) % 2 == 0, 1.0, -1.0)[:, None]
+    with pytest.raises(DataError, match=r"changed while they were read, such as b\.png"):
+        narrow.judge(data, Head(), rows, "int8", exact_of)
+    assert calls == [4, 10]

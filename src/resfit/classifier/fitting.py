@@ -176,13 +176,13 @@ def fit(
         say=journal.note,
         records=check,
     )
-    settings, folder, prepared, extracted = None, None, None, None
+    settings, folder, prepared = None, None, None
     if choice.probes:
         extract = functools.partial(
             feature_store.extract, body, engine=engine, cache=cache, batch_size=batch_size, progress=progress
         )
         extracted = extract(images, records=check, precision=precision)
-        used = Used(extracted, extracted.rows)
+        used, precision = Used(extracted, extracted.rows), extracted.precision
     else:
         count = len(split(images, val_share, test_share, seed).train)
         settings, folder = choice.settings(images, count, out, cache, journal)
@@ -221,15 +221,14 @@ def fit(
     final = head_of(used.rows, learning_from) if choice.probes else None
     rows: Rows = used.rows
     journal.lap("head")
-    if final is not None and extracted is not None and extracted.precision != "float32":
+    if final is not None and precision != "float32":
         verdict = narrow.judge(
-            data, final, used.rows, extracted.precision, lambda places: extract([kept.paths[at] for at in places])
+            data, final, used.rows, precision, lambda places: extract([kept.paths[at] for at in places])
         )
         journal.note(verdict.text)
         rows = verdict.rows
         if not verdict.kept:
-            extracted = extract(kept)
-            rows = extracted.rows
+            precision = "float32"
             final = head_of(rows, learning_from)
         journal.lap("float32")
     checked = None
@@ -297,7 +296,7 @@ def fit(
             test_share=test_share,
             asked=strategy,
             head=head,
-            precision="float32" if extracted is None or learned.tuned is not None else extracted.precision,
+            precision=precision if learned.tuned is None else "float32",
         ),
         metrics=account.metrics(data, learned, found, skipped, tuned, checked, result),
         fingerprint=kept.fingerprint,

@@ -52,7 +52,7 @@ class Verdict:
 
     Attributes:
         kept: Whether they are.
-        rows: All rows, those of the held-out images in float32.
+        rows: All rows: those of the held-out images in float32, and where few bits are not kept the others too.
         narrow: Accuracy on held-out images, by their features in few bits, 0..1.
         exact: The same by their features in float32.
         text: In words.
@@ -87,10 +87,7 @@ def judge(
     held = data.parts.test
     if not len(held):
         held = np.unique(np.linspace(0, len(rows) - 1, min(_HELD_OUT, len(rows))).round().astype(np.int64))
-    found = exact_of(held)
-    if found.skipped:
-        raise DataError(f"images changed while they were read, such as {found.skipped[0].path}. Start again.")
-    exact = np.asarray(found.rows)
+    exact = _exactly(exact_of, held)
     narrow, wide = (_accuracy(data, head.logits(some), held) for some in (rows[held], exact))
     text = (
         f"accuracy on {len(held)} held-out images {narrow:.1%} by features in {precision}, {wide:.1%} by those in "
@@ -98,7 +95,15 @@ def judge(
     )
     kept = wide >= narrow - TOLERANCE
     end = "" if kept else f": it may cost at most {TOLERANCE:.1%}, so all are computed in float32"
-    return Verdict(kept, Corrected(rows, held, exact), narrow, wide, text + end)
+    right = Corrected(rows, held, exact) if kept else _exactly(exact_of, np.arange(len(rows)))
+    return Verdict(kept, right, narrow, wide, text + end)
+
+
+def _exactly(exact_of: Callable[[np.ndarray], Features], positions: np.ndarray) -> np.ndarray:
+    found = exact_of(positions)
+    if found.skipped:
+        raise DataError(f"images changed while they were read, such as {found.skipped[0].path}. Start again.")
+    return np.asarray(found.rows)
 
 
 def _accuracy(data: Material, logits: np.ndarray, positions: np.ndarray) -> float:
