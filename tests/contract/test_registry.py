@@ -23,8 +23,8 @@ from resfit.checkpoints.registry import CheckpointInfo
 from tests.contract import synthetic
 
 HEAVY = 65_000_000  # parameters from which a row is read in the slow run alone
-TENSORFLOW = ("bit", "bit-hub", "tf-slim", "model-garden")
-TORCH = ("timm", "timm-v2", "transformers", "cifar", "clip")
+TENSORFLOW = ("bit", "bit-hub", "bit-keras", "tf-slim", "model-garden", "simclr")
+TORCH = ("timm", "timm-v2", "transformers", "cifar", "clip", "sequential")
 
 
 def combinations(layouts: tuple[str, ...]) -> list:
@@ -75,6 +75,10 @@ def write(info: CheckpointInfo, folder: Path, *, half: bool) -> Path:
     if info.layout == "bit":
         synthetic.write_npz(folder / Path(urlsplit(info.url).path).name, synthetic.bit_names(layers))
         return folder / Path(urlsplit(info.url).path).name
+    ways = {"bit-keras": synthetic.bit_ways, "simclr": synthetic.simclr_ways}.get(info.layout)
+    if ways is not None:
+        synthetic.write_objects(folder, ways(layers))
+        return folder
     if info.format == "saved_model":
         names = {
             "tf-slim": lambda: synthetic.slim_names(spec, layers, info.architecture),

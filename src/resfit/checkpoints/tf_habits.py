@@ -134,7 +134,19 @@ def _bit(found: Found) -> Habits:
     }
     if found.all_project:
         facts["project_first"] = True
-    return Habits(facts, TF, (_assumed("scaled to -1..1 (BiT's; its SavedModels take 0..1 and scale on inside)"),))
+    return Habits(
+        facts, TF, (_assumed("scaled to -1..1 (BiT's; Google's modules of it take 0..1 and scale on inside)"),)
+    )
+
+
+def _simclr(found: Found) -> Habits:
+    """``tf2/resnet.py`` of google-research/simclr (Chen et al. 2020, arXiv:2002.05709).
+
+    The contract is that of ``preprocess_for_eval`` in ``tf2/data_util.py``.
+    """
+    facts = {**_common(found), "stem_pool_padding": "same"}
+    contract = InputSpec(scale=1 / 255, interpolation="bicubic")
+    return Habits(facts, contract, (_assumed("scaled to 0..1 (SimCLR's)"),))
 
 
 def _keras(found: Found) -> Habits:
@@ -215,6 +227,7 @@ def _official(found: Found) -> Habits:
 _PROGRAMS: dict[str, Callable[[Found], Habits]] = {
     "tf-slim": _slim,
     "bit": _bit,
+    "simclr": _simclr,
     "keras": _keras,
     "keras-legacy": _keras_legacy,
     "model-garden-1": _garden_1,

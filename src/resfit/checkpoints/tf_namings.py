@@ -11,6 +11,8 @@
 ``model-garden``        ``backbone/layer_with_weights-2/_conv1/kernel``, or layers numbered through
 ``model-garden-rs``     the same with squeeze-excite: ResNet-RS
 ``official``            ``resnet_model/conv2d_1/kernel``: TensorFlow's official models for its first version
+``simclr``              ``resnet_model/block_groups/0/layers/0/projection_layers/0/conv2d/kernel``, and BiT's ``bit``
+                        as Keras saves it: by objects (:mod:`resfit.checkpoints.tf_objects`)
 ======================  ==================================================================================
 
 Kernels are in Keras' axes already. What the programs do and tensors do not tell comes from
@@ -28,8 +30,9 @@ from typing import Any
 
 import numpy as np
 
-from resfit.checkpoints import tf_habits
+from resfit.checkpoints import tf_habits, tf_objects
 from resfit.checkpoints.namings import Translation, described
+from resfit.checkpoints.readers import saved_graph
 from resfit.checkpoints.readers.base import Tensors
 from resfit.checkpoints.readers.keras_h5 import grouped_kernel
 from resfit.checkpoints.readers.saved_model import Objects
@@ -131,6 +134,8 @@ def translate(tensors: Tensors | Mapping[str, np.ndarray], *, ignore: Sequence[s
     if objects.other:
         left_out["what is no number"] = list(objects.other)
     convention, named = _translated(source, objects.paths)
+    if convention == "simclr" and tf_objects.PROJECTION in left_out:
+        named = _without_foreign_head(named, tensors.path)
     arrays = {name: _squeezed(name, array) for name, array in named.arrays.items()}
     found = tf_habits.Found(arrays, objects.is_saved_model, colours, named.pooled_shortcuts)
     habits = tf_habits.habits(convention, found)
@@ -159,6 +164,10 @@ def _translated(source: Mapping[str, np.ndarray], paths: Mapping[str, str]) -> t
             if convention.name == "keras-legacy" and not any(name.endswith("_conv/bias") for name in named.arrays):
                 return "model-garden-1", named
             return convention.name, named
+    for program in tf_objects.PROGRAMS:
+        prefixes = tf_objects.prefixes(program, paths)
+        if prefixes:
+            return program.name, _by_way(program, source, paths, _only(prefixes))
     prefixes = _prefixes(_GARDEN_ANCHOR, paths.values())
     if prefixes:
         named = _with_head(_by_object(source, paths, _only(prefixes)))
@@ -167,8 +176,8 @@ def _translated(source: Mapping[str, np.ndarray], paths: Mapping[str, str]) -> t
     if numbered is not None:
         return numbered
     raise CheckpointError(
-        "the tensors must be named as in TF-Slim, BiT, keras.applications or TensorFlow's official models, under any "
-        f"prefix. Received: {described(source)}."
+        "the tensors must be named as in TF-Slim, BiT, SimCLR, keras.applications or TensorFlow's official models, "
+        f"under any prefix. Received: {described(source)}."
     )
 
 
@@ -176,7 +185,7 @@ def _reason(name: str, path: str, ignore: Sequence[str]) -> str | None:
     """Why a tensor is left out, or None where it must have its place."""
     if any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore):
         return "what was asked for"
-    for pattern, reason in LEFT_OUT.items():
+    for pattern, reason in (*LEFT_OUT.items(), *tf_objects.LEFT_OUT.items()):
         if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(path, pattern):
             return reason
     return None
@@ -295,6 +304,36 @@ def _by_name(convention: _Convention, source: Mapping[str, np.ndarray], prefix: 
         else:
             unknown[name] = array
     return _Named(prefix, named, unknown, tuple(remarks[:1]))
+
+
+def _by_way(
+    program: tf_objects.Program, source: Mapping[str, np.ndarray], paths: Mapping[str, str], prefix: str
+) -> _Named:
+    named: dict[str, np.ndarray] = {}
+    unknown: dict[str, np.ndarray] = {}
+    for name, array in source.items():
+        way = paths.get(name, name)
+        target = program.weight(way.removeprefix(prefix)) if way.startswith(prefix) else None
+        if target is not None:
+            _put(named, target, array, name)
+        else:
+            unknown[way if name.startswith("variables/") else name] = array
+    return _Named(prefix, named, unknown)
+
+
+def _without_foreign_head(named: _Named, path: Path) -> _Named:
+    """Leaves out a classifier beside a projection head, unless the program says that it stands on the features.
+
+    SimCLR fine-tunes from a middle layer of that head (``ft_proj_selector`` in its ``tf2/run.py``), which has the
+    features' width.
+    """
+    heads = [name for name in named.arrays if name.startswith("predictions/")]
+    made = saved_graph.origins(path, tf_objects.CLASSIFIER) if path.is_dir() else set()
+    if not heads or made == {tf_objects.POOLING}:
+        return named
+    why = "it stands on the projection head" if made else "whether it stands on the projection head is not told"
+    arrays = {name: array for name, array in named.arrays.items() if name not in heads}
+    return dataclasses.replace(named, arrays=arrays, remarks=(*named.remarks, f"left out the classifier: {why}"))
 
 
 def _put(named: dict[str, np.ndarray], target: str, array: np.ndarray, name: str) -> None:
