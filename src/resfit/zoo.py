@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 #: Suffixes that make a source a file rather than a name.
 FILE_SUFFIXES = (
-    *(".h5", ".hdf5", ".keras", ".safetensors", ".index.json", ".onnx", ".npz"),
+    *(".h5", ".hdf5", ".keras", ".safetensors", ".index.json", ".onnx", ".npz", ".pkl"),
     *(".pth", ".pt", ".th", ".bin", ".ckpt", ".index"),
 )
 

@@ -319,6 +319,38 @@ def bit_ways(layers: Layers) -> dict[str, Shape]:
     return found
 
 
+def haiku_trees(layers: Layers, net: str) -> tuple[dict[str, dict[str, Shape]], dict[str, dict[str, Shape]]]:
+    """The same weights as Haiku keeps them: parameters, and states.
+
+    Args:
+        layers: What :func:`network` returned.
+        net: The name of the network's module.
+    """
+    params: dict[str, dict[str, Shape]] = {}
+    state: dict[str, dict[str, Shape]] = {}
+    for layer, variables in layers.items():
+        base, _, kind = layer.rpartition("_")
+        word = "conv" if kind == "conv" else "batchnorm"
+        if layer == "predictions":
+            params["classifier"] = {"w": variables["kernel"], "b": variables["bias"]}
+            continue
+        if base == "conv1":
+            name = f"{net}/~/initial_{word}"
+        else:
+            stage, block, part = _parts(layer)
+            number = int(part.partition("_")[0])
+            own = f"{word}_{number - 1}" if number else f"shortcut_{word}"
+            name = f"{net}/~/block_group_{stage - 2}/~/block_{block - 1}/~/{own}"
+        if kind == "conv":
+            params[name] = {"w": variables["kernel"]}
+            continue
+        wide = (1, 1, 1, *variables["gamma"])
+        params[name] = {"scale": wide, "offset": wide}
+        for statistic in ("mean", "var"):
+            state[f"{name}/~/{statistic}_ema"] = {"counter": (), "hidden": wide, "average": wide}
+    return params, state
+
+
 def garden_names(layers: Layers) -> dict[str, Shape]:
     """The same weights as Model Garden's first ResNet names them.
 

@@ -149,6 +149,17 @@ def _simclr(found: Found) -> Habits:
     return Habits(facts, contract, (_assumed("scaled to 0..1 (SimCLR's)"),))
 
 
+def _haiku(found: Found) -> Habits:
+    """``haiku/_src/nets/resnet.py`` of google-deepmind/dm-haiku, which pads as TensorFlow does.
+
+    The contract is that of BYOL: ``byol/utils/dataset.py`` of google-deepmind/deepmind-research.
+    """
+    facts = {**_common(found), "padding": "same", "stem_pool_padding": "same"}
+    facts |= {"project_first": found.all_project} if found.is_preactivated else {}
+    contract = dataclasses.replace(TORCH, interpolation="bicubic")
+    return Habits(facts, contract, (_assumed("scaled to 0..1, less ImageNet's mean, over its deviation (BYOL's)"),))
+
+
 def _keras(found: Found) -> Habits:
     """``resnet.py`` and ``resnet_v2.py`` of keras.applications, where biases say that a network is one of them."""
     biased = found.has(r"conv1_conv/bias") and (found.is_preactivated or found.has(r"conv2_block1_1_conv/bias"))
@@ -228,6 +239,7 @@ _PROGRAMS: dict[str, Callable[[Found], Habits]] = {
     "tf-slim": _slim,
     "bit": _bit,
     "simclr": _simclr,
+    "haiku": _haiku,
     "keras": _keras,
     "keras-legacy": _keras_legacy,
     "model-garden-1": _garden_1,
