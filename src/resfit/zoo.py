@@ -493,6 +493,11 @@ def _resolve(name: str) -> tuple[catalog.CatalogRow, CheckpointInfo | None]:
                 f"the catalog lacks the architecture of {name!r}, so it cannot be built.{checkpoint.layer_offer}"
             )
         return catalog.get(checkpoint.architecture), checkpoint
+    if (module := registry.modules().get(name)) is not None:
+        raise UnknownNameError(
+            f"model must be a network of its own, not a module alone. Received: {name!r}: {module.obstacle}."
+            f"{module.layer_offer}"
+        )
     candidates = [*catalog.rows(), *registry.rows()]
     raise UnknownNameError(
         "model must be a name that `resfit models` lists, or a path that ends in "

@@ -12,6 +12,7 @@ from resfit.checkpoints import convert
 from resfit.checkpoints.readers import saved_graph, saved_model
 from resfit.errors import CheckpointError
 from tests.checkpoints.test_saved_model import TOLERANCE, pixels
+from tests.numbers import images as random_images
 from tests.numbers import relative_error
 
 tf_modules = pytest.importorskip("tests.checkpoints.tf_modules", reason="the Keras that these programs used")
@@ -88,6 +89,23 @@ def test_a_checkpoint_of_simclr_does_not_tell_what_its_classifier_stands_on(tmp_
     source = convert.read_source(tmp_path)
     assert not source.has_top
     assert "left out the classifier: whether it stands on the projection head is not told" in source.assumptions
+
+
+# SupCon.
+
+
+@pytest.mark.parametrize("basic", [False, True])
+def test_supcons_features_are_those_of_the_module(basic, tmp_path):
+    tf_layers = pytest.importorskip("tests.checkpoints.tf_layers")
+    raw = random_images(2, 64, 57, 3)
+    expected, scaled = tf_layers.write_supcon(tmp_path / "module", raw.astype(np.float32) / 255, basic=basic)
+    model = convert.load_source(tmp_path / "module", include_top=False, pooling="avg")
+    assert relative_error(model(raw), expected) < TOLERANCE
+    source = convert.read_source(tmp_path / "module")
+    assert not source.has_top
+    assert scaled.shape == (2, 7)
+    assert any("left out a classifier of features that are scaled to length 1" in text for text in source.assumptions)
+    assert (source.spec.depths, source.spec.block) == ((2, 1), "basic" if basic else "bottleneck")
 
 
 # BiT as Keras keeps it.

@@ -272,6 +272,32 @@ def bit_names(layers: Layers) -> dict[str, Shape]:
     return found
 
 
+def supcon_names(layers: Layers) -> dict[str, Shape]:
+    """The same weights as SupCon's scopes name them in a module of TensorFlow Hub, with its heads.
+
+    Args:
+        layers: What :func:`network` returned.
+    """
+    root = "module/ContrastiveModel"
+    found: dict[str, Shape] = {
+        f"{root}/ProjectionHead/dense/kernel": (2048, 128),
+        f"{root}/ClassificationHead/dense/kernel": (2048, 1000),
+        f"{root}/ClassificationHead/dense/bias": (1000,),
+    }
+    for layer, variables in layers.items():
+        base, _, kind = layer.rpartition("_")
+        word, inside = ("Conv2DFixedPadding", "/conv2d") if kind == "conv" else ("batch_normalization", "")
+        scope = f"{root}/Encoder/"
+        number = 0
+        if base != "conv1":
+            stage, block, part = _parts(layer)
+            number = int(part.partition("_")[0]) - (block > 1)
+            scope += f"BlockGroup{stage - 2}/BottleneckBlock{f'_{block - 1}' if block > 1 else ''}/"
+        name = f"{scope}{word}{f'_{number}' if number else ''}{inside}"
+        found |= {f"{name}/{variable}": shape for variable, shape in variables.items()}
+    return found
+
+
 def simclr_ways(layers: Layers) -> dict[str, Shape]:
     """The ways to the same weights through the objects of SimCLR's second implementation.
 

@@ -25,7 +25,7 @@ from tests.contract import synthetic
 
 HEAVY = 65_000_000  # parameters from which a row is read in the slow run alone
 JAX = ("haiku",)
-TENSORFLOW = ("bit", "bit-hub", "bit-keras", "tf-slim", "model-garden", "simclr")
+TENSORFLOW = ("bit", "bit-hub", "bit-keras", "tf-slim", "model-garden", "simclr", "supcon")
 TORCH = ("timm", "timm-v2", "transformers", "cifar", "clip", "sequential")
 
 
@@ -97,6 +97,7 @@ def write(info: CheckpointInfo, folder: Path, *, half: bool) -> Path:
             "tf-slim": lambda: synthetic.slim_names(spec, layers, info.architecture),
             "bit-hub": lambda: synthetic.bit_names(layers),
             "model-garden": lambda: synthetic.garden_names(layers),
+            "supcon": lambda: synthetic.supcon_names(layers),
         }[info.layout]()
         synthetic.write_saved_model(folder, {name: shape for name, shape in names.items() if "mean_rgb" not in name})
         return folder

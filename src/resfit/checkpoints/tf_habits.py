@@ -149,6 +149,15 @@ def _simclr(found: Found) -> Habits:
     return Habits(facts, contract, (_assumed("scaled to 0..1 (SimCLR's)"),))
 
 
+def _supcon(found: Found) -> Habits:
+    """``supcon/resnet.py`` and ``blocks.py`` of google-research/google-research (Khosla et al. 2020, arXiv:2004.11362).
+
+    Its scripts set ``normalize_embedding``, so that the classifier takes features of length 1.
+    """
+    facts = {**_common(found), "stem_pool_padding": "same"}
+    return Habits(facts, TF, (_assumed("scaled to -1..1 (SupCon's; its modules take 0..1 and scale on inside)"),))
+
+
 def _haiku(found: Found) -> Habits:
     """``haiku/_src/nets/resnet.py`` of google-deepmind/dm-haiku, which pads as TensorFlow does.
 
@@ -240,6 +249,7 @@ _PROGRAMS: dict[str, Callable[[Found], Habits]] = {
     "bit": _bit,
     "simclr": _simclr,
     "haiku": _haiku,
+    "supcon": _supcon,
     "keras": _keras,
     "keras-legacy": _keras_legacy,
     "model-garden-1": _garden_1,

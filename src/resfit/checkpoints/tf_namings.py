@@ -11,6 +11,7 @@
 ``model-garden``        ``backbone/layer_with_weights-2/_conv1/kernel``, or layers numbered through
 ``model-garden-rs``     the same with squeeze-excite: ResNet-RS
 ``official``            ``resnet_model/conv2d_1/kernel``: TensorFlow's official models for its first version
+``supcon``              ``ContrastiveModel/Encoder/BlockGroup0/BottleneckBlock/Conv2DFixedPadding/conv2d/kernel``
 ``simclr``              ``resnet_model/block_groups/0/layers/0/projection_layers/0/conv2d/kernel``, and BiT's ``bit``
                         as Keras saves it: by objects (:mod:`resfit.checkpoints.tf_objects`)
 ======================  ==================================================================================
@@ -60,6 +61,10 @@ LEFT_OUT: dict[str, str] = {
     "*_metrics/*": "counters of metrics",
     "metrics/*": "counters of metrics",
     "*loss_scale*": "state of loss scaling",
+    "ContrastiveModel/ProjectionHead/*": "a projection head",
+    "*/ContrastiveModel/ProjectionHead/*": "a projection head",
+    "ContrastiveModel/ClassificationHead/*": (_SCALED_HEAD := "a classifier of features that are scaled to length 1"),
+    "*/ContrastiveModel/ClassificationHead/*": _SCALED_HEAD,
     "*seed_generator*": "state of a random generator",
 }
 
@@ -280,9 +285,30 @@ def _legacy_layer(layer: str) -> str | None:
     return f"conv{stage}_block{block}_{number}_{'conv' if kind == 'res' else 'bn'}"
 
 
+_SUPCON_LAYER = re.compile(
+    rf"BlockGroup{_NUMBER}/\w+Block(?:_{_NUMBER})?/(Conv2DFixedPadding|batch_normalization)(?:_{_NUMBER})?(/conv2d)?"
+)
+
+
+def _supcon_layer(layer: str) -> str | None:
+    """``supcon/resnet.py`` and ``blocks.py`` of google-research/google-research, whose layers number what they call.
+
+    The first block of a stage always projects, and calls its projection first.
+    """
+    plain = {"Conv2DFixedPadding/conv2d": "conv1_conv", "batch_normalization": "conv1_bn"}
+    if layer in plain:
+        return plain[layer]
+    match = _SUPCON_LAYER.fullmatch(layer)
+    if match is None or (match[3] == "Conv2DFixedPadding") != bool(match[5]):
+        return None
+    stage, block, number = int(match[1]), int(match[2] or 0), int(match[4] or 0)
+    return f"conv{stage + 2}_block{block + 1}_{number + (block > 0)}_{'conv' if match[5] else 'bn'}"
+
+
 _CONVENTIONS = (
     _Convention("tf-slim", r"(?P<prefix>(?:.*/)?)block1/unit_1/\w+/conv1/weights", _slim_layer),
     _Convention("bit", r"(?P<prefix>(?:.*/)?)block1/unit0*1/a/standardized_conv2d/kernel", _bit_layer),
+    _Convention("supcon", r"(?P<prefix>(?:.*/)?)BlockGroup0/\w+Block/Conv2DFixedPadding/conv2d/kernel", _supcon_layer),
     _Convention("keras", r"(?P<prefix>(?:.*/)?)conv2_block1_1_conv/kernel", _keras_layer),
     _Convention("keras-legacy", r"(?P<prefix>(?:.*/)?)res2a_branch2a/kernel", _legacy_layer),
 )
