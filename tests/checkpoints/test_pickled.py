@@ -155,20 +155,15 @@ def files(tmp_path_factory):
     return [byol, plain]
 
 
-def read_all(path):
-    """Reads a pickle and the numbers of every array, for the fuzzing."""
-    return dict(pickled.read(path).arrays)
-
-
 def test_damaged_pickles_are_refused_or_read(files, tmp_path):
-    result = fuzzing.survive("tests.checkpoints.test_pickled:read_all", files, tmp_path, count=2000, kilobytes=2)
+    result = fuzzing.survive("tests.checkpoints.reading:numbers", files, tmp_path, count=2000, kilobytes=2)
     assert result["read"] + result["refused"] == 2000
     assert result["refused"] > 500
 
 
 @pytest.mark.slow
 def test_many_damaged_pickles(files, tmp_path):
-    print(fuzzing.survive("tests.checkpoints.test_pickled:read_all", files, tmp_path, count=50_000, seed=1))
+    print(fuzzing.survive("tests.checkpoints.reading:numbers", files, tmp_path, count=50_000, seed=1))
 
 
 def test_steps_are_those_that_protocols_write():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import tensorflow as tf
 from resfit.checkpoints import convert
 from resfit.checkpoints.readers import saved_graph, saved_model
 from resfit.errors import CheckpointError
+from tests import fuzzing
+from tests.checkpoints import reading
 from tests.checkpoints.test_saved_model import TOLERANCE, pixels
 from tests.numbers import images as random_images
 from tests.numbers import relative_error
@@ -89,6 +92,44 @@ def test_a_checkpoint_of_simclr_does_not_tell_what_its_classifier_stands_on(tmp_
     source = convert.read_source(tmp_path)
     assert not source.has_top
     assert "left out the classifier: whether it stands on the projection head is not told" in source.assumptions
+
+
+def graph(folder: Path) -> Path:
+    """A SavedModel's graph of one function: a classifier on pooled features, which are handed on."""
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+    written = SavedModel()
+    function = written.meta_graphs.add().graph_def.library.function.add()
+    nodes = {
+        "pool": ("Mean", "images"),
+        "pool/Identity": ("Identity", "pool:output:0"),
+        "head_supervised/dense/MatMul": ("MatMul", "pool/Identity:output:0"),
+        "projection_head/dense/MatMul": ("MatMul", "images"),
+    }
+    for name, (operation, first) in nodes.items():
+        function.node_def.add(name=name, op=operation, input=[first, "weights", "^control"])
+    folder.mkdir()
+    (folder / "saved_model.pb").write_bytes(written.SerializeToString())
+    return folder
+
+
+def test_origins_are_found_through_what_hands_on(tmp_path):
+    folder = graph(tmp_path / "model")
+    assert reading.origins(folder) == {"Mean", ""}
+    assert saved_graph.origins(folder, re.compile("head_.*MatMul")) == {"Mean"}
+    assert saved_graph.origins(folder, re.compile("nothing")) == set()
+
+
+def test_damaged_graphs_are_refused_or_read(tmp_path):
+    result = fuzzing.survive("tests.checkpoints.reading:origins", [graph(tmp_path / "model")], tmp_path)
+    assert result["read"] + result["refused"] == 2000
+    assert result["refused"] > 300
+
+
+@pytest.mark.slow
+def test_many_damaged_graphs(tmp_path):
+    source = graph(tmp_path / "model")
+    print(fuzzing.survive("tests.checkpoints.reading:origins", [source], tmp_path, count=50_000, seed=1))
 
 
 # SupCon.
