@@ -17,6 +17,7 @@ from resfit.architecture.spec import ArchitectureSpec, StemConv
 from tests.numbers import randomize, relative_error
 
 DEEP = 400  # convolutions from which a row is built in the slow run alone
+PADDED = ("resnet50_simclr", "resnet50_haiku")  # two rows of those that differ from others in paddings alone
 
 
 def convolutions(name: str) -> int:
@@ -25,7 +26,8 @@ def convolutions(name: str) -> int:
 
 
 def marked(name: str):
-    return pytest.param(name, marks=pytest.mark.slow) if convolutions(name) > DEEP else name
+    known = name.endswith(("_simclr", "_haiku")) and name not in PADDED
+    return pytest.param(name, marks=pytest.mark.slow) if known or convolutions(name) > DEEP else name
 
 
 def test_there_are_enough_rows():
@@ -153,7 +155,9 @@ def test_each_kind_runs_saves_and_taps(name, tmp_path):
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in PADDED else ()) for name in KINDS]
+)
 def test_each_kind_runs_in_mixed_precision(name, policy):
     spec = KINDS[name]
     model = randomize(build(spec, input_shape=(64, 48, 3), classifier_activation=None))
