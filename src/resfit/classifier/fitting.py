@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import shutil
@@ -23,6 +24,7 @@ from resfit.data import image_set as image_sets
 from resfit.data import privacy, scans
 from resfit.errors import ArgumentError, DataError
 from resfit.evaluation import kept as kept_images
+from resfit.evaluation import references as reference_images
 from resfit.evaluation.calibrated import calibrate
 from resfit.evaluation.judged import measured
 from resfit.preprocessing import Reading
@@ -204,9 +206,12 @@ def fit(
     alone = dict(tuning or {}) if strategy == "probe" and not isinstance(tuning, Tuning) else {}
 
     def head_of(rows: Rows, positions: np.ndarray) -> heads.Head:
+        return fitted_head(rows[positions], positions)
+
+    def fitted_head(some: np.ndarray, positions: np.ndarray) -> heads.Head:
         return heads.fit_head(
             head,
-            rows[positions],
+            some,
             data.labels(positions),
             len(data.classes),
             seed=seed,
@@ -250,12 +255,16 @@ def fit(
             journal.lap("frozen part")
     if settings is not None and prepared is not None:
         taught = learning.teach(teacher, data, engine, cache)
-        start = final if final is not None else (lambda rows: head_of(rows, parts.train))
+        start = final
+        if start is None:
+            start = fitted_head(strategies.features(prepared, parts.train, running), parts.train)
+            journal.lap("head")
         if minutes is not None and not choice.sets_time:
             settings = strategies.with_time_left(folder, settings, minutes - journal.minutes)
+            running = dataclasses.replace(running, closing=len(parts.test) + len(parts.val) + reference_images.MAX_ROWS)
         tuned, files = learning.tune(data, prepared, start, taught, settings, running, folder)
         if tuned.learned.epoch > 0 or not choice.probes:
-            learned = learning.keep_tuned(data, prepared, tuned)
+            learned = learning.keep_tuned(data, tuned)
         journal.note(account.verdict(tuned, strategy))
         journal.lap("fine-tuning")
     if learned is None:

@@ -12,6 +12,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from resfit import processors
 from resfit.errors import ArgumentError
 from resfit.transfer import training
 from resfit.transfer.tuning import Tuning
@@ -260,7 +261,7 @@ def measure_hardware() -> Hardware:
     import numpy as np
     from threadpoolctl import threadpool_limits
 
-    side, best, cores = 768, math.inf, os.cpu_count() or 1
+    side, best, cores = 768, math.inf, processors.available()
     left = np.ones((side, side), np.float32)
     with threadpool_limits(1, user_api="blas"):  # threads that wait for a busy core would measure the neighbours
         for _ in range(8):
