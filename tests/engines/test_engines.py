@@ -324,3 +324,16 @@ def test_what_is_refused(body, monkeypatch):
         engines.create(body, "onnxruntime")
     with pytest.raises(MissingDependencyError, match=r"resfit\[litert\]"):
         engines.create(body, "litert")
+
+
+def test_a_model_that_does_not_change_is_digested_once(monkeypatch):
+    counted = []
+    digest = engines._fingerprint
+    monkeypatch.setattr(engines, "_fingerprint", lambda model: counted.append(model) or digest(model))
+    body = tiny_body()
+    before = engines.fingerprint(body)
+    with engines.unchanged(body), engines.unchanged(body):
+        assert engines.fingerprint(body) == engines.fingerprint(body) == before
+        assert len(counted) == 2
+    body.weights[0].assign(body.weights[0] + 1)
+    assert engines.fingerprint(body) != before
