@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit import artifact, engines
+from resfit import artifact, engines, processors
 from resfit.classifier.journal import Journal
 from resfit.data.image_set import ImageSet
 from resfit.errors import ArgumentError
@@ -62,6 +63,43 @@ def facts(images: ImageSet, count: int, spec: ArchitectureSpec | None, size: tup
     counts = np.bincount(images.labels[images.labels >= 0], minlength=len(images.classes))
     imbalance = float(counts.max() / max(1, counts.min()))
     return recipes.facts_of(spec, count, len(images.classes), size, max(1.0, imbalance))
+
+
+def within_time(
+    images: ImageSet,
+    spec: ArchitectureSpec | None,
+    size: tuple[int, int],
+    minutes: float | None,
+    seed: int,
+) -> tuple[ImageSet, str]:
+    """Returns the images that there is time to look at, and in words what was left out.
+
+    Images that the data sets aside for testing are all there, of the others the same share of each class.
+
+    Args:
+        images: The images.
+        spec: The architecture, if it is known.
+        size: Height and width of the network's input.
+        minutes: Time for everything; ``None`` is no limit.
+        seed: Of the choice.
+    """
+    if minutes is None or not len(images):
+        return images, ""
+    tested = np.array([part == "test" for part in images.splits])
+    others = np.flatnonzero(~tested)
+    looked = [path.stat().st_size for path in images.paths[:: max(1, len(images) // 64)] if path.is_file()]
+    known = facts(images, max(1, len(others)), spec, size)
+    seconds = recipes.seconds_an_image(known, float(np.mean(looked or [0])), processors.available())
+    share = recipes.share_in_time(len(others), int(tested.sum()), seconds, minutes)
+    if share == 1.0:
+        return images, ""
+    order = np.random.default_rng(seed).permutation(others)
+    labels = images.labels[order]
+    chosen = [order[labels == label][: math.ceil(share * (labels == label).sum())] for label in np.unique(labels)]
+    kept = np.sort(np.concatenate([np.flatnonzero(tested), *chosen]))
+    count = len(kept) - int(tested.sum())
+    said = f"{count:,} of {len(others):,} images to learn from, the same share of each class: the time allows no more"
+    return images.subset(kept), said
 
 
 @dataclasses.dataclass(frozen=True)

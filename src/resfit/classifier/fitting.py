@@ -14,7 +14,7 @@ import numpy as np
 
 from resfit import artifact, engines
 from resfit.classifier import account, learning, narrow, networks
-from resfit.classifier.choices import Choice, check_arguments, facts
+from resfit.classifier.choices import Choice, check_arguments, facts, within_time
 from resfit.classifier.journal import Journal
 from resfit.classifier.material import Checker, Used, check_skipped, material_of, split
 from resfit.classifier.narrow import Rows
@@ -94,7 +94,8 @@ def fit(
         head: ``"linear"``, multinomial logistic regression; ``"mlp"``, one hidden layer of 1024; for a few images a
             class ``"nearest_mean"`` or ``"knn"``, with a probe alone.
         budget: Time for everything, such as ``"10m"``, ``"90s"`` or a number of minutes; ``None`` is no limit, and
-            ``"auto"`` then stays with the probe.
+            ``"auto"`` then stays with the probe. Where there are more images than can be looked at in this time, a
+            part of each class is learned from, and ``metrics["images"]["left_out"]`` says how many are not.
         trainable_from: First layer that learns, as :func:`resfit.transfer.boundary.resolve` takes it; ``None`` leaves
             it to the recipe.
         tuning: Settings of the fine-tuning; a mapping overrules single ones of the recipe
@@ -158,6 +159,10 @@ def fit(
     journal.lap("scan")
     body, name = networks.body_of(model, channels, reading)
     journal.lap("load network")
+    unusable, listed = images.skipped, len(images)
+    images, left_out = within_time(images, getattr(body, "architecture", None), body.input_spec.size, minutes, seed)
+    if left_out:
+        journal.note(left_out)
     if images.medical:
         journal.note(scans.NOTICE)
     options = {"balance": balance, "focal": focal, "label_smoothing": label_smoothing}
@@ -192,8 +197,8 @@ def fit(
         prepared = strategies.prepare(body, images.paths, settings, running)
         used = Used(prepared)
     journal.lap("features" if choice.probes else "frozen part")
-    found = len(images) + len(images.skipped)
-    skipped = privacy.shown_skipped(images, (*images.skipped, *used.skipped))
+    found = len(images) + len(unusable)
+    skipped = privacy.shown_skipped(images, (*unusable, *used.skipped))
     skipped_csv = account.skipped_table(skipped)
     check_skipped(skipped, found, max_skipped, skipped_csv, None if out is None else Path(out))
 
@@ -307,7 +312,7 @@ def fit(
             head=head,
             precision=precision if learned.tuned is None else "float32",
         ),
-        metrics=account.metrics(data, learned, found, skipped, tuned, checked, result),
+        metrics=account.metrics(data, learned, found, skipped, tuned, checked, result, listed - len(images)),
         fingerprint=kept.fingerprint,
         versions=account.package_versions(),
         attachments={
@@ -368,10 +373,12 @@ def plan(
     minutes = check_arguments(strategy, budget, 0.0, test_share, val_share, None)
     images = image_sets.scan(source, **_scan_options(reading, scan_options))
     image_sets.check_trainable(images)
-    parts = split(images, val_share, test_share, seed)
     spec, size = networks.described(model)
+    images, left_out = within_time(images, spec, size, minutes, seed)
+    parts = split(images, val_share, test_share, seed)
     known = facts(images, len(parts.train), spec, size)
-    return recipes.recipe(known, hardware or recipes.measure_hardware(), strategy=strategy, minutes=minutes, seed=seed)
+    found = recipes.recipe(known, hardware or recipes.measure_hardware(), strategy=strategy, minutes=minutes, seed=seed)
+    return dataclasses.replace(found, reasons=(left_out, *found.reasons)) if left_out else found
 
 
 def _scan_options(reading: Reading | None, options: dict[str, Any]) -> dict[str, Any]:

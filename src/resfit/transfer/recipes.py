@@ -43,6 +43,12 @@ _CROPS = ((20, 0.35), (12, 0.5), (5, 0.8), (0, 1.0))
 _WORTH_STORING = 0.25
 # share of the time that may go into storing more views than the plain one
 _MOST_STORING = 0.3
+# share of the time that may go into looking at each image once
+_MOST_LOOKING = 0.8
+# what one core is expected to do where nothing is measured: operations of a network, bytes of image files, files
+_OPERATIONS, _BYTES, _FILES = 8e10, 2.5e7, 2e3
+# images that are always looked at
+_LEAST_IMAGES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +210,38 @@ def recipe(
         },
         reasons=tuple(reasons),
     )
+
+
+def share_in_time(images: int, always: int, seconds: float, minutes: float) -> float:
+    """Returns the share of the images that the time allows to look at, a power of one half.
+
+    Args:
+        images: Images of which some can be left out.
+        always: Images of which none can.
+        seconds: What one takes.
+        minutes: Time for everything.
+
+    Example:
+        >>> share_in_time(60_000, 5_000, 0.002, 1.0)
+        0.25
+    """
+    share, room = 1.0, _MOST_LOOKING * 60 * minutes
+    while (share * images + always) * seconds > room and share * images / 2 >= _LEAST_IMAGES:
+        share /= 2
+    return share
+
+
+def seconds_an_image(facts: Facts, size: float, cores: int) -> float:
+    """Returns about how long it takes to decode an image and run it through the network, on a typical machine.
+
+    Nothing is measured, so that it is the same in each run.
+
+    Args:
+        facts: The data and the network.
+        size: Bytes of the image file.
+        cores: Processors.
+    """
+    return (1 / _FILES + size / _BYTES + 2 * _macs(facts) / _OPERATIONS) / cores
 
 
 def facts_of(
