@@ -217,7 +217,8 @@ def _figure(name: str, value: float | None) -> str:
 
 def _split(images: dict[str, int]) -> str:
     val = f", {images['val']} to choose the epoch on" if "val" in images else ""
-    return f"{images['train']} train{val}, {images['test']} test"
+    beyond = f", {images['left_out']} that there was no time for" if "left_out" in images else ""
+    return f"{images['train']} train{val}, {images['test']} test{beyond}"
 
 
 def _work(fitted: Classifier) -> list[tuple[str, object]]:
