@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 
-from resfit.architecture import arithmetic, catalog
+from resfit.architecture import arithmetic, catalog, plan
 from resfit.architecture.network import build
 from resfit.architecture.spec import ArchitectureSpec, StemConv
 from tests.numbers import randomize, relative_error
@@ -20,8 +20,7 @@ DEEP = 400  # convolutions from which a row is built in the slow run alone
 
 
 def convolutions(name: str) -> int:
-    spec = catalog.get(name).spec
-    return sum(spec.depths) * spec.block_convolutions
+    return sum(block.convolutions for block in plan.blocks(catalog.get(name).spec))
 
 
 def marked(name: str):
@@ -90,8 +89,14 @@ def reduced(spec: ArchitectureSpec) -> ArchitectureSpec:
     groups = min(spec.groups, 4)
     stages = range(len(spec.depths))
     bottleneck = spec.block == "bottleneck"
+    pairs = None
+    if spec.block_widths is not None:
+        pairs = tuple(
+            (8 * stage + more, 8 * stage + 2 * more) for stage in range(1, len(stages) + 1) for more in (0, 3)
+        )
     return spec.replace(
         depths=tuple(min(depth, 2) for depth in spec.depths),
+        block_widths=pairs,
         widths=tuple(32 * (stage + 1) for stage in stages),
         inner_widths=tuple((8 if bottleneck else 32) * (stage + 1) * (2 if groups > 1 else 1) for stage in stages),
         reduce_widths=tuple(8 * (stage + 1) for stage in stages) if spec.reduce_widths else None,

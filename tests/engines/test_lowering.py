@@ -10,6 +10,7 @@ from resfit.engines import lowering, openvino_graph
 from resfit.preprocessing import CAFFE
 from tests.numbers import images as random_images
 from tests.numbers import randomize, relative_error
+from tests.specs import shortened
 
 
 def openvino(model, images):
@@ -38,7 +39,8 @@ def features(spec):
         for name in ("block", "preactivation", "norm", "attention", "stem_pool", "stem_pool_padding", "shortcut",
                      "antialias", "weight_standardization", "padding", "activation", "stride_in_block",
                      "stride_in_stage", "conv_bias")
-    } | {"grouped": spec.groups > 1, "stem": len(spec.stem)}  # fmt: skip
+    } | {"grouped": spec.groups > 1, "stem": len(spec.stem), "pruned": spec.block_widths is not None,
+         "mixed": spec.stage_blocks is not None}  # fmt: skip
 
 
 def kinds():
@@ -61,8 +63,7 @@ def few():
 
 
 def check_network(name, runtime):
-    spec = catalog.get(name).spec
-    spec = spec.replace(depths=tuple(min(depth, 2) for depth in spec.depths))
+    spec = shortened(catalog.get(name).spec)
     model = network.build(spec, input_spec=CAFFE, preprocess=True)
     randomize(model, seed=1)
     images = random_images(2, 67, 54, 3).astype(np.float32)  # odd and even, where paddings differ
