@@ -86,6 +86,23 @@ def test_imbalance_and_bfloat16_are_told():
     assert found.tuning.precision == "mixed_bfloat16"
 
 
+def test_what_is_done_already_takes_no_time():
+    """Two minutes after the probe are those two minutes; before it, it takes its part of them."""
+    known = facts(9000)
+    both = [recipe(known, MACHINE, minutes=minutes, probed=True) for minutes in (4, 40)]
+    first = recipe(known, MACHINE, minutes=4)
+    spent = (first.seconds["features"] + first.seconds["head"]) / 60
+    again = recipe(known, MACHINE, minutes=4 + spent)
+    assert again.tuning == both[0].tuning != both[1].tuning
+    assert first.tuning != both[0].tuning
+
+
+def test_bfloat16_has_room_for_more():
+    narrow = dataclasses.replace(MACHINE, bfloat16=True)
+    one, two = (recipe(facts(9000), machine, strategy="full", minutes=20) for machine in (MACHINE, narrow))
+    assert 1.4 < two.tuning.epochs / one.tuning.epochs < 1.6
+
+
 def test_what_there_is_time_to_look_at():
     """A second for each image; four fifths of the time are for looking, and some images are always looked at."""
     assert recipes.share_in_time(3000, 600, 1.0, 75.1) == 1.0

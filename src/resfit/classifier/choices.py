@@ -199,7 +199,9 @@ class Choice:
         size = self.body.input_spec.size
         known = facts(images, count, getattr(self.body, "architecture", None), size)
         hardware = recipes.measure_hardware()
-        found = recipes.recipe(known, hardware, strategy=self.strategy, minutes=left, seed=self.seed)
+        found = recipes.recipe(
+            known, hardware, strategy=self.strategy, minutes=left, probed=self.probes, seed=self.seed
+        )
         if not isinstance(self.tuning, Tuning):
             for reason in found.reasons:
                 journal.note(reason)
