@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 #: Suffixes that make a source a file rather than a name.
 FILE_SUFFIXES = (
-    *(".h5", ".hdf5", ".keras", ".safetensors", ".index.json", ".onnx", ".npz"),
+    *(".h5", ".hdf5", ".keras", ".safetensors", ".index.json", ".onnx", ".npz", ".pkl"),
     *(".pth", ".pt", ".th", ".bin", ".ckpt", ".index"),
 )
 
@@ -493,6 +493,11 @@ def _resolve(name: str) -> tuple[catalog.CatalogRow, CheckpointInfo | None]:
                 f"the catalog lacks the architecture of {name!r}, so it cannot be built.{checkpoint.layer_offer}"
             )
         return catalog.get(checkpoint.architecture), checkpoint
+    if (module := registry.modules().get(name)) is not None:
+        raise UnknownNameError(
+            f"model must be a network of its own, not a module alone. Received: {name!r}: {module.obstacle}."
+            f"{module.layer_offer}"
+        )
     candidates = [*catalog.rows(), *registry.rows()]
     raise UnknownNameError(
         "model must be a name that `resfit models` lists, or a path that ends in "

@@ -113,11 +113,14 @@ def torch_names(layout: str, spec: ArchitectureSpec, layers: Layers) -> dict[str
     """The same weights as a library of torch names and shapes them, with its counters.
 
     Args:
-        layout: ``"timm"``, ``"timm-v2"``, ``"transformers"``, ``"cifar"`` or ``"clip"``.
+        layout: ``"timm"``, ``"timm-v2"``, ``"transformers"``, ``"cifar"``, ``"clip"`` or ``"sequential"``.
         spec: The network.
         layers: What :func:`network` returned.
     """
-    named = {"timm": _timm, "cifar": _timm, "clip": _clip, "timm-v2": _timm_v2, "transformers": _transformers}[layout]
+    named = {
+        **{"timm": _timm, "cifar": _timm, "clip": _clip, "timm-v2": _timm_v2},
+        **{"transformers": _transformers, "sequential": _sequential},
+    }[layout]
     found: dict[str, Shape] = {}
     for layer, variables in layers.items():
         name = {"cifar": "linear"}.get(layout) if layer == "predictions" else None
@@ -163,6 +166,12 @@ def _timm(layer: str, spec: ArchitectureSpec) -> str:
     }
     number, _, kind = part.partition("_")
     return f"layer{stage - 1}.{block - 1}." + inside.get(part, f"{'conv' if kind == 'conv' else 'bn'}{number}")
+
+
+def _sequential(layer: str, spec: ArchitectureSpec) -> str:
+    name = _timm(layer, spec)
+    stage, _, rest = name.removeprefix("layer").partition(".")
+    return f"{int(stage) + 3}.{rest}" if rest else {"conv1": "0", "bn1": "1"}[name]
 
 
 def _clip(layer: str, spec: ArchitectureSpec) -> str:
@@ -263,6 +272,111 @@ def bit_names(layers: Layers) -> dict[str, Shape]:
             wide = (1, 1, *shape) if layer == "predictions" and variable == "kernel" else shape
             found[f"resnet/{scope}/{variable}"] = wide
     return found
+
+
+def supcon_names(layers: Layers) -> dict[str, Shape]:
+    """The same weights as SupCon's scopes name them in a module of TensorFlow Hub, with its heads.
+
+    Args:
+        layers: What :func:`network` returned.
+    """
+    root = "module/ContrastiveModel"
+    found: dict[str, Shape] = {
+        f"{root}/ProjectionHead/dense/kernel": (2048, 128),
+        f"{root}/ClassificationHead/dense/kernel": (2048, 1000),
+        f"{root}/ClassificationHead/dense/bias": (1000,),
+    }
+    for layer, variables in layers.items():
+        base, _, kind = layer.rpartition("_")
+        word, inside = ("Conv2DFixedPadding", "/conv2d") if kind == "conv" else ("batch_normalization", "")
+        scope = f"{root}/Encoder/"
+        number = 0
+        if base != "conv1":
+            stage, block, part = _parts(layer)
+            number = int(part.partition("_")[0]) - (block > 1)
+            scope += f"BlockGroup{stage - 2}/BottleneckBlock{f'_{block - 1}' if block > 1 else ''}/"
+        name = f"{scope}{word}{f'_{number}' if number else ''}{inside}"
+        found |= {f"{name}/{variable}": shape for variable, shape in variables.items()}
+    return found
+
+
+def simclr_ways(layers: Layers) -> dict[str, Shape]:
+    """The ways to the same weights through the objects of SimCLR's second implementation.
+
+    Args:
+        layers: What :func:`network` returned.
+    """
+    found: dict[str, Shape] = {}
+    for layer, variables in layers.items():
+        base, _, kind = layer.rpartition("_")
+        attribute = "conv2d" if kind == "conv" else "bn"
+        if layer == "predictions":
+            way = "supervised_head/linear_layer/dense"
+        elif base == "conv1":
+            way = f"resnet_model/initial_conv_relu_max_pool/{0 if kind == 'conv' else 2}/{attribute}"
+        else:
+            stage, block, part = _parts(layer)
+            number = int(part.partition("_")[0])
+            part = "conv_relu_dropblock_layers" if number else "projection_layers"
+            place = 3 * max(number - 1, 0) + (kind != "conv")
+            way = f"resnet_model/block_groups/{stage - 2}/layers/{block - 1}/{part}/{place}/{attribute}"
+        found |= {f"model/{way}/{variable}": shape for variable, shape in variables.items()}
+    return found
+
+
+def bit_ways(layers: Layers) -> dict[str, Shape]:
+    """The ways to the same weights through the objects of BiT's Keras model.
+
+    Args:
+        layers: What :func:`network` returned.
+    """
+    found: dict[str, Shape] = {}
+    for layer, variables in layers.items():
+        base, _, kind = layer.rpartition("_")
+        if base in ("post", "conv1") or layer == "predictions":
+            way = {"post": "_pre_head/0", "conv1": "_root/layer_with_weights-0"}.get(base, "_head")
+        else:
+            stage, block, part = _parts(layer)
+            number = part.partition("_")[0]
+            second = "/layer_with_weights-1"
+            units = {"0": "_proj", "1": "_unit_a_conv", "2": f"_unit_b{second}", "3": f"_unit_c{second}"}
+            norms = {"preact": "_unit_a", "1": "_unit_b", "2": "_unit_c"}
+            unit = units[number] if kind == "conv" else f"{norms[number]}/layer_with_weights-0"
+            way = f"_blocks/{stage - 2}/layer_with_weights-{block - 1}/{unit}"
+        found |= {f"{way}/{variable}": shape for variable, shape in variables.items()}
+    return found
+
+
+def haiku_trees(layers: Layers, net: str) -> tuple[dict[str, dict[str, Shape]], dict[str, dict[str, Shape]]]:
+    """The same weights as Haiku keeps them: parameters, and states.
+
+    Args:
+        layers: What :func:`network` returned.
+        net: The name of the network's module.
+    """
+    params: dict[str, dict[str, Shape]] = {}
+    state: dict[str, dict[str, Shape]] = {}
+    for layer, variables in layers.items():
+        base, _, kind = layer.rpartition("_")
+        word = "conv" if kind == "conv" else "batchnorm"
+        if layer == "predictions":
+            params["classifier"] = {"w": variables["kernel"], "b": variables["bias"]}
+            continue
+        if base == "conv1":
+            name = f"{net}/~/initial_{word}"
+        else:
+            stage, block, part = _parts(layer)
+            number = int(part.partition("_")[0])
+            own = f"{word}_{number - 1}" if number else f"shortcut_{word}"
+            name = f"{net}/~/block_group_{stage - 2}/~/block_{block - 1}/~/{own}"
+        if kind == "conv":
+            params[name] = {"w": variables["kernel"]}
+            continue
+        wide = (1, 1, 1, *variables["gamma"])
+        params[name] = {"scale": wide, "offset": wide}
+        for statistic in ("mean", "var"):
+            state[f"{name}/~/{statistic}_ema"] = {"counter": (), "hidden": wide, "average": wide}
+    return params, state
 
 
 def garden_names(layers: Layers) -> dict[str, Shape]:
@@ -398,6 +512,43 @@ def write_saved_model(folder: Path, shapes: Mapping[str, Shape]) -> None:
         tensor_names=list(tensors),
         shape_and_slices=[""] * len(tensors),
         tensors=list(tensors.values()),
+    )
+
+
+def write_objects(folder: Path, ways: Mapping[str, Shape]) -> None:
+    """A SavedModel whose variables are named by their place in a list, with the objects that tell what they are."""
+    import tensorflow as tf
+    from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
+
+    graph = TrackableObjectGraph()
+    graph.nodes.add()
+    places: dict[str, int] = {"": 0}
+
+    def child(parent: str, name: str, known: int | None = None) -> str:
+        way = f"{parent}/{name}".lstrip("/")
+        if way not in places:
+            places[way] = len(graph.nodes) if known is None else known
+            if known is None:
+                graph.nodes.add()
+            graph.nodes[places[parent]].children.add(node_id=places[way], local_name=name)
+        return way
+
+    names = []
+    for number, way in enumerate(ways):
+        at = ""
+        for part in way.split("/"):
+            at = child(at, part)
+        child(child("", "variables"), str(number), places[at])
+        names.append(f"variables/{number}/.ATTRIBUTES/VARIABLE_VALUE")
+        graph.nodes[places[at]].attributes.add(name="VARIABLE_VALUE", checkpoint_key=names[-1])
+    (folder / "variables").mkdir()
+    (folder / "saved_model.pb").write_bytes(tf.compat.v1.GraphDef().SerializeToString())
+    tensors = [tf.zeros(shape) for shape in ways.values()] + [tf.constant(graph.SerializeToString())]
+    tf.raw_ops.SaveV2(
+        prefix=str(folder / "variables/variables"),
+        tensor_names=[*names, "_CHECKPOINTABLE_OBJECT_GRAPH"],
+        shape_and_slices=[""] * len(tensors),
+        tensors=tensors,
     )
 
 

@@ -20,11 +20,13 @@ from resfit.architecture.spec import ArchitectureSpec
 from resfit.checkpoints import convert, registry
 from resfit.checkpoints.readers import keras_h5
 from resfit.checkpoints.registry import CheckpointInfo
+from tests.checkpoints import pickles
 from tests.contract import synthetic
 
 HEAVY = 65_000_000  # parameters from which a row is read in the slow run alone
-TENSORFLOW = ("bit", "bit-hub", "tf-slim", "model-garden")
-TORCH = ("timm", "timm-v2", "transformers", "cifar", "clip")
+JAX = ("haiku",)
+TENSORFLOW = ("bit", "bit-hub", "bit-keras", "tf-slim", "model-garden", "simclr", "supcon")
+TORCH = ("timm", "timm-v2", "transformers", "cifar", "clip", "sequential")
 
 
 def combinations(layouts: tuple[str, ...]) -> list:
@@ -75,11 +77,27 @@ def write(info: CheckpointInfo, folder: Path, *, half: bool) -> Path:
     if info.layout == "bit":
         synthetic.write_npz(folder / Path(urlsplit(info.url).path).name, synthetic.bit_names(layers))
         return folder / Path(urlsplit(info.url).path).name
+    if info.layout == "haiku":
+        net = f"res_net{info.architecture.removeprefix('resnet').partition('_')[0].partition('w')[0]}"
+        trees = synthetic.haiku_trees(layers, net)
+        params, state = (
+            {
+                layer: {leaf: np.zeros(shape, np.float32) for leaf, shape in leaves.items()}
+                for layer, leaves in tree.items()
+            }
+            for tree in trees
+        )
+        return pickles.write(folder / Path(urlsplit(info.url).path).name, pickles.byol(params, state))
+    ways = {"bit-keras": synthetic.bit_ways, "simclr": synthetic.simclr_ways}.get(info.layout)
+    if ways is not None:
+        synthetic.write_objects(folder, ways(layers))
+        return folder
     if info.format == "saved_model":
         names = {
             "tf-slim": lambda: synthetic.slim_names(spec, layers, info.architecture),
             "bit-hub": lambda: synthetic.bit_names(layers),
             "model-garden": lambda: synthetic.garden_names(layers),
+            "supcon": lambda: synthetic.supcon_names(layers),
         }[info.layout]()
         synthetic.write_saved_model(folder, {name: shape for name, shape in names.items() if "mean_rgb" not in name})
         return folder
@@ -130,8 +148,8 @@ def test_torch_checkpoint_is_recognised(info, tmp_path):
     check(info, convert.read_source(write(info, tmp_path, half=half)))
 
 
-@pytest.mark.parametrize("info", combinations(TENSORFLOW))
-def test_tensorflow_checkpoint_is_recognised(info, tmp_path):
+@pytest.mark.parametrize("info", combinations((*TENSORFLOW, *JAX)))
+def test_tensorflow_and_jax_checkpoint_is_recognised(info, tmp_path):
     check(info, convert.read_source(write(info, tmp_path, half=False)))
 
 
@@ -203,4 +221,4 @@ def test_every_loadable_row_is_covered():
     """Rows of the layouts that follow are written and read in the tests of their readers."""
     elsewhere = {"resfit", "kerashub"}
     layouts = {info.layout for info in registry.rows().values() if info.loadable}
-    assert layouts == {*TORCH, *TENSORFLOW, "keras"} | elsewhere
+    assert layouts == {*TORCH, *TENSORFLOW, *JAX, "keras"} | elsewhere

@@ -24,6 +24,7 @@ RESNET_AA = "Lee et al. 2020, arXiv:2001.06268"
 BLUR = "Zhang 2019, arXiv:1904.11486"
 GROUP_NORM = "Wu and He 2018, arXiv:1803.08494"
 BIT = "Kolesnikov et al. 2019, arXiv:1912.11370"
+BYOL = "Grill et al. 2020, arXiv:2006.07733"
 SIMCLR = "Chen et al. 2020, arXiv:2002.05709"
 CLIP = "Radford et al. 2021, arXiv:2103.00020"
 EVONORM = "Liu et al. 2020, arXiv:2004.02967"
@@ -242,9 +243,26 @@ def _wider_rows() -> list[CatalogRow]:
     spec = _by_depth(50, cardinality=32, base_width=4, **_VARIANT["d"])
     rows.append(CatalogRow("resnext50d_32x4d", "ResNeXt", spec, RESNEXT))
     for depth, factor in ((50, 2), (50, 4), (50, 5), (200, 2)):  # every width times a factor, the stem's too
-        planes = tuple(factor * plane for plane in _PLANES)
-        spec = _bottleneck(_BOTTLENECK[depth], planes, stem=(StemConv(64 * factor, 7, 2),))
-        rows.append(CatalogRow(f"resnet{depth}w{factor}", "Wide", spec, SIMCLR))
+        rows.append(CatalogRow(f"resnet{depth}w{factor}", "Wide", _widened(depth, factor), SIMCLR))
+    return rows
+
+
+def _widened(depth: int, factor: int, **more: Any) -> ArchitectureSpec:
+    planes = tuple(factor * plane for plane in _PLANES)
+    return _bottleneck(_BOTTLENECK[depth], planes, stem=(StemConv(64 * factor, 7, 2),), **more)
+
+
+def _contrastive_rows() -> list[CatalogRow]:
+    """Networks of self-supervised programs: SimCLR's and SupCon's in TensorFlow, and BYOL's in Haiku."""
+    rows = []
+    for depth, factor in ((50, 1), (101, 1), (200, 1), (50, 2), (50, 4)):
+        name = f"resnet{depth}{f'w{factor}' if factor > 1 else ''}_simclr"
+        spec = _widened(depth, factor, stem_pool_padding="same")
+        rows.append(CatalogRow(name, "v1.5 (simclr)", spec, SIMCLR))
+    for depth, factor in ((50, 1), (200, 2)):
+        name = f"resnet{depth}{f'w{factor}' if factor > 1 else ''}_haiku"
+        spec = _widened(depth, factor, padding="same", stem_pool_padding="same")
+        rows.append(CatalogRow(name, "v1.5 (haiku)", spec, BYOL))
     return rows
 
 
@@ -394,6 +412,7 @@ def rows() -> dict[str, CatalogRow]:
         _vd_rows,
         _preactivation_rows,
         _wider_rows,
+        _contrastive_rows,
         _clip_rows,
         _attention_rows,
         _antialiased_rows,

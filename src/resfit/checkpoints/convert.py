@@ -70,6 +70,7 @@ FORMATS: tuple[Format, ...] = (
     Format("Keras' legacy HDF5", "keras_h5", "keras_namings"),
     Format("TensorFlow", "saved_model", "tf_namings"),
     Format("npz", "npz", "tf_namings"),
+    Format("pickle", "pickled", "haiku_namings"),
     Format("torch", "torch", "namings"),
     Format("ONNX", "onnx", "onnx_graph.translate"),
 )
@@ -140,9 +141,9 @@ def read_source(
         source: A file or folder: PyTorch's ``.pth``, ``.pt``, ``.th``, ``.bin``, ``.tar`` and ``.ckpt``,
             ``.safetensors`` (an ``.index.json`` of shards too), a folder with one of them and perhaps
             ``config.json`` and ``preprocessor_config.json``; TensorFlow's SavedModels and checkpoints (a folder, its
-            ``.index`` or the name before it); BiT's ``.npz``; ONNX' ``.onnx``; Keras' ``.keras``, ``.weights.h5`` and
-            ``.h5`` (weights or whole models, with the network inside another model too); the folder of a preset of
-            KerasHub.
+            ``.index`` or the name before it); BiT's ``.npz``; Haiku's ``.pkl``; ONNX' ``.onnx``; Keras' ``.keras``,
+            ``.weights.h5`` and ``.h5`` (weights or whole models, with the network inside another model too); the
+            folder of a preset of KerasHub.
         architecture: A name of the catalog that says what tensors do not, such as ``"resnetblur50"``.
         prefix: What stands before the network's names, where a source of PyTorch holds several networks.
         averaged: Take the running average (EMA) that such a source holds beside the network.

@@ -54,7 +54,20 @@ _LAYOUTS = (
     ("pytorch_model.bin.index.json", r"pytorch_model.*\.bin"),
     ("pytorch_model.bin", ""),
 )
-_SINGLE = (".safetensors", ".keras", ".weights.h5", ".h5", ".onnx", ".npz", ".pth", ".pt", ".th", ".bin", ".ckpt")
+_SINGLE = (
+    ".safetensors",
+    ".keras",
+    ".weights.h5",
+    ".h5",
+    ".onnx",
+    ".npz",
+    ".pkl",
+    ".pth",
+    ".pt",
+    ".th",
+    ".bin",
+    ".ckpt",
+)
 
 
 def is_handle(source: object) -> bool:

@@ -1,5 +1,7 @@
-"""Every named checkpoint, one row each. The rows stand in ``registry.csv``; nothing heavy is imported
-here."""
+"""Every named checkpoint, one row each. The rows stand in ``registry.csv``; nothing heavy is imported here.
+
+``modules.csv`` has what TensorFlow Hub publishes beside, and only a layer can run.
+"""
 
 from __future__ import annotations
 
@@ -189,7 +191,20 @@ def embedded_metadata(info: CheckpointInfo) -> Mapping[str, Any]:
 @functools.cache
 def rows() -> dict[str, CheckpointInfo]:
     """Returns every checkpoint by its name, in the order of the table."""
-    text = resources.files("resfit.checkpoints").joinpath("registry.csv").read_text(encoding="utf-8")
+    return _table("registry.csv")
+
+
+@functools.cache
+def modules() -> dict[str, CheckpointInfo]:
+    """Returns by its name what TensorFlow Hub publishes and no network here equals, in the order of the table.
+
+    Its ``obstacle`` says why. :class:`resfit.hub.KerasLayer` runs it as it is; ``resfit.load`` does not know its names.
+    """
+    return _table("modules.csv")
+
+
+def _table(file: str) -> dict[str, CheckpointInfo]:
+    text = resources.files("resfit.checkpoints").joinpath(file).read_text(encoding="utf-8")
     return {info.name: info for info in _parse(text)}
 
 

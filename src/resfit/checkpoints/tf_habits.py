@@ -134,7 +134,39 @@ def _bit(found: Found) -> Habits:
     }
     if found.all_project:
         facts["project_first"] = True
-    return Habits(facts, TF, (_assumed("scaled to -1..1 (BiT's; its SavedModels take 0..1 and scale on inside)"),))
+    return Habits(
+        facts, TF, (_assumed("scaled to -1..1 (BiT's; Google's modules of it take 0..1 and scale on inside)"),)
+    )
+
+
+def _simclr(found: Found) -> Habits:
+    """``tf2/resnet.py`` of google-research/simclr (Chen et al. 2020, arXiv:2002.05709).
+
+    The contract is that of ``preprocess_for_eval`` in ``tf2/data_util.py``.
+    """
+    facts = {**_common(found), "stem_pool_padding": "same"}
+    contract = InputSpec(scale=1 / 255, interpolation="bicubic")
+    return Habits(facts, contract, (_assumed("scaled to 0..1 (SimCLR's)"),))
+
+
+def _supcon(found: Found) -> Habits:
+    """``supcon/resnet.py`` and ``blocks.py`` of google-research/google-research (Khosla et al. 2020, arXiv:2004.11362).
+
+    Its scripts set ``normalize_embedding``, so that the classifier takes features of length 1.
+    """
+    facts = {**_common(found), "stem_pool_padding": "same"}
+    return Habits(facts, TF, (_assumed("scaled to -1..1 (SupCon's; its modules take 0..1 and scale on inside)"),))
+
+
+def _haiku(found: Found) -> Habits:
+    """``haiku/_src/nets/resnet.py`` of google-deepmind/dm-haiku, which pads as TensorFlow does.
+
+    The contract is that of BYOL: ``byol/utils/dataset.py`` of google-deepmind/deepmind-research.
+    """
+    facts = {**_common(found), "padding": "same", "stem_pool_padding": "same"}
+    facts |= {"project_first": found.all_project} if found.is_preactivated else {}
+    contract = dataclasses.replace(TORCH, interpolation="bicubic")
+    return Habits(facts, contract, (_assumed("scaled to 0..1, less ImageNet's mean, over its deviation (BYOL's)"),))
 
 
 def _keras(found: Found) -> Habits:
@@ -215,6 +247,9 @@ def _official(found: Found) -> Habits:
 _PROGRAMS: dict[str, Callable[[Found], Habits]] = {
     "tf-slim": _slim,
     "bit": _bit,
+    "simclr": _simclr,
+    "haiku": _haiku,
+    "supcon": _supcon,
     "keras": _keras,
     "keras-legacy": _keras_legacy,
     "model-garden-1": _garden_1,

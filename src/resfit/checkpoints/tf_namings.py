@@ -11,6 +11,9 @@
 ``model-garden``        ``backbone/layer_with_weights-2/_conv1/kernel``, or layers numbered through
 ``model-garden-rs``     the same with squeeze-excite: ResNet-RS
 ``official``            ``resnet_model/conv2d_1/kernel``: TensorFlow's official models for its first version
+``supcon``              ``ContrastiveModel/Encoder/BlockGroup0/BottleneckBlock/Conv2DFixedPadding/conv2d/kernel``
+``simclr``              ``resnet_model/block_groups/0/layers/0/projection_layers/0/conv2d/kernel``, and BiT's ``bit``
+                        as Keras saves it: by objects (:mod:`resfit.checkpoints.tf_objects`)
 ======================  ==================================================================================
 
 Kernels are in Keras' axes already. What the programs do and tensors do not tell comes from
@@ -28,8 +31,9 @@ from typing import Any
 
 import numpy as np
 
-from resfit.checkpoints import tf_habits
+from resfit.checkpoints import tf_habits, tf_objects
 from resfit.checkpoints.namings import Translation, described
+from resfit.checkpoints.readers import saved_graph
 from resfit.checkpoints.readers.base import Tensors
 from resfit.checkpoints.readers.keras_h5 import grouped_kernel
 from resfit.checkpoints.readers.saved_model import Objects
@@ -57,6 +61,10 @@ LEFT_OUT: dict[str, str] = {
     "*_metrics/*": "counters of metrics",
     "metrics/*": "counters of metrics",
     "*loss_scale*": "state of loss scaling",
+    "ContrastiveModel/ProjectionHead/*": "a projection head",
+    "*/ContrastiveModel/ProjectionHead/*": "a projection head",
+    "ContrastiveModel/ClassificationHead/*": (_SCALED_HEAD := "a classifier of features that are scaled to length 1"),
+    "*/ContrastiveModel/ClassificationHead/*": _SCALED_HEAD,
     "*seed_generator*": "state of a random generator",
 }
 
@@ -131,6 +139,8 @@ def translate(tensors: Tensors | Mapping[str, np.ndarray], *, ignore: Sequence[s
     if objects.other:
         left_out["what is no number"] = list(objects.other)
     convention, named = _translated(source, objects.paths)
+    if convention == "simclr" and tf_objects.PROJECTION in left_out:
+        named = _without_foreign_head(named, tensors.path)
     arrays = {name: _squeezed(name, array) for name, array in named.arrays.items()}
     found = tf_habits.Found(arrays, objects.is_saved_model, colours, named.pooled_shortcuts)
     habits = tf_habits.habits(convention, found)
@@ -159,6 +169,10 @@ def _translated(source: Mapping[str, np.ndarray], paths: Mapping[str, str]) -> t
             if convention.name == "keras-legacy" and not any(name.endswith("_conv/bias") for name in named.arrays):
                 return "model-garden-1", named
             return convention.name, named
+    for program in tf_objects.PROGRAMS:
+        prefixes = tf_objects.prefixes(program, paths)
+        if prefixes:
+            return program.name, _by_way(program, source, paths, _only(prefixes))
     prefixes = _prefixes(_GARDEN_ANCHOR, paths.values())
     if prefixes:
         named = _with_head(_by_object(source, paths, _only(prefixes)))
@@ -167,8 +181,8 @@ def _translated(source: Mapping[str, np.ndarray], paths: Mapping[str, str]) -> t
     if numbered is not None:
         return numbered
     raise CheckpointError(
-        "the tensors must be named as in TF-Slim, BiT, keras.applications or TensorFlow's official models, under any "
-        f"prefix. Received: {described(source)}."
+        "the tensors must be named as in TF-Slim, BiT, SimCLR, keras.applications or TensorFlow's official models, "
+        f"under any prefix. Received: {described(source)}."
     )
 
 
@@ -176,7 +190,7 @@ def _reason(name: str, path: str, ignore: Sequence[str]) -> str | None:
     """Why a tensor is left out, or None where it must have its place."""
     if any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore):
         return "what was asked for"
-    for pattern, reason in LEFT_OUT.items():
+    for pattern, reason in (*LEFT_OUT.items(), *tf_objects.LEFT_OUT.items()):
         if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(path, pattern):
             return reason
     return None
@@ -271,9 +285,30 @@ def _legacy_layer(layer: str) -> str | None:
     return f"conv{stage}_block{block}_{number}_{'conv' if kind == 'res' else 'bn'}"
 
 
+_SUPCON_LAYER = re.compile(
+    rf"BlockGroup{_NUMBER}/\w+Block(?:_{_NUMBER})?/(Conv2DFixedPadding|batch_normalization)(?:_{_NUMBER})?(/conv2d)?"
+)
+
+
+def _supcon_layer(layer: str) -> str | None:
+    """``supcon/resnet.py`` and ``blocks.py`` of google-research/google-research, whose layers number what they call.
+
+    The first block of a stage always projects, and calls its projection first.
+    """
+    plain = {"Conv2DFixedPadding/conv2d": "conv1_conv", "batch_normalization": "conv1_bn"}
+    if layer in plain:
+        return plain[layer]
+    match = _SUPCON_LAYER.fullmatch(layer)
+    if match is None or (match[3] == "Conv2DFixedPadding") != bool(match[5]):
+        return None
+    stage, block, number = int(match[1]), int(match[2] or 0), int(match[4] or 0)
+    return f"conv{stage + 2}_block{block + 1}_{number + (block > 0)}_{'conv' if match[5] else 'bn'}"
+
+
 _CONVENTIONS = (
     _Convention("tf-slim", r"(?P<prefix>(?:.*/)?)block1/unit_1/\w+/conv1/weights", _slim_layer),
     _Convention("bit", r"(?P<prefix>(?:.*/)?)block1/unit0*1/a/standardized_conv2d/kernel", _bit_layer),
+    _Convention("supcon", r"(?P<prefix>(?:.*/)?)BlockGroup0/\w+Block/Conv2DFixedPadding/conv2d/kernel", _supcon_layer),
     _Convention("keras", r"(?P<prefix>(?:.*/)?)conv2_block1_1_conv/kernel", _keras_layer),
     _Convention("keras-legacy", r"(?P<prefix>(?:.*/)?)res2a_branch2a/kernel", _legacy_layer),
 )
@@ -295,6 +330,36 @@ def _by_name(convention: _Convention, source: Mapping[str, np.ndarray], prefix: 
         else:
             unknown[name] = array
     return _Named(prefix, named, unknown, tuple(remarks[:1]))
+
+
+def _by_way(
+    program: tf_objects.Program, source: Mapping[str, np.ndarray], paths: Mapping[str, str], prefix: str
+) -> _Named:
+    named: dict[str, np.ndarray] = {}
+    unknown: dict[str, np.ndarray] = {}
+    for name, array in source.items():
+        way = paths.get(name, name)
+        target = program.weight(way.removeprefix(prefix)) if way.startswith(prefix) else None
+        if target is not None:
+            _put(named, target, array, name)
+        else:
+            unknown[way if name.startswith("variables/") else name] = array
+    return _Named(prefix, named, unknown)
+
+
+def _without_foreign_head(named: _Named, path: Path) -> _Named:
+    """Leaves out a classifier beside a projection head, unless the program says that it stands on the features.
+
+    SimCLR fine-tunes from a middle layer of that head (``ft_proj_selector`` in its ``tf2/run.py``), which has the
+    features' width.
+    """
+    heads = [name for name in named.arrays if name.startswith("predictions/")]
+    made = saved_graph.origins(path, tf_objects.CLASSIFIER) if path.is_dir() else set()
+    if not heads or made == {tf_objects.POOLING}:
+        return named
+    why = "it stands on the projection head" if made else "whether it stands on the projection head is not told"
+    arrays = {name: array for name, array in named.arrays.items() if name not in heads}
+    return dataclasses.replace(named, arrays=arrays, remarks=(*named.remarks, f"left out the classifier: {why}"))
 
 
 def _put(named: dict[str, np.ndarray], target: str, array: np.ndarray, name: str) -> None:

@@ -52,7 +52,8 @@ class HubModel:
         background: Whether the first of its classes is one for the background.
         parameters: Moving statistics included; None where they are not known.
         architecture: The catalog's name of its network, or ``""`` where the catalog lacks it.
-        native: Whether :func:`to_keras` can make a Keras network of it, as far as is known.
+        native: Whether :func:`to_keras` can make a Keras network of it that equals the module.
+        reason: Why it cannot, or ``""``.
         training_data: What it was trained on.
         licence: Of the weights.
     """
@@ -70,6 +71,7 @@ class HubModel:
     parameters: int | None
     architecture: str
     native: bool
+    reason: str
     training_data: str
     licence: str
 
@@ -172,7 +174,9 @@ def to_keras(handle: str, **kwargs: Any) -> keras.Model:
 @functools.cache
 def _rows() -> dict[str, HubModel]:
     found: dict[str, HubModel] = {}
-    for info in registry.find(source=registry.TENSORFLOW_HUB):
+    alone = {info.url: info for info in registry.modules().values()}
+    here = [info for info in registry.find(source=registry.TENSORFLOW_HUB) if info.url not in alone]
+    for info in (*here, *alone.values()):
         found[info.name] = _row(info, info.name, info.url)
         if latest := _EARLIER.fullmatch(tfhub.tfhub_path(info.url)):
             for version in _EARLIER_VERSIONS:
@@ -208,6 +212,7 @@ def _row(info: CheckpointInfo, name: str, handle: str) -> HubModel:
         parameters=parameters,
         architecture=info.architecture,
         native=info.loadable,
+        reason=info.obstacle,
         training_data=info.training_data,
         licence=info.licence,
     )

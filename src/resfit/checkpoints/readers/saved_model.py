@@ -5,9 +5,10 @@ Only the variables are read. The graph of a SavedModel is a program, which is ne
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ _DATA = re.compile(r"(.+)\.data-\d{5}-of-\d{5}")
 # Where an object's values stand among the names of an object-based checkpoint.
 _ATTRIBUTE = re.compile(r"/\.ATTRIBUTES/[^/]+$")
 _OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
+# Parts of a way that say nothing of the program: Keras' lists of all variables, and layers by their place, where they
+# may have a name as well.
+_SAYS_NOTHING = re.compile(r"(?:.*_)?variables(?:_list)?|keras_api|layer-\d{1,6}")
+_DEEPEST_WAY = 32
 #: The mark of a module in the TF1 Hub format, the only SavedModels with a graph without tags.
 V1_MARK = "tfhub_module.pb"
 # A node that is a variable, in a binary graph and in one of text.
@@ -92,10 +97,10 @@ def read(path: Path) -> Tensors:
     else:
         found = tf_bundle.read_single_file(place)
     try:
-        full_names = _full_names(found.texts.get(_OBJECTS, b""))
+        full_names, ways = _objects(found.texts.get(_OBJECTS, b""))
     except ValueError as error:
         raise CheckpointError(f"{place}: the graph of objects must be whole. Received: {error}.") from error
-    arrays, paths = _named(found.arrays, full_names)
+    arrays, paths = _named(found.arrays, full_names, ways)
     if not arrays:
         raise CheckpointError(f"{place}: a checkpoint must hold variables. Received: none.")
     texts = tuple(name for name in found.texts if name != _OBJECTS)
@@ -189,23 +194,51 @@ def _indices(folder: Path) -> list[Path]:
         return []
 
 
-def _full_names(graph: bytes) -> dict[str, str]:
-    """Names of variables in the program, by their names in the checkpoint (``trackable_object_graph.proto``)."""
-    found: dict[str, str] = {}
+def _objects(graph: bytes) -> tuple[dict[str, str], dict[str, str]]:
+    """Reads ``trackable_object_graph.proto``: the objects of a program, and what they call each other.
+
+    Returns:
+        By the names of variables in the checkpoint: their names in the program; and the ways to them that say most.
+    """
+    full_names: dict[str, str] = {}
+    children: list[list[tuple[str, int]]] = []
+    keys: list[list[str]] = []
     for number, node in wire.fields(memoryview(graph)):
         if number != 1:
             continue
-        for part, attribute in wire.fields(wire.view(node)):
-            if part != 2:
+        children.append([])
+        keys.append([])
+        for part, value in wire.fields(wire.view(node)):
+            if part not in (1, 2):
                 continue
-            told = {key: value for key, value in wire.fields(wire.view(attribute)) if key in (2, 3)}
-            if 2 in told and 3 in told:
-                found[wire.text(told[3])] = wire.text(told[2]).removesuffix(":0")
-    return found
+            told = dict(wire.fields(wire.view(value)))
+            if part == 1 and 2 in told:
+                children[-1].append((wire.text(told[2]), wire.number(told.get(1, 0))))
+            elif part == 2 and 3 in told:
+                key = wire.text(told[3])
+                keys[-1].append(key)
+                if 2 in told:
+                    full_names[key] = wire.text(told[2]).removesuffix(":0")
+    return full_names, _ways(children, keys)
+
+
+def _ways(children: Sequence[Sequence[tuple[str, int]]], keys: Sequence[Sequence[str]]) -> dict[str, str]:
+    """The shortest ways to variables, by their names in the checkpoint, without the parts that say nothing."""
+    ways: dict[int, tuple[str, ...]] = {0: ()} if children else {}
+    pending = collections.deque(ways)
+    while pending:
+        node = pending.popleft()
+        if len(ways[node]) == _DEEPEST_WAY:
+            continue
+        for name, child in children[node]:
+            if 0 <= child < len(children) and child not in ways and not _SAYS_NOTHING.fullmatch(name):
+                ways[child] = (*ways[node], name)
+                pending.append(child)
+    return {key: "/".join(way) for node, way in ways.items() for key in keys[node]}
 
 
 def _named(
-    arrays: Mapping[str, np.ndarray], full_names: Mapping[str, str]
+    arrays: Mapping[str, np.ndarray], full_names: Mapping[str, str], ways: Mapping[str, str]
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Names arrays as the program did. One that was saved twice is kept once."""
     groups: dict[str, list[str]] = {}
@@ -220,8 +253,15 @@ def _named(
             if own in named:
                 raise CheckpointError(f"a name must stand for one variable. Received: {own!r} for several.")
             named[own] = arrays[key]
-            paths[own] = _path(key)
+            paths[own] = _way(key, ways)
     return named, paths
+
+
+def _way(key: str, ways: Mapping[str, str]) -> str:
+    """The way that the checkpoint's own name is; another one only where that says nothing."""
+    path = _path(key)
+    mute = any(_SAYS_NOTHING.fullmatch(part) for part in path.split("/"))
+    return ways.get(key, path) if mute else path
 
 
 def _path(key: str) -> str:
