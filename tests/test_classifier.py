@@ -528,6 +528,25 @@ def test_arguments_of_finetuning(body, folder):
             fit(folder, model=body, **options)
 
 
+def test_where_the_time_has_run_out_the_probe_is_kept(patterns, network, tmp_path, monkeypatch):
+    from resfit.transfer import recipes, strategies
+
+    monkeypatch.setattr(recipes, "FEW", 1)
+    prepare, out = strategies.prepare, tmp_path / "out"
+
+    def slowly(*arguments):
+        assert out.with_name("out.run").is_dir()
+        monkeypatch.setattr(classifier.fitting.Journal, "minutes", 4.99)
+        return prepare(*arguments)
+
+    monkeypatch.setattr(strategies, "prepare", slowly)
+    found = fit(patterns, model=network, out=out, strategy="auto", budget="5m")
+    assert found.recipe.strategy == "probe"
+    assert "no time is left for fine-tuning: the probe is kept" in found.run.notes
+    assert "training" not in found.metrics
+    assert not out.with_name("out.run").exists()
+
+
 def test_a_plan_needs_no_network(patterns):
     from resfit.transfer.recipes import Hardware
 

@@ -15,7 +15,7 @@ from resfit import artifact, engines, processors
 from resfit.classifier.journal import Journal
 from resfit.data.image_set import ImageSet
 from resfit.errors import ArgumentError
-from resfit.transfer import recipes, strategies
+from resfit.transfer import recipes, strategies, training
 from resfit.transfer.training import check_choice
 from resfit.transfer.tuning import Tuning
 
@@ -190,18 +190,42 @@ class Choice:
             return choose(), None
         return strategies.open_run(folder, described, choose, journal.note), folder
 
+    def _left(self, journal: Journal) -> float | None:
+        return None if self.minutes is None else max(1e-3, self.minutes - journal.minutes)
+
+    def _recipe(self, images: ImageSet, count: int, journal: Journal) -> recipes.Recipe:
+        known = facts(images, count, getattr(self.body, "architecture", None), self.body.input_spec.size)
+        return recipes.recipe(
+            known,
+            recipes.measure_hardware(),
+            strategy=self.strategy,
+            minutes=self._left(journal),
+            probed=self.probes,
+            seed=self.seed,
+        )
+
+    def too_late(self, images: ImageSet, count: int, folder: Path | None, journal: Journal) -> bool:
+        """Says whether what came before the training has left too little of the time for it.
+
+        Args:
+            images: As :meth:`settings` takes them.
+            count: As :meth:`settings` takes it.
+            folder: Of the run; one that goes on is not late.
+            journal: Says what is left of the time.
+        """
+        if self.minutes is None or not self.probes or self._given() or self.trainable_from is not None:
+            return False
+        if folder is not None and training.load_checkpoint(folder) is not None:
+            return False
+        return self._recipe(images, count, journal).tuning is None
+
     def _given(self) -> dict[str, Any]:
         return self.tuning.to_dict() if isinstance(self.tuning, Tuning) else dict(self.tuning or {})
 
     def _chosen(self, images: ImageSet, count: int, given: dict[str, Any], journal: Journal) -> Tuning | None:
         """Returns the settings of a new run: what is given, over the recipe's."""
-        left = None if self.minutes is None else max(1e-3, self.minutes - journal.minutes)
-        size = self.body.input_spec.size
-        known = facts(images, count, getattr(self.body, "architecture", None), size)
-        hardware = recipes.measure_hardware()
-        found = recipes.recipe(
-            known, hardware, strategy=self.strategy, minutes=left, probed=self.probes, seed=self.seed
-        )
+        left = self._left(journal)
+        found = self._recipe(images, count, journal)
         if not isinstance(self.tuning, Tuning):
             for reason in found.reasons:
                 journal.note(reason)

@@ -258,6 +258,11 @@ def fit(
         if settings is not None:
             prepared = strategies.prepare(body, kept.paths, settings, running)
             journal.lap("frozen part")
+            if choice.too_late(kept, len(parts.train), folder, journal):
+                journal.note("no time is left for fine-tuning: the probe is kept")
+                settings = None
+                if folder is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
     if settings is not None and prepared is not None:
         taught = learning.teach(teacher, data, engine, cache)
         start = final
