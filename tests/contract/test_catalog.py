@@ -24,7 +24,8 @@ def convolutions(name: str) -> int:
 
 
 def marked(name: str):
-    return pytest.param(name, marks=pytest.mark.slow) if convolutions(name) > DEEP else name
+    slow = convolutions(name) > DEEP or name == "ecaresnet101d_pruned"  # as ecaresnet50d_pruned
+    return pytest.param(name, marks=pytest.mark.slow) if slow else name
 
 
 def test_there_are_enough_rows():
@@ -89,14 +90,9 @@ def reduced(spec: ArchitectureSpec) -> ArchitectureSpec:
     groups = min(spec.groups, 4)
     stages = range(len(spec.depths))
     bottleneck = spec.block == "bottleneck"
-    pairs = None
-    if spec.block_widths is not None:
-        pairs = tuple(
-            (8 * stage + more, 8 * stage + 2 * more) for stage in range(1, len(stages) + 1) for more in (0, 3)
-        )
     return spec.replace(
         depths=tuple(min(depth, 2) for depth in spec.depths),
-        block_widths=pairs,
+        block_widths=None,
         widths=tuple(32 * (stage + 1) for stage in stages),
         inner_widths=tuple((8 if bottleneck else 32) * (stage + 1) * (2 if groups > 1 else 1) for stage in stages),
         reduce_widths=tuple(8 * (stage + 1) for stage in stages) if spec.reduce_widths else None,
@@ -158,7 +154,8 @@ def test_each_kind_runs_saves_and_taps(name, tmp_path):
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-@pytest.mark.parametrize("name", KINDS)
+# which block stands in which stage has no bearing on it
+@pytest.mark.parametrize("name", [name for name, spec in KINDS.items() if spec.stage_blocks is None])
 def test_each_kind_runs_in_mixed_precision(name, policy):
     spec = KINDS[name]
     model = randomize(build(spec, input_shape=(64, 48, 3), classifier_activation=None))

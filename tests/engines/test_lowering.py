@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 from resfit.architecture import catalog, network
+from resfit.architecture import layers as own
 from resfit.engines import lowering, openvino_graph
 from resfit.preprocessing import CAFFE
 from tests.numbers import images as random_images
@@ -39,8 +40,7 @@ def features(spec):
         for name in ("block", "preactivation", "norm", "attention", "stem_pool", "stem_pool_padding", "shortcut",
                      "antialias", "weight_standardization", "padding", "activation", "stride_in_block",
                      "stride_in_stage", "conv_bias")
-    } | {"grouped": spec.groups > 1, "stem": len(spec.stem), "pruned": spec.block_widths is not None,
-         "mixed": spec.stage_blocks is not None}  # fmt: skip
+    } | {"grouped": spec.groups > 1, "stem": len(spec.stem)}  # fmt: skip
 
 
 def kinds():
@@ -111,6 +111,8 @@ CASES = {
     "flatten": [layers.Flatten(), layers.Dense(3)],
     "softmax of maps": [layers.Softmax()],
     "reshape": [layers.Reshape((8, 9, 5))],
+    "EvoNorm": [layers.Conv2D(12, 3, 2), own.EvoNormS0(4, epsilon=1e-2), layers.Conv2D(6, 1), own.EvoNormS0(6)],
+    "EvoNorm of one group": [own.EvoNormS0(1), layers.ZeroPadding2D(1), layers.MaxPooling2D(3, 2)],
 }
 
 
