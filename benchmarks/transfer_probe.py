@@ -35,8 +35,13 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
 
+    import openvino  # noqa: F401  # imports are no part of what is timed
+
     import resfit
     from resfit import classifier
+
+    if arguments.precision == "int8":
+        import nncf  # noqa: F401
 
     weights = random_weights()
     with tempfile.TemporaryDirectory() as temporary:

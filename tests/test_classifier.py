@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resfit import artifact, classifier
+from resfit import artifact, classifier, processors
 from resfit.classifier import Classifier, fit
 from resfit.data import decode, privacy
 from resfit.errors import ArgumentError, ArtifactError, DataError
@@ -528,6 +528,25 @@ def test_arguments_of_finetuning(body, folder):
             fit(folder, model=body, **options)
 
 
+def test_where_the_time_has_run_out_the_probe_is_kept(patterns, network, tmp_path, monkeypatch):
+    from resfit.transfer import recipes, strategies
+
+    monkeypatch.setattr(recipes, "FEW", 1)
+    prepare, out = strategies.prepare, tmp_path / "out"
+
+    def slowly(*arguments):
+        assert out.with_name("out.run").is_dir()
+        monkeypatch.setattr(classifier.fitting.Journal, "minutes", 4.99)
+        return prepare(*arguments)
+
+    monkeypatch.setattr(strategies, "prepare", slowly)
+    found = fit(patterns, model=network, out=out, strategy="auto", budget="5m")
+    assert found.recipe.strategy == "probe"
+    assert "no time is left for fine-tuning: the probe is kept" in found.run.notes
+    assert "training" not in found.metrics
+    assert not out.with_name("out.run").exists()
+
+
 def test_a_plan_needs_no_network(patterns):
     from resfit.transfer.recipes import Hardware
 
@@ -537,6 +556,33 @@ def test_a_plan_needs_no_network(patterns):
     assert found.strategy == "finetune"
     assert found.tuning.epochs >= 3
     assert 0 < found.total <= 1220
+
+
+def test_a_short_time_leaves_images_out(body, folder, tmp_path, monkeypatch):
+    """Of each class the same share, and of what is set aside for testing nothing."""
+    from resfit.transfer import recipes
+
+    for path in sorted(folder.rglob("*.png")):
+        part = "test" if path.stem < "003" else "train"
+        target = tmp_path / "images" / part / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    monkeypatch.setattr(recipes, "_LEAST_IMAGES", 4)
+    monkeypatch.setattr(recipes, "_FILES", 10 / processors.available())  # a tenth of a second for each
+    classes = sum(1 for _ in (tmp_path / "images" / "train").iterdir())
+    budgets = [f"{1.4 * classes}s", f"{1.5 * classes}s"]  # room for 11 and 12 of 15 images a class
+    one, other = (fit(tmp_path / "images", model=body, budget=some, seed=3, check=False) for some in budgets)
+    counted = one.metrics["images"]
+    assert (counted["test"], counted["left_out"]) == (3 * classes, 6 * classes)  # 12 a class, of which a half is 6
+    assert counted["train"] + counted.get("val", 0) == 6 * classes
+    assert counted["found"] == 15 * classes
+    assert any(f"{6 * classes} of {12 * classes} images" in note for note in one.run.notes)
+    assert one.fingerprint == other.fingerprint
+    every = fit(tmp_path / "images", model=body, seed=3, check=False)
+    assert "left_out" not in every.metrics["images"]
+    assert every.metrics["images"]["train"] == 12 * classes
+    plan = classifier.plan(tmp_path / "images", model=body, budget=budgets[0])
+    assert plan.reasons[0].startswith(f"{6 * classes} of")
 
 
 # predict

@@ -85,6 +85,7 @@ def function_name(name: str) -> str:
     rest = name.removeprefix(found)
     rest = re.sub(r"^(\d+)([cdst])(?=_|$)", lambda match: match[1] + match[2].upper(), rest)
     rest = rest.replace("v1.5", "V1_5").replace("v2", "V2").replace("_bit", "_BiT").replace("_gn", "_GN")
+    rest = rest.replace("_evos", "_EvoS").replace("_pruned", "_Pruned")
     return _WORDS[found] + rest.replace("_tiny", "Tiny").replace("light", "Light")
 
 
@@ -93,6 +94,7 @@ _WORDS = {
     "preact_resnet": "PreActResNet",
     "seresnextaa": "SEResNeXtAA",
     "wide_resnet": "WideResNet",
+    "test_resnet": "TestResNet",
     "resnetblur": "ResNetBlur",
     "resnetv2_": "ResNetV2_",
     "ecaresnet": "ECAResNet",

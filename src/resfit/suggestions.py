@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from resfit import files
+from resfit import files, processors
 from resfit.architecture import arithmetic, catalog
 from resfit.cache import cache_root
 from resfit.checkpoints import registry
@@ -201,7 +201,7 @@ def latency(architecture: str, size: int, *, engine: str = "auto", seed: int = 0
         "size": size,
         "engine": engine,
         "versions": _versions(),
-        "machine": [platform.machine(), _processor(), os.cpu_count()],
+        "machine": [platform.machine(), _processor(), processors.available()],
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
     path = cache_root() / "latency" / f"{digest}.json"

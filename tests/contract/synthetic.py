@@ -40,9 +40,10 @@ def network(spec: ArchitectureSpec, *, include_top: bool = True) -> Layers:
             found[f"{name}_conv"]["bias"] = (leaving,)
 
     def norm(name: str, width: int) -> None:
-        statistics = ("moving_mean", "moving_variance") if spec.norm == "batch" else ()
-        names = ("gamma", "beta", *statistics)
-        found[f"{name}_{'bn' if spec.norm == 'batch' else 'gn'}"] = dict.fromkeys(names, (width,))
+        suffix, *more = {"batch": ("bn", "moving_mean", "moving_variance"), "group": ("gn",), "evo": ("evo", "v")}[
+            spec.norm
+        ]
+        found[f"{name}_{suffix}"] = dict.fromkeys(("gamma", "beta", *more), (width,))
 
     width = spec.in_channels
     for number, stem in enumerate(spec.stem, start=1):
@@ -74,7 +75,7 @@ def _block(spec: ArchitectureSpec, plan: BlockPlan, conv: Any, norm: Any, found:
         if after:
             norm(f"{plan.name}_0", plan.width)
     sizes = [(3, plan.in_width, plan.inner_width, 1), (3, plan.inner_width, plan.width, 1)]
-    if spec.block == "bottleneck":
+    if plan.kind == "bottleneck":
         sizes = [
             (1, plan.in_width, plan.reduce_width, 1),
             (3, plan.reduce_width, plan.inner_width, spec.groups),
@@ -104,6 +105,7 @@ _VARIABLES = {
     "beta": "bias",
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
+    "v": "v",
 }
 
 

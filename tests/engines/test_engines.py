@@ -10,6 +10,7 @@ from resfit.errors import ArgumentError, MissingDependencyError
 from tests.numbers import images as random_images
 from tests.numbers import randomize
 from tests.pictures import tiny_body
+from tests.specs import shortened
 
 FAST = ["openvino", "onnxruntime", "litert"]
 
@@ -171,15 +172,12 @@ def test_any_prefix_runs(body, images, name, until):
     np.testing.assert_allclose(rows, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnet50v2", "resnet50d", "resnet18"])
+@pytest.mark.parametrize("name", ["resnet50", "resnet50v2", "resnet50d", "resnet18", "resnetv2_50d_evos"])
 def test_taps_are_those_of_the_builder(name):
     """A tap of a whole network is the tensor that the same network gives when it is built with that tap."""
-    import dataclasses
-
     from resfit.architecture import catalog, network
 
-    spec = catalog.get(name).spec
-    spec = dataclasses.replace(spec, depths=tuple(min(depth, 2) for depth in spec.depths))
+    spec = shortened(catalog.get(name).spec)
     whole = network.build(spec, include_top=False, pooling="avg")
     stages = [f"stage{number}" for number in range(1, len(spec.depths) + 2)]
     tapped = network.build(spec, include_top=False, taps=stages)
@@ -324,3 +322,16 @@ def test_what_is_refused(body, monkeypatch):
         engines.create(body, "onnxruntime")
     with pytest.raises(MissingDependencyError, match=r"resfit\[litert\]"):
         engines.create(body, "litert")
+
+
+def test_a_model_that_does_not_change_is_digested_once(monkeypatch):
+    counted = []
+    digest = engines._fingerprint
+    monkeypatch.setattr(engines, "_fingerprint", lambda model: counted.append(model) or digest(model))
+    body = tiny_body()
+    before = engines.fingerprint(body)
+    with engines.unchanged(body), engines.unchanged(body):
+        assert engines.fingerprint(body) == engines.fingerprint(body) == before
+        assert len(counted) == 2
+    body.weights[0].assign(body.weights[0] + 1)
+    assert engines.fingerprint(body) != before

@@ -6,10 +6,12 @@ import pytest
 from keras import layers
 
 from resfit.architecture import catalog, network
+from resfit.architecture import layers as own
 from resfit.engines import lowering, openvino_graph
 from resfit.preprocessing import CAFFE
 from tests.numbers import images as random_images
 from tests.numbers import randomize, relative_error
+from tests.specs import shortened
 
 
 def openvino(model, images):
@@ -61,8 +63,7 @@ def few():
 
 
 def check_network(name, runtime):
-    spec = catalog.get(name).spec
-    spec = spec.replace(depths=tuple(min(depth, 2) for depth in spec.depths))
+    spec = shortened(catalog.get(name).spec)
     model = network.build(spec, input_spec=CAFFE, preprocess=True)
     randomize(model, seed=1)
     images = random_images(2, 67, 54, 3).astype(np.float32)  # odd and even, where paddings differ
@@ -110,6 +111,8 @@ CASES = {
     "flatten": [layers.Flatten(), layers.Dense(3)],
     "softmax of maps": [layers.Softmax()],
     "reshape": [layers.Reshape((8, 9, 5))],
+    "EvoNorm": [layers.Conv2D(12, 3, 2), own.EvoNormS0(4, epsilon=1e-2), layers.Conv2D(6, 1), own.EvoNormS0(6)],
+    "EvoNorm of one group": [own.EvoNormS0(1), layers.ZeroPadding2D(1), layers.MaxPooling2D(3, 2)],
 }
 
 

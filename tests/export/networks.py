@@ -77,6 +77,28 @@ def families() -> dict[str, tuple[dict[str, Any], Any]]:
             },
             dataclasses.replace(TORCH, mean=(0.5,) * 3, std=(0.5,) * 3),
         ),
+        "evo": (
+            {
+                **_FOUR,
+                "widths": (128, 128, 128, 256),
+                "inner_widths": (32, 32, 32, 64),
+                "stem": stem,
+                "preactivation": True,
+                "project_first": True,
+                "norm": "evo",
+                "activation": "linear",
+            },
+            TORCH,
+        ),
+        "mixed": (
+            {
+                **_FOUR,
+                "stem": stem,
+                "inner_widths": (16, 64, 24, 128),
+                "stage_blocks": ("bottleneck", "basic", "bottleneck", "basic"),
+            },
+            TORCH,
+        ),
         "cifar": ({**_CIFAR, "stem": (StemConv(16, 3, 1),)}, TORCH),
     }
 

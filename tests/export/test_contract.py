@@ -21,7 +21,8 @@ TOLERANCES = {"float32": 1e-4, "float16": 1e-2}
 
 def cases():
     for family in FAMILIES:
-        yield pytest.param(family, ("onnx", "openvino", "litert"), ("float32",), id=f"{family}-fast")
+        slow = pytest.mark.slow if family in ("evo", "mixed") else ()
+        yield pytest.param(family, ("onnx", "openvino", "litert"), ("float32",), id=f"{family}-fast", marks=slow)
         rest = ("tf_saved_model", "tf_hub", "keras", "torch")
         yield pytest.param(family, rest, ("float32",), id=f"{family}-rest", marks=pytest.mark.slow)
         yield pytest.param(family, ("openvino", "litert"), ("float16",), id=f"{family}-float16", marks=pytest.mark.slow)

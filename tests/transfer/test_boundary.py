@@ -62,10 +62,22 @@ def test_a_preactivation_network_is_cut_before_the_block():
     assert boundary.find(body, "conv4_block3_2_conv").cut == "conv4_block2_out"
 
 
-@pytest.mark.parametrize("preactivation", [False, True])
-@pytest.mark.parametrize("where", ["stage2", "stage4", "conv3_block1_2_conv", "conv3_block2_1_conv", 0.6])
-def test_the_parts_are_the_whole(preactivation, where):
-    body = boundary.copy(small_body(1, preactivation=preactivation))
+PLAIN, V2 = {}, {"preactivation": True}
+EVO = {"preactivation": True, "norm": "evo", "norm_groups": 8, "activation": "linear"}
+MIXED = {
+    "stage_blocks": ("bottleneck", "basic", "bottleneck"),
+    "block_widths": ((16, 16), (16, 16), (20, 20), (24, 24)),
+}
+CUTS = ["stage2", "stage4", "conv3_block1_2_conv", "conv3_block2_1_conv", 0.6]
+
+
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [(options, where) for where in CUTS for options in (PLAIN, V2)]
+    + [(EVO, "conv3_block2_1_conv"), (MIXED, "conv3_block2_1_conv")],
+)
+def test_the_parts_are_the_whole(options, where):
+    body = boundary.copy(small_body(1, **options))
     found = boundary.find(body, where)
     first, second = boundary.split(body, found)
     pixels = images(3, 32, 32, 3).astype(np.float32)

@@ -216,6 +216,22 @@ def test_the_clock_ends_a_run(body, tmp_path, monkeypatch, tick, learns):
         assert learned.history[-1]["learning_rate"] < 1e-6  # the schedule ended with it
 
 
+def test_time_is_kept_for_what_is_measured_afterwards(body, tmp_path):
+    trainer = trainer_of(body, Tuning(**{**vars(QUICK), "epochs": 10_000, "minutes": 0.5}), closing=1000)
+    trainer.seconds = 12.0
+    assert trainer.progress == pytest.approx(12 / 30)
+    trainer.pace = 0.012
+    assert trainer.progress == pytest.approx(12 / 18)
+    trainer.pace = 1.0  # at least half of the time is for learning
+    assert trainer.progress == pytest.approx(12 / 15)
+    trainer.judge()
+    assert 0 < trainer.pace < 1.0
+    trainer.save(tmp_path)
+    again = trainer_of(body, trainer.tuning, closing=1000)
+    again.restore(tmp_path)
+    assert again.progress == trainer.progress > 12 / 30
+
+
 def test_what_is_frozen_does_not_move(body):
     for mode in ("batch", "frozen"):
         trainer = trainer_of(

@@ -86,6 +86,31 @@ def test_imbalance_and_bfloat16_are_told():
     assert found.tuning.precision == "mixed_bfloat16"
 
 
+def test_what_is_done_already_takes_no_time():
+    """Two minutes after the probe are those two minutes; before it, it takes its part of them."""
+    known = facts(900)
+    after, before = (recipe(known, MACHINE, minutes=20, probed=probed) for probed in (True, False))
+    spent = (before.seconds["features"] + before.seconds["head"]) / 60
+    assert recipe(known, MACHINE, minutes=20 + spent).tuning == after.tuning
+    assert before.tuning.epochs < after.tuning.epochs
+
+
+def test_bfloat16_has_room_for_more():
+    narrow = dataclasses.replace(MACHINE, bfloat16=True)
+    one, two = (recipe(facts(900), machine, strategy="full", minutes=60) for machine in (MACHINE, narrow))
+    assert 1.4 < two.tuning.epochs / one.tuning.epochs < 1.6
+
+
+def test_what_there_is_time_to_look_at():
+    """A second for each image; four fifths of the time are for looking, and some images are always looked at."""
+    assert recipes.share_in_time(3000, 600, 1.0, 75.1) == 1.0
+    assert recipes.share_in_time(3000, 600, 1.0, 74.9) == 0.5
+    assert recipes.share_in_time(3000, 600, 1.0, 0.1) == 0.5  # never under 1,000
+    assert recipes.share_in_time(8000, 600, 1.0, 40.0) == 0.125
+    one, two = (recipes.seconds_an_image(facts(900), 1e6, cores) for cores in (1, 2))
+    assert one == 2 * two > 2 * sum(macs for _, macs in facts(900).stages) / 1e11
+
+
 def test_json():
     import json
 

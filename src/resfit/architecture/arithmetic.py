@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from resfit.architecture.plan import BlockPlan, stage_names
+from resfit.architecture.plan import NORM_SUFFIXES, BlockPlan, stage_names
 from resfit.architecture.plan import blocks as planned_blocks
 from resfit.architecture.spec import ArchitectureSpec
 
@@ -99,8 +99,8 @@ class Arithmetic:
     def norm_operations(self) -> int:
         """Operations of normalising, by the convention of timm's published GMACs, which include them.
 
-        Two for each value of a batch norm in inference, five of a group norm, and four for each weight of a
-        standardised kernel.
+        Two for each value of a batch norm in inference, five of a group norm, none of EvoNorm, and four for each weight
+        of a standardised kernel.
         """
         return sum(layer.norm_operations for layer in self.layers)
 
@@ -131,6 +131,10 @@ def count(
         counter.block(plan)
     counter.end(include_top, classes or spec.classes)
     return counter.result()
+
+
+# Of each kind of norm: weights of a channel that learn, those that do not, and operations of a value.
+_NORMS = {"batch": (2, 2, 2), "group": (2, 0, 5), "evo": (3, 0, 0)}
 
 
 class _Counter:
@@ -181,7 +185,7 @@ class _Counter:
         if plan.changes_shape and spec.shortcut != "pad":
             self._shortcut(plan)
             self.height, self.width, self.channels, self.stride, self.field = entering
-        for number in range(1, spec.block_convolutions + 1):
+        for number in range(1, plan.convolutions + 1):
             self._branch(plan, number)
         self._attention(plan)
         if not plan.tapped:
@@ -200,12 +204,12 @@ class _Counter:
             self._norm(f"{plan.name}_0")
 
     def _branch(self, plan: BlockPlan, number: int) -> None:
-        spec, last = self.spec, self.spec.block_convolutions
+        spec, last = self.spec, plan.convolutions
         name = f"{plan.name}_{number}"
         normalized = number < last or not spec.preactivation
         pooled = plan.stride if spec.antialias else 1
         spatial = plan.stride // pooled
-        if spec.block == "basic":
+        if plan.kind == "basic":
             width = plan.inner_width if number == 1 else plan.width
             dilation = plan.first_dilation if number == 1 else plan.dilation
             stride = spatial if number == 1 else 1
@@ -282,17 +286,16 @@ class _Counter:
     def _norm(self, name: str, *, behind_convolution: bool = True) -> None:
         if self.spec.norm == "none" or (self.spec.folded and behind_convolution):
             return
-        suffix, statistics, each = ("bn", 2, 2) if self.spec.norm == "batch" else ("gn", 0, 5)
+        learned, statistics, operations = _NORMS[self.spec.norm]
         shape = (self.height, self.width, self.channels)
-        learned = 2 * self.channels
         self._add(
-            f"{name}_{suffix}",
+            f"{name}_{NORM_SUFFIXES[self.spec.norm]}",
             "norm",
             shape,
-            learned + statistics * self.channels,
-            learned,
+            (learned + statistics) * self.channels,
+            learned * self.channels,
             0,
-            each * math.prod(shape),
+            operations * math.prod(shape),
         )
 
     def _add(

@@ -12,13 +12,21 @@ from keras import layers
 
 from resfit.architecture.layers import (
     BlurPool2D,
+    EvoNormS0,
     LowestPadding2D,
     PaddedShortcut,
     StandardizedConv2D,
     StochasticDepth,
 )
-from resfit.architecture.plan import BlockPlan
+from resfit.architecture.plan import NORM_SUFFIXES, BlockPlan
 from resfit.architecture.spec import ArchitectureSpec
+
+# The layer of each kind of norm, and its options beside epsilon by the fields of a spec that say them.
+_NORMS: dict[str, tuple[Any, dict[str, str]]] = {
+    "batch": (layers.BatchNormalization, {"momentum": "norm_momentum"}),
+    "group": (layers.GroupNormalization, {"groups": "norm_groups"}),
+    "evo": (EvoNormS0, {"groups": "norm_groups"}),
+}
 
 
 def convolution(
@@ -70,17 +78,14 @@ def convolution(
 def normalization(
     x: Any, spec: ArchitectureSpec, name: str, *, zero_gamma: bool = False, behind_convolution: bool = True
 ) -> Any:
-    """Applies the network's norm, named ``{name}_bn`` or ``{name}_gn``; nothing where it has none."""
-    gamma = "zeros" if zero_gamma else "ones"
+    """Applies the network's norm, named ``{name}_bn``, ``{name}_gn`` or ``{name}_evo``; nothing where it has none."""
     if spec.norm == "none" or (spec.folded and behind_convolution):
         return x
-    if spec.norm == "group":
-        return layers.GroupNormalization(
-            groups=spec.norm_groups, epsilon=spec.norm_epsilon, gamma_initializer=gamma, name=f"{name}_gn"
-        )(x)
-    return layers.BatchNormalization(
-        epsilon=spec.norm_epsilon, momentum=spec.norm_momentum, gamma_initializer=gamma, name=f"{name}_bn"
-    )(x)
+    kind, fields = _NORMS[spec.norm]
+    options = {option: getattr(spec, field) for option, field in fields.items()}
+    gamma = "zeros" if zero_gamma else "ones"
+    named = f"{name}_{NORM_SUFFIXES[spec.norm]}"
+    return kind(epsilon=spec.norm_epsilon, gamma_initializer=gamma, name=named, **options)(x)
 
 
 def activation(x: Any, spec: ArchitectureSpec, name: str) -> Any:
@@ -199,7 +204,7 @@ def residual_block(x: Any, spec: ArchitectureSpec, plan: BlockPlan) -> Any:
         x = activation(x, spec, f"{name}_preact_relu")
     bypass = shortcut(x, entering, spec, plan)
 
-    last = spec.block_convolutions
+    last = plan.convolutions
     for number in range(1, last + 1):
         x = _branch_convolution(x, spec, plan, number)
         if number < last or not spec.preactivation:
@@ -220,10 +225,10 @@ def residual_block(x: Any, spec: ArchitectureSpec, plan: BlockPlan) -> Any:
 
 
 def _branch_convolution(x: Any, spec: ArchitectureSpec, plan: BlockPlan, number: int) -> Any:
-    last = spec.block_convolutions
+    last = plan.convolutions
     name = f"{plan.name}_{number}"
     normalized = number < last or not spec.preactivation
-    if spec.block == "basic":
+    if plan.kind == "basic":
         width = plan.inner_width if number == 1 else plan.width
         stride = plan.stride if number == 1 and not spec.antialias else 1
         dilation = plan.first_dilation if number == 1 else plan.dilation

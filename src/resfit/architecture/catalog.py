@@ -8,6 +8,7 @@ import functools
 import math
 from typing import Any
 
+from resfit.architecture import pruned
 from resfit.architecture.spec import ArchitectureSpec, StemConv
 from resfit.errors import UnknownNameError, closest
 
@@ -26,6 +27,8 @@ BIT = "Kolesnikov et al. 2019, arXiv:1912.11370"
 BYOL = "Grill et al. 2020, arXiv:2006.07733"
 SIMCLR = "Chen et al. 2020, arXiv:2002.05709"
 CLIP = "Radford et al. 2021, arXiv:2103.00020"
+EVONORM = "Liu et al. 2020, arXiv:2004.02967"
+PRUNED = "Aflalo et al. 2020, arXiv:2002.08258"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +136,19 @@ def _eca(spec: ArchitectureSpec) -> ArchitectureSpec:
     return spec.replace(attention="eca", attention_sizes=eca_sizes(spec.widths))
 
 
+def _pruned(depth: int) -> ArchitectureSpec:
+    """ECA-ResNet of kind D with the channels that pruning left; the kernels of ECA stayed as they were."""
+    whole = _eca(_by_depth(depth, **_VARIANT["d"]))
+    pairs = pruned.BLOCK_WIDTHS[depth]
+    starts = [pairs[sum(whole.depths[:stage])] for stage in range(len(whole.depths))]
+    return whole.replace(
+        widths=pruned.WIDTHS[depth],
+        reduce_widths=tuple(reduced for reduced, _ in starts),
+        inner_widths=tuple(inner for _, inner in starts),
+        block_widths=pairs,
+    )
+
+
 def _plain_rows() -> list[CatalogRow]:
     rows = []
     for depth in (10, 18, 34):
@@ -190,6 +206,8 @@ def _preactivation_rows() -> list[CatalogRow]:
     rows.append(CatalogRow("resnetv2_50t", "v2-t", tiered, RESNET_V2))
     grouped = _preactivated(50, norm="group", **_VARIANT["d"])
     rows.append(CatalogRow("resnetv2_50d_gn", "v2-d", grouped, RESNET_V2))
+    evolved = _preactivated(50, norm="evo", activation="linear", **_VARIANT["d"])
+    rows.append(CatalogRow("resnetv2_50d_evos", "v2-d", evolved, EVONORM))
     for depth, factor in ((50, 1), (50, 3), (101, 1), (101, 3), (152, 2), (152, 4)):
         bit = _bottleneck(
             _BOTTLENECK[depth],
@@ -304,6 +322,8 @@ def _attention_rows() -> list[CatalogRow]:
     for depth, letter in ((14, "t"), (26, "t"), (50, "d"), (50, "t"), (101, "d"), (269, "d")):
         spec = _eca(_by_depth(depth, **_VARIANT[letter]))
         rows.append(CatalogRow(f"ecaresnet{depth}{letter}", "ECA", spec, ECANET))
+    for depth in pruned.WIDTHS:
+        rows.append(CatalogRow(f"ecaresnet{depth}d_pruned", "ECA", _pruned(depth), PRUNED))
     light = _eca(_bottleneck((1, 1, 11, 3), shortcut="avgpool"))
     rows.append(CatalogRow("ecaresnetlight", "ECA", light, ECANET))
 
@@ -369,6 +389,17 @@ def _small_rows() -> list[CatalogRow]:
         input_size=(64, 64),
     )
     rows.append(CatalogRow("resnet10_tiny", "small images", tiny, RESNET))
+    mixed = ArchitectureSpec(
+        depths=(1, 1, 1, 1),
+        widths=(32, 48, 192, 96),
+        inner_widths=(32, 48, 48, 96),
+        block="basic",
+        stage_blocks=("basic", "basic", "bottleneck", "basic"),
+        stem=(StemConv(16, 3, 2), StemConv(16, 3, 1), StemConv(32, 3, 1)),
+        shortcut="avgpool",
+        input_size=(160, 160),
+    )
+    rows.append(CatalogRow("test_resnet", "small images", mixed, RESNET_D))
     return rows
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from resfit.errors import ArgumentError
+
 _register = keras.saving.register_keras_serializable(package="resfit")
 
 
@@ -51,6 +53,63 @@ class StandardizedConv2D(keras.layers.Conv2D):
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
         return {**super().get_config(), "standardization_epsilon": self.standardization_epsilon}
+
+
+@_register
+class EvoNormS0(keras.layers.Layer):
+    """Norm and activation in one: ``x * sigmoid(v * x) / deviation * gamma + beta``.
+
+    The deviation is that of a group of channels over all places of one image, and ``v``, ``gamma`` and ``beta`` are
+    learned for each channel. Nothing depends on the batch. Liu et al. 2020, arXiv:2004.02967.
+
+    Args:
+        groups: Groups of channels; they divide the channels.
+        epsilon: Added to the variance.
+        gamma_initializer: What ``gamma`` starts with.
+        **kwargs: As ``keras.layers.Layer`` takes them.
+    """
+
+    def __init__(self, groups: int = 32, epsilon: float = 1e-5, gamma_initializer: Any = "ones", **kwargs: Any):
+        super().__init__(**kwargs)
+        self.groups = groups
+        self.epsilon = epsilon
+        self.gamma_initializer = keras.initializers.get(gamma_initializer)
+
+    def build(self, input_shape: Any) -> None:
+        """Makes the weights for ``(batch, height, width, channels)``."""
+        channels = input_shape[-1]
+        if channels % self.groups:
+            raise ArgumentError(f"channels must divide by groups={self.groups}. Received: {channels} channels.")
+        self.gamma = self.add_weight((channels,), self.gamma_initializer, name="gamma")
+        self.beta = self.add_weight((channels,), "zeros", name="beta")
+        self.v = self.add_weight((channels,), "ones", name="v")
+
+    def call(self, inputs: Any) -> Any:
+        """Normalises and activates ``(batch, height, width, channels)``, in float32 whatever the dtype policy."""
+        x = ops.cast(inputs, "float32")
+        gamma, beta, v = (ops.cast(weight, "float32") for weight in (self.gamma, self.beta, self.v))
+        outputs = x * ops.sigmoid(x * v) * (self.inverse_deviation(x) * gamma) + beta
+        return ops.cast(outputs, self.compute_dtype)
+
+    def inverse_deviation(self, x: Any) -> Any:
+        """Returns one over the deviation of each channel's group, shape ``(batch, 1, 1, channels)``."""
+        channels = x.shape[-1]
+        members = channels // self.groups
+        mean, variance = (ops.reshape(one, (-1, self.groups, members)) for one in ops.moments(x, (1, 2)))
+        # what the channels of a group vary in themselves, and against each other
+        variance = ops.mean(variance, -1, keepdims=True) + ops.var(mean, -1, keepdims=True)
+        scale = ops.rsqrt(variance + self.epsilon) * ops.ones((1, 1, members))
+        return ops.reshape(scale, (-1, 1, 1, channels))
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Returns the shape unchanged."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        initializer = keras.initializers.serialize(self.gamma_initializer)
+        own = {"groups": self.groups, "epsilon": self.epsilon, "gamma_initializer": initializer}
+        return {**super().get_config(), **own}
 
 
 @_register

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 from resfit.architecture.spec import ArchitectureSpec
 from resfit.errors import ArgumentError
+
+#: What the names of norms end in, by their kind.
+NORM_SUFFIXES = {"batch": "bn", "group": "gn", "evo": "evo"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +23,7 @@ class BlockPlan:
     Attributes:
         name: Prefix of its layers' names, as keras.applications gives them (``"conv4_block6"``).
         stage: Index of its stage, from 0.
+        kind: ``"basic"`` or ``"bottleneck"``.
         stride: 1 or the stage's stride.
         reduces: Whether the stage's stride falls on this block, be it carried out or replaced by dilation.
         dilation: Of its spatial convolutions.
@@ -35,6 +40,7 @@ class BlockPlan:
 
     name: str
     stage: int
+    kind: Literal["basic", "bottleneck"]
     stride: int
     reduces: bool
     dilation: int
@@ -47,6 +53,11 @@ class BlockPlan:
     subsamples: bool
     drop_rate: float
     tapped: bool
+
+    @property
+    def convolutions(self) -> int:
+        """Convolutions on its residual branch."""
+        return 2 if self.kind == "basic" else 3
 
 
 def stage_names(spec: ArchitectureSpec) -> tuple[str, ...]:
@@ -76,7 +87,8 @@ def blocks(spec: ArchitectureSpec) -> tuple[BlockPlan, ...]:
     width = spec.stem[-1].width
     dilation = 1
     planned: list[BlockPlan] = []
-    for stage, depth in enumerate(spec.depths):
+    for stage, (depth, kind) in enumerate(zip(spec.depths, spec.kinds, strict=True)):
+        widths = ((spec.reduce_widths or spec.inner_widths)[stage], spec.inner_widths[stage])
         carrier = 0 if spec.stride_in_stage == "first" else depth - 1
         for index in range(depth):
             stride, before = 1, dilation
@@ -86,23 +98,25 @@ def blocks(spec: ArchitectureSpec) -> tuple[BlockPlan, ...]:
                 if stride > 1 and reduction >= limit:
                     dilation, stride = dilation * stride, 1
                 reduction *= stride
-            early_stride = spec.block == "bottleneck" and spec.stride_in_block == "first"
+            early_stride = kind == "bottleneck" and spec.stride_in_block == "first"
             # a stride that dilation replaced still needs the projection that its strided form has
             changes = index == 0 and (
                 spec.project_first or width != spec.widths[stage] or (carrier == 0 and spec.stage_strides[stage] != 1)
             )
+            reduce_width, inner_width = spec.block_widths[len(planned)] if spec.block_widths else widths
             planned.append(
                 BlockPlan(
                     name=f"conv{stage + 2}_block{index + 1}",
                     stage=stage,
+                    kind=kind,
                     stride=stride,
                     reduces=reduces,
                     dilation=dilation,
                     first_dilation=dilation if early_stride else before,
                     in_width=width,
                     width=spec.widths[stage],
-                    inner_width=spec.inner_widths[stage],
-                    reduce_width=(spec.reduce_widths or spec.inner_widths)[stage],
+                    inner_width=inner_width,
+                    reduce_width=reduce_width,
                     changes_shape=changes,
                     subsamples=index > 0 and stride > 1,
                     drop_rate=spec.drop_path_rate * len(planned) / max(total - 1, 1),

@@ -15,7 +15,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "stride_in_stage": ("first", "last"),
     "stride_in_block": ("first", "spatial"),
     "shortcut": ("projection", "avgpool", "pad"),
-    "norm": ("batch", "group", "none"),
+    "norm": ("batch", "group", "evo", "none"),
     "conv_bias": ("none", "all", "unnormalized"),
     "padding": ("symmetric", "same"),
     "stem_padding": (None, "symmetric", "same"),
@@ -24,6 +24,9 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "antialias": (None, "blur", "avg"),
     "output_stride": (8, 16, 32),
 }
+
+# Fields that came later: at their defaults they are left out of the dict form, which is that of before.
+_LATER = ("stage_blocks", "block_widths")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,10 @@ class ArchitectureSpec:
         block: ``"basic"`` (two 3x3) or ``"bottleneck"`` (1x1, 3x3, 1x1).
         preactivation: Norm and activation come before the convolutions (v2), and once more at the end.
         reduce_widths: Channels of a block's first convolution where they are not ``inner_widths`` (SENet-154).
+        stage_blocks: The kind of block of each stage, where they are not all ``block``, which is then the first's.
+        block_widths: For each block of the network, the channels of its first and of its 3x3 convolution, where the
+            blocks of a stage differ (pruned networks). Those of a stage's first block are ``reduce_widths`` and
+            ``inner_widths``.
         groups: Groups of the 3x3 convolution in a bottleneck (cardinality).
         stem: The convolutions of the stem, in order.
         stem_pool: What follows them: max pooling (3x3, stride 2), nothing, a stride-2 3x3 convolution with norm
@@ -69,9 +76,10 @@ class ArchitectureSpec:
             all of them (Model Garden's ResNet-RS).
         project_first: The first block of each stage has a projection even where it changes no shape.
         norm: Normalisation after (v1) or before (v2) the convolutions. ``"none"`` where batch norm was folded away.
+            ``"evo"`` is EvoNorm-S0, norm and activation in one, with which ``activation`` is ``"linear"`` (v2 only).
         folded: With pre-activation: the norms behind convolutions were folded into these, which have a bias in their
             place; those before the blocks are there. (Without pre-activation this is ``norm="none"``.)
-        norm_groups: Groups of a group norm.
+        norm_groups: Groups of a group norm or EvoNorm.
         norm_epsilon: Added to the variance.
         norm_momentum: Momentum of the moving statistics, Keras' meaning (share of the old value kept).
         activation: Keras name of the activation.
@@ -97,6 +105,8 @@ class ArchitectureSpec:
     block: Literal["basic", "bottleneck"] = "bottleneck"
     preactivation: bool = False
     reduce_widths: tuple[int, ...] | None = None
+    stage_blocks: tuple[Literal["basic", "bottleneck"], ...] | None = None
+    block_widths: tuple[tuple[int, int], ...] | None = None
     groups: int = 1
     stem: tuple[StemConv, ...] = (StemConv(64, 7, 2),)
     stem_pool: Literal["max", "none", "conv", "avg", "blur"] = "max"
@@ -108,7 +118,7 @@ class ArchitectureSpec:
     shortcut_kernel: int = 1
     shortcut_pool: Literal["strided", "always"] = "strided"
     project_first: bool = False
-    norm: Literal["batch", "group", "none"] = "batch"
+    norm: Literal["batch", "group", "evo", "none"] = "batch"
     folded: bool = False
     norm_groups: int = 32
     norm_epsilon: float = 1e-5
@@ -141,7 +151,7 @@ class ArchitectureSpec:
         stages = len(self.depths)
         if stages < 1:
             raise ArgumentError("depths must name at least one stage. Received: ().")
-        for field in ("widths", "inner_widths", "reduce_widths", "stage_strides", "attention_sizes"):
+        for field in ("widths", "inner_widths", "reduce_widths", "stage_blocks", "stage_strides", "attention_sizes"):
             values = getattr(self, field)
             if values is not None and len(values) != stages:
                 raise ArgumentError(
@@ -159,8 +169,14 @@ class ArchitectureSpec:
         for width in self.inner_widths:
             if width % self.groups:
                 raise ArgumentError(f"inner_widths must divide by groups={self.groups}. Received: {width}.")
-        if self.block == "basic" and self.groups != 1:
+        if "bottleneck" not in self.kinds and self.groups != 1:
             raise ArgumentError(f"groups need block='bottleneck'. Received: groups={self.groups}.")
+        self._check_blocks()
+        if self.norm == "evo" and not (self.preactivation and self.activation == "linear"):
+            raise ArgumentError(
+                "norm='evo' is norm and activation in one: it needs preactivation=True and activation='linear'. "
+                f"Received: preactivation={self.preactivation!r}, activation={self.activation!r}."
+            )
         if self.folded and not (self.preactivation and self.norm == "batch"):
             raise ArgumentError(
                 "folded needs batch norm and pre-activation; elsewhere nothing is left of the norms, which is "
@@ -168,6 +184,40 @@ class ArchitectureSpec:
             )
         if not 0 <= self.drop_path_rate < 1:
             raise ArgumentError(f"drop_path_rate must lie in [0, 1). Received: {self.drop_path_rate!r}.")
+
+    def _check_blocks(self) -> None:
+        """Checks what differs from stage to stage or from block to block; what does not must not be written so."""
+        kinds, pairs = self.stage_blocks, self.block_widths
+        choices = _CHOICES["block"]
+        if kinds is not None and not (len({*kinds}) > 1 and {*kinds} <= {*choices} and kinds[0] == self.block):
+            raise ArgumentError(
+                f"stage_blocks must be of {choices}, not all alike, and begin with block={self.block!r}. "
+                f"Received: {kinds!r}."
+            )
+        if pairs is None:
+            return
+        if len(pairs) != sum(self.depths) or any(len(pair) != 2 or min(pair) < 1 for pair in pairs):
+            raise ArgumentError(
+                f"block_widths must have two widths of at least 1 for each of the {sum(self.depths)} blocks. "
+                f"Received: {pairs!r}."
+            )
+        starts = [sum(self.depths[:stage]) for stage in range(len(self.depths))]
+        of_stages = tuple(zip(self.reduce_widths or self.inner_widths, self.inner_widths, strict=True))
+        if tuple(pairs[start] for start in starts) != of_stages:
+            raise ArgumentError(
+                f"block_widths must have reduce_widths and inner_widths, {of_stages!r}, at the first blocks of stages. "
+                f"Received: {pairs!r}."
+            )
+        uniform = (pair for pair, depth in zip(of_stages, self.depths, strict=True) for _ in range(depth))
+        if pairs == tuple(uniform) or any(inner % self.groups for _, inner in pairs):
+            raise ArgumentError(
+                f"block_widths must differ within a stage, and divide by groups={self.groups}. Received: {pairs!r}."
+            )
+
+    @property
+    def kinds(self) -> tuple[Literal["basic", "bottleneck"], ...]:
+        """The kind of block of each stage."""
+        return self.stage_blocks or (self.block,) * len(self.depths)
 
     @property
     def feature_width(self) -> int:
@@ -182,11 +232,6 @@ class ArchitectureSpec:
         """
         return self.conv_bias == "all" or (self.folded if normalized else self.conv_bias == "unnormalized")
 
-    @property
-    def block_convolutions(self) -> int:
-        """Convolutions on the residual branch of one block."""
-        return 2 if self.block == "basic" else 3
-
     def replace(self, **changes: Any) -> ArchitectureSpec:
         """Returns a copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)
@@ -194,7 +239,10 @@ class ArchitectureSpec:
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON-ready values."""
         fields = dataclasses.asdict(self)
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+        for field in _LATER:
+            if fields[field] is None:
+                del fields[field]
+        return {key: _listed(value) for key, value in fields.items()}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> ArchitectureSpec:
@@ -207,8 +255,16 @@ class ArchitectureSpec:
         unknown = sorted(set(fields) - known)
         if unknown:
             raise ArgumentError(f"architecture has unknown fields: {', '.join(unknown)}.")
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
-        }
+        values: dict[str, Any] = {key: _tupled(value) for key, value in fields.items()}
         values["stem"] = tuple(StemConv(**conv) for conv in values["stem"])
         return cls(**values)
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _tupled(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    return tuple(tuple(item) if isinstance(item, list) else item for item in value)

@@ -15,18 +15,23 @@ from typing import Any
 import numpy as np
 
 from resfit.architecture import catalog
+from resfit.architecture.plan import NORM_SUFFIXES
 from resfit.architecture.spec import ArchitectureSpec, StemConv
 from resfit.errors import ArgumentError, CheckpointError, closest
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(ArchitectureSpec))
 _PART = re.compile(r"conv(\d{1,6})_block(\d{1,6})_(\w+)/(\w+)")
 
+# The kinds of block by the numbers of their convolutions.
+_KINDS = {(1, 2): "basic", (1, 2, 3): "bottleneck"}
+
 # The deepest network that was published has 600.
 _MOST_BLOCKS = 1000
 
 # What makes two networks of one kind different at a glance, for the error that names the nearest.
 _TELLING = (
-    *("block", "preactivation", "depths", "widths", "inner_widths", "reduce_widths", "groups", "stem"),
+    *("block", "stage_blocks", "preactivation", "depths", "widths", "inner_widths", "reduce_widths", "block_widths"),
+    *("groups", "stem"),
     *("stem_pool", "shortcut", "shortcut_kernel", "norm", "attention", "attention_sizes"),
 )
 
@@ -83,10 +88,11 @@ def identify(
     row = _row(config, architecture)
     told = _told_by_tensors(shapes)
     told |= {key: value for key, value in (facts or {}).items() if not (key == "stem_pool" and told.get(key))}
-    if row is not None and (row.spec.preactivation, row.spec.block) != (told["preactivation"], told["block"]):
+    kinds = ("preactivation", "block", "stage_blocks")
+    if row is not None and any(getattr(row.spec, field) != told[field] for field in kinds):
         raise CheckpointError(
             f"the tensors must be those of {row.name!r}, as the configuration or the caller says. Received: "
-            f"block={told['block']!r}, preactivation={told['preactivation']!r}."
+            f"{', '.join(f'{field}={told[field]!r}' for field in kinds if told[field] is not None)}."
         )
     stated = _told_by_config(config, convention, told)
     kernels = _stem_kernels(shapes)
@@ -120,7 +126,7 @@ def identify(
 
 def _check_groups(spec: ArchitectureSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
     for name, shape in shapes.items():
-        if name.endswith("_gn/gamma") and (len(shape) != 1 or shape[0] % spec.norm_groups):
+        if name.endswith(("_gn/gamma", "_evo/gamma")) and (len(shape) != 1 or shape[0] % spec.norm_groups):
             raise CheckpointError(
                 f"channels must divide by norm_groups={spec.norm_groups}. Received: {name!r} of {shape}. "
                 "Pass norm_groups=."
@@ -193,32 +199,38 @@ def _told_by_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     depths = _depths(parts)
     first = [parts[stage, 0] for stage in range(len(depths))]
     numbers = [_numbers(block) for block in first]
-    if len(set(numbers)) != 1 or numbers[0] not in ((1, 2), (1, 2, 3)):
+    if not {*numbers} <= {*_KINDS}:
         raise CheckpointError(
-            "a block must have two convolutions (basic) or three (bottleneck), and all alike. Received: convolutions "
-            f"{sorted(set(numbers))}."
+            "a block must have two convolutions (basic) or three (bottleneck), and all of a stage alike. Received: "
+            f"convolutions {sorted(set(numbers))}."
         )
-    block = "basic" if numbers[0] == (1, 2) else "bottleneck"
-    last = "2_conv/kernel" if block == "basic" else "3_conv/kernel"
-    inner_name = "1_conv/kernel" if block == "basic" else "2_conv/kernel"
-    widths = tuple(part[last][3] for part in first)
-    inner = tuple(part[inner_name][3] for part in first)
-    reduced = tuple(part["1_conv/kernel"][3] for part in first)
+    kinds = tuple(_KINDS[found] for found in numbers)
+    widths = tuple(part[f"{found[-1]}_conv/kernel"][3] for part, found in zip(first, numbers, strict=True))
+    pairs = _block_widths(parts, depths, kinds)
+    starts = [pairs[sum(depths[:stage])] for stage in range(len(depths))]
+    reduced, inner = (tuple(pair[place] for pair in starts) for place in (0, 1))
+    uniform = [pair for pair, depth in zip(starts, depths, strict=True) for _ in range(depth)]
     stem = _stem_kernels(shapes)
     told: dict[str, Any] = {
         "depths": depths,
         "widths": widths,
         "inner_widths": inner,
-        "block": block,
+        "block": kinds[0],
+        "stage_blocks": kinds if len({*kinds}) > 1 else None,
+        "block_widths": pairs if pairs != tuple(uniform) else None,
         "preactivation": any(name.startswith(("post_", "conv2_block1_preact")) for name in shapes),
         "in_channels": stem[0][2],
         "norm": _norm(shapes),
         "groups": 1,
-        "reduce_widths": None,
+        "reduce_widths": reduced if reduced != inner else None,
     }
-    if block == "bottleneck":
-        told["reduce_widths"] = reduced if reduced != inner else None
-        groups = {width // max(part[inner_name][2], 1) for width, part in zip(reduced, first, strict=True)}
+    if told["norm"] == "evo":
+        told["activation"] = "linear"
+    if "bottleneck" in kinds:
+        spatial = [
+            part["2_conv/kernel"][2] if kind == "bottleneck" else 0 for part, kind in zip(first, kinds, strict=True)
+        ]
+        groups = {width // entering for width, entering in zip(reduced, spatial, strict=True) if entering}
         if len(groups) != 1:
             raise CheckpointError(f"all stages must have as many groups. Received: {sorted(groups)}.")
         told["groups"] = max(groups.pop(), 1)
@@ -267,6 +279,19 @@ def _numbers(block: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(sorted(int(name[0]) for name in block if re.fullmatch(r"[1-9]_conv/kernel", name)))
 
 
+def _block_widths(
+    parts: Mapping[tuple[int, int], Mapping[str, tuple[int, ...]]], depths: tuple[int, ...], kinds: Sequence[str]
+) -> tuple[tuple[int, int], ...]:
+    """Channels of each block's first and 3x3 convolution; where one is missing, those of its stage's first block."""
+    pairs: list[tuple[int, int]] = []
+    for stage, (depth, kind) in enumerate(zip(depths, kinds, strict=True)):
+        names = ("1_conv/kernel", "1_conv/kernel" if kind == "basic" else "2_conv/kernel")
+        for block in range(depth):
+            found = [(parts[stage, block].get(name) or parts[stage, 0][name])[3] for name in names]
+            pairs.append((found[0], found[1]))
+    return tuple(pairs)
+
+
 def _stem_kernels(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
     single = shapes.get("conv1_conv/kernel")
     kernels = [single] if single else []
@@ -278,9 +303,8 @@ def _stem_kernels(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]
 
 
 def _norm(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    if any("_gn/" in name for name in shapes):
-        return "group"
-    return "batch" if any("_bn/" in name for name in shapes) else "none"
+    found = (kind for kind in ("evo", "group", "batch") if any(f"_{NORM_SUFFIXES[kind]}/" in name for name in shapes))
+    return next(found, "none")
 
 
 def _shortcuts(first: Sequence[Mapping[str, Any]], widths: tuple[int, ...], entering: int) -> dict[str, Any]:
@@ -337,6 +361,8 @@ def _told_by_row(
         del fields["stem_pool"]
     if spec.shortcut == "pad":  # tensors tell
         del fields["shortcut"]
+    if "evo" in (spec.norm, told["norm"]):  # tensors tell
+        del fields["activation"]
     if [conv.kernel for conv in spec.stem] == [kernel[0] for kernel in kernels]:
         pairs = zip(kernels, spec.stem, strict=True)
         fields["stem"] = tuple(StemConv(kernel[3], conv.kernel, conv.stride) for kernel, conv in pairs)
@@ -390,7 +416,7 @@ def _usual(
         "input_size": (32, 32) if small else (224, 224),
     }
     assumed = {"activation": why, "norm_epsilon": why, "antialias": why}
-    if told["block"] == "bottleneck":
+    if "bottleneck" in (told["block"], *(told["stage_blocks"] or ())):
         assumed["stride_in_block"] = why
     if small:
         assumed |= dict.fromkeys(("stem", "stem_pool", "stage_strides"), "a stem of one 3x3 convolution is CIFAR's")
@@ -408,7 +434,7 @@ def _usual(
             assumed |= dict.fromkeys(
                 ("weight_standardization", "stem_pool_padding"), "group norm with pre-activation is BiT's"
             )
-    if told["norm"] == "group":
+    if told["norm"] in ("group", "evo"):
         assumed["norm_groups"] = why
     values = {**{field: getattr(_DEFAULTS, field) for field in assumed}, **_HABITS.get(convention, {}), **values}
     return values, assumed

@@ -27,7 +27,7 @@ from resfit.preprocessing import InputSpec
 _STACK = re.compile(r"stack(\d{1,4})_block(\d{1,6})_(?:(pre_activation)_bn|([0-3])_(conv|bn))")
 _STEM = re.compile(r"conv(\d)_(conv|bn)")
 _BLOCK_CONV = re.compile(r"conv(\d{1,6})_block(\d{1,6})_([123])_conv")
-_NORMS = ("BatchNormalization", "SyncBatchNormalization", "GroupNormalization")
+_NORMS = ("BatchNormalization", "SyncBatchNormalization", "GroupNormalization", "EvoNormS0")
 _ACTIVATIONS = {"ReLU": "relu", "LeakyReLU": "leaky_relu"}
 
 

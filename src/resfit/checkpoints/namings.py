@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from resfit.architecture.plan import NORM_SUFFIXES
 from resfit.checkpoints import attention
 from resfit.checkpoints.readers.base import Tensors
 from resfit.errors import ArgumentError, CheckpointError, closest
@@ -82,7 +83,10 @@ _BESIDE = ("head.fc", "classifier", "fc", "head", "linear")
 _BLOCK = re.compile(r"(?:resnet\.)?(?:layer\d+|stages\.\d+|encoder\.stages\.\d+|\d+)\.(?:\w+\.)?\d+\.")
 
 _CONV = {"weight": "kernel", "bias": "bias"}
-_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+_NORM = {
+    **{"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"},
+    "v": "v",  # of EvoNorm
+}
 
 # Axes of a kernel, by the number of them: torch's to Keras', and back.
 _AXES = {4: (2, 3, 1, 0), 3: (2, 1, 0), 2: (1, 0), 1: (0,)}
@@ -96,7 +100,7 @@ class Rule:
     Attributes:
         source: The layer's name there. ``{s}``, ``{b}`` and ``{i}`` stand for the numbers of stage, block and
             convolution.
-        target: The canonical name here, without ``_conv``, ``_bn`` or ``_gn``; ``{stem}`` is the last
+        target: The canonical name here, without ``_conv`` or what norms end in (``_bn``); ``{stem}`` is the last
             convolution of the stem.
         kind: What the layer is; ``"pointwise"`` is a dense layer that is a 1x1 convolution there.
         shift: Added to the source's ``{i}``.
@@ -365,7 +369,7 @@ def translate(
     tables = _tables(chosen.convention)
     stems = _stem_convolutions(chosen, tensors)
     own = [name for name in tensors if name.startswith(chosen.prefix)]
-    norm = "bn" if any(name.endswith("running_mean") for name in own) else "gn"
+    norm = NORM_SUFFIXES[_norm_kind(own)]
     context = {"stem": f"conv1_{stems}" if stems > 1 else "conv1"}
     fc_heads = sum(re.fullmatch(re.escape(chosen.prefix) + r"fc\.\d+\.weight", name) is not None for name in tensors)
 
@@ -552,6 +556,14 @@ def _stem_convolutions(located: Located, tensors: Mapping[str, Any]) -> int:
     return max(sum(np.ndim(tensors[name]) == 4 for name in indexed), 1)
 
 
+def _norm_kind(names: Sequence[str]) -> str:
+    """The kind of a network's norms, by what their weights are called."""
+    known = set(names)
+    if any(name.endswith(".v") and f"{name.removesuffix('v')}weight" in known for name in names):
+        return "evo"
+    return "batch" if any(name.endswith("running_mean") for name in names) else "group"
+
+
 def _kind(tensors: Mapping[str, np.ndarray], weight: str) -> Kind | None:
     if weight not in tensors:
         return None
@@ -605,9 +617,9 @@ def _shifted(match: re.Match[str], shifts: Mapping[str, int]) -> dict[str, int]:
 
 
 def _split(layer: str) -> tuple[str, Kind]:
-    for ending, kind in (("_conv", "conv"), ("_bn", "norm"), ("_gn", "norm")):
-        if layer.endswith(ending):
-            return layer.removesuffix(ending), kind  # type: ignore[return-value]
+    for ending, kind in (("conv", "conv"), *((suffix, "norm") for suffix in NORM_SUFFIXES.values())):
+        if layer.endswith(f"_{ending}"):
+            return layer.removesuffix(f"_{ending}"), kind  # type: ignore[return-value]
     return layer, "dense"
 
 

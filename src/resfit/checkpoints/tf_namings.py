@@ -69,7 +69,7 @@ LEFT_OUT: dict[str, str] = {
 }
 
 _LEAVES = {
-    **{name: name for name in ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance")},
+    **{name: name for name in ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance", "v")},
     "weights": "kernel",
     "biases": "bias",
 }
@@ -253,7 +253,7 @@ def _bit_layer(layer: str) -> str | None:
 
 
 _KERAS_LAYER = re.compile(
-    r"(?:conv1|conv1_[1-9]|pool1|post|conv\d{1,6}_block\d{1,6}_(?:[0-3]|preact|eca|se_reduce|se_expand))_(?:conv|bn|gn)"
+    r"(?:conv1|conv1_[1-9]|pool1|post|conv\d{1,6}_block\d{1,6}_(?:[0-3]|preact|eca|se_reduce|se_expand))_(?:conv|bn|gn|evo)"
     r"|predictions"
 )
 

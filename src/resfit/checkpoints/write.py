@@ -300,6 +300,11 @@ def _timm_contract(contract: InputSpec | None, spec: ArchitectureSpec) -> dict[s
 
 
 def _transformers_config(spec: ArchitectureSpec, names: list[str] | None) -> dict[str, Any]:
+    reduction = 4 if spec.block == "bottleneck" else 1
+    inner = tuple(width // reduction for width in spec.widths)
+    alike = {"inner_widths": inner, "groups": 1, **dict.fromkeys(("reduce_widths", "stage_blocks", "block_widths"))}
+    if told := identify.differences(spec, spec.replace(**alike)):
+        raise ArgumentError(f"'transformers' must be able to express the network. Received: {'; '.join(told)}.")
     labels = names or [f"LABEL_{number}" for number in range(spec.classes)]
     return {
         "model_type": "resnet",

@@ -49,25 +49,28 @@ def metrics(
     tuned: strategies.Tuned | None,
     checked: checking.Checks | None,
     result: Evaluation | LabelEvaluation | None,
+    left_out: int = 0,
 ) -> dict[str, Any]:
     """Returns the figures of a fit, JSON-ready.
 
     Args:
         data: What it has learned from.
         kept: What it has learned.
-        found: Number of images, with those that could not be used.
+        found: Number of images that were looked at, with those that could not be used.
         skipped: These.
         tuned: The fine-tuning, kept or not, if there was one.
         checked: What is wrong with the images, if that was looked for.
         result: The measurement, if there were images for it.
+        left_out: Number of images that there was no time for.
     """
     return {
         "images": {
-            "found": found,
+            "found": found + left_out,
             "skipped": len(skipped),
             "train": len(kept.train),
             **({} if kept.held_out is None else {"val": len(kept.held_out)}),
             "test": len(data.parts.test),
+            **({"left_out": left_out} if left_out else {}),
         },
         "cross_validation": [dataclasses.asdict(score) for score in getattr(kept.head, "cv_scores", ())],
         **({} if tuned is None else {"training": _training(tuned)}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit import artifact, engines
+from resfit import artifact, engines, processors
 from resfit.classifier.journal import Journal
 from resfit.data.image_set import ImageSet
 from resfit.errors import ArgumentError
-from resfit.transfer import recipes, strategies
+from resfit.transfer import recipes, strategies, training
 from resfit.transfer.training import check_choice
 from resfit.transfer.tuning import Tuning
 
@@ -62,6 +63,43 @@ def facts(images: ImageSet, count: int, spec: ArchitectureSpec | None, size: tup
     counts = np.bincount(images.labels[images.labels >= 0], minlength=len(images.classes))
     imbalance = float(counts.max() / max(1, counts.min()))
     return recipes.facts_of(spec, count, len(images.classes), size, max(1.0, imbalance))
+
+
+def within_time(
+    images: ImageSet,
+    spec: ArchitectureSpec | None,
+    size: tuple[int, int],
+    minutes: float | None,
+    seed: int,
+) -> tuple[ImageSet, str]:
+    """Returns the images that there is time to look at, and in words what was left out.
+
+    Images that the data sets aside for testing are all there, of the others the same share of each class.
+
+    Args:
+        images: The images.
+        spec: The architecture, if it is known.
+        size: Height and width of the network's input.
+        minutes: Time for everything; ``None`` is no limit.
+        seed: Of the choice.
+    """
+    if minutes is None or not len(images):
+        return images, ""
+    tested = np.array([part == "test" for part in images.splits])
+    others = np.flatnonzero(~tested)
+    looked = [path.stat().st_size for path in images.paths[:: max(1, len(images) // 64)] if path.is_file()]
+    known = facts(images, max(1, len(others)), spec, size)
+    seconds = recipes.seconds_an_image(known, float(np.mean(looked or [0])), processors.available())
+    share = recipes.share_in_time(len(others), int(tested.sum()), seconds, minutes)
+    if share == 1.0:
+        return images, ""
+    order = np.random.default_rng(seed).permutation(others)
+    labels = images.labels[order]
+    chosen = [order[labels == label][: math.ceil(share * (labels == label).sum())] for label in np.unique(labels)]
+    kept = np.sort(np.concatenate([np.flatnonzero(tested), *chosen]))
+    count = len(kept) - int(tested.sum())
+    said = f"{count:,} of {len(others):,} images to learn from, the same share of each class: the time allows no more"
+    return images.subset(kept), said
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,16 +190,42 @@ class Choice:
             return choose(), None
         return strategies.open_run(folder, described, choose, journal.note), folder
 
+    def _left(self, journal: Journal) -> float | None:
+        return None if self.minutes is None else max(1e-3, self.minutes - journal.minutes)
+
+    def _recipe(self, images: ImageSet, count: int, journal: Journal) -> recipes.Recipe:
+        known = facts(images, count, getattr(self.body, "architecture", None), self.body.input_spec.size)
+        return recipes.recipe(
+            known,
+            recipes.measure_hardware(),
+            strategy=self.strategy,
+            minutes=self._left(journal),
+            probed=self.probes,
+            seed=self.seed,
+        )
+
+    def too_late(self, images: ImageSet, count: int, folder: Path | None, journal: Journal) -> bool:
+        """Says whether what came before the training has left too little of the time for it.
+
+        Args:
+            images: As :meth:`settings` takes them.
+            count: As :meth:`settings` takes it.
+            folder: Of the run; one that goes on is not late.
+            journal: Says what is left of the time.
+        """
+        if self.minutes is None or not self.probes or self._given() or self.trainable_from is not None:
+            return False
+        if folder is not None and training.load_checkpoint(folder) is not None:
+            return False
+        return self._recipe(images, count, journal).tuning is None
+
     def _given(self) -> dict[str, Any]:
         return self.tuning.to_dict() if isinstance(self.tuning, Tuning) else dict(self.tuning or {})
 
     def _chosen(self, images: ImageSet, count: int, given: dict[str, Any], journal: Journal) -> Tuning | None:
         """Returns the settings of a new run: what is given, over the recipe's."""
-        left = None if self.minutes is None else max(1e-3, self.minutes - journal.minutes)
-        size = self.body.input_spec.size
-        known = facts(images, count, getattr(self.body, "architecture", None), size)
-        hardware = recipes.measure_hardware()
-        found = recipes.recipe(known, hardware, strategy=self.strategy, minutes=left, seed=self.seed)
+        left = self._left(journal)
+        found = self._recipe(images, count, journal)
         if not isinstance(self.tuning, Tuning):
             for reason in found.reasons:
                 journal.note(reason)

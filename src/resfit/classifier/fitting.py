@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import shutil
@@ -13,7 +14,7 @@ import numpy as np
 
 from resfit import artifact, engines
 from resfit.classifier import account, learning, narrow, networks
-from resfit.classifier.choices import Choice, check_arguments, facts
+from resfit.classifier.choices import Choice, check_arguments, facts, within_time
 from resfit.classifier.journal import Journal
 from resfit.classifier.material import Checker, Used, check_skipped, material_of, split
 from resfit.classifier.narrow import Rows
@@ -23,6 +24,7 @@ from resfit.data import image_set as image_sets
 from resfit.data import privacy, scans
 from resfit.errors import ArgumentError, DataError
 from resfit.evaluation import kept as kept_images
+from resfit.evaluation import references as reference_images
 from resfit.evaluation.calibrated import calibrate
 from resfit.evaluation.judged import measured
 from resfit.preprocessing import Reading
@@ -92,7 +94,8 @@ def fit(
         head: ``"linear"``, multinomial logistic regression; ``"mlp"``, one hidden layer of 1024; for a few images a
             class ``"nearest_mean"`` or ``"knn"``, with a probe alone.
         budget: Time for everything, such as ``"10m"``, ``"90s"`` or a number of minutes; ``None`` is no limit, and
-            ``"auto"`` then stays with the probe.
+            ``"auto"`` then stays with the probe. Where there are more images than can be looked at in this time, a
+            part of each class is learned from, and ``metrics["images"]["left_out"]`` says how many are not.
         trainable_from: First layer that learns, as :func:`resfit.transfer.boundary.resolve` takes it; ``None`` leaves
             it to the recipe.
         tuning: Settings of the fine-tuning; a mapping overrules single ones of the recipe
@@ -156,6 +159,10 @@ def fit(
     journal.lap("scan")
     body, name = networks.body_of(model, channels, reading)
     journal.lap("load network")
+    unusable, listed = images.skipped, len(images)
+    images, left_out = within_time(images, getattr(body, "architecture", None), body.input_spec.size, minutes, seed)
+    if left_out:
+        journal.note(left_out)
     if images.medical:
         journal.note(scans.NOTICE)
     options = {"balance": balance, "focal": focal, "label_smoothing": label_smoothing}
@@ -190,8 +197,8 @@ def fit(
         prepared = strategies.prepare(body, images.paths, settings, running)
         used = Used(prepared)
     journal.lap("features" if choice.probes else "frozen part")
-    found = len(images) + len(images.skipped)
-    skipped = privacy.shown_skipped(images, (*images.skipped, *used.skipped))
+    found = len(images) + len(unusable)
+    skipped = privacy.shown_skipped(images, (*unusable, *used.skipped))
     skipped_csv = account.skipped_table(skipped)
     check_skipped(skipped, found, max_skipped, skipped_csv, None if out is None else Path(out))
 
@@ -204,9 +211,12 @@ def fit(
     alone = dict(tuning or {}) if strategy == "probe" and not isinstance(tuning, Tuning) else {}
 
     def head_of(rows: Rows, positions: np.ndarray) -> heads.Head:
+        return fitted_head(rows[positions], positions)
+
+    def fitted_head(some: np.ndarray, positions: np.ndarray) -> heads.Head:
         return heads.fit_head(
             head,
-            rows[positions],
+            some,
             data.labels(positions),
             len(data.classes),
             seed=seed,
@@ -248,14 +258,23 @@ def fit(
         if settings is not None:
             prepared = strategies.prepare(body, kept.paths, settings, running)
             journal.lap("frozen part")
+            if choice.too_late(kept, len(parts.train), folder, journal):
+                journal.note("no time is left for fine-tuning: the probe is kept")
+                settings = None
+                if folder is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
     if settings is not None and prepared is not None:
         taught = learning.teach(teacher, data, engine, cache)
-        start = final if final is not None else (lambda rows: head_of(rows, parts.train))
+        start = final
+        if start is None:
+            start = fitted_head(strategies.features(prepared, parts.train, running), parts.train)
+            journal.lap("head")
         if minutes is not None and not choice.sets_time:
             settings = strategies.with_time_left(folder, settings, minutes - journal.minutes)
+            running = dataclasses.replace(running, closing=len(parts.test) + len(parts.val) + reference_images.MAX_ROWS)
         tuned, files = learning.tune(data, prepared, start, taught, settings, running, folder)
         if tuned.learned.epoch > 0 or not choice.probes:
-            learned = learning.keep_tuned(data, prepared, tuned)
+            learned = learning.keep_tuned(data, tuned)
         journal.note(account.verdict(tuned, strategy))
         journal.lap("fine-tuning")
     if learned is None:
@@ -298,7 +317,7 @@ def fit(
             head=head,
             precision=precision if learned.tuned is None else "float32",
         ),
-        metrics=account.metrics(data, learned, found, skipped, tuned, checked, result),
+        metrics=account.metrics(data, learned, found, skipped, tuned, checked, result, listed - len(images)),
         fingerprint=kept.fingerprint,
         versions=account.package_versions(),
         attachments={
@@ -359,10 +378,12 @@ def plan(
     minutes = check_arguments(strategy, budget, 0.0, test_share, val_share, None)
     images = image_sets.scan(source, **_scan_options(reading, scan_options))
     image_sets.check_trainable(images)
-    parts = split(images, val_share, test_share, seed)
     spec, size = networks.described(model)
+    images, left_out = within_time(images, spec, size, minutes, seed)
+    parts = split(images, val_share, test_share, seed)
     known = facts(images, len(parts.train), spec, size)
-    return recipes.recipe(known, hardware or recipes.measure_hardware(), strategy=strategy, minutes=minutes, seed=seed)
+    found = recipes.recipe(known, hardware or recipes.measure_hardware(), strategy=strategy, minutes=minutes, seed=seed)
+    return dataclasses.replace(found, reasons=(left_out, *found.reasons)) if left_out else found
 
 
 def _scan_options(reading: Reading | None, options: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -60,12 +59,11 @@ class Kept:
         return "probe" if self.tuned is None else "finetune" if self.tuned.boundary.frozen else "full"
 
 
-def keep_tuned(data: Material, prepared: strategies.Prepared, tuned: strategies.Tuned) -> Kept:
+def keep_tuned(data: Material, tuned: strategies.Tuned) -> Kept:
     """Keeps what was fine-tuned.
 
     Args:
         data: What was learned from.
-        prepared: The same, as the part of the network that learned reads it.
         tuned: What was learned.
     """
     return Kept(
@@ -76,7 +74,7 @@ def keep_tuned(data: Material, prepared: strategies.Prepared, tuned: strategies.
         source="validation",
         train=data.parts.train,
         held_out=data.parts.val,
-        features=functools.partial(strategies.tuned_features, prepared, tuned),
+        features=tuned.features,
         tuned=tuned,
     )
 
@@ -139,7 +137,7 @@ def _left_out(
 def tune(
     data: Material,
     prepared: strategies.Prepared,
-    head: heads.Head | Callable[[np.ndarray], heads.Head],
+    head: heads.Head,
     taught: np.ndarray | None,
     settings: Tuning,
     running: strategies.Running,
@@ -150,7 +148,7 @@ def tune(
     Args:
         data: What there is to learn from.
         prepared: The same, as the part of the network that learns reads it.
-        head: As :func:`resfit.transfer.strategies.tune` takes it.
+        head: The head to start from.
         taught: Logits of a teacher, if there is one.
         settings: What decides the result.
         running: How it is run.

@@ -131,4 +131,5 @@ def _difference(model: Any, destination: Path, preprocess: bool) -> float | None
 def _shape(spec: ArchitectureSpec | None) -> str:
     if spec is None:
         return ""
-    return f"; {spec.block} blocks {list(spec.depths)}, widths {list(spec.widths)}, {spec.classes} classes"
+    kinds = " and ".join(dict.fromkeys(spec.kinds))
+    return f"; {kinds} blocks {list(spec.depths)}, widths {list(spec.widths)}, {spec.classes} classes"

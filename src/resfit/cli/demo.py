@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from resfit.cli import classify, console
+from resfit.cli import classify, console, fit
 
 
 def register(app: typer.Typer) -> None:
@@ -42,7 +42,7 @@ def demo(
     samples.unpack(images)
 
     console.message(f"$ resfit fit {images} -o {artifact}")
-    classify.fit(images, out=artifact)
+    fit.fit(images, out=artifact)
 
     found = scan(images)
     test = found.subset([row for row, part in enumerate(found.splits) if part == "test"])

@@ -19,7 +19,8 @@ import typer
 GROUPS: dict[str, tuple[str, ...]] = {
     "models": ("models", "info", "summary"),
     "suggest": ("suggest",),
-    "classify": ("fit", "predict", "evaluate", "embed"),
+    "fit": ("fit",),
+    "classify": ("predict", "evaluate", "embed"),
     "convert": ("convert",),
     "pretrain": ("pretrain",),
     "benchmark": ("benchmark",),

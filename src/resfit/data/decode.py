@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from resfit import processors
 from resfit.data import deep, frames, scans
 from resfit.errors import ArgumentError, ImageError, MissingDependencyError
 
@@ -226,7 +227,7 @@ def decode_many(
     Raises:
         ArgumentError: ``batch_size`` or ``workers`` is less than 1.
     """
-    workers = workers if workers is not None else os.cpu_count() or 1
+    workers = workers if workers is not None else processors.available()
     for name, number in (("batch_size", batch_size), ("workers", workers)):
         if number < 1:
             raise ArgumentError(f"{name} must be at least 1. Received: {number}.")
@@ -303,7 +304,7 @@ def in_order(
     """
     coming = iter(items)
     pending: deque[concurrent.futures.Future[_Result]] = deque()
-    with concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with concurrent.futures.ThreadPoolExecutor(workers or processors.available()) as pool:
         try:
             while True:
                 pending.extend(pool.submit(work, item) for item in itertools.islice(coming, ahead - len(pending)))

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from resfit import processors
 from resfit.cache import USERS, cache_root, keep
 from resfit.data.decode import decode_image, read_file
 from resfit.errors import DataError, ImageError
@@ -148,7 +149,7 @@ def _write(source: Path, size: int, root: Path) -> None:
         work = Path(temporary)
         with (
             open(work / "pixels", "w+b") as pixels,
-            concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+            concurrent.futures.ThreadPoolExecutor(processors.available()) as pool,
         ):
             kind: np.dtype[Any] = np.dtype("u1")
             for window in _windows(_encoded(source), 64):

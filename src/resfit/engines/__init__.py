@@ -6,6 +6,8 @@ picks one, converts the network for it, and keeps the converted network on disk.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import hashlib
@@ -93,6 +95,8 @@ _AGREEMENTS = {
 }
 
 _Tag = TypeVar("_Tag")
+# fingerprints of models that are not being changed, by identity
+_unchanged: contextvars.ContextVar[dict[int, str]] = contextvars.ContextVar("unchanged", default={})  # noqa: B039
 #: Images to calibrate int8 on, or what decodes them when they are needed.
 Samples = np.ndarray | Callable[[], np.ndarray]
 
@@ -272,6 +276,29 @@ def fingerprint(model: keras.Model) -> str:
     Returns:
         64 hexadecimal digits (SHA-256).
     """
+    known = _unchanged.get()
+    if id(model) not in known:
+        return _fingerprint(model)
+    found = known[id(model)] = known[id(model)] or _fingerprint(model)
+    return found
+
+
+@contextlib.contextmanager
+def unchanged(model: keras.Model) -> Iterator[None]:
+    """Within it, a model's :func:`fingerprint` is computed once: nobody changes the model meanwhile.
+
+    Args:
+        model: A built model.
+    """
+    known = _unchanged.get()
+    token = _unchanged.set(known if id(model) in known else {**known, id(model): ""})
+    try:
+        yield
+    finally:
+        _unchanged.reset(token)
+
+
+def _fingerprint(model: keras.Model) -> str:
     import keras
 
     digest = hashlib.sha256()

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from resfit import processors
+
 if TYPE_CHECKING:
     import keras
 
@@ -147,7 +149,9 @@ class LiteRtEngine:
         with quiet():
             from ai_edge_litert.interpreter import Interpreter
 
-            self._interpreter = Interpreter(model_path=str(folder / file), num_threads=threads or os.cpu_count() or 1)
+            self._interpreter = Interpreter(
+                model_path=str(folder / file), num_threads=threads or processors.available()
+            )
         self.precision = precision
         self._input = self._interpreter.get_input_details()[0]["index"]
         self._output = self._interpreter.get_output_details()[0]["index"]

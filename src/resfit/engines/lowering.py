@@ -84,6 +84,10 @@ class Builder(Protocol):
         """Normalises groups of channels."""
         ...
 
+    def rsqrt(self, x: Any) -> Any:
+        """Takes one over the square root."""
+        ...
+
     def take(self, x: Any, indices: Sequence[int], axis: int) -> Any:
         """Picks entries along an axis."""
         ...
@@ -294,6 +298,21 @@ def _group_norm(layer: Any, builder: Builder, x: _Value) -> _Value:
     return _Value(builder.group_norm(x.node, layer.groups, gamma, beta, layer.epsilon), 4)
 
 
+def _evo_norm(layer: Any, builder: Builder, x: _Value) -> _Value:
+    groups, channels = int(layer.groups), int(layer.input.shape[-1])
+    grouped = builder.reshape(x.node, (groups, -1))
+    mean = builder.reduce(grouped, "avg", (2,), True)
+    away = builder.add(grouped, builder.multiply(mean, np.full(1, -1, np.float32)))
+    variance = builder.reduce(builder.multiply(away, away), "avg", (2,), True)
+    scale = builder.rsqrt(builder.add(variance, np.full(1, layer.epsilon, np.float32)))
+    # from one value of a group to one of a channel
+    scale = builder.multiply(scale, _array(layer.gamma).reshape(1, groups, -1))
+    scale = builder.reshape(scale, (channels, 1, 1))
+    gate = builder.activation(builder.multiply(x.node, _along_channels(_array(layer.v), 4)), "sigmoid")
+    scaled = builder.multiply(builder.multiply(x.node, gate), scale)
+    return _Value(builder.add(scaled, _along_channels(_array(layer.beta), 4)), 4)
+
+
 def _rescaling(layer: Any, builder: Builder, x: _Value) -> _Value:
     scale, shift = (np.asarray(value, np.float32).reshape(-1) for value in (layer.scale, layer.offset))
     return _affine(builder, _Value(x.node, x.rank), scale, shift)
@@ -458,6 +477,7 @@ _TRANSLATORS: dict[type, Callable[..., Any]] = {
     _L.Identity: _identity,
     own.StochasticDepth: _identity,
     own.BlurPool2D: _blur,
+    own.EvoNormS0: _evo_norm,
     own.PaddedShortcut: _padded_shortcut,
 }
 #: Operations of ``keras.ops``, which have no public class.

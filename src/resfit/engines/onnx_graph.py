@@ -115,6 +115,9 @@ class _Builder:
         inputs = [x, self.constant(gamma), self.constant(beta)]
         return self.operation("GroupNormalization", inputs, num_groups=groups, epsilon=epsilon)
 
+    def rsqrt(self, x: str) -> str:
+        return self.operation("Reciprocal", [self.operation("Sqrt", [x])])
+
     def take(self, x: str, indices: Sequence[int], axis: int) -> str:
         return self.operation("Gather", [x, self.constant(indices, np.int64)], axis=axis)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from resfit import processors
 from resfit.engines.lowering import Unsupported
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class OnnxRuntimeEngine:
 
         self.precision = precision
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or os.cpu_count() or 1
+        options.intra_op_num_threads = threads or processors.available()
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(str(folder / file), options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name

@@ -94,6 +94,9 @@ class _Builder:
     def group_norm(self, x: Any, groups: int, gamma: np.ndarray, beta: np.ndarray, epsilon: float) -> Any:
         return ops.group_normalization(x, _constant(gamma), _constant(beta), groups, epsilon)
 
+    def rsqrt(self, x: Any) -> Any:
+        return ops.divide(_constant(np.ones(1)), ops.sqrt(x))
+
     def take(self, x: Any, indices: Sequence[int], axis: int) -> Any:
         return ops.gather(x, np.array(indices, np.int64), np.int64(axis))
 

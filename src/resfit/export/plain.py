@@ -105,6 +105,20 @@ def _blurred(layer: Any, x: Any) -> Any:
     return result
 
 
+def _evo_norm(layer: Any, x: Any) -> Any:
+    gate = ops.sigmoid(_by_channel(f"{layer.name}_v", x, layer.v))
+    return _by_channel(layer.name, x * gate * layer.inverse_deviation(x), layer.gamma, layer.beta)
+
+
+def _by_channel(name: str, x: Any, scale: Any, shift: Any = None) -> Any:
+    """Multiplies each channel, and adds to it, by a depthwise convolution of one place."""
+    made = keras.layers.DepthwiseConv2D(1, use_bias=shift is not None, name=name)
+    result = made(x)
+    kernel = _array(scale).reshape(1, 1, -1, 1)
+    made.set_weights([kernel] if shift is None else [kernel, _array(shift)])
+    return result
+
+
 def _lowest(layer: Any, x: Any) -> Any:
     width = (layer.padding, layer.padding)
     return ops.pad(x, ((0, 0), width, width, (0, 0)), constant_values=-3e38)
@@ -127,6 +141,7 @@ _REPLACEMENTS: dict[type, Callable[..., Any]] = {
     folding.FoldedConvolution: _folded,
     own.StandardizedConv2D: _standardized,
     own.BlurPool2D: _blurred,
+    own.EvoNormS0: _evo_norm,
     own.LowestPadding2D: _lowest,
     own.PaddedShortcut: _padded_shortcut,
     own.StochasticDepth: _nothing,

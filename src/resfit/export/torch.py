@@ -31,6 +31,7 @@ _FIXED: dict[str, Any] = {
     "antialias": None,
     "stage_strides": (1, 2, 2, 2),
     "stem_pool": "max",
+    "block_widths": None,
     "activation": "relu",
     "norm_epsilon": 1e-5,
     "norm_groups": 32,
@@ -113,7 +114,7 @@ def _headed(job: Job) -> tuple[Any, bool]:
             f"{'a network of unknown architecture' if spec is None else f'a head that ends in {last.name!r}'}. "
             "Take format='onnx'."
         )
-    moved = spec.block == "bottleneck" and spec.stride_in_block == "first" and not spec.preactivation
+    moved = "bottleneck" in spec.kinds and spec.stride_in_block == "first" and not spec.preactivation
     spec = spec.replace(classes=len(job.subject.labels), stride_in_block="spatial" if moved else spec.stride_in_block)
     model = keras.Model(logits.inputs, logits.outputs, name=logits.name)
     return network.attach(model, spec, job.subject.input_spec), moved
@@ -136,14 +137,15 @@ def _construction(spec: ArchitectureSpec, moved: bool) -> str:
     """
     from resfit.checkpoints.write import timm_name
 
-    for field, value in _FIXED.items():
-        if getattr(spec, field) != value:
-            raise ArgumentError(f"its networks have {field}={value!r}. Received: {getattr(spec, field)!r}")
     common = f"num_classes={spec.classes}, in_chans={spec.in_channels}"
     name = timm_name(spec)
     if name is not None:
         lines = [f'model = timm.create_model("{name}", {common})']
     else:
+        fixed = {**_FIXED, **({"activation": "linear"} if spec.norm == "evo" else {})}
+        for field, value in fixed.items():
+            if getattr(spec, field) != value:
+                raise ArgumentError(f"its networks have {field}={value!r}. Received: {getattr(spec, field)!r}")
         lines = _resnet_v2(spec, common) if spec.preactivation else _resnet(spec, common)
     if moved:
         lines += [
@@ -155,16 +157,18 @@ def _construction(spec: ArchitectureSpec, moved: bool) -> str:
 
 
 def _resnet(spec: ArchitectureSpec, common: str) -> list[str]:
-    block, expansion = ("BasicBlock", 1) if spec.block == "basic" else ("Bottleneck", 4)
-    channels = [width // expansion for width in spec.widths]
+    blocks = {"basic": ("resnet.BasicBlock", 1), "bottleneck": ("resnet.Bottleneck", 4)}
+    kinds, expansions = zip(*(blocks[kind] for kind in spec.kinds), strict=True)
+    channels = [width // expansion for width, expansion in zip(spec.widths, expansions, strict=True)]
     arguments: dict[str, Any] = {"layers": list(spec.depths), "channels": channels, **_stem(spec)}
     arguments |= {"avg_down": spec.shortcut == "avgpool", "down_kernel_size": spec.shortcut_kernel}
-    if expansion == 4:
+    if "basic" not in spec.kinds:
         arguments |= {"cardinality": spec.groups, "base_width": _base_width(spec, channels)}
     if spec.attention == "se":
         arguments["block_args"] = {"attn_layer": "se"}
     told = "".join(f", {key}={value!r}" for key, value in arguments.items())
-    return ["resnet = timm.models.resnet", f"model = resnet.ResNet(resnet.{block}{told}, {common})"]
+    block = kinds[0] if spec.stage_blocks is None else f"[{', '.join(kinds)}]"
+    return ["resnet = timm.models.resnet", f"model = resnet.ResNet({block}{told}, {common})"]
 
 
 def _stem(spec: ArchitectureSpec) -> dict[str, Any]:
@@ -184,9 +188,11 @@ def _base_width(spec: ArchitectureSpec, channels: list[int]) -> int:
 
 
 def _resnet_v2(spec: ArchitectureSpec, common: str) -> list[str]:
-    norm = "layers.BatchNormAct2d"
-    if spec.norm == "group":
-        norm = f"functools.partial(layers.GroupNormAct, num_groups={spec.norm_groups})"
+    norm = {
+        "batch": "layers.BatchNormAct2d",
+        "group": f"functools.partial(layers.GroupNormAct, num_groups={spec.norm_groups})",
+        "evo": f"functools.partial(layers.EvoNorm2dS0, groups={spec.norm_groups})",
+    }[spec.norm]
     conv = "layers.create_conv2d"
     if spec.weight_standardization:
         conv = f"functools.partial(layers.StdConv2d, eps={spec.weight_standardization_epsilon!r})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from resfit import processors
 from resfit.evaluation.figures import Figures
 from resfit.report.findings import Findings
 from resfit.report.templates import plain
@@ -80,7 +80,7 @@ def run_card(findings: Findings) -> Rows:
     fitted = findings.classifier.versions
     rows = [
         ("written", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())),
-        ("machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors"),
+        ("machine", f"{platform.system()} {platform.machine()}, {processors.available()} processors"),
         ("engine", f"{findings.judged.engine}; {findings.judged.computed} images computed now, the others cached"),
         ("seed", str(findings.seed)),
         ("resamples", f"{findings.figures.resamples} of {findings.figures.units} "

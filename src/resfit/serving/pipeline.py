@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from resfit import processors
 from resfit.serving import adapter
 from resfit.serving.batching import Slots, Work
 from resfit.serving.metrics import Metrics
@@ -40,7 +40,7 @@ class Pipeline:
         self._settings, self._metrics = settings, metrics
         self.slots = Slots(settings.queue)
         self._explanations = Slots(_MOST_EXPLANATIONS)
-        self._decoders = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "decode")
+        self._decoders = concurrent.futures.ThreadPoolExecutor(processors.available(), "decode")
         self._explainer = concurrent.futures.ThreadPoolExecutor(1, "explain")
         self._decoding: dict[Work, float] = {}
         self._lock = threading.Lock()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from resfit import processors
 from resfit.data import frames
 
 _FORMAT = 2
@@ -65,7 +66,7 @@ def digest_files(
         One entry a path, in order. A file that cannot be read has a reason in place of a digest.
     """
     results: list[FileDigest] = []
-    with DigestMemory(memory) as known, concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with DigestMemory(memory) as known, concurrent.futures.ThreadPoolExecutor(processors.available()) as pool:
         for start in range(0, len(paths), _BATCH):
             batch = paths[start : start + _BATCH]
             remembered = known.recall(batch)
@@ -149,7 +150,7 @@ class DigestMemory:
             For each file its digest, or the reason why it cannot be read; ``None`` where it must be read.
         """
         found: list[FileDigest | None] = []
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with concurrent.futures.ThreadPoolExecutor(processors.available()) as pool:
             for start in range(0, len(paths), _BATCH):  # the pool holds something for each file it is given
                 some = paths[start : start + _BATCH]
                 states = pool.map(_state_or_reason, some)

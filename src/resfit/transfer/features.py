@@ -149,11 +149,12 @@ def extract(
         progress=progress,
         records=records,
     )
-    if cache is False:
-        with tempfile.TemporaryDirectory(prefix="resfit-", ignore_cleanup_errors=True) as folder:
-            return _extract(job, Path(folder), None)
-    root = cache_root() if cache is True else Path(cache)
-    return _extract(job, root, root / "digests.sqlite")
+    with engines.unchanged(model):
+        if cache is False:
+            with tempfile.TemporaryDirectory(prefix="resfit-", ignore_cleanup_errors=True) as folder:
+                return _extract(job, Path(folder), None)
+        root = cache_root() if cache is True else Path(cache)
+        return _extract(job, root, root / "digests.sqlite")
 
 
 def store_key(

@@ -84,6 +84,7 @@ class Trainer:
         several: Whether an image may have several labels (sigmoid in place of softmax).
         teacher: Logits of a teacher, an array like ``targets``, for ``tuning.distillation``.
         parts: The boundary and the part behind it, if the caller has cut the network already.
+        closing: Images that will be measured afterwards, within ``tuning.minutes``.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Trainer:
         several: bool = False,
         teacher: np.ndarray | None = None,
         parts: tuple[boundary.Boundary, keras.Model] | None = None,
+        closing: int = 0,
     ):
         import tensorflow as tf
 
@@ -132,6 +134,7 @@ class Trainer:
         self.score: dict[str, Any] = {"epoch": 0, "accuracy": None, "loss": None}
         self.step, self.epoch, self.position, self.seconds = 0, 0, 0, 0.0
         self.waited, self.ending = 0, ""
+        self.closing, self.pace = closing, math.inf  # seconds an image, the least that was seen
         self._totals = np.zeros(3)
         self._weights = class_weights(self.targets[self.train], tuning.balance)
         self._phases = [boundary.find(body_of(model, layers), start) for _, start in sorted(tuning.unfreeze)]
@@ -154,7 +157,10 @@ class Trainer:
         total = self.tuning.epochs * self.steps_per_epoch
         done = self.step / total if total else 1.0
         if self.tuning.minutes is not None:
-            done = max(done, self.seconds / (60 * self.tuning.minutes))
+            seconds = 60 * self.tuning.minutes
+            if self.closing and self.pace < math.inf:
+                seconds -= min(self.closing * self.pace, seconds / 2)
+            done = max(done, self.seconds / seconds)
         return min(1.0, done)
 
     @property
@@ -258,7 +264,12 @@ class Trainer:
                 self.best = [v.numpy() for v in self.state]
                 self.score = {"epoch": self.epoch, "accuracy": None, "loss": None}
                 return {}
-            loss, accuracy = measure(self.predict(self.val), self.targets[self.val], several=self.several)
+            if self.closing and self._forward is None:  # what it takes to begin is no part of the pace
+                self.predict(self.val[:_PREDICT])
+            begin = time.perf_counter()
+            logits = self.predict(self.val)
+            self.pace = min(self.pace, (time.perf_counter() - begin) / len(self.val))
+            loss, accuracy = measure(logits, self.targets[self.val], several=self.several)
             if math.isfinite(loss) and self._is_better(accuracy, loss):
                 self.best = [v.numpy() for v in self.state]
                 self.score = {"epoch": self.epoch, "accuracy": accuracy, "loss": loss}
@@ -335,6 +346,7 @@ class Trainer:
             "position": self.position,
             "seconds": self.seconds,
             "waited": self.waited,
+            "pace": None if self.pace == math.inf else self.pace,
             "ending": self.ending,
             "score": self.score,
             "totals": self._totals.tolist(),
@@ -355,6 +367,7 @@ class Trainer:
         self.step, self.epoch, self.position = state["step"], state["epoch"], state["position"]
         self.seconds, self.waited, self.ending = state["seconds"], state["waited"], state["ending"]
         self.score, self._totals = state["score"], np.array(state["totals"])
+        self.pace = state.get("pace") or math.inf
         return True
 
     def _arrays(self) -> dict[str, Any]:

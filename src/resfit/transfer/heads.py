@@ -10,13 +10,13 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from resfit import processors
 from resfit.errors import ArgumentError, DataError
 from resfit.transfer import solver
 from resfit.transfer.training import check_choice
@@ -652,7 +652,7 @@ def _sweep(
 
     scores: list[CvScore] = []
     logits: list[np.ndarray] = []
-    workers = min(len(folds), os.cpu_count() or 1)
+    workers = min(len(folds), processors.available())
     with (
         blas_threads(standard.size, side_by_side=workers > 1),
         warnings.catch_warnings(),

@@ -12,6 +12,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from resfit import processors
 from resfit.errors import ArgumentError
 from resfit.transfer import training
 from resfit.transfer.tuning import Tuning
@@ -30,6 +31,8 @@ SMALL, MEDIUM = 500, 20_000
 _STEPS = (300, 2_500, 10_000)
 # shares of a matrix product's speed that the engine and a training step reach
 _ENGINE, _TRAINING = 0.75, 0.55
+# how much faster a step is in bfloat16 where the processor has matrix units for it: for small networks, at least
+_NARROW = 1.5
 # seconds that a fast engine and a training step take to start
 _START = 4.0
 _LEAST_EPOCHS, _LEAST_STEPS = 2, 150
@@ -42,6 +45,12 @@ _CROPS = ((20, 0.35), (12, 0.5), (5, 0.8), (0, 1.0))
 _WORTH_STORING = 0.25
 # share of the time that may go into storing more views than the plain one
 _MOST_STORING = 0.3
+# share of the time that may go into looking at each image once
+_MOST_LOOKING = 0.8
+# what one core is expected to do where nothing is measured: operations of a network, bytes of image files, files
+_OPERATIONS, _BYTES, _FILES = 8e10, 2.5e7, 2e3
+# images that are always looked at
+_LEAST_IMAGES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +128,13 @@ class Recipe:
 
 
 def recipe(
-    facts: Facts, hardware: Hardware, *, strategy: str = "auto", minutes: float | None = None, seed: int = 0
+    facts: Facts,
+    hardware: Hardware,
+    *,
+    strategy: str = "auto",
+    minutes: float | None = None,
+    probed: bool = False,
+    seed: int = 0,
 ) -> Recipe:
     """Chooses the settings. The same arguments always give the same recipe.
 
@@ -128,6 +143,7 @@ def recipe(
         hardware: The machine.
         strategy: One of :data:`STRATEGIES`. ``"auto"`` fine-tunes where data and time suffice.
         minutes: Time for everything; ``None`` is no limit, except that ``"auto"`` then stays with the probe.
+        probed: Whether the probe is there already, so that ``minutes`` is for what follows.
         seed: Passed on.
 
     Raises:
@@ -147,7 +163,8 @@ def recipe(
         return Recipe("probe", None, seconds, (alone,))
 
     reasons: list[str] = []
-    left = math.inf if minutes is None else 60 * minutes - (sum(seconds.values()) if strategy == "auto" else 0)
+    before = sum(seconds.values()) if strategy == "auto" and not probed else 0.0
+    left = math.inf if minutes is None else 60 * minutes - before
     start, why = _boundary(facts, hardware, strategy, left)
     if not start:
         return Recipe("probe", None, seconds, (why,))
@@ -205,6 +222,38 @@ def recipe(
     )
 
 
+def share_in_time(images: int, always: int, seconds: float, minutes: float) -> float:
+    """Returns the share of the images that the time allows to look at, a power of one half.
+
+    Args:
+        images: Images of which some can be left out.
+        always: Images of which none can.
+        seconds: What one takes.
+        minutes: Time for everything.
+
+    Example:
+        >>> share_in_time(60_000, 5_000, 0.002, 1.0)
+        0.25
+    """
+    share, room = 1.0, _MOST_LOOKING * 60 * minutes
+    while (share * images + always) * seconds > room and share * images / 2 >= _LEAST_IMAGES:
+        share /= 2
+    return share
+
+
+def seconds_an_image(facts: Facts, size: float, cores: int) -> float:
+    """Returns about how long it takes to decode an image and run it through the network, on a typical machine.
+
+    Nothing is measured, so that it is the same in each run.
+
+    Args:
+        facts: The data and the network.
+        size: Bytes of the image file.
+        cores: Processors.
+    """
+    return (1 / _FILES + size / _BYTES + 2 * _macs(facts) / _OPERATIONS) / cores
+
+
 def facts_of(
     spec: ArchitectureSpec | None, images: int, classes: int, size: tuple[int, int], imbalance: float = 1.0
 ) -> Facts:
@@ -260,7 +309,7 @@ def measure_hardware() -> Hardware:
     import numpy as np
     from threadpoolctl import threadpool_limits
 
-    side, best, cores = 768, math.inf, os.cpu_count() or 1
+    side, best, cores = 768, math.inf, processors.available()
     left = np.ones((side, side), np.float32)
     with threadpool_limits(1, user_api="blas"):  # threads that wait for a busy core would measure the neighbours
         for _ in range(8):
@@ -350,7 +399,8 @@ def _store_seconds(facts: Facts, hardware: Hardware, start: str, views: int) -> 
 
 def _epoch_seconds(facts: Facts, hardware: Hardware, start: str, views: int) -> float:
     # forwards, and backwards to the inputs and to the weights
-    seconds = facts.images * 2 * 3 * _macs(facts, start) / (_TRAINING * hardware.gflops * 1e9)
+    speed = _TRAINING * hardware.gflops * 1e9 * (_NARROW if hardware.bfloat16 else 1.0)
+    seconds = facts.images * 2 * 3 * _macs(facts, start) / speed
     if not views:  # the frozen part runs in every epoch
         seconds += facts.images * 2 * (_macs(facts) - _macs(facts, start)) / (_ENGINE * hardware.gflops * 1e9)
     return seconds

@@ -7,7 +7,9 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import tempfile
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 #: Files that a run leaves behind.
 LOG, CURVES, RATES = "training.csv", "training.png", "learning_rates.png"
 _CONFIG, _RATE = "run.json", "learning_rate.json"
+_BATCH = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,6 +75,7 @@ class Running:
         say: Called with lines for people.
         stop: Called after each step with its number; the run ends early, resumable, where it returns True.
         records: Whether images are measured (:mod:`resfit.data.checks`) where the frozen part decodes them.
+        closing: Images that are measured when the training is over, for which some of its time is kept.
     """
 
     folder: Path
@@ -85,6 +89,7 @@ class Running:
     say: Callable[[str], None] = training.say
     stop: Callable[[int], bool] | None = None
     records: bool = False
+    closing: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,6 +104,7 @@ class Tuned:
         boundary: Where the network was cut.
         logits: Of the test images, by the tuned network.
         val_logits: Of the validation images.
+        features: Computes features of the tuned network for positions in the feed.
     """
 
     body: keras.Model
@@ -108,6 +114,7 @@ class Tuned:
     boundary: boundary.Boundary
     logits: np.ndarray
     val_logits: np.ndarray
+    features: Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -210,25 +217,29 @@ def prepare(body: keras.Model, files: Sequence[Path], tuning: Tuning, running: R
     )
 
 
-def tune(
-    task: Task,
-    prepared: Prepared,
-    head: heads.Head | Callable[[np.ndarray], heads.Head],
-    tuning: Tuning,
-    running: Running,
-) -> Tuned:
+def features(prepared: Prepared, rows: np.ndarray, running: Running) -> np.ndarray:
+    """Computes features of the network as it is, for a head to start from.
+
+    They come from the stored outputs of the frozen part, which costs less than the whole network.
+
+    Args:
+        prepared: The images, and the network.
+        rows: Positions in the feed.
+        running: How it is run.
+    """
+    return _Suffix(prepared, prepared.second, len(rows), running)(rows)
+
+
+def tune(task: Task, prepared: Prepared, head: heads.Head, tuning: Tuning, running: Running) -> Tuned:
     """Fine-tunes a network, or goes on with a run that was interrupted.
 
     Args:
         task: What there is to learn.
         prepared: The images, and the network.
-        head: The head to start from, or what makes one from the features of the frozen network. These are computed from
-            the stored outputs of the frozen part, which costs less than the whole network.
+        head: The head to start from.
         tuning: What decides the result.
         running: How it is run.
     """
-    if callable(head):
-        head = head(_features(prepared.second, prepared.feed, np.arange(len(prepared.feed)), running.progress))
     model, layers = heads.attach(boundary.copy(prepared.body, dtype=_policy(tuning)), head, logits=True)
     trainer = finetune.Trainer(
         model,
@@ -240,6 +251,7 @@ def tune(
         task.val,
         several=task.several,
         teacher=task.teacher,
+        closing=running.closing,
     )
     if running.lr_find:
         trainer.tuning = tuning = dataclasses.replace(tuning, learning_rate=_found_rate(trainer, running))
@@ -261,23 +273,22 @@ def tune(
 
         draw_training(running.folder / CURVES, learned.history, kept=learned.epoch, title=prepared.body.name)
     body, final = finetune.body_of(model, layers), heads.from_layers(layers, head)
-    second = trainer.second
     if _policy(tuning):  # what is measured is what is kept: float32
         body = boundary.copy(body, dtype="float32")
-        second = finetune.cut(*heads.attach(body, final, logits=True), tuning.trainable_from)[1]
-    forward = finetune.forward_of(second)
-
-    def logits(rows: np.ndarray) -> np.ndarray:
-        return finetune.logits_of(forward, prepared.feed, rows, task.targets.shape[1])
-
+    body = boundary.copy(body)
+    _, second = boundary.split(body, boundary.find(body, tuning.trainable_from))
+    measured = np.concatenate([task.test, task.val])
+    suffix = _Suffix(prepared, second, len(measured), running)
+    logits = final.logits(suffix(measured))
     return Tuned(
-        body=boundary.copy(body),
+        body=body,
         head=final,
         learned=learned,
         tuning=tuning,
         boundary=trainer.boundary,
-        logits=logits(task.test),
-        val_logits=logits(task.val),
+        logits=logits[: len(task.test)],
+        val_logits=logits[len(task.test) :],
+        features=suffix,
     )
 
 
@@ -362,32 +373,28 @@ def _views(tuning: Tuning) -> Views | None:
     return Views(tuning.views - 1, tuning.seed, flip=tuning.flip, area=area, colour=min(tuning.colour, 0.99))
 
 
-def tuned_features(prepared: Prepared, tuned: Tuned, rows: np.ndarray) -> np.ndarray:
-    """Computes features of the tuned network from what the part behind the cut reads.
+class _Suffix:
+    """The part of a network behind the cut, on the fastest engine, for images of a feed by position."""
 
-    Args:
-        prepared: The images.
-        tuned: The network.
-        rows: Positions in the feed.
-    """
-    _, second = boundary.split(tuned.body, boundary.find(tuned.body, tuned.tuning.trainable_from))
-    return _features(second, prepared.feed, rows, None)
+    def __init__(self, prepared: Prepared, second: keras.Model, images: int, running: Running):
+        self._feed, self._progress, self._width = prepared.feed, running.progress, second.output_shape[-1]
+        if not prepared.boundary.frozen:  # the whole network, whose arithmetic is known
+            second.architecture = getattr(prepared.body, "architecture", None)
+        folder = Path(tempfile.mkdtemp(prefix="resfit-"))  # a network that nobody asks for again
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        name = running.engine if isinstance(running.engine, str) else "auto"  # an engine is of another part
+        self._engine = engines.create(second, name, images=images, cache=folder)
 
-
-def _features(second: keras.Model, feed: feeds.Feed, rows: np.ndarray, progress: Progress | None) -> np.ndarray:
-    import tensorflow as tf
-
-    from resfit.transfer.folding import fold
-
-    program = fold(second, lambda _: True)
-    forward = tf.function(lambda inputs: program(inputs, training=False), autograph=False, reduce_retracing=True)
-    found = []
-    for start in range(0, len(rows), 64):
-        some = rows[start : start + 64]
-        found.append(np.asarray(forward(tf.constant(feed.plain(some)))))
-        if progress is not None:
-            progress("features", start + len(some), len(rows))
-    return np.concatenate(found) if found else np.zeros((0, second.output_shape[-1]), np.float32)
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        parts = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
+        found, done = [], 0
+        with training.ahead(((len(part), self._feed.plain(part)) for part in parts), 2) as ready:
+            for count, values in engines.stream(self._engine, ready):
+                found.append(values)
+                done += count
+                if self._progress is not None:
+                    self._progress("features", done, len(rows))
+        return np.concatenate(found) if found else np.zeros((0, self._width), np.float32)
 
 
 def _reporter(running: Running) -> Callable[[finetune.Trainer, dict[str, float]], None] | None:

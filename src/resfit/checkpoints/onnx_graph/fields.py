@@ -95,18 +95,19 @@ def shape(network: Network) -> dict[str, Any]:
         network: A network, perhaps read in part.
     """
     first = [found[0] for found in stages(network)]
-    three = len(first[0].units) == 3
-    inner = tuple(block.units[1 if three else 0].conv.channels for block in first)
+    kinds = tuple("bottleneck" if len(block.units) == 3 else "basic" for block in first)
+    inner = tuple(block.units[-2].conv.channels for block in first)
     reduced = tuple(block.units[0].conv.channels for block in first)
     groups = max(block.units[1].conv.values["groups"] for block in first)
     return {
         "depths": tuple(map(len, stages(network))),
         "widths": tuple(block.width for block in first),
         "inner_widths": inner,
-        "reduce_widths": reduced if three and reduced != inner else None,
-        "block": "bottleneck" if three else "basic",
+        "reduce_widths": reduced if reduced != inner else None,
+        "block": kinds[0],
+        "stage_blocks": kinds if len({*kinds}) > 1 else None,
         "preactivation": network.preactivated,
-        "groups": groups if three else 1,
+        "groups": groups if "bottleneck" in kinds else 1,
         "stem": tuple(StemConv(unit.conv.channels, unit.kernel, unit.stride) for unit in _stem(network)),
         "stage_strides": (1,) * len(first),
         "in_channels": network.stem[0].conv.values["kernel"].shape[2] * network.stem[0].conv.values["groups"],
@@ -270,7 +271,8 @@ def _strides(network: Network) -> dict[str, Any]:
             total *= block.stride
             if block.stride > 1:
                 places.add("first" if number == 0 else "last")
-                early.add(block.units[0].stride > 1)
+                if len(block.units) == 3:
+                    early.add(block.units[0].stride > 1)
                 _check_stride(block)
         now = stage[-1].dilation
         if now % dilation:
@@ -280,7 +282,7 @@ def _strides(network: Network) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "stage_strides": tuple(totals),
         "stride_in_stage": "last" if "last" in places else "first",
-        "stride_in_block": "first" if early == {True} and len(found[0][0].units) == 3 else "spatial",
+        "stride_in_block": "first" if early == {True} else "spatial",
     }
     if dilation > 1:
         reached = 1
@@ -303,15 +305,14 @@ def _check_stride(block: Block) -> None:
 
 
 def _antialias(network: Network, remarks: list[str]) -> dict[str, Any]:
-    pools = [(number, unit.pool) for b in network.blocks for number, unit in enumerate(b.units) if unit.pool]
-    last = len(network.blocks[0].units) - 2
-    for number, pool in pools:
-        alike = pool.kind == pools[0][1].kind and number == last
+    pools = [(unit is b.units[-2], unit.pool) for b in network.blocks for unit in b.units if unit.pool]
+    for in_place, pool in pools:
+        alike = pool.kind == pools[0][1].kind and in_place
         if not alike or (pool.kind == "avg" and not _halves(pool, remarks)):
             raise Misfit(pool, "anti-aliasing must be alike in all blocks: a blur, or an average of 2x2")
     for block in network.blocks:
-        if pools and block.stride > 1 and not block.units[last].pool:
-            raise Misfit(block.units[last].conv, "a block that strides must have the anti-aliasing of the others")
+        if pools and block.stride > 1 and not block.units[-2].pool:
+            raise Misfit(block.units[-2].conv, "a block that strides must have the anti-aliasing of the others")
     return {"antialias": pools[0][1].kind if pools else None}
 
 

@@ -259,8 +259,8 @@ class _Walk:
             else:
                 self._unit(units, step)
         last = next((step for step in rest[:1]), first_sum)
-        if len(units) not in (2, 3) or (network.blocks and len(units) != len(network.blocks[0].units)):
-            raise Misfit(last, f"a block must have two convolutions or three, and all alike; it has {len(units)}")
+        if len(units) not in (2, 3):
+            raise Misfit(last, f"a block must have two convolutions or three; it has {len(units)}")
         if units[-1].act or units[-1].pool or any(unit.act is None for unit in units[:-1]):
             raise Misfit(
                 units[-1].conv, "between the convolutions of a block there must be activations, none at its end"

@@ -38,6 +38,7 @@ _LEAVES: dict[str, tuple[str, ...]] = {
     "depthwise_conv2d": ("depthwise_kernel", "bias"),
     "dense": ("kernel", "bias"),
     "group_normalization": ("gamma", "beta"),
+    "evo_norm_s0": ("gamma", "beta", "v"),
     "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
 }
 

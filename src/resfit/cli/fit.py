@@ -1,0 +1,294 @@
+"""``resfit fit``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from resfit.cli import console, medical
+from resfit.cli.medical import Frame, Plane, Series, Spacing, Window
+from resfit.cli.options import BatchSize, Engine, Json, LabelColumn, Labelled, NoCache, PathColumn, SplitColumn
+from resfit.cli.shown import accuracy, report_skipped, skipped_json
+
+if TYPE_CHECKING:
+    from resfit.classifier import Classifier
+    from resfit.transfer.recipes import Recipe
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to the application.
+
+    Args:
+        app: The application.
+    """
+    app.command("fit", epilog="Example: resfit fit photos/ -o photos.resfit")(fit)
+
+
+def fit(
+    folder: Labelled,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write the classifier to; needed but for --dry-run.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Network, as `resfit models` lists it.")] = "resnet10_tiny",
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="probe: a head on the frozen network. finetune: the last stages learn. full: all learns. "
+            "auto: the probe, then fine-tuning within --budget, and the better one is kept."
+        ),
+    ] = "auto",
+    budget: Annotated[
+        str | None, typer.Option(help="Time for everything, such as 10m, 90s or 1.5h. Without it auto is the probe.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done and how long it takes, and do nothing.")
+    ] = False,
+    head: Annotated[str, typer.Option(help="linear, mlp, nearest_mean or knn.")] = "linear",
+    trainable_from: Annotated[
+        str | None,
+        typer.Option(
+            help="First layer that learns: a name, an index of keras.applications, a stage, or a share 0.0-1.0."
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of the fine-tuning, such as epochs=20; may be given several times."),
+    ] = None,
+    lr_find: Annotated[
+        bool, typer.Option("--lr-find", help="Find the learning rate by a range test first; its curve is kept.")
+    ] = False,
+    teacher: Annotated[
+        str | None, typer.Option(help="A larger network, or a classifier, to learn from as well (distillation).")
+    ] = None,
+    balance: Annotated[bool, typer.Option("--balance", help="Let each class count the same in the loss.")] = False,
+    focal: Annotated[float, typer.Option(min=0, help="Exponent of the focal loss (mlp head, fine-tuning).")] = 0.0,
+    label_separator: Annotated[
+        str | None, typer.Option(help="What stands between the labels of an image that may have several.")
+    ] = None,
+    storage: Annotated[
+        float | None, typer.Option(min=0, help="Gigabytes that outputs of the frozen part may take up on disk.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split and of all that is random.")] = 0,
+    test_share: Annotated[float, typer.Option(help="Share set aside to measure with, if there is no test/.")] = 0.2,
+    max_skipped: Annotated[float, typer.Option(help="Largest share of unusable images that is put up with.")] = 0.1,
+    no_references: Annotated[
+        bool, typer.Option("--no-references", help="Keep no training images, as features and thumbnails, in OUT.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Look for duplicates, wrong labels, shortcuts in the same pass.")
+    ] = True,
+    allow_leakage: Annotated[
+        bool, typer.Option("--allow-leakage", help="Go on where test images are there for training too.")
+    ] = False,
+    engine: Engine = "auto",
+    precision: Annotated[
+        str, typer.Option(help="Of a probe's features: float32, bfloat16 (processors with matrix units) or int8.")
+    ] = "float32",
+    batch_size: BatchSize = None,
+    no_cache: NoCache = False,
+    path_column: PathColumn = "path",
+    label_column: LabelColumn = "label",
+    split_column: SplitColumn = "split",
+    group_column: Annotated[
+        str | None,
+        typer.Option(help="Column of a CSV with what must stay together. Default: group, patient or patient_id."),
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option(help="1 for grey images, 3 for colour. Default: what the network was trained on.")
+    ] = None,
+    frame: Frame = "middle",
+    series: Series = "each",
+    window: Window = "0",
+    plane: Plane = "axial",
+    spacing: Spacing = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a classifier to a folder of images and measure it on images it has not seen."""
+    from resfit import classifier
+
+    columns: dict[str, Any] = {
+        "path_column": path_column,
+        "label_column": label_column,
+        "split_column": split_column,
+        "group_column": group_column,
+        "reading": medical.reading(frame, series, window, plane, spacing),
+    }
+    if dry_run:
+        recipe = classifier.plan(
+            folder, model=model, strategy=strategy, budget=budget, seed=seed, test_share=test_share, **columns
+        )
+        if as_json:
+            console.print_json(recipe.to_dict())
+        else:
+            _print_plan(recipe)
+        return
+    if out is None:
+        raise typer.BadParameter("needed unless --dry-run is given", param_hint="'--out' / '-o'")
+    console.load_tensorflow()
+    with console.progress() as progress:
+        fitted = classifier.fit(
+            folder,
+            model=model,
+            out=out,
+            strategy=strategy,
+            head=head,
+            budget=budget,
+            trainable_from=trainable_from,
+            tuning=_settings(settings or []),
+            lr_find=lr_find,
+            teacher=teacher,
+            balance=balance,
+            focal=focal,
+            label_separator=label_separator,
+            storage=None if storage is None else int(storage * 2**30),
+            references=False if no_references else None,
+            seed=seed,
+            engine=engine,
+            precision=precision,
+            cache=not no_cache,
+            max_skipped=max_skipped,
+            test_share=test_share,
+            check=check,
+            allow_leakage=allow_leakage,
+            batch_size=batch_size,
+            channels=channels,
+            progress=progress,
+            say=lambda text: console.message(console.printable(text)),
+            **columns,
+        )
+    assert fitted.run is not None
+    for warning in fitted.run.warnings:
+        console.message(f"Warning: {console.printable(warning)}")
+    report_skipped(fitted.run.skipped, f"; all are listed in {out / 'skipped.csv'}")
+    if as_json:
+        console.print_json(_fit_json(fitted, out))
+    else:
+        _print_fit(fitted, out)
+
+
+def _print_fit(fitted: Classifier, out: Path) -> None:
+    run, images = fitted.run, fitted.metrics["images"]
+    assert run is not None
+    chosen = {0: "too few images to choose"}.get(fitted.recipe.folds, f"{fitted.recipe.folds}-fold cross-validation")
+    if fitted.recipe.folds == 1:
+        chosen = "a hold-out"
+    rows: list[tuple[str, object]] = [
+        ("network", fitted.recipe.model),
+        ("images", f"{images['found']} in {len(fitted.classes)} classes"),
+        ("skipped", images["skipped"]),
+        ("split", _split(images) + (", by group" if fitted.recipe.grouped else "")),
+        *_work(fitted),
+        *([("regularisation", f"C = {fitted.recipe.C:.3g} ({chosen})")] if fitted.recipe.head == "linear" else []),
+        ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in run.seconds.items())),
+        *(("found", finding) for finding in fitted.metrics.get("checks", {}).get("findings", ())),
+        ("accuracy", "not measured: no test images" if run.test is None else accuracy(run.test)),
+        ("written to", out),
+    ]
+    if run.history:
+        _print_history(run.history, fitted.metrics["training"]["epoch"])
+    console.print_table("", ("", ""), rows)
+
+
+def _print_history(history: Sequence[dict[str, Any]], kept: int) -> None:
+    """Prints a row for each epoch; of a long run the first, the last, the kept one and some between."""
+    step = max(1, len(history) // 20)
+    shown = [row for row in history if row["epoch"] % step == 0 or row["epoch"] in (kept, history[-1]["epoch"])]
+    columns = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+    cells = [
+        (
+            f"{row['epoch']}{' *' if row['epoch'] == kept else ''}",
+            *(_figure(name, row.get(name)) for name in columns),
+            f"{row['seconds']:.0f}",
+        )
+        for row in shown
+    ]
+    heads = (">epoch", ">train loss", ">accuracy", ">val loss", ">accuracy", ">seconds")
+    console.print_table("training (* the epoch that is kept)", heads, cells)
+
+
+def _figure(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1%}" if name.endswith("accuracy") else f"{value:.4f}"
+
+
+def _split(images: dict[str, int]) -> str:
+    val = f", {images['val']} to choose the epoch on" if "val" in images else ""
+    beyond = f", {images['left_out']} that there was no time for" if "left_out" in images else ""
+    return f"{images['train']} train{val}, {images['test']} test{beyond}"
+
+
+def _work(fitted: Classifier) -> list[tuple[str, object]]:
+    run, recipe = fitted.run, fitted.recipe
+    assert run is not None
+    if run.engine == "none":
+        rows: list[tuple[str, object]] = []
+    else:
+        rows = [("features", f"{run.computed} computed ({run.engine}), {run.reused} from the cache")]
+    if "training" in fitted.metrics:
+        found = fitted.metrics["training"]
+        before, after = found["val_accuracy_before"], found["val_accuracy"]
+        kept = "the probe" if recipe.strategy == "probe" else f"epoch {found['epoch']} of {found['epochs']}"
+        rows.append(("fine-tuning", f"validation {before:.1%} before, {after:.1%} after; kept: {kept}"))
+    return rows
+
+
+def _print_plan(recipe: Recipe) -> None:
+    rows: list[tuple[str, object]] = [("strategy", recipe.strategy)]
+    rows += [("because", reason) for reason in recipe.reasons]
+    rows += [(f"seconds: {name}", f"{seconds:.0f}") for name, seconds in recipe.seconds.items()]
+    rows.append(("seconds altogether", f"about {recipe.total:.0f}"))
+    if recipe.tuning is not None:
+        defaults = type(recipe.tuning)().to_dict()
+        always = ("trainable_from", "epochs", "batch_size", "optimizer", "learning_rate")
+        rows += [
+            (name, value)
+            for name, value in recipe.tuning.to_dict().items()
+            if name in always or value != defaults[name]
+        ]
+    console.print_table("", ("", ""), rows)
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """Reads settings given as name=value."""
+    import ast
+    import dataclasses
+
+    from resfit.errors import ArgumentError, closest
+    from resfit.transfer.tuning import Tuning
+
+    known = [field.name for field in dataclasses.fields(Tuning)]
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, sign, text = pair.partition("=")
+        if not sign or name not in known:
+            raise ArgumentError(
+                f"--set takes name=value, with one of {', '.join(known)}. Received: {pair!r}.{closest(name, known)}"
+            )
+        try:
+            found[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            found[name] = text
+    return found
+
+
+def _fit_json(fitted: Classifier, out: Path) -> dict[str, Any]:
+    import dataclasses
+
+    run = fitted.run
+    assert run is not None
+    return {
+        "out": str(out),
+        "classes": list(fitted.classes),
+        "recipe": dataclasses.asdict(fitted.recipe),
+        **fitted.metrics,
+        "features": {"computed": run.computed, "reused": run.reused, "engine": run.engine},
+        "seconds": run.seconds,
+        "skipped": skipped_json(run.skipped),
+        "warnings": list(run.warnings),
+        "notes": list(run.notes),
+        "history": list(run.history),
+    }
