@@ -62,7 +62,7 @@ def test_benchmarks_are_not_mixed():
 
 def test_unloadable_ones_on_request():
     names = {one.name for one in suggestions.suggest(evaluated_on="RadImageNet", loadable=False)}
-    assert names == {"resnet50.radimagenet", "resnet50.radimagenet_torch"}
+    assert names == {"resnet50.radimagenet"}
     assert suggestions.suggest(evaluated_on="RadImageNet") == []
 
 

@@ -489,14 +489,12 @@ def _resolve(name: str) -> tuple[catalog.CatalogRow, CheckpointInfo | None]:
         return catalog.get(name), checkpoint
     if checkpoint is not None:
         if not checkpoint.architecture:
-            raise UnknownNameError(
-                f"the catalog lacks the architecture of {name!r}, so it cannot be built.{checkpoint.layer_offer}"
-            )
+            raise UnknownNameError(f"the catalog lacks the architecture of {name!r}, so it cannot be built.")
         return catalog.get(checkpoint.architecture), checkpoint
     if (module := registry.modules().get(name)) is not None:
         raise UnknownNameError(
             f"model must be a network of its own, not a module alone. Received: {name!r}: {module.obstacle}."
-            f"{module.layer_offer}"
+            f" resfit.hub.KerasLayer({module.url!r}) runs it as it is."
         )
     candidates = [*catalog.rows(), *registry.rows()]
     raise UnknownNameError(

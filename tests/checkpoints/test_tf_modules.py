@@ -57,7 +57,7 @@ def test_simclr_computes_the_same(how, tmp_path):
 
 
 def test_simclr_for_cifar_computes_the_same(tmp_path):
-    images, network = pixels(32, 32), tf_modules.simclr(basic=True, small=True, classes=0, depths=(1, 2))
+    images, network = pixels(32, 32), tf_modules.simclr(basic=True, small=True, classes=0, depths=(1, 1))
     tf_modules.save_simclr(network, tmp_path)
     received, model = features(tmp_path, images)
     assert relative_error(received, network(tf.constant(images), training=False)[0]) < TOLERANCE
@@ -135,7 +135,7 @@ def test_many_damaged_graphs(tmp_path):
 # SupCon.
 
 
-@pytest.mark.parametrize("basic", [False, True])
+@pytest.mark.parametrize("basic", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_supcons_features_are_those_of_the_module(basic, tmp_path):
     tf_layers = pytest.importorskip("tests.checkpoints.tf_layers")
     raw = random_images(2, 64, 57, 3)
@@ -152,12 +152,17 @@ def test_supcons_features_are_those_of_the_module(basic, tmp_path):
 # BiT as Keras keeps it.
 
 
-@pytest.mark.parametrize("how", ["alone", "inside", "features"])
+@pytest.mark.parametrize(
+    "how", ["checkpoint", *(pytest.param(how, marks=pytest.mark.slow) for how in ("alone", "inside", "features"))]
+)
 def test_bit_of_keras_computes_the_same(how, tmp_path):
     images, network = pixels(), tf_modules.bit(**({"depths": (1, 1, 1, 1)} if how == "features" else {}))
     saved = tf_modules.wrapped(network, how)
     expected = np.asarray(saved(tf.constant(images)))
-    saved.save(tmp_path, save_format="tf")
+    if how == "checkpoint":
+        tf.train.Checkpoint(model=saved).save(str(tmp_path / "ckpt"))
+    else:
+        saved.save(tmp_path, save_format="tf")
     received, model = features(tmp_path, images) if how == "features" else logits(tmp_path, images)
     assert relative_error(received, expected) < TOLERANCE
     spec = model.architecture

@@ -122,11 +122,6 @@ class CheckpointInfo:
         return self.source in LOADABLE and bool(self.architecture) and not self.obstacle
 
     @property
-    def layer_offer(self) -> str:
-        """What errors offer where there is no native network; ``""`` for what TensorFlow Hub does not publish."""
-        return f" resfit.hub.KerasLayer({self.url!r}) runs it as it is." if self.source == TENSORFLOW_HUB else ""
-
-    @property
     def permissive(self) -> bool:
         """Whether its licence allows commercial use and asks for no more than a notice."""
         return self.licence in PERMISSIVE

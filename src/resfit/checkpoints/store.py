@@ -53,7 +53,7 @@ def fetch(info: CheckpointInfo, *, include_top: bool = True) -> Path:
     if info.obstacle or info.source not in registry.LOADABLE:
         raise CheckpointError(
             f"the weights of {info.name!r} cannot be loaded by name: {info.obstacle or 'no reader knows them'}. "
-            f"They are at {info.url}. Choose another name, or pass weights=None.{info.layer_offer}"
+            f"They are at {info.url}. Choose another name, or pass weights=None."
         )
     if info.source == registry.KERAS:
         if not include_top and info.url_notop and not is_good(keras_cache() / _file_name(info.url), info.md5):
