@@ -25,8 +25,8 @@ def convolutions(name: str) -> int:
 
 
 def marked(name: str):
-    padded = name.endswith(("_simclr", "_haiku")) and name not in PADDED
-    slow = padded or convolutions(name) > DEEP or name == "ecaresnet101d_pruned"  # as ecaresnet50d_pruned
+    known = name.endswith(("_simclr", "_haiku")) and name not in PADDED
+    slow = known or convolutions(name) > DEEP or name == "ecaresnet101d_pruned"  # as ecaresnet50d_pruned
     return pytest.param(name, marks=pytest.mark.slow) if slow else name
 
 
@@ -156,9 +156,14 @@ def test_each_kind_runs_saves_and_taps(name, tmp_path):
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-# which block stands in which stage has no bearing on it, nor have paddings
+# which block stands in which stage has no bearing on it
 @pytest.mark.parametrize(
-    "name", [name for name, spec in KINDS.items() if spec.stage_blocks is None and name not in PADDED]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in PADDED else ())
+        for name, spec in KINDS.items()
+        if spec.stage_blocks is None
+    ],
 )
 def test_each_kind_runs_in_mixed_precision(name, policy):
     spec = KINDS[name]
