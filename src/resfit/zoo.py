@@ -138,7 +138,7 @@ def describe(name: str) -> Description:
         name: A name of the catalog or of a checkpoint.
 
     Raises:
-        UnknownNameError: Neither table has this name, or the catalog lacks the checkpoint's architecture.
+        UnknownNameError: Neither table has this name.
     """
     row, checkpoint = _resolve(name)
     counted = _count(row.name)
@@ -488,8 +488,6 @@ def _resolve(name: str) -> tuple[catalog.CatalogRow, CheckpointInfo | None]:
     if name in catalog.rows():
         return catalog.get(name), checkpoint
     if checkpoint is not None:
-        if not checkpoint.architecture:
-            raise UnknownNameError(f"the catalog lacks the architecture of {name!r}, so it cannot be built.")
         return catalog.get(checkpoint.architecture), checkpoint
     if (module := registry.modules().get(name)) is not None:
         raise UnknownNameError(

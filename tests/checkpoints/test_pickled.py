@@ -100,6 +100,9 @@ def test_no_name_is_looked_up_that_does_not_stand_in_the_table(call, name, proto
     asked = name.replace("builtins", "__builtin__") if protocol == 2 else name
     with pytest.raises(CheckpointError, match=f"no code is run.*'{asked}'"):
         pickled.read(tmp_path / "harmful.pkl")
+    (tmp_path / "named.pkl").write_bytes(pickle.dumps({"w": np.zeros(3, np.float32), "x": call}, protocol=protocol))
+    with pytest.raises(CheckpointError, match=f"asks for '{asked}'"):  # even where it is not called
+        pickled.read(tmp_path / "named.pkl")
     assert not made.exists()
 
 

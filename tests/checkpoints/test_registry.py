@@ -40,7 +40,7 @@ SCHEMES = ("https://", "http://", "hf://", "kaggle://", "gs://", "weights/")
 
 @pytest.mark.parametrize("info", registry.rows().values(), ids=lambda info: info.name)
 def test_each_row_is_complete_and_consistent(info):
-    assert info.architecture in catalog.rows() or info.obstacle
+    assert info.architecture in catalog.rows()
     assert info.source in registry.SOURCES
     assert info.format in FORMATS
     assert info.layout
@@ -74,7 +74,7 @@ def test_what_cannot_be_loaded_says_why():
     }
     assert sum(info.loadable for info in rows) >= 220
     # a file behind a page that asks for a hand
-    assert {info.name for info in rows if info.obstacle and info.source != registry.TIMM} == {"resnet50.radimagenet"}
+    assert {info.name for info in rows if info.obstacle} == {"resnet50.radimagenet"}
 
 
 def test_modules_that_are_no_networks_here_say_why():

@@ -93,6 +93,10 @@ def test_weights_filters_imply_the_list_of_weights(run):
     assert {row["licence"] for row in rows} == {"apache-2.0"}
     assert all("ImageNet-21k" in row["training_data"] for row in rows)
     assert len(rows) > 60
+    beside = run("models", "*uc_merced*", "--source", "tensorflow-hub")
+    assert (beside.exit_code, beside.stdout) == (1, "")
+    assert "resfit.hub.KerasLayer alone runs: remote_sensing_uc_merced_resnet50.tfhub_features." in beside.stderr
+    assert "KerasLayer" not in run("models", "resnet50", "--weights").stderr
     (byol,) = json.loads(run("models", "resnet50.byol", "--weights", "--json").stdout)
     assert (byol["loadable"], byol["parameters"], byol["gmacs"]) == (True, 25_610_152, 4.0892)
 

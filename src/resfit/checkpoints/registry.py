@@ -262,6 +262,7 @@ def find(
     licence: str | None = None,
     trained_on: str | None = None,
     source: str | None = None,
+    among: Mapping[str, CheckpointInfo] | None = None,
 ) -> list[CheckpointInfo]:
     """Finds checkpoints.
 
@@ -271,6 +272,7 @@ def find(
         trained_on: Part of the training data's name, in any case and without regard to punctuation
             (``"imagenet21k"``).
         source: One of :data:`SOURCES`.
+        among: The rows to look through. Default: :func:`rows`.
 
     Returns:
         The rows that fit, in the order of the table.
@@ -282,7 +284,7 @@ def find(
         raise ArgumentError(f"source must be one of {SOURCES}. Received: {source!r}.{closest(source, SOURCES)}")
     return [
         info
-        for info in rows().values()
+        for info in (rows() if among is None else among).values()
         if any(fnmatch.fnmatchcase(name, pattern) for name in (info.name, info.architecture))
         and (source is None or info.source == source)
         and (licence is None or is_licensed(info, licence))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -103,7 +104,9 @@ def _weights(
 
     if sort is not None and sort not in _ORDERS:
         raise ArgumentError(f"--sort must be one of {', '.join(_ORDERS)}. Received: {sort!r}.{closest(sort, _ORDERS)}")
-    found = [_costed(row) for row in registry.find(pattern, licence=licence, trained_on=trained_on, source=source)]
+    find = functools.partial(registry.find, pattern, licence=licence, trained_on=trained_on, source=source)
+    found = [_costed(row) for row in find()]
+    alone = find(among=registry.modules())
     if sort is not None:
         key, descending = _ORDERS[sort]
         known = sorted((row for row in found if row[key] is not None), key=lambda row: row[key], reverse=descending)
@@ -113,6 +116,9 @@ def _weights(
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
+    if alone:
+        names = ", ".join(row.name for row in alone)
+        typer.echo(f"Beside them, modules that resfit.hub.KerasLayer alone runs: {names}.", err=True)
     if not found:
         typer.echo("No weights match. `resfit models --weights` lists them all.", err=True)
         raise typer.Exit(1)
