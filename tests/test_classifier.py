@@ -528,6 +528,24 @@ def test_arguments_of_finetuning(body, folder):
             fit(folder, model=body, **options)
 
 
+def test_statistics_of_a_new_network_move(patterns):
+    import resfit
+    from resfit.classifier import networks
+
+    small = {"include_top": False, "pooling": "avg"}
+    new, trained = resfit.load("resnet10_tiny", weights=None, **small), resfit.load("resnet10_tiny", **small)
+    assert (networks.has_statistics(new), networks.has_statistics(trained)) == (False, True)
+    trained.trainable = False
+    assert networks.has_statistics(trained)
+    images = classifier.fitting.image_sets.scan(patterns)
+    for body, batch_norm in ((new, "auto"), (trained, "frozen")):
+        journal = classifier.fitting.Journal()
+        choice = classifier.fitting.Choice(body, "full", 5.0, None, None, 0, "linear", False, {}, False)
+        settings, _ = choice.settings(images, 60, None, False, journal)
+        assert settings.batch_norm == batch_norm
+        assert any("statistics move" in note for note in journal.notes) == (body is new)
+
+
 def test_where_the_time_has_run_out_the_probe_is_kept(patterns, network, tmp_path, monkeypatch):
     from resfit.transfer import recipes, strategies
 

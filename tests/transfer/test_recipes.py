@@ -74,8 +74,11 @@ def test_frozen_statistics_under_32_images_a_batch():
     long = recipe(facts(5000), MACHINE, strategy="full").tuning
     assert short.epochs < 12 <= long.epochs
     assert short.fixed_statistics
-    assert not long.fixed_statistics
-    assert short.crop_scale > long.crop_scale
+    assert short.fixed_statistics
+    assert long.fixed_statistics
+    many = recipe(facts(1500), MACHINE, strategy="full").tuning
+    assert many.epochs > 25 > long.epochs
+    assert short.crop_scale == long.crop_scale > many.crop_scale
     assert recipes.Tuning(batch_size=31).fixed_statistics
     assert recipes.Tuning(batch_size=64, batch_norm="frozen").fixed_statistics
 

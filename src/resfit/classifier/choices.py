@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import artifact, engines, processors
+from resfit.classifier import networks
 from resfit.classifier.journal import Journal
 from resfit.data.image_set import ImageSet
 from resfit.errors import ArgumentError
@@ -232,6 +233,9 @@ class Choice:
         if found.tuning is None and not given:
             return None
         base = found.tuning or Tuning(seed=self.seed)
+        if not networks.has_statistics(self.body):
+            base = dataclasses.replace(base, batch_norm="auto")
+            journal.note("the network's batch norms have seen no images: their statistics move")
         chosen = strategies.tuning_from({**base.to_dict(), **given})
         if left is not None and chosen.minutes is None:
             chosen = dataclasses.replace(chosen, minutes=left)

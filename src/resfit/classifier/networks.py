@@ -6,6 +6,8 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from resfit.errors import ArgumentError, UnknownNameError
 from resfit.preprocessing import Reading
 
@@ -47,6 +49,16 @@ def body_of(
     if reading is not None:
         body = _with_reading(body, reading)
     return body, name
+
+
+def has_statistics(body: keras.Model) -> bool:
+    """Says whether the batch norms of a network have seen images; those of a new one stand at 0 and 1.
+
+    Args:
+        body: The network. One without batch norms counts as if it had.
+    """
+    means = [np.asarray(weight) for weight in body.non_trainable_weights if weight.name == "moving_mean"]
+    return not means or any(mean.any() for mean in means)
 
 
 def described(model: str | os.PathLike[str] | keras.Model) -> tuple[ArchitectureSpec | None, tuple[int, int]]:

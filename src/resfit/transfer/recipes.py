@@ -37,10 +37,10 @@ _NARROW = 1.5
 _START = 4.0
 _LEAST_EPOCHS, _LEAST_STEPS = 2, 150
 _BATCH = 32
-# epochs from which a run is long: it bears stronger changes of the images, and statistics that move
+# epochs from which a run of many images bears larger batches
 _LONG = 12
 # from how many epochs on random crops keep which share of the area
-_CROPS = ((20, 0.35), (12, 0.5), (5, 0.8), (0, 1.0))
+_CROPS = ((25, 0.65), (5, 0.8), (0, 1.0))
 # share of the work that must be frozen for its outputs to be worth storing
 _WORTH_STORING = 0.25
 # share of the time that may go into storing more views than the plain one
@@ -184,23 +184,21 @@ def recipe(
         batch_size=_BATCH if not long or facts.images < MEDIUM else 4 * _BATCH,
         optimizer="adamw",
         learning_rate=1e-3,
-        layer_decay=0.8 if long else 1.0,
         weight_decay=0.05,
         warmup=0.1,
         schedule="cosine",
         clip=1.0,
-        ema_decay=0.998 if long else 0.99,
+        ema_decay=0.99,
         label_smoothing=0.1,
         crop_scale=crop,
         flip=True,
         views=views,
-        batch_norm="auto" if long else "frozen",
+        batch_norm="frozen",
         precision="mixed_bfloat16" if hardware.bfloat16 else "float32",
         seed=seed,
     )
     reasons.append(f"random crops of at least {crop:.0%} of the area: {'many' if long else 'few'} epochs")
-    if not long:
-        reasons.append("batch norms keep their statistics: a short run moves them more than it corrects them")
+    reasons.append("batch norms keep their statistics: moving them costs half as much again, and brought nothing")
     if facts.imbalance >= 10:
         reasons.append(
             f"the largest class has {facts.imbalance:.0f} times the images of the smallest: look at the recall of each "
