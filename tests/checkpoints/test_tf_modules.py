@@ -183,3 +183,14 @@ def test_ways_that_say_most_are_found():
     ]
     keys = [[], [], [], [], ["a"], ["b"], []]
     assert saved_model._ways(children, keys) == {"a": "model/layer_with_weights-0/kernel", "b": "model/_head/kernel"}
+
+
+def test_ways_through_hostile_objects_take_no_memory():
+    """Names of megabytes, endless chains and millions of objects."""
+    long = [[("x" * 101, 1)], [("kernel", 2)], []]
+    assert saved_model._ways(long, [[], [], ["a"]]) == {}
+    chain = [[("x", number + 1)] for number in range(40)] + [[("x", 0)]]
+    found = saved_model._ways(chain, [[f"k{number}"] for number in range(41)])
+    assert (len(found), max(map(len, found.values()))) == (33, 63)
+    with pytest.raises(ValueError, match="more than 200000 objects"):
+        saved_model._objects(b"\x0a\x00" * 200_001, ())
