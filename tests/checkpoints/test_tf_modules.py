@@ -120,6 +120,20 @@ def test_origins_are_found_through_what_hands_on(tmp_path):
     assert saved_graph.origins(folder, re.compile("nothing")) == set()
 
 
+def test_a_graph_of_nothing_but_fields_is_refused(tmp_path):
+    """Two bytes a function, 1,000,001 of them."""
+    content = b"\x0a\x00" * 1_000_001
+    for _ in range(3):
+        size, length = len(content), bytearray()
+        while size > 127:
+            length.append(size & 127 | 128)
+            size >>= 7
+        content = b"\x12" + bytes([*length, size]) + content
+    (tmp_path / "saved_model.pb").write_bytes(content)
+    with pytest.raises(CheckpointError, match="more than 1000000 fields"):
+        reading.origins(tmp_path)
+
+
 def test_damaged_graphs_are_refused_or_read(tmp_path):
     result = fuzzing.survive("tests.checkpoints.reading:origins", [graph(tmp_path / "model")], tmp_path)
     assert result["read"] + result["refused"] == 2000
@@ -183,3 +197,14 @@ def test_ways_that_say_most_are_found():
     ]
     keys = [[], [], [], [], ["a"], ["b"], []]
     assert saved_model._ways(children, keys) == {"a": "model/layer_with_weights-0/kernel", "b": "model/_head/kernel"}
+
+
+def test_ways_through_hostile_objects_take_no_memory():
+    """Names of megabytes, endless chains and millions of objects."""
+    long = [[("x" * 101, 1)], [("kernel", 2)], []]
+    assert saved_model._ways(long, [[], [], ["a"]]) == {}
+    chain = [[("x", number + 1)] for number in range(40)] + [[("x", 0)]]
+    found = saved_model._ways(chain, [[f"k{number}"] for number in range(41)])
+    assert (len(found), max(map(len, found.values()))) == (33, 63)
+    with pytest.raises(ValueError, match="more than 200000 objects"):
+        saved_model._objects(b"\x0a\x00" * 200_001, ())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ _OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # may have a name as well.
 _SAYS_NOTHING = re.compile(r"(?:.*_)?variables(?:_list)?|keras_api|layer-\d{1,6}")
 _DEEPEST_WAY = 32
+_LONGEST_PART = 100
+# ResNet-200 has some 10,000 with an optimiser's.
+_MOST_OBJECTS = 200_000
 #: The mark of a module in the TF1 Hub format, the only SavedModels with a graph without tags.
 V1_MARK = "tfhub_module.pb"
 # A node that is a variable, in a binary graph and in one of text.
@@ -97,7 +100,7 @@ def read(path: Path) -> Tensors:
     else:
         found = tf_bundle.read_single_file(place)
     try:
-        full_names, ways = _objects(found.texts.get(_OBJECTS, b""))
+        full_names, ways = _objects(found.texts.get(_OBJECTS, b""), found.arrays)
     except ValueError as error:
         raise CheckpointError(f"{place}: the graph of objects must be whole. Received: {error}.") from error
     arrays, paths = _named(found.arrays, full_names, ways)
@@ -194,8 +197,12 @@ def _indices(folder: Path) -> list[Path]:
         return []
 
 
-def _objects(graph: bytes) -> tuple[dict[str, str], dict[str, str]]:
+def _objects(graph: bytes, wanted: Container[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Reads ``trackable_object_graph.proto``: the objects of a program, and what they call each other.
+
+    Args:
+        graph: Its bytes.
+        wanted: The names of variables in the checkpoint.
 
     Returns:
         By the names of variables in the checkpoint: their names in the program; and the ways to them that say most.
@@ -206,6 +213,8 @@ def _objects(graph: bytes) -> tuple[dict[str, str], dict[str, str]]:
     for number, node in wire.fields(memoryview(graph)):
         if number != 1:
             continue
+        if len(children) == _MOST_OBJECTS:
+            raise ValueError(f"more than {_MOST_OBJECTS} objects")
         children.append([])
         keys.append([])
         for part, value in wire.fields(wire.view(node)):
@@ -216,6 +225,8 @@ def _objects(graph: bytes) -> tuple[dict[str, str], dict[str, str]]:
                 children[-1].append((wire.text(told[2]), wire.number(told.get(1, 0))))
             elif part == 2 and 3 in told:
                 key = wire.text(told[3])
+                if key not in wanted:
+                    continue
                 keys[-1].append(key)
                 if 2 in told:
                     full_names[key] = wire.text(told[2]).removesuffix(":0")
@@ -231,7 +242,8 @@ def _ways(children: Sequence[Sequence[tuple[str, int]]], keys: Sequence[Sequence
         if len(ways[node]) == _DEEPEST_WAY:
             continue
         for name, child in children[node]:
-            if 0 <= child < len(children) and child not in ways and not _SAYS_NOTHING.fullmatch(name):
+            known = 0 <= child < len(children) and len(name) <= _LONGEST_PART
+            if known and child not in ways and not _SAYS_NOTHING.fullmatch(name):
                 ways[child] = (*ways[node], name)
                 pending.append(child)
     return {key: "/".join(way) for node, way in ways.items() for key in keys[node]}
