@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Mapping
@@ -191,14 +192,18 @@ class Choice:
             return choose(), None
         return strategies.open_run(folder, described, choose, journal.note), folder
 
+    @functools.cached_property
+    def _hardware(self) -> recipes.Hardware:
+        return recipes.measure_hardware()
+
     def _left(self, journal: Journal) -> float | None:
         return None if self.minutes is None else max(1e-3, self.minutes - journal.minutes)
 
     def _recipe(self, images: ImageSet, count: int, journal: Journal) -> recipes.Recipe:
         known = facts(images, count, getattr(self.body, "architecture", None), self.body.input_spec.size)
         return recipes.recipe(
-            known,
-            recipes.measure_hardware(),
+            dataclasses.replace(known, statistics=networks.has_statistics(self.body)),
+            self._hardware,
             strategy=self.strategy,
             minutes=self._left(journal),
             probed=self.probes,
@@ -233,9 +238,6 @@ class Choice:
         if found.tuning is None and not given:
             return None
         base = found.tuning or Tuning(seed=self.seed)
-        if not networks.has_statistics(self.body):
-            base = dataclasses.replace(base, batch_norm="auto")
-            journal.note("the network's batch norms have seen no images: their statistics move")
         chosen = strategies.tuning_from({**base.to_dict(), **given})
         if left is not None and chosen.minutes is None:
             chosen = dataclasses.replace(chosen, minutes=left)

@@ -82,6 +82,7 @@ class Facts:
         size: Height and width in pixels that the network gets.
         imbalance: Images of the largest class for each of the smallest.
         stages: Multiply-accumulates of one image in each stage, ``"stage1"`` first.
+        statistics: Whether the network's batch norms have seen images.
     """
 
     images: int
@@ -89,6 +90,7 @@ class Facts:
     size: tuple[int, int]
     imbalance: float = 1.0
     stages: tuple[tuple[str, int], ...] = ()
+    statistics: bool = True
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -193,12 +195,15 @@ def recipe(
         crop_scale=crop,
         flip=True,
         views=views,
-        batch_norm="frozen",
+        batch_norm="frozen" if facts.statistics else "auto",
         precision="mixed_bfloat16" if hardware.bfloat16 else "float32",
         seed=seed,
     )
     reasons.append(f"random crops of at least {crop:.0%} of the area: {'many' if long else 'few'} epochs")
-    reasons.append("batch norms keep their statistics: moving them costs half as much again, and brought nothing")
+    if facts.statistics:
+        reasons.append("batch norms keep their statistics: moving them costs half as much again, and brought nothing")
+    else:
+        reasons.append("the network's batch norms have seen no images: their statistics move")
     if facts.imbalance >= 10:
         reasons.append(
             f"the largest class has {facts.imbalance:.0f} times the images of the smallest: look at the recall of each "
