@@ -9,24 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 import tf_keras
 from tf_keras import layers
 
-
-def randomize(model: Any, seed: int = 0) -> Any:
-    """Gives every variable numbers of its own, those of norms near 1 or 0."""
-    random = np.random.default_rng(seed)
-    for variable in model.variables:
-        if variable.shape.rank > 1:
-            value = random.normal(0, 1 / np.sqrt(np.prod(variable.shape[:-1])), variable.shape)
-        else:
-            middle = 1.0 if "gamma" in variable.name or "variance" in variable.name else 0.0
-            value = middle + random.uniform(-0.3, 0.3, variable.shape)
-        variable.assign(value)
-    return model
-
+from tests.checkpoints.tf_sources import randomize
 
 # SimCLR.
 

@@ -17,6 +17,19 @@ Arrays = dict[str, np.ndarray]
 Forward = Callable[[Any, Mapping[str, Any]], Any]
 
 
+def randomize(model: Any, seed: int = 0) -> Any:
+    """Gives every variable numbers of its own, those of norms near 1 or 0."""
+    random = np.random.default_rng(seed)
+    for variable in model.variables:
+        if variable.shape.rank > 1:
+            value = random.normal(0, 1 / np.sqrt(np.prod(variable.shape[:-1])), variable.shape)
+        else:
+            middle = 1.0 if "gamma" in variable.name or "variance" in variable.name else 0.0
+            value = middle + random.uniform(-0.3, 0.3, variable.shape)
+        variable.assign(value)
+    return model
+
+
 class Weights:
     """Random weights by name, made as a network asks for them."""
 
@@ -535,15 +548,7 @@ def garden_network(
     outer = tf_keras.Input((None, None, channels))
     pooled_features = layers.GlobalAveragePooling2D()(backbone(outer)["5"])
     model = tf_keras.Model(outer, layers.Dense(classes)(pooled_features))
-    random = np.random.default_rng(seed)
-    for variable in model.variables:
-        if variable.shape.rank > 1:
-            value = random.normal(0, 1 / np.sqrt(np.prod(variable.shape[:-1])), variable.shape)
-        else:
-            middle = 1.0 if "gamma" in variable.name or "variance" in variable.name else 0.0
-            value = middle + random.uniform(-0.3, 0.3, variable.shape)
-        variable.assign(value)
-    return backbone, model
+    return backbone, randomize(model, seed)
 
 
 def legacy_forward(images: Any, weights: Mapping[str, Any], *, garden: bool) -> Any:
