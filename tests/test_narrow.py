@@ -113,6 +113,21 @@ def test_half_a_point_may_be_lost(wrong, kept):
     np.testing.assert_array_equal(verdict.rows[np.array([0, 250, 1])], [exact[0], rows[250], exact[1]])
 
 
+@pytest.mark.parametrize(("wrong", "kept"), [(1, True), (2, False)])
+def test_one_image_of_a_few_may_be_lost(wrong, kept):
+    data = material(40, np.arange(10))
+    rows = np.where(np.arange(40) % 2 == 0, 1.0, -1.0)[:, None].astype(np.float32)
+    exact = rows.copy()
+    exact[:wrong] *= -1
+
+    def exact_of(places):
+        return feature_store.Features(exact[places], np.arange(len(places)), (), (), 0, 0, "keras")
+
+    verdict = narrow.judge(data, Head(), rows, "int8", exact_of)
+    assert (verdict.kept, verdict.exact) == (kept, 1 - wrong / 10)
+    assert ("or a single image" in verdict.text) == (not kept)
+
+
 def test_images_that_vanish_are_told():
     data = material(10, [])
 

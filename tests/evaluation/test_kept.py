@@ -8,6 +8,7 @@ from PIL import Image
 
 from resfit.data.thumbnails import thumbnails
 from resfit.evaluation import kept
+from resfit.transfer import records
 from resfit.transfer.digests import digest_files
 
 
@@ -28,7 +29,7 @@ def files(tmp_path):
 
 def test_thumbnails_are_made_once(files, tmp_path, monkeypatch):
     expected = list(thumbnails(files))
-    assert len(expected[-1]) > kept._ROOM > max(map(len, expected[:-1]))
+    assert len(expected[-1]) > records.ROOM > max(map(len, expected[:-1]))
     digests = [entry.digest for entry in digest_files(files, None)]
     made = []
 
@@ -48,9 +49,9 @@ def test_thumbnails_are_made_once(files, tmp_path, monkeypatch):
 def test_damaged_thumbnails_are_made_again(files, tmp_path):
     digests = [entry.digest for entry in digest_files(files, None)]
     expected = kept._kept_thumbnails(files, digests, tmp_path)
-    (rows,) = (path for path in tmp_path.glob("features/*/*") if path.stat().st_size == 5 * kept._ROOM)
+    (rows,) = (path for path in tmp_path.glob("features/*/*") if path.stat().st_size == 5 * records.ROOM)
     data = bytearray(rows.read_bytes())
-    data[2 * kept._ROOM + 9] ^= 255
+    data[2 * records.ROOM + 9] ^= 255
     rows.write_bytes(data)
     assert kept._kept_thumbnails(files, digests, tmp_path) == expected
     # a file that cannot be read has neither a digest nor a picture

@@ -208,10 +208,22 @@ def test_references_are_training_images_without_names(fitted, out, folder):
 
 def test_references_are_few_and_of_every_class():
     labels = np.concatenate([np.zeros(5000, int), np.ones(3, int), np.full(700, 2)])
-    chosen = references.choose(labels, 64)
+    order = references.turns(len(labels))
+    chosen = references.choose(labels, 64, order)
     assert len(chosen) == 1000 == len(set(chosen.tolist()))
     assert np.bincount(labels[chosen]).tolist() == [499, 3, 498]
-    assert len(references.choose(labels, 2048)) == references.MAX_BYTES // (2 * 2048 + 2500)
+    assert len(references.choose(labels, 2048, order)) == references.MAX_BYTES // (2 * 2048 + 2500)
+
+
+def test_what_is_kept_can_be_told_before_the_split_is_known():
+    labels = np.repeat([0, 1, 2], [5000, 40, 1000])
+    order = references.turns(len(labels), seed=3)
+    likely = references.likely(labels, 64, order)
+    assert len(likely) == 1600
+    train = np.flatnonzero(np.random.default_rng(1).random(len(labels)) < 0.68)
+    chosen = train[references.choose(labels[train], 64, order[train])]
+    assert len(chosen) == 1000
+    assert np.isin(chosen, likely).mean() > 0.99
 
 
 @pytest.mark.parametrize("name", ["references.npz", "unlike.npz"])

@@ -221,7 +221,11 @@ def test_time_is_kept_for_what_is_measured_afterwards(body, tmp_path):
     trainer.seconds = 12.0
     assert trainer.progress == pytest.approx(12 / 30)
     trainer.pace = 0.012
-    assert trainer.progress == pytest.approx(12 / 18)
+    kept = 2 + 0.012 * (1000 + len(trainer.val))
+    assert trainer.progress == pytest.approx(12 / (30 - kept))
+    narrow = trainer_of(body, Tuning(**{**vars(trainer.tuning), "precision": "mixed_bfloat16"}), closing=500)
+    narrow.seconds, narrow.pace = trainer.seconds, trainer.pace
+    assert narrow.progress == trainer.progress  # what is measured afterwards is measured in float32
     trainer.pace = 1.0  # at least half of the time is for learning
     assert trainer.progress == pytest.approx(12 / 15)
     trainer.judge()

@@ -13,7 +13,7 @@ from resfit.data import checks, decode
 from resfit.data.decode import decode_image
 from resfit.preprocessing import InputSpec
 from resfit.transfer import storage
-from resfit.transfer.records import Records
+from resfit.transfer.records import Sights
 
 CONTRACT = InputSpec(size=(12, 16), crop_fraction=1.0)
 
@@ -117,13 +117,13 @@ def test_pixels_of_an_earlier_run_get_records_too(files, tmp_path, decodings):
 def test_a_kill_between_records_and_pixels_costs_one_chunk(files, tmp_path, decodings):
     whole = storage.decoded(files, CONTRACT, tmp_path / "whole", records=True)
     known = digests(files)
-    kept = Records(tmp_path / "cache")
+    kept = Sights(tmp_path / "cache", records=True)
 
     def stop(what, done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        storage.pixels(files, known, CONTRACT, tmp_path / "cache" / "pixels", progress=stop, records=kept)
+        storage.pixels(files, known, CONTRACT, tmp_path / "cache" / "pixels", progress=stop, sights=kept)
     decodings.clear()
     found = storage.decoded(files, CONTRACT, tmp_path / "cache", records=True)
     assert sum(decodings.values()) == 150 - 64

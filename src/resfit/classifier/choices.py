@@ -199,14 +199,14 @@ class Choice:
     def _left(self, journal: Journal) -> float | None:
         return None if self.minutes is None else max(1e-3, self.minutes - journal.minutes)
 
-    def _recipe(self, images: ImageSet, count: int, journal: Journal) -> recipes.Recipe:
+    def _recipe(self, images: ImageSet, count: int, journal: Journal, *, probed: bool) -> recipes.Recipe:
         known = facts(images, count, getattr(self.body, "architecture", None), self.body.input_spec.size)
         return recipes.recipe(
             dataclasses.replace(known, statistics=networks.has_statistics(self.body)),
             self._hardware,
             strategy=self.strategy,
             minutes=self._left(journal),
-            probed=self.probes,
+            probed=probed,
             seed=self.seed,
         )
 
@@ -223,7 +223,23 @@ class Choice:
             return False
         if folder is not None and training.load_checkpoint(folder) is not None:
             return False
-        return self._recipe(images, count, journal).tuning is None
+        return self._recipe(images, count, journal, probed=True).tuning is None
+
+    def reads_pixels(self, images: ImageSet, count: int, journal: Journal) -> bool:
+        """Says whether a training after the probe is to be expected that reads the images themselves.
+
+        Args:
+            images: As :meth:`settings` takes them.
+            count: As :meth:`settings` takes it.
+            journal: Says what is left of the time.
+        """
+        if not self.probes or not self.tunes:
+            return False
+        start = self._given().get("trainable_from", self.trainable_from)
+        if start is None:
+            found = self._recipe(images, count, journal, probed=False).tuning
+            start = None if found is None else found.trainable_from
+        return start == 0
 
     def _given(self) -> dict[str, Any]:
         return self.tuning.to_dict() if isinstance(self.tuning, Tuning) else dict(self.tuning or {})
@@ -231,7 +247,7 @@ class Choice:
     def _chosen(self, images: ImageSet, count: int, given: dict[str, Any], journal: Journal) -> Tuning | None:
         """Returns the settings of a new run: what is given, over the recipe's."""
         left = self._left(journal)
-        found = self._recipe(images, count, journal)
+        found = self._recipe(images, count, journal, probed=self.probes)
         if not isinstance(self.tuning, Tuning):
             for reason in found.reasons:
                 journal.note(reason)

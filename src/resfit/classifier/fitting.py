@@ -16,7 +16,7 @@ from resfit import artifact, engines
 from resfit.classifier import account, learning, narrow, networks
 from resfit.classifier.choices import Choice, check_arguments, facts, within_time
 from resfit.classifier.journal import Journal
-from resfit.classifier.material import Checker, Used, check_skipped, material_of, split
+from resfit.classifier.material import Checker, Used, check_skipped, likely_references, material_of, split
 from resfit.classifier.narrow import Rows
 from resfit.classifier.outcome import FitRun
 from resfit.classifier.trained import Classifier
@@ -30,6 +30,7 @@ from resfit.evaluation.judged import measured
 from resfit.preprocessing import Reading
 from resfit.transfer import features as feature_store
 from resfit.transfer import heads, recipes, strategies
+from resfit.transfer.storage import decoded
 from resfit.transfer.training import check_choice
 from resfit.transfer.tuning import Tuning
 
@@ -119,8 +120,8 @@ def fit(
         engine: As :func:`resfit.engines.create` takes it.
         precision: Of the arithmetic of a probe's features, ``"float32"``, ``"bfloat16"`` or ``"int8"``, as
             :func:`resfit.engines.create` takes it. The classifier computes in float32 and is measured so: test images
-            get features in float32 too, and where the head loses more than half a point of accuracy by the change, all
-            images do.
+            get features in float32 too, and where the head loses more than half a point of accuracy and more than one
+            image by the change, all images do.
         cache: ``True`` for resfit's own cache folder, ``False`` for none, or a folder.
         max_skipped: Largest share of unusable images, in [0, 1], that is put up with.
         test_share: Share of the images set aside for the measurement, in (0, 1), where the data has no test split.
@@ -183,15 +184,26 @@ def fit(
         say=journal.note,
         records=check,
     )
-    settings, folder, prepared = None, None, None
+    settings, folder, prepared, pixels = None, None, None, None
+    wants_references = (not images.medical) if references is None else references
+    turns = reference_images.turns(len(images), seed)
+    pictured: list[int] = []
+    if wants_references and cache:
+        pictured = likely_references(images, separator, body.output_shape[-1], turns)
+    count = len(split(images, val_share, test_share, seed).train) if choice.tunes else 0
     if choice.probes:
         extract = functools.partial(
             feature_store.extract, body, engine=engine, cache=cache, batch_size=batch_size, progress=progress
         )
-        extracted = extract(images, records=check, precision=precision)
+        if choice.reads_pixels(images, count, journal):
+            pixels = decoded(
+                images.paths, body.input_spec, cache, progress=progress, records=check, thumbnails=pictured
+            )
+            journal.lap("pixels")
+        extracted = extract(images, records=check, precision=precision, thumbnails=pictured, pixels=pixels)
         used, precision = Used(extracted, extracted.rows), extracted.precision
     else:
-        count = len(split(images, val_share, test_share, seed).train)
+        running = dataclasses.replace(running, thumbnails=pictured)
         settings, folder = choice.settings(images, count, out, cache, journal)
         assert settings is not None
         prepared = strategies.prepare(body, images.paths, settings, running)
@@ -256,7 +268,7 @@ def fit(
     if choice.tunes and choice.probes:
         settings, folder = choice.settings(kept, len(parts.train), out, cache, journal)
         if settings is not None:
-            prepared = strategies.prepare(body, kept.paths, settings, running)
+            prepared = strategies.prepare(body, kept.paths, settings, running, pixels)
             journal.lap("frozen part")
             if choice.too_late(kept, len(parts.train), folder, journal):
                 journal.note("no time is left for fine-tuning: the probe is kept")
@@ -297,8 +309,9 @@ def fit(
         held_out=learned.held_out,
         logits=spared.logits / np.float32(calibration.temperature),
         several=data.several,
-        references=(not images.medical) if references is None else references,
+        references=wants_references,
         cache=cache,
+        turns=turns[used.indices],
         seed=seed,
     )
     journal.lap("references")

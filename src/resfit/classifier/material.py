@@ -13,6 +13,7 @@ from resfit import artifact, checking
 from resfit.data import split as splits
 from resfit.data.image_set import ImageSet, Skipped
 from resfit.errors import DataError
+from resfit.evaluation import references
 from resfit.evaluation.judged import label_names, targets
 from resfit.files import atomic_open
 from resfit.transfer import features as feature_store
@@ -111,6 +112,22 @@ def split(images: ImageSet, val: float, test: float, seed: int) -> splits.Split:
     labelled = np.flatnonzero(images.labels >= 0)
     stated = sum(images.splits[position] == "test" for position in labelled) / max(1, len(labelled))
     return splits.split(images, val=val * (1 - (stated or test)), test=test, seed=seed)
+
+
+def likely_references(images: ImageSet, separator: str, width: int, turns: np.ndarray) -> list[int]:
+    """Returns positions of images that the classifier will probably keep: a thumbnail is made when they are decoded.
+
+    Args:
+        images: All of them.
+        separator: As :func:`material_of` takes it.
+        width: Number of features.
+        turns: When the turn of each comes.
+    """
+    several = bool(separator)
+    tested = np.array([part == "test" for part in images.splits], bool)
+    learned = np.flatnonzero(~tested & ((images.labels >= 0) | several))
+    labels = np.full(len(learned), -1) if several else images.labels[learned]
+    return learned[references.likely(labels, width, turns[learned])].tolist()
 
 
 def check_skipped(skipped: Sequence[Skipped], found: int, most: float, table: bytes, out: Path | None) -> None:

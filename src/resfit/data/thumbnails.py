@@ -16,6 +16,8 @@ from resfit.preprocessing import InputSpec
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from resfit.data.decode import Header
+
 #: Longer side of a thumbnail, in pixels.
 SIDE = 96
 _QUALITY = 80
@@ -38,6 +40,19 @@ def thumbnails(paths: Sequence[str | Path], *, side: int = SIDE) -> Iterator[byt
         return jpeg(image)
 
     return in_order(work, paths)
+
+
+def of_decoded(header: Header, image: Image) -> bytes:
+    """Returns a JPEG of an image that was decoded for something else; empty bytes where that has left it too small.
+
+    Args:
+        header: What its file says.
+        image: The upright image, perhaps at a fraction of its size.
+    """
+    if max(image.size) < min(SIDE, max(header.width, header.height)):
+        return b""
+    small = np.asarray(_within(SIDE)(image))
+    return jpeg(small if small.ndim == 3 else small[:, :, None])
 
 
 def jpeg(image: np.ndarray) -> bytes:

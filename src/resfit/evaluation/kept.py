@@ -9,16 +9,11 @@ import numpy as np
 
 from resfit import artifact
 from resfit.cache import cache_root
-from resfit.data.thumbnails import SIDE, thumbnails
+from resfit.data.thumbnails import thumbnails
 from resfit.evaluation import references as kept_images
 from resfit.evaluation.unlike import fit_unlike
 from resfit.transfer.digests import digest_files
-from resfit.transfer.store import BYTES, FeatureStore, StoreKey
-
-# of the thumbnails that are kept on disk; raised whenever the same file gives another one
-_FORMAT = 1
-# Bytes for one of them with its length; the few that are larger are made anew each time.
-_ROOM = 6144
+from resfit.transfer.records import Thumbnails
 
 
 def attachments(
@@ -32,6 +27,7 @@ def attachments(
     several: bool,
     references: bool,
     cache: bool | str | Path,
+    turns: np.ndarray,
     seed: int,
 ) -> dict[str, bytes]:
     """Returns the files of a classifier that hold training images, and what tells images that are unlike them.
@@ -46,13 +42,14 @@ def attachments(
         several: Whether an image may have several labels.
         references: Whether images may be kept; statistics of their features always are.
         cache: As :func:`resfit.fit` takes it.
-        seed: Of the choice.
+        turns: When the turn of each image comes to be kept, ``n`` different numbers.
+        seed: Of what is fitted.
     """
     from threadpoolctl import threadpool_limits
 
     numbers = np.full(len(targets), -1) if several else targets.argmax(axis=1)
     sample = features(train[:1])
-    chosen = train[kept_images.choose(numbers[train], sample.shape[1], seed=seed)]
+    chosen = train[kept_images.choose(numbers[train], sample.shape[1], turns[train])]
     files: dict[str, bytes] = {}
     rows, bank = features(chosen), None
     if references:
@@ -82,19 +79,14 @@ def attachments(
 
 def _kept_thumbnails(paths: Sequence[Path], digests: Sequence[bytes], root: Path) -> list[bytes]:
     """Returns thumbnails of images; those that were made before are not decoded again."""
-    described = {"format": _FORMAT, "name": "thumbnails", "kind": "thumbnails", "side": SIDE}
-    store = FeatureStore(root / "features", StoreKey.of(described), _ROOM, BYTES)
-    readable = [digest for digest in digests if digest]
+    store = Thumbnails(root)
+    readable = list(dict.fromkeys(digest for digest in digests if digest))
     store.drop_damaged(readable)
-    known = {digest for digest, place in zip(readable, store.find(readable), strict=True) if place >= 0}
-    missing = {digest: path for path, digest in zip(paths, digests, strict=True) if digest and digest not in known}
-    made = dict(zip(missing, thumbnails(list(missing.values())), strict=True))
-    fitting = [digest for digest, image in made.items() if image and len(image) <= _ROOM - 2]
-    if fitting:
-        rows = b"".join((len(made[one]).to_bytes(2, "little") + made[one]).ljust(_ROOM, b"\0") for one in fitting)
-        store.append(fitting, np.frombuffer(rows, np.uint8).reshape(-1, _ROOM))
-    there = [digest for digest in dict.fromkeys(readable) if digest in known]
-    for digest, row in zip(there, store.rows(there), strict=True):
-        data = row.tobytes()
-        made[digest] = data[2 : 2 + int.from_bytes(data[:2], "little")]
+    known = [digest for digest, there in zip(readable, store.present(readable), strict=True) if there]
+    made = dict(zip(known, store.rows(known), strict=True))
+    missing = {digest: path for path, digest in zip(paths, digests, strict=True) if digest and digest not in made}
+    for digest, image in zip(missing, thumbnails(list(missing.values())), strict=True):
+        made[digest] = image
+        store.add(digest, image)
+    store.flush()
     return [made.get(digest, b"") for digest in digests]

@@ -18,6 +18,7 @@ MAX_ROWS = 1000
 #: Bytes that they may take up, about.
 MAX_BYTES = 6_000_000
 _THUMBNAIL_BYTES = 2500
+_SPARE = 1.6  # some of the images will be set aside
 _LARGEST = 64_000_000  # of what is read back
 _ARRAYS = ("features", "labels", "digests", "offsets", "thumbnails")
 
@@ -88,16 +89,27 @@ class References:
         )
 
 
-def choose(labels: np.ndarray, width: int, *, seed: int = 0) -> np.ndarray:
-    """Returns which images are kept: at random, as many of each class as there is room for.
+def turns(count: int, seed: int = 0) -> np.ndarray:
+    """Returns when the turn of each image of a set comes to be kept: a random order of 0 to ``count - 1``.
+
+    Args:
+        count: Number of images.
+        seed: Of the order.
+    """
+    return np.random.default_rng(seed).permutation(count)
+
+
+def choose(labels: np.ndarray, width: int, order: np.ndarray, *, spare: float = 1.0) -> np.ndarray:
+    """Returns which images are kept: as many of each class as there is room for, those whose turn comes first.
 
     Args:
         labels: ``n`` classes by number; -1 for several.
         width: Number of features.
-        seed: Of the choice.
+        order: When the turn of each comes, ``n`` different numbers.
+        spare: How many times as many are wanted as there is room for.
     """
-    room = int(min(MAX_ROWS, max(1, MAX_BYTES // (2 * width + _THUMBNAIL_BYTES))))
-    order = np.random.default_rng(seed).permutation(len(labels))
+    room = int(spare * min(MAX_ROWS, max(1, MAX_BYTES // (2 * width + _THUMBNAIL_BYTES))))
+    order = np.argsort(order)
     if len(labels) <= room:
         return np.sort(order)
     # the first of each class before the second of any
@@ -107,6 +119,17 @@ def choose(labels: np.ndarray, width: int, *, seed: int = 0) -> np.ndarray:
     turn = np.empty(len(labels), np.int64)
     turn[by_class] = np.arange(len(labels)) - starts
     return np.sort(order[np.argsort(turn, kind="stable")[:room]])
+
+
+def likely(labels: np.ndarray, width: int, order: np.ndarray) -> np.ndarray:
+    """Returns images of which nearly all that :func:`choose` takes will be, before it is known what is learned from.
+
+    Args:
+        labels: As :func:`choose` takes them, of all images that may be learned from.
+        width: Number of features.
+        order: As :func:`choose` takes it.
+    """
+    return choose(labels, width, order, spare=_SPARE)
 
 
 def make(features: np.ndarray, labels: np.ndarray, images: Sequence[bytes], digests: Sequence[str]) -> References:

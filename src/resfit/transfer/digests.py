@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import os
 import sqlite3
 import stat
@@ -19,6 +20,7 @@ from resfit.data import frames
 _FORMAT = 2
 _CHUNK = 1 << 20
 _BATCH = 2000
+_AT_ONCE = 64  # files that a thread looks up before it comes back
 #: A file that changed so shortly before it was read might change again without its times showing it.
 _UNCERTAIN_NS = 50_000_000
 _SECONDS_UNWRITTEN = 2.0
@@ -70,9 +72,11 @@ def digest_files(
         for start in range(0, len(paths), _BATCH):
             batch = paths[start : start + _BATCH]
             remembered = known.recall(batch)
-            fresh = pool.map(_digest_unless_known, batch, remembered)
-            for path, old, entry in zip(batch, remembered, fresh, strict=True):
-                if entry is not old:
+            fresh = pool.map(_digest, [path for path, old in zip(batch, remembered, strict=True) if old is None])
+            for path, old in zip(batch, remembered, strict=True):
+                entry = old
+                if entry is None:
+                    entry = next(fresh)
                     known.note(path, entry)
                 results.append(entry)
             if progress:
@@ -90,9 +94,7 @@ def digest_bytes(data: bytes, state: str) -> FileDigest:
     return FileDigest(hashlib.sha256(data).digest(), state)
 
 
-def _digest_unless_known(path: Path, known: FileDigest | None) -> FileDigest:
-    if known is not None:
-        return known
+def _digest(path: Path) -> FileDigest:
     try:
         state = file_state(path)
         file_path, frame = frames.parted(path)
@@ -153,7 +155,8 @@ class DigestMemory:
         with concurrent.futures.ThreadPoolExecutor(processors.available()) as pool:
             for start in range(0, len(paths), _BATCH):  # the pool holds something for each file it is given
                 some = paths[start : start + _BATCH]
-                states = pool.map(_state_or_reason, some)
+                parts = [some[first : first + _AT_ONCE] for first in range(0, len(some), _AT_ONCE)]
+                states = itertools.chain.from_iterable(pool.map(_states_or_reasons, parts))
                 for state, old in zip(states, self._get(some), strict=True):
                     known = old if old is not None and old.state == state else None
                     found.append(state if isinstance(state, FileDigest) else known)
@@ -231,6 +234,10 @@ class DigestMemory:
 def _key(path: Path) -> bytes:
     # the name itself has no place in a cache: it may be a patient's
     return hashlib.sha256(os.fsencode(os.path.abspath(path))).digest()
+
+
+def _states_or_reasons(paths: Sequence[Path]) -> list[str | FileDigest]:
+    return [_state_or_reason(path) for path in paths]
 
 
 def _state_or_reason(path: Path) -> str | FileDigest:

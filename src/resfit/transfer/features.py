@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
-import json
 import math
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,25 +19,23 @@ from resfit.cache import cache_root
 from resfit.data import checks, decode
 from resfit.data.image_set import ImageSet, Skipped
 from resfit.data.views import Views, plain
-from resfit.engines import int8
 from resfit.errors import ArgumentError, DataError, ImageError
-from resfit.files import write_json
-from resfit.transfer.digests import DigestMemory, FileDigest, digest_bytes, digest_files, file_state, unreadable
-from resfit.transfer.records import Records
+from resfit.transfer import calibrations
+from resfit.transfer.digests import DigestMemory, FileDigest, digest_bytes, file_state, unreadable
+from resfit.transfer.records import Sights
 from resfit.transfer.store import FeatureStore, StoreKey, check_dtype
 
 if TYPE_CHECKING:
     import keras
 
     from resfit.preprocessing import InputSpec
+    from resfit.transfer.storage import Decoded
 
 #: Called with what is being done, how many images are done and how many there are.
 Progress = Callable[[str, int, int], None]
 
 # of the rows; raised whenever the same file is decoded to other pixels
 _FORMAT = 4
-#: Share of the images that int8 was calibrated on that must be among those asked for, to use it again.
-_SAME_IMAGES = 0.5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,6 +85,8 @@ def extract(
     views: Views | None = None,
     threads: int | None = None,
     records: bool = False,
+    thumbnails: Collection[int] = (),
+    pixels: Decoded | None = None,
 ) -> Features:
     """Runs images through a network, except those whose row is on disk already.
 
@@ -114,6 +112,8 @@ def extract(
         threads: As :func:`resfit.engines.create` takes it; decoding takes as many more.
         records: Whether to measure each image (:mod:`resfit.data.checks`) when it is decoded. The records are kept as
             the rows are, whatever the network.
+        thumbnails: Positions of images of which a thumbnail is kept too, where they are decoded.
+        pixels: The same images, decoded already by this contract; nothing is read then. Not for views or int8.
 
     Raises:
         ArgumentError: The model does not give one vector for each image, has no input contract, or an argument is
@@ -133,9 +133,11 @@ def extract(
     contract = _contract(model, input_spec)
     model = engines.cut(model, until)
     shape = _row_shape(model, contract, feature_maps)
+    if pixels is not None and (views is not None or precision == "int8"):
+        raise ArgumentError("views and int8 are made from image files. Received: pixels=.")
     if batch_size is not None and batch_size < 1:
         raise ArgumentError(f"batch_size must be at least 1. Received: {batch_size}.")
-    job = _Job(
+    job = Job(
         model=model,
         files=files,
         contract=contract,
@@ -148,6 +150,8 @@ def extract(
         batch_size=batch_size or default_batch_size(contract.size),
         progress=progress,
         records=records,
+        thumbnails=thumbnails,
+        decoded=pixels,
     )
     with engines.unchanged(model):
         if cache is False:
@@ -177,8 +181,8 @@ def default_batch_size(size: tuple[int, int]) -> int:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Job:
-    """What :func:`extract` was asked for."""
+class Job:
+    """What :func:`extract` was asked for: its arguments, the images as files."""
 
     model: Any
     files: list[Path]
@@ -192,31 +196,23 @@ class _Job:
     batch_size: int
     progress: Progress | None
     records: bool
+    thumbnails: Collection[int] = ()
+    decoded: Decoded | None = None
 
     def report(self, what: str, done: int, total: int) -> None:
+        """Says how far the work is."""
         if self.progress is not None:
             self.progress(what, done, total)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Calibration:
-    """The int8 network for some images: under which name it is kept, and on which it is or will be calibrated."""
-
-    name: str
-    paths: list[Path]
-    record: Path | None
-    digests: list[str]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Decoded:
+class _Read:
     """What came of reading one file: for each missing view its pixels, or why there are none."""
 
     position: int
     entry: FileDigest
     pixels: dict[int, np.ndarray]
     reason: str = ""
-    record: np.ndarray | None = None
 
 
 def _contract(model: keras.Model, input_spec: InputSpec | None) -> InputSpec:
@@ -257,29 +253,38 @@ def _keys(
     return [StoreKey.of({**decisive, "view": view}, **names) for view in views]
 
 
-def _extract(job: _Job, root: Path, memory: Path | None) -> Features:
+def _extract(job: Job, root: Path, memory: Path | None) -> Features:
     total = len(job.files)
-    with DigestMemory(memory) as digests:
-        known = digests.recall(job.files)
+    with DigestMemory(memory if job.decoded is None else None) as digests:
+        known = digests.recall(job.files) if job.decoded is None else _told(job.decoded, len(job.files))
         job.report("reading", total, total)
-        running, precision = _prepared_engine(job, known, root, memory)
+        running, precision = calibrations.prepared_engine(job, known, root, memory)
         stores = _open_stores(job, root, precision)
-        measured = Records(root) if job.records else None
+        sights = Sights(root, records=job.records and job.decoded is None, thumbnails=job.thumbnails)
         present: set[bytes] = set()
         for store in stores:
             there = _present(store, known)
             store.drop_damaged(list(there))
             present |= there
-        if measured is not None:
-            measured.drop_damaged([entry.digest for entry in known if entry is not None and not entry.reason])
-        filled = _Filling(job, stores, digests, known, running, measured)
+        sights.drop_damaged([entry.digest for entry in known if entry is not None and not entry.reason])
+        filled = _Filling(job, stores, digests, known, running, sights)
         filled.run()
-    return _result(job, stores, measured, filled, precision)
+    return _result(job, stores, sights, filled, precision)
 
 
-def _result(
-    job: _Job, stores: list[FeatureStore], measured: Records | None, filled: _Filling, precision: str
-) -> Features:
+def _told(decoded: Decoded, total: int) -> list[FileDigest | None]:
+    """Returns the digests of images that were decoded before, and of the others the reasons why they were not."""
+    reasons = iter(decoded.skipped)
+    digests = dict(zip(decoded.indices.tolist(), decoded.digests, strict=True))
+    return [
+        FileDigest(bytes.fromhex(digests[position]), "")
+        if position in digests
+        else FileDigest(b"", "", next(reasons).reason)
+        for position in range(total)
+    ]
+
+
+def _result(job: Job, stores: list[FeatureStore], sights: Sights, filled: _Filling, precision: str) -> Features:
     total = len(job.files)
     reasons = {position: entry.reason for position, entry in enumerate(filled.known) if entry and entry.reason}
     for position, entry in enumerate(filled.known):
@@ -289,6 +294,7 @@ def _result(
     found = [entry.digest for position in kept if (entry := filled.known[position]) is not None]
     shape = (len(kept), *job.shape)
     rows = [store.rows(found).reshape(shape) for store in stores]
+    records = np.zeros(0, checks.RECORD) if sights.records is None else sights.records.rows(found)
     return Features(
         rows=rows[0],
         indices=np.asarray(kept, np.int64),
@@ -299,11 +305,11 @@ def _result(
         engine=filled.engine_name,
         precision=precision.split(":")[0],
         views=tuple(rows[1:]),
-        records=np.zeros(0, checks.RECORD) if measured is None else measured.rows(found),
+        records=job.decoded.records if job.decoded is not None else records,
     )
 
 
-def _open_stores(job: _Job, root: Path, precision: str) -> list[FeatureStore]:
+def _open_stores(job: Job, root: Path, precision: str) -> list[FeatureStore]:
     """Opens the store of the images as they are, and one for each view."""
     views = [None, *(job.views.describe(number) for number in range(job.views.count))] if job.views else [None]
     width = math.prod(job.shape)
@@ -328,19 +334,21 @@ class _Filling:
 
     def __init__(
         self,
-        job: _Job,
+        job: Job,
         stores: list[FeatureStore],
         digests: DigestMemory,
         known: list[FileDigest | None],
         running: engines.Engine | None,
-        measured: Records | None = None,
+        sights: Sights,
     ):
         self.known = list(known)
         self.failed: dict[bytes, str] = {}
         self.computed: set[bytes] = set()
         self.engine_name = "cache"
         self._job, self._stores, self._digests, self._running = job, stores, digests, running
-        self._measured = measured
+        self._sights = sights
+        places = () if job.decoded is None else job.decoded.indices.tolist()
+        self._places = {position: place for place, position in enumerate(places)}
         self._claimed: set[bytes] = set()
         self._lock = threading.Lock()
 
@@ -354,8 +362,7 @@ class _Filling:
             try:
                 self._pass(candidates)
             finally:
-                if self._measured is not None:
-                    self._measured.flush()
+                self._sights.flush()
             # a file that changed meanwhile may have been the one that stood for its copies
             candidates = self._candidates()
 
@@ -365,8 +372,7 @@ class _Filling:
         complete = np.ones(len(digests), bool)
         for store in self._stores:
             complete &= store.find(digests) >= 0
-        if self._measured is not None:
-            complete &= self._measured.present(digests)
+        complete &= ~self._sights.missing(digests)
         rows = iter(complete.tolist())
         candidates, seen = [], set()
         for position, entry in enumerate(self.known):
@@ -404,7 +410,7 @@ class _Filling:
             if done < total:
                 self._job.report("network", total, total)
 
-    def _batches(self, decoded: Iterator[_Decoded]) -> Iterator[tuple[tuple[list[tuple[int, bytes]], int], np.ndarray]]:
+    def _batches(self, decoded: Iterator[_Read]) -> Iterator[tuple[tuple[list[tuple[int, bytes]], int], np.ndarray]]:
         """Yields batches of pixels with whose they are (store and digest), and how many files are done by then."""
         owners: list[tuple[int, bytes]] = []
         pixels: list[np.ndarray] = []
@@ -422,13 +428,12 @@ class _Filling:
         if pixels:
             yield (owners, done), np.stack(pixels)
 
-    def _note(self, item: _Decoded) -> None:
+    def _note(self, item: _Read) -> None:
         self.known[item.position] = item.entry
         self._digests.note(self._job.files[item.position], item.entry)
         if item.reason:
             self.failed[item.entry.digest] = item.reason
-        if item.record is not None and self._measured is not None:
-            self._measured.add(item.entry.digest, item.record)
+        self._sights.keep()
 
     def _keep(self, owners: list[tuple[int, bytes]], rows: np.ndarray) -> None:
         if not np.isfinite(rows).all():
@@ -443,146 +448,46 @@ class _Filling:
                 store.append([owners[place][1] for place in mine], rows if len(mine) == len(rows) else rows[mine])
         self.computed.update(digest for _, digest in owners)
 
-    def _read(self, position: int) -> _Decoded:
+    def _read(self, position: int) -> _Read:
         """Reads a file once: its digest and, if rows are missing, its pixels. Runs in the decoders' threads."""
+        decoded = self._job.decoded
+        if decoded is not None:
+            entry = self.known[position]
+            assert entry is not None
+            if not self._claim(entry) or entry.digest in self._stores[0]:
+                return _Read(position, entry, {})
+            return _Read(position, entry, {0: np.asarray(decoded.images[self._places[position]])})
         path = self._job.files[position]
         try:
             state = file_state(path)
             data = decode.read_file(path)
         except OSError as error:
-            return _Decoded(position, unreadable(error), {})
+            return _Read(position, unreadable(error), {})
         except ImageError as error:
-            return _Decoded(position, FileDigest(b"", "", str(error)), {})
+            return _Read(position, FileDigest(b"", "", str(error)), {})
         entry = digest_bytes(data, state)
-        with self._lock:
-            if entry.digest in self._claimed:
-                return _Decoded(position, entry, {})
-            self._claimed.add(entry.digest)
+        if not self._claim(entry):
+            return _Read(position, entry, {})
         missing = [number for number, store in enumerate(self._stores) if entry.digest not in store]
-        wanted = self._measured is not None and entry.digest not in self._measured
-        if not missing and not wanted:
-            return _Decoded(position, entry, {})
+        if not missing and not self._sights.missing([entry.digest])[0]:
+            return _Read(position, entry, {})
         contract, views = self._job.contract, self._job.views
         renderings = [
             plain(contract) if number == 0 or views is None else views.rendering(number - 1, entry.digest, contract)
             for number in missing
         ]
-        measured: list[np.ndarray] = []
-        look = (lambda header, image: measured.append(checks.measure(header, image))) if wanted else None
         try:
+            look = self._sights.look(position, entry.digest)
             arrays = decode.decode_renderings(data, contract, renderings, look=look)
             for array in arrays:
                 decode.check_size(array, contract)
         except ImageError as error:
-            return _Decoded(position, entry, {}, str(error))
-        record = measured[0] if measured else None
-        return _Decoded(position, entry, dict(zip(missing, arrays, strict=True)), record=record)
+            return _Read(position, entry, {}, str(error))
+        return _Read(position, entry, dict(zip(missing, arrays, strict=True)))
 
-
-def _prepared_engine(
-    job: _Job, known: list[FileDigest | None], root: Path, memory: Path | None
-) -> tuple[engines.Engine | None, str]:
-    """Returns the precision that the rows have, for int8 with its calibration, and an engine if that took one."""
-    if not isinstance(job.engine, str):
-        return job.engine, job.engine.precision
-    if job.precision != "int8":
-        return None, job.precision if engines.has_precision(job.engine, job.precision) else "float32"
-    chosen = _calibration(job, known, root, memory)
-    if chosen is None:
-        return None, "float32"
-    name = "openvino" if job.engine == "auto" else job.engine
-    kept = f"int8:{name}:{chosen.name[:32]}"
-    facts = _record(chosen.record).get(chosen.name, {})
-    if facts.get("precision") == "float32":
-        return None, "float32"
-    if facts.get("precision") == "int8" and engines.is_quantized(job.model, job.engine, chosen.name):
-        return _Lazily(job, chosen.name), kept
-    samples = _samples(job, chosen)
-    running = engines.create(
-        job.model, job.engine, precision="int8", samples=samples, calibration=chosen.name, threads=job.threads
-    )
-    if chosen.record is not None:
-        entry = {"precision": running.precision, "digests": chosen.digests}
-        write_json(chosen.record, {**_record(chosen.record), chosen.name: entry})
-    return running, kept if running.precision == "int8" else "float32"
-
-
-class _Lazily:
-    """An int8 engine that is kept on disk, and is made when the first image comes."""
-
-    precision = "int8"
-
-    def __init__(self, job: _Job, calibration: str):
-        self._job, self._calibration = job, calibration
-        self._engine: engines.Engine | None = None
-
-    @property
-    def name(self) -> str:
-        return self._made().name
-
-    def run(self, images: Any) -> np.ndarray:
-        return self._made().run(images)
-
-    def stream(self, batches: Iterable[Any]) -> Iterator[Any]:
-        return engines.stream(self._made(), batches)
-
-    def _made(self) -> engines.Engine:
-        if self._engine is None:
-            self._engine = engines.create(
-                self._job.model,
-                self._job.engine,
-                precision="int8",
-                calibration=self._calibration,
-                threads=self._job.threads,
-            )
-        return self._engine
-
-
-def _calibration(job: _Job, known: list[FileDigest | None], root: Path, memory: Path | None) -> _Calibration | None:
-    """Chooses the int8 network: one that was calibrated on these images, or a new one."""
-    if not job.files:
-        return None
-    engine = "openvino" if job.engine == "auto" else job.engine
-    text = json.dumps([engines.fingerprint(job.model), job.contract.to_dict(), engine], sort_keys=True)
-    record = root / "calibrations" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json" if memory else None
-    earlier = _record(record)
-    if earlier:
-        if any(entry is None for entry in known):
-            known[:] = digest_files(job.files, memory)
-        mine = {entry.digest.hex() for entry in known if entry is not None and entry.digest}
-        shares = {name: np.mean([d in mine for d in facts.get("digests") or [""]]) for name, facts in earlier.items()}
-        best = max(shares, key=lambda name: shares[name])
-        if shares[best] >= _SAME_IMAGES:
-            again = set(earlier[best]["digests"])
-            paths = [
-                path
-                for path, entry in zip(job.files, known, strict=True)
-                if entry is not None and entry.digest.hex() in again
-            ]
-            return _Calibration(best, paths, record, sorted(again))
-    # spread over all of them, so that each class has its part
-    places = np.unique(np.linspace(0, len(job.files) - 1, min(int8.SAMPLES, len(job.files))).round().astype(int))
-    paths = [job.files[place] for place in places]
-    digests = sorted({entry.digest.hex() for entry in digest_files(paths, memory) if entry.digest})
-    name = hashlib.sha256("".join(digests).encode()).hexdigest()
-    return _Calibration(name, paths, record, digests)
-
-
-def _samples(job: _Job, chosen: _Calibration) -> np.ndarray:
-    batches = decode.decode_many(chosen.paths, job.contract, batch_size=8, workers=job.threads)
-    images = np.concatenate([batch.images for batch in batches])
-    if not len(images):
-        raise DataError("int8 is calibrated on images. Received: none of those looked at can be read.")
-    # the last ones check what the others calibrate: both shall have something of everything
-    return images[np.random.default_rng(0).permutation(len(images))]
-
-
-def _record(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        record = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    valid = isinstance(record, dict) and all(isinstance(facts, dict) for facts in record.values())
-    return record if valid else {}
+    def _claim(self, entry: FileDigest) -> bool:
+        """Whether nobody has taken this image in this pass: of copies one is enough."""
+        with self._lock:
+            mine = entry.digest not in self._claimed
+            self._claimed.add(entry.digest)
+            return mine

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _PREDICT = 64
 # share by which the loss must fall to count as better at equal accuracy
 _NOTICEABLE = 1e-3
+# how much longer an image takes in float32 than in what is narrower, and seconds that it takes to end a run
+_FLOAT32, _ENDING = 2.0, 2.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -159,9 +161,14 @@ class Trainer:
         if self.tuning.minutes is not None:
             seconds = 60 * self.tuning.minutes
             if self.closing and self.pace < math.inf:
-                seconds -= min(self.closing * self.pace, seconds / 2)
+                seconds -= min(self._closing_seconds(), seconds / 2)
             done = max(done, self.seconds / seconds)
         return min(1.0, done)
+
+    def _closing_seconds(self) -> float:
+        """Returns what is kept for the end: the last look at the validation images, and the measuring in float32."""
+        slower = _FLOAT32 if self.tuning.precision != "float32" else 1.0
+        return _ENDING + self.pace * (len(self.val) + slower * self.closing)
 
     @property
     def finished(self) -> bool:

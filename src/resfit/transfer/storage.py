@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +23,12 @@ from resfit.cache import USERS, cache_root, keep, locked
 from resfit.data import checks, decode
 from resfit.data.image_set import Skipped
 from resfit.files import write_json
-from resfit.transfer import features as feature_store
 from resfit.transfer.digests import digest_files
-from resfit.transfer.records import Records
+from resfit.transfer.records import Sights
 
 if TYPE_CHECKING:
     from resfit.preprocessing import InputSpec
+    from resfit.transfer import features as feature_store
 
 #: Bytes that stored outputs of frozen parts may take up, and the share of the free disk.
 BUDGET = 20 * 2**30
@@ -113,6 +113,7 @@ def decoded(
     *,
     progress: feature_store.Progress | None = None,
     records: bool = False,
+    thumbnails: Collection[int] = (),
 ) -> Decoded:
     """Decodes images once; they are kept for the epochs and runs to come.
 
@@ -122,6 +123,7 @@ def decoded(
         cache: ``True`` for resfit's own cache folder, ``False`` for memory, or a folder.
         progress: Called as images get done.
         records: Whether they are measured in the same pass.
+        thumbnails: Positions of the images of which a thumbnail is kept in the same pass.
     """
     memory = None if cache is False else (cache_root() if cache is True else Path(cache)) / "digests.sqlite"
     known = digest_files(list(files), memory)
@@ -130,8 +132,10 @@ def decoded(
     digests = [known[position].digest.hex() for position in readable]
     paths = [Path(files[position]) for position in readable]
     with _cache_folder(cache) as folder:
-        kept = Records(folder) if records else None
-        images, failures = pixels(paths, digests, contract, folder / "pixels", progress=progress, records=kept)
+        places = {position: number for number, position in enumerate(readable)}
+        pictured = [places[position] for position in thumbnails if position in places]
+        sights = Sights(folder, records=records, thumbnails=pictured)
+        images, failures = pixels(paths, digests, contract, folder / "pixels", progress=progress, sights=sights)
         reasons.update({readable[number]: reason for number, reason in failures.items()})
         used = [position for position in range(len(files)) if position not in reasons]
         found = [known[position].digest for position in used]
@@ -140,7 +144,7 @@ def decoded(
             indices=np.asarray(used, np.int64),
             skipped=tuple(Skipped(Path(files[position]), reasons[position]) for position in sorted(reasons)),
             digests=tuple(digest.hex() for digest in found),
-            records=np.zeros(0, checks.RECORD) if kept is None else kept.rows(found),
+            records=np.zeros(0, checks.RECORD) if sights.records is None else sights.records.rows(found),
         )
 
 
@@ -151,7 +155,7 @@ def pixels(
     folder: Path,
     *,
     progress: feature_store.Progress | None = None,
-    records: Records | None = None,
+    sights: Sights | None = None,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Returns the decoded images, memory-mapped.
 
@@ -161,8 +165,8 @@ def pixels(
         contract: How they are decoded.
         folder: Where the arrays are kept.
         progress: Called as images get done.
-        records: Where records of all images that can be decoded are when this returns. One is measured when its image
-            is decoded; images that were decoded earlier, without it, are decoded again.
+        sights: Looks at the images when they are decoded. Those that it must see and that were decoded earlier,
+            without it, are decoded again.
 
     Returns:
         uint8 array ``(n, height, width, channels)``, or float32 where a file is of more than eight bits, read-only, of
@@ -175,7 +179,7 @@ def pixels(
         failures = array.failures()
         start = _position(array.done, failures)
         with open(array.rows, "ab") as rows, open(array.notes, "a", encoding="utf-8") as notes:
-            for batch in _measured(files[start:], digests[start:], contract, records):
+            for batch in _shown(files, digests, range(start, len(files)), contract, sights):
                 for index, reason in batch.failures:
                     failures[start + index] = reason
                     notes.write(json.dumps([start + index, reason]) + "\n")
@@ -186,37 +190,30 @@ def pixels(
                     done = start + max([*batch.indices.tolist(), *(index for index, _ in batch.failures)]) + 1
                     progress("decoding", done, len(files))
             os.fsync(rows.fileno())
-    if records is not None:
+    if sights is not None:
         kept = [position for position in range(start) if position not in failures]
-        there = records.present([bytes.fromhex(digests[position]) for position in kept])
-        missing = [position for position, found in zip(kept, there, strict=True) if not found]
-        for _ in _measured([files[at] for at in missing], [digests[at] for at in missing], contract, records):
+        unseen = sights.missing([bytes.fromhex(digests[position]) for position in kept])
+        missing = [position for position, wanted in zip(kept, unseen, strict=True) if wanted]
+        for _ in _shown(files, digests, missing, contract, sights):
             pass
     return array.read(len(files) - len(failures)), dict(sorted(failures.items()))
 
 
-def _measured(
-    files: Sequence[Path], digests: Sequence[str], contract: InputSpec, records: Records | None
+def _shown(
+    files: Sequence[Path], digests: Sequence[str], positions: Sequence[int], contract: InputSpec, sights: Sights | None
 ) -> Iterator[decode.DecodedBatch]:
-    """Decodes images and, with ``records``, measures those that have none; their records are on disk before a batch."""
-    keys = [bytes.fromhex(digest) for digest in digests]
-    wanted = np.zeros(len(keys), bool)
-    if records is not None:
-        records.drop_damaged(keys)
-        wanted = ~records.present(keys)
-    seen: dict[int, np.ndarray] = {}
+    """Decodes images and has them looked at; what is seen is on disk before a batch."""
+    keys = [bytes.fromhex(digests[position]) for position in positions]
+    if sights is not None:
+        sights.drop_damaged(keys)
 
-    def look_at(position: int) -> decode.Look | None:
-        if not wanted[position]:
-            return None
-        return lambda header, image: seen.update({position: checks.measure(header, image)})
+    def look_at(number: int) -> decode.Look | None:
+        return None if sights is None else sights.look(positions[number], keys[number])
 
-    for batch in decode.decode_many(files, contract, batch_size=_CHUNK, looks=look_at):
-        if records is not None:
-            for position in batch.indices.tolist():
-                if position in seen:
-                    records.add(keys[position], seen.pop(position))
-            records.flush()
+    some = [files[position] for position in positions]
+    for batch in decode.decode_many(some, contract, batch_size=_CHUNK, looks=look_at):
+        if sights is not None:
+            sights.flush()
         yield batch
 
 

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +75,7 @@ class Running:
         say: Called with lines for people.
         stop: Called after each step with its number; the run ends early, resumable, where it returns True.
         records: Whether images are measured (:mod:`resfit.data.checks`) where the frozen part decodes them.
+        thumbnails: Positions of images of which a thumbnail is kept there, too.
         closing: Images that are measured when the training is over, for which some of its time is kept.
     """
 
@@ -89,6 +90,7 @@ class Running:
     say: Callable[[str], None] = training.say
     stop: Callable[[int], bool] | None = None
     records: bool = False
+    thumbnails: Collection[int] = ()
     closing: int = 0
 
 
@@ -151,7 +153,13 @@ class Prepared:
     records: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, checks.RECORD))
 
 
-def prepare(body: keras.Model, files: Sequence[Path], tuning: Tuning, running: Running) -> Prepared:
+def prepare(
+    body: keras.Model,
+    files: Sequence[Path],
+    tuning: Tuning,
+    running: Running,
+    pixels: storage.Decoded | None = None,
+) -> Prepared:
     """Runs images through the frozen part of a network once, or decodes them where nothing is frozen or stored.
 
     Args:
@@ -159,6 +167,7 @@ def prepare(body: keras.Model, files: Sequence[Path], tuning: Tuning, running: R
         files: Image files.
         tuning: What decides the boundary, and how images are changed.
         running: How it is run.
+        pixels: The images, where they are decoded already and all of them can be used.
     """
     working = boundary.copy(body)
     found = boundary.find(working, tuning.trainable_from)
@@ -182,6 +191,7 @@ def prepare(body: keras.Model, files: Sequence[Path], tuning: Tuning, running: R
             dtype=room.dtype,
             views=_views(tuning),
             records=running.records,
+            thumbnails=running.thumbnails,
         )
         feed: feeds.Feed = feeds.MapFeed([outputs.rows, *outputs.views], tuning)
         return Prepared(
@@ -198,7 +208,15 @@ def prepare(body: keras.Model, files: Sequence[Path], tuning: Tuning, running: R
             digests=outputs.digests,
             records=outputs.records,
         )
-    pixels = storage.decoded(files, body.input_spec, running.cache, progress=running.progress, records=running.records)
+    if pixels is None:
+        pixels = storage.decoded(
+            files,
+            body.input_spec,
+            running.cache,
+            progress=running.progress,
+            records=running.records,
+            thumbnails=running.thumbnails,
+        )
     images = pixels.images
     engine = None
     if first is not None:
