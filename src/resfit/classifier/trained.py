@@ -192,7 +192,7 @@ class Classifier:
         rows: list[np.ndarray] = []
         for path, probabilities, _, error in self._run(images, engine, batch_size, None, views):
             if probabilities is None:
-                raise DataError(f"every image must be readable. Received: {path}: {error}.")
+                raise DataError(f"every image must be readable. Received: {path}: {str(error).rstrip('.')}.")
             rows.append(probabilities)
         return np.stack(rows) if rows else np.zeros((0, len(self.classes)), np.float32)
 

@@ -217,6 +217,8 @@ def prepare(
             records=running.records,
             thumbnails=running.thumbnails,
         )
+    else:
+        pixels = dataclasses.replace(pixels, indices=np.arange(len(pixels.images)), skipped=())
     images = pixels.images
     engine = None
     if first is not None:
