@@ -104,6 +104,10 @@ def within_time(
     return images.subset(kept), said
 
 
+# share of the time that is expected to be left when images are decoded and some of them have gone through the network
+_AFTER_DECODING = 0.7
+
+
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """What decides on the settings of a fine-tuning run.
@@ -199,16 +203,27 @@ class Choice:
     def _left(self, journal: Journal) -> float | None:
         return None if self.minutes is None else max(1e-3, self.minutes - journal.minutes)
 
-    def _recipe(self, images: ImageSet, count: int, journal: Journal, *, probed: bool) -> recipes.Recipe:
+    def _recipe(
+        self, images: ImageSet, count: int, journal: Journal, *, probed: bool, share: float = 1.0
+    ) -> recipes.Recipe:
         known = facts(images, count, getattr(self.body, "architecture", None), self.body.input_spec.size)
         return recipes.recipe(
             dataclasses.replace(known, statistics=networks.has_statistics(self.body)),
             self._hardware,
             strategy=self.strategy,
-            minutes=self._left(journal),
+            minutes=None if self.minutes is None else share * (self._left(journal) or 0.0),
             probed=probed,
             seed=self.seed,
         )
+
+    def leaves(self, seconds: float, journal: Journal) -> bool:
+        """Says whether there is time for something.
+
+        Args:
+            seconds: That it takes.
+            journal: Says what is left of the time.
+        """
+        return self.minutes is None or seconds / 60 <= self.minutes - journal.minutes
 
     def too_late(self, images: ImageSet, count: int, folder: Path | None, journal: Journal) -> bool:
         """Says whether what came before the training has left too little of the time for it.
@@ -237,7 +252,7 @@ class Choice:
             return False
         start = self._given().get("trainable_from", self.trainable_from)
         if start is None:
-            found = self._recipe(images, count, journal, probed=False).tuning
+            found = self._recipe(images, count, journal, probed=True, share=_AFTER_DECODING).tuning
             start = None if found is None else found.trainable_from
         return start == 0
 

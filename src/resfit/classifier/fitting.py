@@ -199,16 +199,17 @@ def fit(
             pixels = decoded(
                 images.paths, body.input_spec, cache, progress=progress, records=check, thumbnails=pictured
             )
-            journal.lap("pixels")
-        extracted = extract(images, records=check, precision=precision, thumbnails=pictured, pixels=pixels)
-        used, precision = Used(extracted, extracted.rows), extracted.precision
+            used = Used(pixels)
+        else:
+            extracted = extract(images, records=check, precision=precision, thumbnails=pictured)
+            used, precision = Used(extracted, extracted.rows), extracted.precision
     else:
         running = dataclasses.replace(running, thumbnails=pictured)
         settings, folder = choice.settings(images, count, out, cache, journal)
         assert settings is not None
         prepared = strategies.prepare(body, images.paths, settings, running)
         used = Used(prepared)
-    journal.lap("features" if choice.probes else "frozen part")
+    journal.lap("frozen part" if not choice.probes else "features" if pixels is None else "pixels")
     found = len(images) + len(unusable)
     skipped = privacy.shown_skipped(images, (*unusable, *used.skipped))
     skipped_csv = account.skipped_table(skipped)
@@ -225,7 +226,7 @@ def fit(
     def head_of(rows: Rows, positions: np.ndarray) -> heads.Head:
         return fitted_head(rows[positions], positions)
 
-    def fitted_head(some: np.ndarray, positions: np.ndarray) -> heads.Head:
+    def fitted_head(some: np.ndarray, positions: np.ndarray, strength: float | None = None) -> heads.Head:
         return heads.fit_head(
             head,
             some,
@@ -236,12 +237,20 @@ def fit(
             balance=balance,
             label_smoothing=label_smoothing or 0.0,
             focal=focal if head == "mlp" else 0.0,
+            strength=strength,
             settings=alone,
         )
 
     learning_from = parts.train if choice.tunes else data.everything
-    final = head_of(used.rows, learning_from) if choice.probes else None
+    final = head_of(used.rows, learning_from) if choice.probes and pixels is None else None
     rows: Rows = used.rows
+    # what a training begins with; its strength does not matter for long
+    start, beginning = final, data.some(parts.train, seed)
+    hurried = heads.DEFAULT_C if minutes is not None else None
+    if pixels is not None:
+        extracted = extract([kept.paths[at] for at in beginning], pixels=pixels.at(beginning))
+        used.add(extracted)
+        start = fitted_head(extracted.rows, beginning, hurried)
     journal.lap("head")
     if final is not None and precision != "float32":
         verdict = narrow.judge(
@@ -277,18 +286,25 @@ def fit(
                     shutil.rmtree(folder, ignore_errors=True)
     if settings is not None and prepared is not None:
         taught = learning.teach(teacher, data, engine, cache)
-        start = final
         if start is None:
-            start = fitted_head(strategies.features(prepared, parts.train, running), parts.train)
+            start = fitted_head(strategies.features(prepared, beginning, running), beginning, hurried)
             journal.lap("head")
         if minutes is not None and not choice.sets_time:
             settings = strategies.with_time_left(folder, settings, minutes - journal.minutes)
             running = dataclasses.replace(running, closing=len(parts.test) + len(parts.val) + reference_images.MAX_ROWS)
         tuned, files = learning.tune(data, prepared, start, taught, settings, running, folder)
-        if tuned.learned.epoch > 0 or not choice.probes:
+        again = 0.0 if pixels is None else 3 * journal.laps["head"] * len(kept) / len(beginning)
+        if tuned.learned.epoch > 0 or not choice.probes or not choice.leaves(again, journal):
             learned = learning.keep_tuned(data, tuned)
         journal.note(account.verdict(tuned, strategy))
         journal.lap("fine-tuning")
+    if learned is None and pixels is not None:
+        extracted = extract(kept.paths, pixels=pixels.at(np.arange(len(kept))))
+        used.add(extracted)
+        rows = extracted.rows
+        journal.lap("features")
+        if start is not None and not choice.leaves(3 * journal.laps["head"] * len(kept) / len(beginning), journal):
+            learned = learning.keep_beginning(data, body, start, extracted.rows, beginning)
     if learned is None:
         if choice.tunes or final is None:
             final = head_of(rows, data.everything)

@@ -109,6 +109,31 @@ def keep_probe(
     )
 
 
+def keep_beginning(
+    data: Material, body: keras.Model, head: heads.Head, rows: np.ndarray, learned_from: np.ndarray
+) -> Kept:
+    """Keeps a head that a training was to begin with.
+
+    Args:
+        data: What was learned from.
+        body: The frozen network.
+        head: The head.
+        rows: Features of the images ``(n, features)``.
+        learned_from: Positions that the head has learned from.
+    """
+    val = data.parts.val
+    return Kept(
+        network=body,
+        head=head,
+        logits=head.logits(rows[data.parts.test]),
+        spared=heads.HeldOut(val, head.logits(rows[val])),
+        source="validation",
+        train=learned_from,
+        held_out=None,
+        features=rows.__getitem__,
+    )
+
+
 def _left_out(
     data: Material,
     final: heads.Head,

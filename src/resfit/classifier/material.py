@@ -17,7 +17,10 @@ from resfit.evaluation import references
 from resfit.evaluation.judged import label_names, targets
 from resfit.files import atomic_open
 from resfit.transfer import features as feature_store
-from resfit.transfer import strategies
+from resfit.transfer import storage, strategies
+
+# images that a head is fitted to at most where a training begins with it, and of a class at least, so far as there are
+_MOST_TO_BEGIN_WITH, _FEW_OF_A_CLASS = 10_000, 10
 
 
 class Used:
@@ -27,11 +30,24 @@ class Used:
         rows: Features of the images ``(n, features)``; without columns where there are none.
     """
 
-    def __init__(self, found: feature_store.Features | strategies.Prepared, rows: np.ndarray | None = None):
+    def __init__(
+        self, found: feature_store.Features | strategies.Prepared | storage.Decoded, rows: np.ndarray | None = None
+    ):
         self.indices, self.skipped = found.indices, found.skipped
         self.digests, self.records = found.digests, found.records
-        self.computed, self.reused, self.engine = found.computed, found.reused, found.engine
+        self.computed, self.reused, self.engine = 0, 0, "none"
+        if not isinstance(found, storage.Decoded):
+            self.add(found)
         self.rows = np.zeros((len(found.indices), 0), np.float32) if rows is None else rows
+
+    def add(self, found: feature_store.Features | strategies.Prepared) -> None:
+        """Counts what went through the network.
+
+        Args:
+            found: Images of which some may have been there before.
+        """
+        self.computed, self.reused = self.computed + found.computed, max(self.reused, found.reused)
+        self.engine = found.engine
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,6 +77,21 @@ class Material:
     def several(self) -> bool:
         """Whether an image may have several labels."""
         return bool(self.separator)
+
+    def some(self, positions: np.ndarray, seed: int) -> np.ndarray:
+        """Returns positions to begin with where there are many: at random, with something of each class.
+
+        Args:
+            positions: Of the images.
+            seed: Of the choice.
+        """
+        if len(positions) <= _MOST_TO_BEGIN_WITH:
+            return positions
+        order = np.random.default_rng(seed).permutation(positions)
+        chosen, rest = order[:_MOST_TO_BEGIN_WITH], order[_MOST_TO_BEGIN_WITH:]
+        rare = np.flatnonzero(self.targets[chosen].sum(axis=0) < _FEW_OF_A_CLASS)
+        more = [rest[self.targets[rest, label] > 0][:_FEW_OF_A_CLASS] for label in rare]
+        return np.unique(np.concatenate([chosen, *more]))
 
     def labels(self, positions: np.ndarray) -> np.ndarray:
         """Returns what heads learn: numbers of classes ``(n,)``, or with several labels an image rows of targets.

@@ -50,6 +50,8 @@ DARK, BRIGHT = 25.0, 245.0
 _SHARPNESS_SIDE = 128
 _MOST_PAIRS = 20_000_000
 _SAMPLE = 2000
+_DIRECTIONS = 48
+_IN_MEMORY = 400_000_000  # bytes
 _OUTLIER = 4.0  # robust standard deviations
 
 
@@ -139,13 +141,14 @@ def near_duplicates(records: np.ndarray, features: np.ndarray | None = None) -> 
     same = same[same[:, 0] != same[:, 1]]
     pairs = np.sort(seen[np.concatenate([same, first[_close(distinct)]])], axis=1)
     thumbnails = directions(records["thumbnail"].reshape(len(records), -1), centre=False)
-    pairs = pairs[_cosines(thumbnails, pairs) >= NEAR_CORRELATION]
+    pairs, cosines = _alike(thumbnails, pairs, NEAR_CORRELATION)
     if not len(pairs):
         return pairs
-    apart = _relative(thumbnails, pairs, seen)
+    apart = _relative(thumbnails, pairs, cosines, seen)
     if features is None:
         return pairs[apart < NEAR_ALONE]
-    return pairs[np.sqrt(apart * _relative(directions(features, centre=True), pairs, seen)) < NEAR_RATIO]
+    rows = directions(features, centre=True)
+    return pairs[np.sqrt(apart * _relative(rows, pairs, _cosines(rows, pairs), seen)) < NEAR_RATIO]
 
 
 def directions(rows: np.ndarray, *, centre: bool) -> np.ndarray:
@@ -165,17 +168,48 @@ def directions(rows: np.ndarray, *, centre: bool) -> np.ndarray:
     return found
 
 
-def _cosines(rows: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    found = np.zeros(len(pairs), np.float32)
-    for start in range(0, len(pairs), 16384):
-        some = pairs[start : start + 16384]
-        found[start : start + 16384] = np.einsum(
-            "nd,nd->n", rows[some[:, 0]].astype(np.float32), rows[some[:, 1]].astype(np.float32)
+def _alike(rows: np.ndarray, pairs: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the pairs of rows whose cosine is at least ``least``, and the cosines.
+
+    In few directions in which the rows differ most a bound of the cosine is found, which rules most pairs out: the
+    product there, and of what is left of two rows no more than the product of its lengths.
+
+    Args:
+        rows: Array ``(n, values)`` of rows of length one.
+        pairs: Positions ``(pairs, 2)``.
+        least: Smallest cosine, above 0.
+    """
+    sample = rows[np.random.default_rng(0).permutation(len(rows))[:_SAMPLE]].astype(np.float32)
+    basis = np.linalg.eigh(sample.T @ sample)[1][:, -_DIRECTIONS:]
+    short = np.zeros((len(rows), basis.shape[1]), np.float32)
+    rest = np.zeros(len(rows), np.float32)
+    for start in range(0, len(rows), 4096):
+        some = rows[start : start + 4096].astype(np.float32)
+        short[start : start + 4096] = some @ basis
+        rest[start : start + 4096] = np.sqrt(
+            np.maximum((some**2).sum(axis=1) - (short[start : start + 4096] ** 2).sum(axis=1), 0)
         )
+    possible = [np.zeros((0, 2), np.int64)]
+    for start in range(0, len(pairs), 65536):
+        one, other = pairs[start : start + 65536].T
+        bound = np.einsum("nd,nd->n", short[one], short[other]) + rest[one] * rest[other]
+        possible.append(pairs[start : start + 65536][bound >= least - 1e-4])
+    found = np.concatenate(possible)
+    cosines = _cosines(rows, found)
+    return found[cosines >= least], cosines[cosines >= least]
+
+
+def _cosines(rows: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    if rows.size * 4 <= _IN_MEMORY:  # each row is in many pairs, and numpy widens float16 slowly
+        rows = rows.astype(np.float32)
+    found = np.zeros(len(pairs), np.float32)
+    for start in range(0, len(pairs), 4096):
+        one, other = (rows[side].astype(np.float32, copy=False) for side in pairs[start : start + 4096].T)
+        found[start : start + 4096] = np.einsum("nd,nd->n", one, other)
     return found
 
 
-def _relative(rows: np.ndarray, pairs: np.ndarray, seen: np.ndarray) -> np.ndarray:
+def _relative(rows: np.ndarray, pairs: np.ndarray, cosines: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """Returns how far the images of each pair are apart, by how near either comes to other images by chance."""
     sample = np.random.default_rng(0).permutation(seen)[:_SAMPLE]
     others = rows[sample].astype(np.float32)
@@ -184,10 +218,10 @@ def _relative(rows: np.ndarray, pairs: np.ndarray, seen: np.ndarray) -> np.ndarr
     rank = min(4, len(sample))
     nearest = np.zeros(len(used), np.float32)
     for start in range(0, len(used), 1024):
-        cosines = rows[used[start : start + 1024]].astype(np.float32) @ others.T
-        nearest[start : start + 1024] = np.partition(cosines, -rank, axis=1)[:, -rank]
+        near = rows[used[start : start + 1024]].astype(np.float32) @ others.T
+        nearest[start : start + 1024] = np.partition(near, -rank, axis=1)[:, -rank]
     chance = np.maximum(1 - nearest[places.reshape(pairs.shape)].max(axis=1), 1e-4)
-    return np.maximum(1 - _cosines(rows, pairs), 0) / chance
+    return np.maximum(1 - cosines, 0) / chance
 
 
 def _close(distinct: np.ndarray) -> np.ndarray:

@@ -256,6 +256,7 @@ def fit_head(
     balance: bool = False,
     label_smoothing: float = 0.0,
     focal: float = 0.0,
+    strength: float | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Head:
     """Fits a head of some kind.
@@ -270,6 +271,7 @@ def fit_head(
         balance: Whether each class counts the same, however many images it has (``"linear"`` and ``"mlp"``).
         label_smoothing: Share of the target spread over all classes (``"linear"`` and ``"mlp"``).
         focal: Exponent of the focal loss (``"mlp"``).
+        strength: C of ``"linear"``; ``None`` chooses it by cross-validation.
         settings: Further settings of the training, as :class:`resfit.transfer.tuning.Tuning` has them (``"mlp"``).
 
     Raises:
@@ -289,6 +291,7 @@ def fit_head(
             classes=classes,
             seed=seed,
             sample_groups=sample_groups,
+            grid=GRID if strength is None else (strength,),
             balance=balance,
             label_smoothing=label_smoothing,
         )

@@ -91,7 +91,7 @@ class Decoded:
     """Images as arrays.
 
     Attributes:
-        images: uint8 or float32 array ``(n, height, width, channels)``.
+        images: uint8 or float32 array ``(n, height, width, channels)``; of some of the images, a row at a time.
         indices: For each the position of its file among those that were asked for, ascending.
         skipped: Files that cannot be used, with the reason.
         digests: For each image the SHA-256 of its file, in hexadecimal digits.
@@ -99,11 +99,38 @@ class Decoded:
             asked for.
     """
 
-    images: np.ndarray
+    images: Any
     indices: np.ndarray
     skipped: tuple[Skipped, ...]
     digests: tuple[str, ...]
     records: np.ndarray
+
+    def at(self, rows: np.ndarray) -> Decoded:
+        """Returns some of the images, as if only these had been asked for.
+
+        Args:
+            rows: Their positions in ``images``.
+        """
+        return Decoded(
+            images=_Some(self.images, rows),
+            indices=np.arange(len(rows)),
+            skipped=(),
+            digests=tuple(self.digests[row] for row in rows.tolist()),
+            records=self.records[rows] if len(self.records) else self.records,
+        )
+
+
+class _Some:
+    """Rows of an array that is not copied."""
+
+    def __init__(self, array: Any, rows: np.ndarray):
+        self._array, self._rows = array, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        return np.asarray(self._array[self._rows[place]])
 
 
 def decoded(

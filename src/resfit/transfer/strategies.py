@@ -169,6 +169,8 @@ def prepare(
         running: How it is run.
         pixels: The images, where they are decoded already and all of them can be used.
     """
+    if pixels is not None:
+        pixels = dataclasses.replace(pixels, indices=np.arange(len(pixels.images)), skipped=())
     working = boundary.copy(body)
     found = boundary.find(working, tuning.trainable_from)
     first, second = boundary.split(working, found)
@@ -192,6 +194,7 @@ def prepare(
             views=_views(tuning),
             records=running.records,
             thumbnails=running.thumbnails,
+            pixels=pixels if _views(tuning) is None else None,
         )
         feed: feeds.Feed = feeds.MapFeed([outputs.rows, *outputs.views], tuning)
         return Prepared(
@@ -217,8 +220,6 @@ def prepare(
             records=running.records,
             thumbnails=running.thumbnails,
         )
-    else:
-        pixels = dataclasses.replace(pixels, indices=np.arange(len(pixels.images)), skipped=())
     images = pixels.images
     engine = None
     if first is not None:
