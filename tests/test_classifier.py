@@ -286,15 +286,37 @@ def test_layers_before_the_boundary_are_those_of_the_network(tuned, network):
             assert not same, layer.name
 
 
-def test_auto_never_returns_what_is_worse_than_the_probe(network, patterns):
+@pytest.mark.parametrize("start", ["stage4", 0])
+def test_auto_never_returns_what_is_worse_than_the_probe(network, patterns, start):
     probe = fit(patterns, model=network, strategy="probe")
     hopeless = {**QUICK, "learning_rate": 1e-12, "epochs": 1}
-    kept = fit(patterns, model=network, strategy="auto", budget="5m", tuning=hopeless, trainable_from="stage4")
+    kept = fit(patterns, model=network, strategy="auto", budget="5m", tuning=hopeless, trainable_from=start)
     assert kept.recipe.strategy == "probe"
     assert kept.recipe.tuning is None
     np.testing.assert_array_equal(kept.head().kernel, probe.head().kernel)  # fitted on validation images as well
     assert kept.metrics["test"] == probe.metrics["test"]
     assert any("the probe is kept" in note for note in kept.run.notes)
+
+
+def test_without_time_for_a_whole_probe_what_the_training_began_with_is_kept(network, patterns, monkeypatch):
+    """One head for both, of some of the training images, and calibrated on the validation images."""
+    from resfit.classifier import material
+
+    monkeypatch.setattr(material, "_MOST_TO_BEGIN_WITH", 40)
+    monkeypatch.setattr(classifier.choices.Choice, "leaves", lambda *_: False)
+    options = {"model": network, "strategy": "auto", "budget": "5m", "trainable_from": 0}
+    untrained = fit(patterns, **options, tuning={**QUICK, "learning_rate": 1e-12, "epochs": 1})
+    assert untrained.metrics["training"]["epoch"] == 0
+    monkeypatch.setattr(classifier.choices.Choice, "too_late", lambda *_: True)
+    late = fit(patterns, **options, tuning=QUICK)
+    assert (late.recipe.strategy, "training" in late.metrics) == ("probe", False)
+    np.testing.assert_array_equal(late.head().kernel, untrained.head().kernel)
+    assert late.calibration.count == untrained.calibration.count == untrained.metrics["images"]["val"]
+    assert late.metrics["test"]["accuracy"] == pytest.approx(untrained.metrics["test"]["accuracy"], abs=0.02)
+    assert late.run.computed == late.metrics["images"]["found"]
+
+
+def test_auto_keeps_what_is_better(network, patterns):
     better = fit(
         patterns, model=network, strategy="auto", budget="5m", tuning={**QUICK, "epochs": 8}, trainable_from="stage2"
     )

@@ -86,6 +86,24 @@ def material(count, test):
     return Material(None, Split(everything, np.array([], int), np.asarray(test, int)), ("a", "b"), targets, "")
 
 
+def test_a_training_begins_with_something_of_each_class(monkeypatch):
+    monkeypatch.setattr("resfit.classifier.material._MOST_TO_BEGIN_WITH", 100)
+    targets = np.zeros((5000, 3), np.float32)
+    targets[:, 0] = 1
+    targets[[17, 400, 4999]] = [0, 1, 0]
+    targets[1000:1050] = [0, 0, 1]
+    data = Material(None, Split(np.arange(5000), np.array([], int), np.array([], int)), ("a", "b", "c"), targets, "")
+    train = np.arange(5, 5000)
+    found = data.some(train, seed=2)
+    assert np.array_equal(found, np.unique(found))
+    assert np.isin(found, train).all()
+    assert 100 <= len(found) <= 120
+    assert targets[found].sum(axis=0)[1] == 3
+    assert targets[found].sum(axis=0)[2] >= 10
+    assert not np.array_equal(found, data.some(train, seed=3))
+    np.testing.assert_array_equal(data.some(train[:100], seed=2), train[:100])
+
+
 class Head:
     """Says the first class where the first feature is positive."""
 

@@ -71,6 +71,26 @@ def test_hashes_forget_what_does_not_matter():
         assert np.median(np.bitwise_count(found ^ changed)) <= 8, number
 
 
+@pytest.mark.parametrize("room", [0, 10**9])
+def test_rows_that_are_alike_are_found_by_a_bound(monkeypatch, room):
+    monkeypatch.setattr(checks, "_IN_MEMORY", room)
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(30, 300)) * np.linspace(3, 0.1, 300)
+    rows = centres[random.integers(0, 30, 400)] + random.normal(size=(400, 300)) * random.uniform(0.05, 0.6, (400, 1))
+    rows = checks.directions(rows, centre=False)
+    pairs = np.stack(np.triu_indices(400, 1), axis=1)
+    exact = np.einsum("nd,nd->n", rows[pairs[:, 0]].astype(float), rows[pairs[:, 1]].astype(float))
+    found, cosines = checks._alike(rows, pairs, 0.9)
+    sure = np.abs(exact - 0.9) > 1e-5
+    wanted = {tuple(pair) for pair in pairs[sure & (exact > 0.9)].tolist()}
+    got = {tuple(pair) for pair in found.tolist()}
+    assert 1000 < len(wanted) < 20_000
+    assert wanted <= got
+    assert not got & {tuple(pair) for pair in pairs[sure & (exact < 0.9)].tolist()}
+    places = {tuple(pair): value for pair, value in zip(pairs.tolist(), exact, strict=True)}
+    np.testing.assert_allclose(cosines, [places[tuple(pair)] for pair in found.tolist()], atol=2e-5)
+
+
 def test_near_duplicates_are_found_and_nothing_else():
     random = np.random.default_rng(1)
     originals = [scene(seed) for seed in range(60)]

@@ -90,8 +90,8 @@ def fit(
             image and has an ``input_spec``. It is not changed.
         out: Folder to write the classifier to; ``None`` keeps it in memory.
         strategy: ``"probe"``; ``"finetune"``, the last stages or those from ``trainable_from`` on; ``"full"``, the
-            whole network; or ``"auto"``: the probe first, then, given a ``budget``, fine-tuning within it, and the one
-            that is better on the validation images.
+            whole network; or ``"auto"``: the probe first (of up to 10,000 images where the whole network is to follow),
+            then, given a ``budget``, fine-tuning within it, and the one that is better on the validation images.
         head: ``"linear"``, multinomial logistic regression; ``"mlp"``, one hidden layer of 1024; for a few images a
             class ``"nearest_mean"`` or ``"knn"``, with a probe alone.
         budget: Time for everything, such as ``"10m"``, ``"90s"`` or a number of minutes; ``None`` is no limit, and
