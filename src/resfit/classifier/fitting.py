@@ -252,6 +252,8 @@ def fit(
         used.add(extracted)
         start = fitted_head(extracted.rows, beginning, hurried)
     journal.lap("head")
+    # seconds of a probe of all images, whose strength is searched for
+    of_all = 3 * journal.laps["head"] * len(kept) / max(1, len(beginning))
     if final is not None and precision != "float32":
         verdict = narrow.judge(
             data, final, used.rows, precision, lambda places: extract([kept.paths[at] for at in places])
@@ -293,8 +295,8 @@ def fit(
             settings = strategies.with_time_left(folder, settings, minutes - journal.minutes)
             running = dataclasses.replace(running, closing=len(parts.test) + len(parts.val) + reference_images.MAX_ROWS)
         tuned, files = learning.tune(data, prepared, start, taught, settings, running, folder)
-        again = 0.0 if pixels is None else 3 * journal.laps["head"] * len(kept) / len(beginning)
-        if tuned.learned.epoch > 0 or not choice.probes or not choice.leaves(again, journal):
+        hopeless = pixels is not None and not choice.leaves(of_all, journal)
+        if tuned.learned.epoch > 0 or not choice.probes or hopeless:
             learned = learning.keep_tuned(data, tuned)
         journal.note(account.verdict(tuned, strategy))
         journal.lap("fine-tuning")
@@ -303,7 +305,7 @@ def fit(
         used.add(extracted)
         rows = extracted.rows
         journal.lap("features")
-        if start is not None and not choice.leaves(3 * journal.laps["head"] * len(kept) / len(beginning), journal):
+        if start is not None and not choice.leaves(of_all, journal):
             learned = learning.keep_beginning(data, body, start, extracted.rows, beginning)
     if learned is None:
         if choice.tunes or final is None:
