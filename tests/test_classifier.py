@@ -298,7 +298,7 @@ def test_auto_never_returns_what_is_worse_than_the_probe(network, patterns, star
     assert any("the probe is kept" in note for note in kept.run.notes)
 
 
-def test_without_time_for_a_whole_probe_what_the_training_began_with_is_kept(network, patterns, monkeypatch):
+def test_without_time_for_a_whole_probe_what_the_training_began_with_is_kept(network, patterns, tmp_path, monkeypatch):
     """One head for both, of some of the training images, and calibrated on the validation images."""
     from resfit.classifier import material
 
@@ -308,12 +308,12 @@ def test_without_time_for_a_whole_probe_what_the_training_began_with_is_kept(net
     untrained = fit(patterns, **options, tuning={**QUICK, "learning_rate": 1e-12, "epochs": 1})
     assert untrained.metrics["training"]["epoch"] == 0
     monkeypatch.setattr(classifier.choices.Choice, "too_late", lambda *_: True)
-    late = fit(patterns, **options, tuning=QUICK)
+    late = fit(patterns, **options, tuning=QUICK, cache=tmp_path)
     assert (late.recipe.strategy, "training" in late.metrics) == ("probe", False)
     np.testing.assert_array_equal(late.head().kernel, untrained.head().kernel)
     assert late.calibration.count == untrained.calibration.count == untrained.metrics["images"]["val"]
     assert late.metrics["test"]["accuracy"] == pytest.approx(untrained.metrics["test"]["accuracy"], abs=0.02)
-    assert late.run.computed == late.metrics["images"]["found"]
+    assert (late.run.computed, late.run.reused) == (late.metrics["images"]["found"], 0)
 
 
 def test_auto_keeps_what_is_better(network, patterns):

@@ -46,7 +46,8 @@ class Used:
         Args:
             found: Images of which some may have been there before.
         """
-        self.computed, self.reused = self.computed + found.computed, max(self.reused, found.reused)
+        self.reused = max(self.reused, found.reused - self.computed)  # not what this very fit computed
+        self.computed += found.computed
         self.engine = found.engine
 
 
