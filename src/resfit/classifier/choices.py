@@ -207,11 +207,12 @@ class Choice:
         self, images: ImageSet, count: int, journal: Journal, *, probed: bool, share: float = 1.0
     ) -> recipes.Recipe:
         known = facts(images, count, getattr(self.body, "architecture", None), self.body.input_spec.size)
+        left = self._left(journal)
         return recipes.recipe(
             dataclasses.replace(known, statistics=networks.has_statistics(self.body)),
             self._hardware,
             strategy=self.strategy,
-            minutes=None if self.minutes is None else share * (self._left(journal) or 0.0),
+            minutes=None if left is None else share * left,
             probed=probed,
             seed=self.seed,
         )

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _PREDICT = 64
 # share by which the loss must fall to count as better at equal accuracy
 _NOTICEABLE = 1e-3
-# how much longer an image takes in float32 than in what is narrower, and seconds that it takes to end a run
-_FLOAT32, _ENDING = 2.0, 2.0
+# what is kept of the time for the end of a run: times that an image takes in float32 against fewer bits, and seconds
+_SLOWER_IN_FLOAT32, _SECONDS_TO_END = 2.0, 2.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -167,8 +167,8 @@ class Trainer:
 
     def _closing_seconds(self) -> float:
         """Returns what is kept for the end: the last look at the validation images, and the measuring in float32."""
-        slower = _FLOAT32 if self.tuning.precision != "float32" else 1.0
-        return _ENDING + self.pace * (len(self.val) + slower * self.closing)
+        slower = _SLOWER_IN_FLOAT32 if self.tuning.precision != "float32" else 1.0
+        return _SECONDS_TO_END + self.pace * (len(self.val) + slower * self.closing)
 
     @property
     def finished(self) -> bool:
