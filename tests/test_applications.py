@@ -190,7 +190,7 @@ ACCEPTED = [
 
 @pytest.mark.parametrize("options", ACCEPTED, ids=str)
 def test_accepted_as_by_keras(options):
-    with keras.StatelessScope():
+    with keras.StatelessScope(initialize_variables=False):
         theirs = keras.applications.ResNet50(weights=None, **options)
         ours = applications.ResNet50(weights=None, **options)
     assert (ours.input_shape, ours.output_shape) == (theirs.input_shape, theirs.output_shape)
@@ -198,7 +198,10 @@ def test_accepted_as_by_keras(options):
 
 def test_unusual_channels_warn_as_keras_does():
     for module in (keras.applications, applications):
-        with keras.StatelessScope(), pytest.warns(UserWarning, match="4 input channels|4 channels"):
+        with (
+            keras.StatelessScope(initialize_variables=False),
+            pytest.warns(UserWarning, match="4 input channels|4 channels"),
+        ):
             module.ResNet50(weights=None, include_top=False, input_shape=(32, 32, 4))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import keras
 import pytest
 
@@ -11,5 +9,4 @@ import pytest
 @pytest.fixture(autouse=True)
 def _forget_networks():
     yield
-    keras.utils.clear_session()
-    gc.collect()
+    keras.utils.clear_session()  # collects garbage, too

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-
 import keras
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def _forget_networks():
+@pytest.fixture
+def forget_networks():
     yield
-    keras.utils.clear_session()
-    gc.collect()
+    keras.utils.clear_session()  # collects garbage, too

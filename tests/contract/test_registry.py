@@ -6,7 +6,6 @@ file. The largest, and networks that are really built and filled, are left to th
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 from pathlib import Path
@@ -52,11 +51,6 @@ def parameters(info: CheckpointInfo) -> int:
 
 def layers_of(info: CheckpointInfo) -> synthetic.Layers:
     return synthetic.network(spec_of(info), include_top=info.classes > 0)
-
-
-@pytest.fixture(autouse=True)
-def _forget_networks():
-    """In place of the fixture for tests that build: here only those of the slow run do, and see to it themselves."""
 
 
 def test_the_shapes_written_here_are_those_of_the_arithmetic():
@@ -164,38 +158,26 @@ def test_keras_checkpoint_has_the_layers_of_its_network(info, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forget_networks")
 @pytest.mark.parametrize("info", combinations(TORCH))
 def test_torch_checkpoint_becomes_a_model(info, tmp_path):
-    import keras
-
     model = convert.load_source(write(info, tmp_path, half=True), preprocess=False)
-    try:
-        assert model.count_params() == parameters(info)
-        assert all(not np.any(np.array(weight)) for weight in model.layers[1].weights)
-        width = catalog.get(info.architecture).spec.feature_width
-        assert model.output_shape[-1] == (info.classes or width)
-    finally:
-        del model
-        keras.utils.clear_session()
-        gc.collect()
+    assert model.count_params() == parameters(info)
+    assert all(not np.any(np.array(weight)) for weight in model.layers[1].weights)
+    width = catalog.get(info.architecture).spec.feature_width
+    assert model.output_shape[-1] == (info.classes or width)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forget_networks")
 @pytest.mark.parametrize("info", combinations(("keras",)))
 def test_keras_checkpoint_becomes_a_model(info, tmp_path):
-    import keras
-
     import resfit
 
     weights = write(info, tmp_path, half=False)
     model = resfit.load(info.name, weights=weights, include_top=info.classes > 0, preprocess=False)
-    try:
-        assert model.count_params() == parameters(info)
-        assert all(not np.any(np.array(weight)) for layer in model.layers for weight in layer.weights)
-    finally:
-        del model
-        keras.utils.clear_session()
-        gc.collect()
+    assert model.count_params() == parameters(info)
+    assert all(not np.any(np.array(weight)) for layer in model.layers for weight in layer.weights)
 
 
 @pytest.mark.slow
