@@ -19,7 +19,7 @@ import numpy as np
 
 
 def probe(rows: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> float:
-    from resfit.transfer.heads import fit_linear
+    from resfit.transfer.linear import fit_linear
 
     head = fit_linear(rows[train], labels[train])
     return float((head.probabilities(rows[test]).argmax(axis=1) == labels[test]).mean())

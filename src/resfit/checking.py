@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from resfit import processors
 from resfit.data import checks, privacy
 from resfit.errors import ArgumentError, DataError, MissingDependencyError
 from resfit.transfer import features as feature_store
-from resfit.transfer import heads
 
 if TYPE_CHECKING:
     import keras
@@ -341,7 +341,7 @@ def duplicates(digests: Sequence[str], records: np.ndarray, features: np.ndarray
     exact = tuple(sorted(tuple(group) for group in members.values() if len(group) > 1))
     first = np.sort(first)
     rows = None if features is None else features[first]
-    with heads.blas_threads(records.nbytes):
+    with processors.blas_threads(records.nbytes):
         return Duplicates(exact, first[checks.near_duplicates(records[first], rows)])
 
 
@@ -441,7 +441,7 @@ def shortcuts(records: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed:
             model = DecisionTreeClassifier(max_depth=10, min_samples_leaf=leaf, class_weight="balanced", random_state=0)
         guesses = np.full(len(some), -1)
         folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-        with warnings.catch_warnings(), heads.blas_threads(columns.size):
+        with warnings.catch_warnings(), processors.blas_threads(columns.size):
             warnings.simplefilter("ignore")
             for train, test in folds.split(columns, truth):
                 guesses[test] = model.fit(columns[train], truth[train]).predict(columns[test])
@@ -531,7 +531,7 @@ def left_out(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarr
         labels: Integers ``0..classes-1``.
         classes: Number of classes.
     """
-    with heads.blas_threads(features.size):
+    with processors.blas_threads(features.size):
         return _left_out(features, labels, classes)
 
 

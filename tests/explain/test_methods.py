@@ -5,6 +5,7 @@ from resfit.errors import ArgumentError
 from resfit.explain import METHODS, attribute
 from resfit.explain.graph import Graph
 from resfit.transfer import heads
+from resfit.transfer.linear import LinearHead
 from resfit.transfer.mlp import MlpHead
 from tests.numbers import images, relative_error
 from tests.transfer.networks import small_body
@@ -25,7 +26,7 @@ def pixels():
 def linear_head(activation="softmax", seed=3):
     random = np.random.default_rng(seed)
     kernel = random.normal(0, 0.5, (48, 4)).astype(np.float32)
-    return heads.LinearHead(kernel, random.normal(0, 0.1, 4).astype(np.float32), 1.0, activation=activation)
+    return LinearHead(kernel, random.normal(0, 0.1, 4).astype(np.float32), 1.0, activation=activation)
 
 
 def mlp_head(seed=4):

@@ -5,8 +5,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from resfit.errors import ArgumentError, DataError
-from resfit.transfer import heads, mlp, prototypes, solver
-from resfit.transfer.heads import CvScore, _choose, fit_head, fit_linear
+from resfit.transfer import heads, linear, mlp, prototypes, solver
+from resfit.transfer.heads import fit_head
+from resfit.transfer.linear import CvScore, _choose, fit_linear
+from resfit.transfer.logits import activated
 from resfit.transfer.tuning import Tuning
 
 
@@ -131,6 +133,8 @@ def test_constant_feature_is_harmless():
     head = fit_linear(rows, labels)
     assert np.isfinite(head.kernel).all()
     assert (head.probabilities(rows).argmax(axis=1) == labels).mean() > 0.8
+    nothing = fit_linear(np.full((8, 20), 3.0, np.float32), np.arange(8) % 2)
+    np.testing.assert_allclose(nothing.probabilities(np.ones((2, 20))), 0.5, atol=1e-6)
 
 
 def test_what_is_refused():
@@ -158,7 +162,7 @@ def test_chunks_find_scikit_learns_optimum(classes, balance, monkeypatch):
     rows, labels = clouds(classes=classes)
     labels = np.where(np.arange(len(labels)) % 3, labels, 0)  # more of the first class
     expected = fit_linear(rows, labels, grid=(0.1,), balance=balance)
-    monkeypatch.setattr(heads, "_IN_MEMORY", 0)
+    monkeypatch.setattr(linear, "_IN_MEMORY", 0)
     received = fit_linear(rows, labels, grid=(0.1,), balance=balance)
     np.testing.assert_allclose(received.probabilities(rows), expected.probabilities(rows), atol=1e-3)
     assert (
@@ -169,7 +173,7 @@ def test_chunks_find_scikit_learns_optimum(classes, balance, monkeypatch):
 def test_chunks_choose_the_same_strength(monkeypatch):
     rows, labels = clouds(n=300, spread=0.7)
     expected = fit_linear(rows, labels, seed=1)
-    monkeypatch.setattr(heads, "_IN_MEMORY", 0)
+    monkeypatch.setattr(linear, "_IN_MEMORY", 0)
     received = fit_linear(rows, labels, seed=1)
     assert (received.C, received.folds) == (expected.C, expected.folds)
     for one, two in zip(received.cv_scores, expected.cv_scores, strict=True):
@@ -178,8 +182,8 @@ def test_chunks_choose_the_same_strength(monkeypatch):
 
 
 def test_strength_is_chosen_on_some_where_there_are_many(monkeypatch):
-    monkeypatch.setattr(heads, "_IN_MEMORY", 0)
-    monkeypatch.setattr(heads, "_CHOOSING", 100)
+    monkeypatch.setattr(linear, "_IN_MEMORY", 0)
+    monkeypatch.setattr(linear, "_CHOOSING", 100)
     rows, labels = clouds(n=400)
     labels = labels.copy()
     labels[labels == 3] = 2  # a class without an image
@@ -206,14 +210,16 @@ def test_smoothed_labels_give_smoother_probabilities():
     assert (smooth.probabilities(rows).argmax(axis=1) == labels).mean() > 0.97
 
 
-def test_fewer_images_than_features_is_the_same_problem(monkeypatch):
+@pytest.mark.parametrize("different", [60, 30])
+def test_fewer_images_than_features_is_the_same_problem(different, monkeypatch):
     random = np.random.default_rng(0)
-    rows = (random.normal(size=(60, 200)) * 10.0 ** random.uniform(-2, 2, 200)).astype(np.float32)
+    rows = (random.normal(size=(different, 200)) * 10.0 ** random.uniform(-2, 2, 200)).astype(np.float32)
+    rows = np.tile(rows, (60 // different, 1))  # rows that repeat span less than their number
     labels = np.arange(60) % 3
     rows[:, :5] += labels[:, None]
     before = rows.copy()
     short = fit_linear(rows, labels, seed=0)
-    monkeypatch.setattr(heads, "_FEWER", 0.0)
+    monkeypatch.setattr(linear, "_FEWER", 0.0)
     whole = fit_linear(rows, labels, seed=0)
     assert short.C == whole.C
     fresh = (random.normal(size=(40, 200)) * rows.std(axis=0)).astype(np.float32)
@@ -287,7 +293,7 @@ def test_as_keras_layers_on_a_network_every_head_says_the_same(kind, tmp_path):
     np.testing.assert_allclose(again.predict(rows, verbose=0), expected, atol=2e-5)
     part = heads.ModelHead(keras.Model(model.get_layer("avg_pool").output, model.outputs[0]), "softmax")
     np.testing.assert_allclose(part.probabilities(rows), expected, atol=2e-5)
-    np.testing.assert_allclose(heads.activated(part.logits(rows), "softmax"), expected, atol=1e-4)
+    np.testing.assert_allclose(activated(part.logits(rows), "softmax"), expected, atol=1e-4)
     body = keras.Model(inputs, keras.layers.Identity(name="predictions")(inputs))
     logits, _ = heads.attach(body, head, logits=True)
     np.testing.assert_allclose(logits.predict(rows, verbose=0), head.logits(rows), rtol=1e-3, atol=1e-3)

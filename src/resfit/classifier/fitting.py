@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import artifact, engines
-from resfit.classifier import account, learning, narrow, networks
+from resfit.classifier import account, networks
 from resfit.classifier.choices import Choice, check_arguments, facts, within_time
 from resfit.classifier.journal import Journal
-from resfit.classifier.material import Checker, Used, check_skipped, likely_references, material_of, split
-from resfit.classifier.narrow import Rows
+from resfit.classifier.learner import Learner, look
+from resfit.classifier.material import Checker, check_skipped, likely_references, material_of, split
 from resfit.classifier.outcome import FitRun
 from resfit.classifier.trained import Classifier
 from resfit.data import image_set as image_sets
@@ -30,7 +30,7 @@ from resfit.evaluation.judged import measured
 from resfit.preprocessing import Reading
 from resfit.transfer import features as feature_store
 from resfit.transfer import heads, recipes, strategies
-from resfit.transfer.storage import decoded
+from resfit.transfer.logits import activated
 from resfit.transfer.training import check_choice
 from resfit.transfer.tuning import Tuning
 
@@ -184,32 +184,19 @@ def fit(
         say=journal.note,
         records=check,
     )
-    settings, folder, prepared, pixels = None, None, None, None
+    extract = functools.partial(
+        feature_store.extract, body, engine=engine, cache=cache, batch_size=batch_size, progress=progress
+    )
     wants_references = (not images.medical) if references is None else references
     turns = reference_images.turns(len(images), seed)
     pictured: list[int] = []
     if wants_references and cache:
         pictured = likely_references(images, separator, body.output_shape[-1], turns)
     count = len(split(images, val_share, test_share, seed).train) if choice.tunes else 0
-    if choice.probes:
-        extract = functools.partial(
-            feature_store.extract, body, engine=engine, cache=cache, batch_size=batch_size, progress=progress
-        )
-        if choice.reads_pixels(images, count, journal):
-            pixels = decoded(
-                images.paths, body.input_spec, cache, progress=progress, records=check, thumbnails=pictured
-            )
-            used = Used(pixels)
-        else:
-            extracted = extract(images, records=check, precision=precision, thumbnails=pictured)
-            used, precision = Used(extracted, extracted.rows), extracted.precision
-    else:
-        running = dataclasses.replace(running, thumbnails=pictured)
-        settings, folder = choice.settings(images, count, out, cache, journal)
-        assert settings is not None
-        prepared = strategies.prepare(body, images.paths, settings, running)
-        used = Used(prepared)
-    journal.lap("frozen part" if not choice.probes else "features" if pixels is None else "pixels")
+    looked = look(
+        images, extract, choice, running, journal, count=count, precision=precision, pictured=pictured, out=out
+    )
+    used = looked.used
     found = len(images) + len(unusable)
     skipped = privacy.shown_skipped(images, (*unusable, *used.skipped))
     skipped_csv = account.skipped_table(skipped)
@@ -221,105 +208,29 @@ def fit(
     if choice.tunes and not len(parts.val):
         raise DataError("fine-tuning needs validation images, and the data is too small to set some aside.")
     data = material_of(kept, parts, separator)
-    alone = dict(tuning or {}) if strategy == "probe" and not isinstance(tuning, Tuning) else {}
 
-    def head_of(rows: Rows, positions: np.ndarray) -> heads.Head:
-        return fitted_head(rows[positions], positions)
-
-    def fitted_head(some: np.ndarray, positions: np.ndarray, strength: float | None = None) -> heads.Head:
-        return heads.fit_head(
-            head,
-            some,
-            data.labels(positions),
-            len(data.classes),
-            seed=seed,
-            sample_groups=data.groups(positions),
-            balance=balance,
-            label_smoothing=label_smoothing or 0.0,
-            focal=focal if head == "mlp" else 0.0,
-            strength=strength,
-            settings=alone,
-        )
-
-    learning_from = parts.train if choice.tunes else data.everything
-    final = head_of(used.rows, learning_from) if choice.probes and pixels is None else None
-    rows: Rows = used.rows
-    # what a training begins with; its strength does not matter for long
-    start, beginning = final, data.some(parts.train, seed)
-    hurried = heads.DEFAULT_C if minutes is not None else None
-    if pixels is not None:
-        extracted = extract([kept.paths[at] for at in beginning], pixels=pixels.at(beginning))
-        used.add(extracted)
-        start = fitted_head(extracted.rows, beginning, hurried)
-    journal.lap("head")
-    # seconds of a probe of all images, whose strength is searched for
-    of_all = 3 * journal.laps["head"] * len(kept) / max(1, len(beginning))
-    if final is not None and precision != "float32":
-        verdict = narrow.judge(
-            data, final, used.rows, precision, lambda places: extract([kept.paths[at] for at in places])
-        )
-        journal.note(verdict.text)
-        rows = verdict.rows
-        if not verdict.kept:
-            precision = "float32"
-            final = head_of(rows, learning_from)
-        journal.lap("float32")
+    learner = Learner(data, looked, extract, choice, running, journal)
+    learner.begin()
     checked = None
     if checker is not None:
         checked = checker.examine(data.several, seed, skipped)
-        if final is not None and checked.leaks:
-            guesses = np.asarray(final.probabilities(rows[parts.test])).argmax(axis=1)
+        if learner.head is not None and checked.leaks:
+            guesses = np.asarray(learner.head.probabilities(learner.rows[parts.test])).argmax(axis=1)
             checked = checked.measured_leaks(parts.test, guesses == data.targets[parts.test].argmax(axis=1))
         if not allow_leakage:
             checked.require_no_leaks()
         journal.lap("checks")
-
-    tuned, learned = None, None
-    files: dict[str, bytes] = {}
-    if choice.tunes and choice.probes:
-        settings, folder = choice.settings(kept, len(parts.train), out, cache, journal)
-        if settings is not None:
-            prepared = strategies.prepare(body, kept.paths, settings, running, pixels)
-            journal.lap("frozen part")
-            if choice.too_late(kept, len(parts.train), folder, journal):
-                journal.note("no time is left for fine-tuning: the probe is kept")
-                settings = None
-                if folder is not None:
-                    shutil.rmtree(folder, ignore_errors=True)
-    if settings is not None and prepared is not None:
-        taught = learning.teach(teacher, data, engine, cache)
-        if start is None:
-            start = fitted_head(strategies.features(prepared, beginning, running), beginning, hurried)
-            journal.lap("head")
-        if minutes is not None and not choice.sets_time:
-            settings = strategies.with_time_left(folder, settings, minutes - journal.minutes)
-            running = dataclasses.replace(running, closing=len(parts.test) + len(parts.val) + reference_images.MAX_ROWS)
-        tuned, files = learning.tune(data, prepared, start, taught, settings, running, folder)
-        hopeless = pixels is not None and not choice.leaves(of_all, journal)
-        if tuned.learned.epoch > 0 or not choice.probes or hopeless:
-            learned = learning.keep_tuned(data, tuned)
-        journal.note(account.verdict(tuned, strategy))
-        journal.lap("fine-tuning")
-    if learned is None and pixels is not None:
-        extracted = extract(kept.paths, pixels=pixels.at(np.arange(len(kept))))
-        used.add(extracted)
-        rows = extracted.rows
-        journal.lap("features")
-        if start is not None and not choice.leaves(of_all, journal):
-            learned = learning.keep_beginning(data, body, start, extracted.rows, beginning)
-    if learned is None:
-        if choice.tunes or final is None:
-            final = head_of(rows, data.everything)
-        learned = learning.keep_probe(data, body, final, rows, head_of, seed)
+    learner.tune(teacher, out)
+    learned, tuned = learner.keep(), learner.tuned
 
     spared, activation = learned.spared, learned.head.activation
     calibration = calibrate(spared.logits, data.targets[spared.positions], activation, learned.source)
-    probabilities = heads.activated(learned.logits / np.float32(calibration.temperature), activation)
+    probabilities = activated(learned.logits / np.float32(calibration.temperature), activation)
     result = None
     if len(parts.test):
         result = measured(data.targets[parts.test], probabilities, data.classes, data.several, skipped)
     journal.lap("measure")
-    files |= kept_images.attachments(
+    files = kept_images.attachments(
         learned.features,
         data.targets,
         kept.paths,
@@ -346,7 +257,7 @@ def fit(
             test_share=test_share,
             asked=strategy,
             head=head,
-            precision=precision if learned.tuned is None else "float32",
+            precision=learner.precision if learned.tuned is None else "float32",
         ),
         metrics=account.metrics(data, learned, found, skipped, tuned, checked, result, listed - len(images)),
         fingerprint=kept.fingerprint,
@@ -355,13 +266,14 @@ def fit(
             artifact.SKIPPED: skipped_csv,
             artifact.TEST_PREDICTIONS: account.test_table(data, probabilities),
             **files,
+            **learner.files,
         },
         calibration=calibration,
     )
     if out is not None:
         classifier.save(out)
-    if tuned is not None and folder is not None:  # the run is in the classifier now
-        shutil.rmtree(folder, ignore_errors=True)
+    if tuned is not None and learner.folder is not None:  # the run is in the classifier now
+        shutil.rmtree(learner.folder, ignore_errors=True)
     journal.lap("save")
     classifier.run = FitRun(
         test=result,

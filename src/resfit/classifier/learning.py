@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resfit import artifact
+from resfit import artifact, engines
 from resfit.classifier import networks
 from resfit.classifier.material import Material
 from resfit.classifier.narrow import Rows
@@ -20,6 +20,7 @@ from resfit.classifier.trained import Classifier
 from resfit.errors import ArgumentError
 from resfit.transfer import features as feature_store
 from resfit.transfer import heads, strategies
+from resfit.transfer.linear import HeldOut, LinearHead, fit_linear
 from resfit.transfer.mlp import MlpHead
 from resfit.transfer.tuning import Tuning
 
@@ -46,7 +47,7 @@ class Kept:
     network: keras.Model
     head: heads.Head
     logits: np.ndarray
-    spared: heads.HeldOut
+    spared: HeldOut
     source: str
     train: np.ndarray
     held_out: np.ndarray | None
@@ -70,7 +71,7 @@ def keep_tuned(data: Material, tuned: strategies.Tuned) -> Kept:
         network=tuned.body,
         head=tuned.head,
         logits=tuned.logits,
-        spared=heads.HeldOut(data.parts.val, tuned.val_logits),
+        spared=HeldOut(data.parts.val, tuned.val_logits),
         source="validation",
         train=data.parts.train,
         held_out=data.parts.val,
@@ -126,7 +127,7 @@ def keep_beginning(
         network=body,
         head=head,
         logits=head.logits(rows[data.parts.test]),
-        spared=heads.HeldOut(val, head.logits(rows[val])),
+        spared=HeldOut(val, head.logits(rows[val])),
         source="validation",
         train=learned_from,
         held_out=None,
@@ -140,10 +141,10 @@ def _left_out(
     rows: Rows,
     head_of: Callable[[Rows, np.ndarray], heads.Head],
     seed: int,
-) -> heads.HeldOut:
+) -> HeldOut:
     """Returns what was predicted for training images by heads that had not learned from them."""
     train = data.everything
-    if isinstance(final, heads.LinearHead):
+    if isinstance(final, LinearHead):
         found = final.held_out
     else:
         found = heads.leave_out(
@@ -155,8 +156,8 @@ def _left_out(
             seed=seed,
         )
     if found is None:
-        return heads.HeldOut(np.zeros(0, np.int64), np.zeros((0, len(data.classes)), np.float32))
-    return heads.HeldOut(train[found.positions], found.logits)
+        return HeldOut(np.zeros(0, np.int64), np.zeros((0, len(data.classes)), np.float32))
+    return HeldOut(train[found.positions], found.logits)
 
 
 def tune(
@@ -201,7 +202,7 @@ def _run_folder(folder: Path | None) -> Iterator[Path]:
 
 
 def teach(
-    teacher: str | os.PathLike[str] | None, data: Material, engine: str, cache: bool | str | Path
+    teacher: str | os.PathLike[str] | None, data: Material, engine: str | engines.Engine, cache: bool | str | Path
 ) -> np.ndarray | None:
     """Returns the logits of a teacher: a classifier of the same classes, or a probe on a larger network.
 
@@ -228,4 +229,4 @@ def teach(
     body, _ = networks.body_of(teacher)
     rows = np.asarray(feature_store.extract(body, data.images, engine=engine, cache=cache).rows)
     train = data.parts.train
-    return heads.fit_linear(rows[train], data.labels(train), classes=len(data.classes)).logits(rows)
+    return fit_linear(rows[train], data.labels(train), classes=len(data.classes)).logits(rows)

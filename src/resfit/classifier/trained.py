@@ -29,6 +29,8 @@ from resfit.preprocessing import InputSpec
 from resfit.transfer import features as feature_store
 from resfit.transfer import heads
 from resfit.transfer.augment import prediction_views
+from resfit.transfer.linear import LinearHead
+from resfit.transfer.logits import tempered
 
 if TYPE_CHECKING:
     import keras
@@ -303,7 +305,7 @@ class Classifier:
             stage=stage,
             batch_size=batch_size,
             alike=alike,
-            calibrate=lambda shares: heads.tempered(
+            calibrate=lambda shares: tempered(
                 shares, self.temperature, "sigmoid" if self.recipe.several else "softmax"
             ),
             total=len(paths) or len(arrays),
@@ -342,7 +344,7 @@ class Classifier:
         activation = "sigmoid" if self.recipe.several else "softmax"
         if self.recipe.head == "linear":
             kernel, bias = (np.asarray(weight) / np.float32(self.temperature) for weight in last.get_weights())
-            return heads.LinearHead(kernel, bias, self.recipe.C, folds=self.recipe.folds, activation=activation)
+            return LinearHead(kernel, bias, self.recipe.C, folds=self.recipe.folds, activation=activation)
         return heads.ModelHead(keras.Model(features, self.model.outputs[0]), activation, self.temperature)
 
     @functools.cached_property

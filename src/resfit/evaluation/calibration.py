@@ -9,7 +9,7 @@ import numpy as np
 
 from resfit.errors import ArgumentError
 from resfit.evaluation.resampling import Statistic
-from resfit.transfer.heads import activated
+from resfit.transfer.logits import activated
 
 #: Bins of the calibration error and of the reliability diagram.
 BINS = 15

@@ -14,7 +14,7 @@ import numpy as np
 from resfit.export.base import Job, Written, image_input, usage
 from resfit.export.images import ENCODED, Images
 from resfit.export.verification import Check, Run, difference, rows
-from resfit.transfer.heads import activated
+from resfit.transfer.logits import activated
 
 PRECISIONS = ("float32",)
 MODULES = ("tensorflow",)

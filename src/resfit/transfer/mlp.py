@@ -45,7 +45,7 @@ class MlpHead:
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Returns the softmax, or the sigmoid, of :meth:`logits`."""
-        from resfit.transfer.heads import activated
+        from resfit.transfer.logits import activated
 
         return activated(self.logits(features), self.activation)
 
