@@ -20,14 +20,14 @@ def randomize(model: Any, seed: int = 0) -> Any:
     for variable in model.variables:
         shape = tuple(variable.shape)
         if len(shape) >= 2:
-            value = generator.standard_normal(shape, np.float32) / np.float32(np.sqrt(np.prod(shape[:-1])))
+            value = generator.normal(0, 1 / np.sqrt(np.prod(shape[:-1])), shape)
         elif variable.path.endswith(("gamma", "variance")):
             value = generator.uniform(0.5, 1.5, shape)
         elif np.issubdtype(np.dtype(variable.dtype), np.floating):
             value = generator.normal(0, 0.1, shape)
         else:
             continue
-        variable.assign(value.astype(variable.dtype, copy=False))
+        variable.assign(value.astype(variable.dtype))
     return model
 
 

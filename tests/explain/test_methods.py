@@ -106,7 +106,7 @@ def test_grad_cam_of_an_inner_stage_by_differences(body, pixels):
     def score(values):
         return np.asarray(rest(values.astype("float32"), training=False), np.float64) @ kernel
 
-    step = 2e-3
+    step = 1e-2
     pushed = np.repeat(maps, 32, axis=0)
     pushed[np.arange(32), :, :, np.arange(32)] += step
     pulled = np.repeat(maps, 32, axis=0)

@@ -20,7 +20,6 @@ _NEIGHBOURS = 5
 _DIRECTIONS = 64
 _FOLDS = 3
 _MOST = 4000  # images that the covariance is estimated on
-_FEW = 1000  # images of which all products with each other are soon computed
 _ARRAYS = ("centre", "basis", "means", "precision", "noise", "thresholds")
 
 
@@ -172,12 +171,13 @@ def fit_density(rows: np.ndarray, labels: np.ndarray, classes: int, *, seed: int
         Lee et al. 2018, arXiv:1807.03888.
     """
     from sklearn.covariance import ledoit_wolf
+    from sklearn.utils.extmath import randomized_svd
 
     values = unit(rows).astype(np.float64)
     centre = values.mean(axis=0)
     away = values - centre
     width = min(_DIRECTIONS, away.shape[1], max(1, len(away) // 2))
-    directions = _directions(away, width, seed)
+    _, _, directions = randomized_svd(away, width, random_state=seed)
     along = away @ directions.T
     whole = np.maximum(labels, 0) if labels.min(initial=0) >= 0 else np.zeros(len(labels), np.int64)
     counts = np.bincount(whole, minlength=classes)
@@ -190,17 +190,6 @@ def fit_density(rows: np.ndarray, labels: np.ndarray, classes: int, *, seed: int
     rest = np.maximum((away**2).sum(axis=1) - (along**2).sum(axis=1), 0)
     noise = rest.mean() / max(away.shape[1] - width, 1)
     return Density(centre, directions.T, means, precision, float(max(noise, 1e-4 * scale, 1e-12)))
-
-
-def _directions(away: np.ndarray, width: int, seed: int) -> np.ndarray:
-    """Returns the orthonormal directions ``(width, features)`` along which centred rows spread most."""
-    from sklearn.utils.extmath import randomized_svd
-
-    if len(away) <= _FEW:  # their products with each other are a small matrix
-        extents, turned = np.linalg.eigh(away @ away.T)
-        if extents[-width] > 1e-10 * extents[-1]:
-            return (turned[:, -width:] / np.sqrt(extents[-width:])).T[::-1] @ away
-    return randomized_svd(away, width, random_state=seed)[2]
 
 
 def fit_unlike(

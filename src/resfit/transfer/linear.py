@@ -95,7 +95,7 @@ class LinearHead:
         return activated(self.logits(features), self.activation)
 
     def layers(self) -> list[Any]:
-        """Returns the head as one Keras layer that gives logits; see :func:`attach`."""
+        """Returns the head as one Keras layer that gives logits; see :func:`resfit.transfer.heads.attach`."""
         import keras
 
         dense = keras.layers.Dense(len(self.bias), dtype="float32", name="predictions")
@@ -173,14 +173,13 @@ def fit_linear(
         basis = _span(standard)
         standard = (standard @ basis).astype(np.float32)
     folds = _folds(standard, targets, groups, count, seed)
-    swept = _sweep(standard, targets, folds, count, grid if len(grid) > 1 else (), balance)
-    scores = swept.scores
+    walkers = [_estimator(grid[0], tolerance=1e-4, balance=balance) for _ in folds]
+    scores = _sweep(standard, targets, folds, count, grid, walkers)[0] if len(grid) > 1 else ()
     chosen = _choose(scores, len(targets)) if scores else _default(grid)
     spared = None
     if scores:
         again = (_strength_of_all(chosen, folds, len(targets)),)
-        near = swept.best if swept.best_C == chosen else ()
-        spared = _held_out(folds, _sweep(standard, targets, folds, count, again, balance, near).logits)
+        spared = _held_out(folds, _sweep(standard, targets, folds, count, again, walkers)[1])
     estimator = _estimator(chosen, tolerance=1e-5, balance=balance)
     with processors.blas_threads(standard.size):
         estimator.fit(standard, targets)
@@ -381,47 +380,23 @@ def _estimator(c: float, tolerance: float, balance: bool = False) -> Any:
     return LogisticRegression(C=c, solver="lbfgs", max_iter=1000, tol=tolerance, warm_start=True, class_weight=weight)
 
 
-#: Weights and biases of an estimator, as scikit-learn has them.
-_Solution = tuple[np.ndarray, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Swept:
-    """What a walk along the strengths has found.
-
-    Attributes:
-        scores: One for each C.
-        logits: For each fold, those of the images left out, under the last C.
-        best_C: The C that was the choice when it was reached.
-        best: The solutions of the folds there.
-    """
-
-    scores: tuple[CvScore, ...] = ()
-    logits: Sequence[np.ndarray] = ()
-    best_C: float = 0.0
-    best: Sequence[_Solution] = ()
-
-
 def _sweep(
     standard: np.ndarray,
     targets: np.ndarray,
     folds: Sequence[tuple[np.ndarray, np.ndarray]],
     count: int,
     grid: Sequence[float],
-    balance: bool = False,
-    starts: Sequence[_Solution] = (),
-) -> _Swept:
+    estimators: Sequence[Any],
+) -> tuple[tuple[CvScore, ...], list[np.ndarray]]:
     """Scores each C over the folds, from strong to weak regularisation, each from the solution before.
 
-    The first begins with ``starts``, solutions of the folds, if there are any.
+    The estimators, one for each fold, go on from where they are. Returns the scores, and for each fold the logits under
+    the last C.
     """
     from sklearn.exceptions import ConvergenceWarning
 
-    if not folds or not grid:
-        return _Swept()
-    estimators = [_estimator(grid[0], tolerance=1e-4, balance=balance) for _ in folds]
-    for estimator, start in zip(estimators, starts, strict=False):
-        estimator.coef_, estimator.intercept_ = start
+    if not folds:
+        return (), []
     splits = [(standard[train], targets[train], standard[test], targets[test]) for train, test in folds]
     total = sum(len(test) for _, test in folds)
 
@@ -437,7 +412,6 @@ def _sweep(
 
     scores: list[CvScore] = []
     logits: list[np.ndarray] = []
-    best_C, best = 0.0, list[_Solution]()
     workers = min(len(folds), processors.available())
     with (
         processors.blas_threads(standard.size, side_by_side=workers > 1),
@@ -450,11 +424,9 @@ def _sweep(
             loss, hits = sum(loss for loss, *_ in results), sum(hits for _, hits, _ in results)
             scores.append(CvScore(float(c), loss / total, hits / total))
             logits = [values for *_, values in results]
-            if _choose(scores, len(targets)) == c:  # no more are kept: they may be large
-                best_C, best = c, [(estimator.coef_, estimator.intercept_) for estimator in estimators]
             if _is_past_the_best(scores):
                 break
-    return _Swept(tuple(scores), logits, best_C, best)
+    return tuple(scores), logits
 
 
 def _is_past_the_best(scores: Sequence[CvScore]) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from resfit.errors import ArgumentError, DataError
 from resfit.transfer import boundary, finetune, solver, training
 from resfit.transfer.feeds import mixed
+from resfit.transfer.logits import activated
 from resfit.transfer.tuning import Tuning
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ class MlpHead:
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Returns the softmax, or the sigmoid, of :meth:`logits`."""
-        from resfit.transfer.logits import activated
-
         return activated(self.logits(features), self.activation)
 
     def layers(self) -> list[Any]:
