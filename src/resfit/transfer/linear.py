@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from resfit import processors
 from resfit.errors import ArgumentError, DataError
 from resfit.transfer import solver
-from resfit.transfer.logits import activated, softmax
+from resfit.transfer.logits import activated
 
 #: Strengths that are tried, from the most to the least regularised: the C of scikit-learn.
 GRID = tuple(float(c) for c in np.logspace(-4, 1, 11))
@@ -320,7 +321,7 @@ class _Own:
             return float(loss.sum()), float(((values > 0) == truth).mean(axis=1).sum()), values
         if matrix.shape[0] > 1:
             values[:, ~np.isin(np.arange(self.classes), self.labels)] = _UNSEEN
-        own = np.clip(softmax(values)[np.arange(len(truth)), truth], 1e-12, 1)
+        own = np.clip(softmax(values, axis=1)[np.arange(len(truth)), truth], 1e-12, 1)
         return -float(np.log(own).sum()), float((values.argmax(axis=1) == truth).sum()), values
 
 
@@ -405,7 +406,7 @@ def _sweep(
         estimator.set_params(C=c).fit(train_x, train_y)
         weights, intercept = _expanded(estimator, count)
         values = test_x @ weights.T + intercept
-        probabilities = softmax(values)
+        probabilities = softmax(values, axis=1)
         likelihood = probabilities[np.arange(len(test_y)), test_y]
         loss = -float(np.log(np.clip(likelihood, 1e-12, 1)).sum())
         return loss, int((probabilities.argmax(axis=1) == test_y).sum()), values

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import softmax
 
 
 def activated(logits: np.ndarray, activation: str) -> np.ndarray:
     """Returns the softmax or the sigmoid of logits ``(n, classes)``."""
     if activation == "sigmoid":
         return 1 / (1 + np.exp(-logits))
-    return softmax(logits)
+    return softmax(logits, axis=1)
 
 
 def tempered(shares: np.ndarray, temperature: float, activation: str) -> np.ndarray:
@@ -29,9 +30,3 @@ def logits_of(shares: np.ndarray, activation: str) -> np.ndarray:
     """Returns logits with these probabilities, shape ``(n, classes)``; those of a softmax up to a constant."""
     clipped = np.clip(shares, 1e-12, 1)
     return np.log(clipped) - (np.log1p(-np.minimum(clipped, 1 - 1e-7)) if activation == "sigmoid" else 0)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Returns the softmax of logits ``(n, classes)``."""
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)

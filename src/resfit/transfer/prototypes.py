@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from resfit.errors import ArgumentError, DataError
 
@@ -42,7 +43,7 @@ class NearestMean:
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Returns the softmax of :meth:`logits`."""
-        return _softmax(self.logits(features))
+        return softmax(self.logits(features), axis=1)
 
     def layers(self) -> list[Any]:
         """Returns the head as Keras' own layers; see :func:`resfit.transfer.heads.attach`."""
@@ -90,7 +91,7 @@ class Neighbours:
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Returns the softmax of :meth:`logits`: the shares of the votes."""
-        return _softmax(self.logits(features))
+        return softmax(self.logits(features), axis=1)
 
     def layers(self) -> list[Any]:
         """Returns the head as Keras layers, of which the last is resfit's own; see ``resfit.transfer.heads.attach``."""
@@ -216,7 +217,7 @@ def _best_temperature(logits_at: Any, targets: np.ndarray) -> float:
         return 0.1
 
     def loss(temperature: float) -> float:
-        likelihood = _softmax(logits_at(temperature))[np.arange(len(targets)), targets]
+        likelihood = softmax(logits_at(temperature), axis=1)[np.arange(len(targets)), targets]
         return -float(np.log(np.maximum(likelihood, 1e-12)).mean())
 
     return min(_TEMPERATURES, key=loss)
@@ -229,8 +230,3 @@ def _votes(cosines: np.ndarray, labels: np.ndarray, classes: int, count: int, te
     for column in range(count):
         np.add.at(votes, (np.arange(len(cosines)), labels[nearest[:, column]]), weights[:, column])
     return votes / np.maximum(votes.sum(axis=1, keepdims=True), 1e-30)
-
-
-def _softmax(values: np.ndarray) -> np.ndarray:
-    shifted = np.exp(values - values.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
