@@ -389,6 +389,8 @@ def _small_rows() -> list[CatalogRow]:
         input_size=(64, 64),
     )
     rows.append(CatalogRow("resnet10_tiny", "small images", tiny, RESNET))
+    deeper = _eca(tiny.replace(depths=(1, 2, 2, 1), shortcut="avgpool"))
+    rows.append(CatalogRow("ecaresnet14d_tiny", "small images", deeper, ECANET))
     mixed = ArchitectureSpec(
         depths=(1, 1, 1, 1),
         widths=(32, 48, 192, 96),

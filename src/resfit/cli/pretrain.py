@@ -35,6 +35,15 @@ def pretrain_command(
     label_smoothing: Annotated[float, typer.Option(help="Share of the target spread over all classes.")] = 0.1,
     ema_decay: Annotated[float, typer.Option(help="Of the moving average of the weights.")] = 0.999,
     crop_scale: Annotated[float, typer.Option(help="Least share of the area that a crop keeps.")] = 0.35,
+    flip: Annotated[bool, typer.Option(help="Mirror half of the crops left to right.")] = True,
+    colour: Annotated[float, typer.Option(help="Largest change of brightness, contrast and saturation.")] = 0.0,
+    rand_augment: Annotated[
+        str, typer.Option(help="Number of RandAugment's changes and their magnitude (0..10), such as 2,9.")
+    ] = "",
+    erasing: Annotated[float, typer.Option(help="Share of the crops with a rectangle of noise.")] = 0.0,
+    mixup: Annotated[float, typer.Option(help="Parameter of mixup; 0 is none.")] = 0.0,
+    cutmix: Annotated[float, typer.Option(help="Parameter of CutMix; with mixup, batches take turns.")] = 0.0,
+    repeats: Annotated[int, typer.Option(help="Crops of the same image in a batch.")] = 1,
     precision: Annotated[str, typer.Option(help="float32 or mixed_bfloat16.")] = "float32",
     seed: Annotated[int, typer.Option(help="Of weights, order and crops.")] = 0,
     labels: Annotated[
@@ -48,7 +57,7 @@ def pretrain_command(
     Example: resfit pretrain images/ -o run --validation held-out/ --epochs 30
     """
     from resfit.cli.console import print_json
-    from resfit.transfer.pretrain import Settings, parse_sizes, pretrain
+    from resfit.transfer.pretrain import Settings, parse_rand_augment, parse_sizes, pretrain
 
     settings = Settings(
         model=model,
@@ -63,6 +72,13 @@ def pretrain_command(
         label_smoothing=label_smoothing,
         ema_decay=ema_decay,
         crop_scale=crop_scale,
+        flip=flip,
+        colour=colour,
+        rand_augment=parse_rand_augment(rand_augment),
+        erasing=erasing,
+        mixup=mixup,
+        cutmix=cutmix,
+        repeats=repeats,
         precision=precision,
         seed=seed,
     )

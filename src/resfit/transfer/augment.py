@@ -41,8 +41,26 @@ def crop_and_flip(images: Any, side: tuple[int, int], smallest: float, seed: Any
     """
     import tensorflow as tf
 
-    count = tf.shape(images)[0]
-    draw = tf.random.stateless_uniform((5, count), seed)
+    draw = tf.random.stateless_uniform((5, tf.shape(images)[0]), seed)
+    return crop_at(images, side, smallest, draw, flip=flip)
+
+
+def crop_at(images: Any, side: tuple[int, int], smallest: float, draw: Any, *, flip: bool = True) -> Any:
+    """Cuts the rectangles of :func:`crop_and_flip` at numbers that were drawn before.
+
+    Args:
+        images: Tensor ``(batch, height, width, 3)``.
+        side: Height and width of the crops in pixels.
+        smallest: Least share of the area, in (0, 1].
+        draw: Float tensor ``(5, batch)``, uniform in [0, 1): area, ratio of the sides, vertical place, horizontal
+            place, and the mirror image under one half.
+        flip: Whether half of the images are mirrored left to right.
+
+    Returns:
+        float32 tensor ``(batch, *side, 3)``, values 0..255.
+    """
+    import tensorflow as tf
+
     area = smallest + (1 - smallest) * draw[0]
     ratio = tf.exp((2 * draw[1] - 1) * math.log(4 / 3))
     if smallest >= 1:
@@ -54,7 +72,7 @@ def crop_and_flip(images: Any, side: tuple[int, int], smallest: float, seed: Any
     mirrored = tf.logical_and(draw[4] < 0.5, flip)
     start, end = tf.where(mirrored, right, left), tf.where(mirrored, left, right)
     boxes = tf.stack([top, start, top + height, end], axis=1)
-    return tf.image.crop_and_resize(images, boxes, tf.range(count), side)
+    return tf.image.crop_and_resize(images, boxes, tf.range(tf.shape(images)[0]), side)
 
 
 def colour(images: Any, strength: float, seed: Any) -> Any:
@@ -88,10 +106,7 @@ def rand_augment(images: Any, count: int, magnitude: float, seed: Any) -> Any:
     """
     import tensorflow as tf
 
-    if count < 1 or not 0 <= magnitude <= 10:
-        raise ArgumentError(
-            f"rand_augment needs a count of at least 1 and a magnitude in [0, 10]. Received: {count}, {magnitude}."
-        )
+    check_rand_augment(count, magnitude)
     values = tf.cast(images, tf.float32)
     batch = tf.shape(images)[0]
     seeds = tf.random.split(seed, 3 * count)
@@ -108,6 +123,18 @@ def rand_augment(images: Any, count: int, magnitude: float, seed: Any) -> Any:
         )
         values = _project(values, kinds - len(PHOTOMETRIC), share, signs)
     return values
+
+
+def check_rand_augment(count: int, magnitude: float) -> None:
+    """Checks the parameters of :func:`rand_augment`.
+
+    Raises:
+        ArgumentError: One is out of its range.
+    """
+    if count < 1 or not 0 <= magnitude <= 10:
+        raise ArgumentError(
+            f"rand_augment needs a count of at least 1 and a magnitude in [0, 10]. Received: {count}, {magnitude}."
+        )
 
 
 def random_erasing(images: Any, probability: float, seed: Any) -> Any:
@@ -175,6 +202,30 @@ def cutmix(images: Any, targets: Any, alpha: float, seed: Any) -> tuple[Any, Any
     mixed = tf.where(inside[..., None], tf.gather(values, order), values)
     share = 1 - tf.reduce_mean(tf.cast(inside, tf.float32))
     return mixed, share * targets + (1 - share) * tf.gather(targets, order)
+
+
+def mixup_or_cutmix(images: Any, targets: Any, alphas: tuple[float, float], number: Any, seed: Any) -> tuple[Any, Any]:
+    """Applies mixup or CutMix to a batch inside a graph; with both, batches take turns.
+
+    Args:
+        images: Tensor ``(batch, height, width, channels)``.
+        targets: Tensor ``(batch, classes)``.
+        alphas: The parameters of mixup and of CutMix; one that is 0 is not applied.
+        number: Number of the batch, an integer scalar.
+        seed: Tensor of two integers.
+    """
+    import tensorflow as tf
+
+    first, second = alphas
+    if first > 0 and second > 0:
+        return tf.cond(
+            tf.equal(number % 2, 0),
+            lambda: mixup(images, targets, first, seed),
+            lambda: cutmix(images, targets, second, seed),
+        )
+    if first > 0:
+        return mixup(images, targets, first, seed)
+    return cutmix(images, targets, second, seed) if second > 0 else (images, targets)
 
 
 def prediction_views(images: np.ndarray, count: int) -> list[np.ndarray]:

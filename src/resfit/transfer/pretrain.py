@@ -26,8 +26,9 @@ from resfit.data.pixel_store import PixelStore, open_store
 from resfit.errors import ArgumentError, DataError, ResfitError
 from resfit.files import atomic_path, write_json
 from resfit.preprocessing import TORCH, InputSpec
+from resfit.transfer import augment as augmentation
 from resfit.transfer import training
-from resfit.transfer.augment import crop_and_flip
+from resfit.transfer.augment import check_rand_augment, crop_and_flip
 from resfit.transfer.training import decays
 
 
@@ -51,6 +52,14 @@ class Settings:
         label_smoothing: Share of the target spread over all classes.
         ema_decay: Of the moving average of the weights, which is what the run returns.
         crop_scale: Share of the area that a training crop has at least.
+        flip: Whether half of the crops are mirrored left to right.
+        colour: Largest change of brightness, contrast and saturation; 0 is none.
+        rand_augment: Number of changes and their magnitude (0..10) before the crop; None is none.
+        erasing: Share of the crops with a rectangle of noise.
+        mixup: Parameter of mixup; 0 is none.
+        cutmix: Parameter of CutMix; 0 is none. With both, batches take turns.
+        repeats: Crops of the same image in a batch (repeated augmentation, Hoffer et al. 2019, arXiv:1901.09335). An
+            epoch still sees each image once, so often cropped, and has so many times as many steps.
         precision: ``"float32"``, or ``"mixed_bfloat16"`` with weights, norms and loss in float32.
         seed: Of weights, order and crops.
     """
@@ -69,6 +78,13 @@ class Settings:
     label_smoothing: float = 0.1
     ema_decay: float = 0.999
     crop_scale: float = 0.35
+    flip: bool = True
+    colour: float = 0.0
+    rand_augment: tuple[int, float] | None = None
+    erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    repeats: int = 1
     precision: str = "float32"
     seed: int = 0
 
@@ -93,6 +109,17 @@ class Settings:
             raise ArgumentError(
                 "warmup and momentum must lie in [0, 1), weight_decay must not be negative. "
                 f"Received: {self.warmup}, {self.momentum}, {self.weight_decay}."
+            )
+        if min(self.colour, self.mixup, self.cutmix) < 0 or not 0 <= self.erasing <= 1:
+            raise ArgumentError(
+                "colour, mixup and cutmix must not be negative, erasing must lie in [0, 1]. "
+                f"Received: {self.colour}, {self.mixup}, {self.cutmix}, {self.erasing}."
+            )
+        if self.rand_augment is not None:
+            check_rand_augment(*self.rand_augment)
+        if self.repeats < 1 or self.batch_size % self.repeats:
+            raise ArgumentError(
+                f"batch_size must be a multiple of repeats. Received: {self.batch_size}, {self.repeats}."
             )
         if self.minutes is not None and not self.minutes > 0:
             raise ArgumentError(f"minutes must be positive, or None. Received: {self.minutes!r}.")
@@ -156,6 +183,24 @@ def parse_sizes(text: str) -> tuple[tuple[float, int], ...]:
         return tuple((float(start), int(pixels)) for start, pixels in pairs)
     except ValueError:
         raise ArgumentError(f"sizes must be written as 0:32,0.5:48. Received: {text!r}.") from None
+
+
+def parse_rand_augment(text: str) -> tuple[int, float] | None:
+    """Reads the parameters of RandAugment.
+
+    Args:
+        text: Number of changes and magnitude, such as ``"2,9"``; empty for none.
+
+    Raises:
+        ArgumentError: It is written in another way.
+    """
+    if not text.strip():
+        return None
+    try:
+        count, magnitude = text.split(",")
+        return int(count), float(magnitude)
+    except ValueError:
+        raise ArgumentError(f"rand_augment must be written as 2,9. Received: {text!r}.") from None
 
 
 def pretrain(
@@ -287,7 +332,12 @@ class _Trainer:
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in a pass; the rest of the images waits for the next order."""
-        return max(1, len(self.store) // self.settings.batch_size)
+        return max(1, len(self.store) // self.images_per_step)
+
+    @property
+    def images_per_step(self) -> int:
+        """Different images in a batch; each is there ``repeats`` times."""
+        return min(self.settings.batch_size // self.settings.repeats, len(self.store))
 
     @property
     def progress(self) -> float:
@@ -304,12 +354,13 @@ class _Trainer:
     def epoch_steps(self) -> Iterator[dict[str, float]]:
         """Trains from where the run stands to the end of the epoch, a step at a time."""
         order = np.random.default_rng([self.settings.seed, self.epoch]).permutation(len(self.store))
-        first, size = self.position, min(self.settings.batch_size, len(self.store))
+        first, size, repeats = self.position, self.images_per_step, self.settings.repeats
 
         def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             for index in range(first, self.steps_per_epoch):
                 rows = np.sort(order[index * size : (index + 1) * size])
-                yield self.store.images[rows], self.store.labels[rows]
+                images, labels = self.store.images[rows], self.store.labels[rows]
+                yield (images, labels) if repeats == 1 else (np.concatenate([images] * repeats), np.tile(labels, repeats))
 
         with training.ahead(batches(), 4) as ready:
             started = time.perf_counter()  # waiting for images is training time, too
@@ -367,8 +418,9 @@ class _Trainer:
 
         @tf.function(reduce_retracing=True, autograph=False)
         def step(images: Any, labels: Any, rate: Any, number: Any) -> Any:
-            crops = augment(images, side, settings.crop_scale, tf.stack([settings.seed, number]))
             targets = tf.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
+            crops, targets = change(images, targets, (side, side), settings, number)
+            crops = normalized(crops)
             with tf.GradientTape() as tape:
                 logits = tf.cast(model(crops, training=True), tf.float32)
                 loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
@@ -521,6 +573,33 @@ def augment(images: Any, side: int, smallest: float, seed: Any) -> Any:
     return normalized(crop_and_flip(images, (side, side), smallest, seed))
 
 
+def change(images: Any, targets: Any, side: tuple[int, int], settings: Settings, number: Any) -> tuple[Any, Any]:
+    """Applies all random changes of a run to a batch.
+
+    Args:
+        images: uint8 or float32 tensor ``(batch, height, width, 3)``, RGB, values 0..255.
+        targets: Tensor ``(batch, classes)``.
+        side: Height and width of the crops in pixels.
+        settings: Which changes, and their strength.
+        number: Step of the run, an integer scalar; equal steps give equal changes.
+
+    Returns:
+        The crops, a float32 tensor ``(batch, *side, 3)`` with values 0..255, and their targets.
+    """
+    import tensorflow as tf
+
+    seed = tf.stack([settings.seed, number])
+    seeds = tf.random.split(seed, 4)
+    if settings.rand_augment is not None:
+        images = augmentation.rand_augment(images, *settings.rand_augment, seeds[0])
+    crops = crop_and_flip(images, side, settings.crop_scale, seed, flip=settings.flip)
+    if settings.colour:
+        crops = augmentation.colour(crops, settings.colour, seeds[1])
+    if settings.erasing:
+        crops = augmentation.random_erasing(crops, settings.erasing, seeds[2])
+    return augmentation.mixup_or_cutmix(crops, targets, (settings.mixup, settings.cutmix), number, seeds[3])
+
+
 def _names(labels: str | os.PathLike[str] | None, classes: Sequence[str]) -> list[str]:
     """Reads the names of the classes; none without a file."""
     if labels is None:
@@ -545,7 +624,9 @@ def _remember(output: Path, settings: Settings, store: PixelStore, data: dict[st
     path = output / "config.json"
     if path.exists():
         found = json.loads(path.read_text("utf-8"))
-        before = {**found["settings"], "images": found["images"], "classes": found["classes"]}
+        # a run that was begun before a setting existed has its default
+        known = json.loads(json.dumps(dataclasses.asdict(Settings())))
+        before = {**known, **found["settings"], "images": found["images"], "classes": found["classes"]}
         fields = {**fields, "images": len(store), "classes": len(store.classes)}
         other = sorted(key for key in {*fields, *before} if before.get(key) != fields.get(key))
         if other:
