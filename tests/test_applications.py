@@ -53,6 +53,7 @@ def test_every_row_has_a_function():
         ("ecaresnet50d_pruned", "ECAResNet50D_Pruned"),
         ("test_resnet", "TestResNet"),
         ("resnet10_tiny", "ResNet10Tiny"),
+        ("ecaresnet14d_tiny", "ECAResNet14DTiny"),
         ("ecaresnetlight", "ECAResNetLight"),
         ("wrn_28_10", "WRN_28_10"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from safetensors.numpy import load_file
 from resfit.data.pixel_store import open_store
 from resfit.errors import ArgumentError, DataError, ResfitError
 from resfit.transfer import pretrain as module
+from resfit.transfer import training
 from resfit.transfer.pretrain import Settings, augment, decays, parse_sizes, pretrain
 
 COLOURS = {"blue": (40, 60, 220), "green": (60, 200, 60), "red": (220, 50, 40)}
@@ -81,6 +83,54 @@ def test_stopped_anywhere_it_ends_with_the_same_weights(images, undisturbed, tmp
     rows = list(csv.DictReader(io.StringIO((tmp_path / "log.csv").read_text())))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert [row["size"] for row in rows] == ["16", "32", "32"]
+
+
+EVERYTHING = dataclasses.replace(
+    SMALL,
+    epochs=2,
+    colour=0.3,
+    rand_augment=(1, 5.0),
+    erasing=0.5,
+    mixup=0.2,
+    cutmix=1.0,
+    repeats=2,
+    distillation=0.5,
+    teacher_views=3,
+)
+
+
+def test_stopped_with_everything_that_helps_it_ends_with_the_same_weights(images, undisturbed, tmp_path):
+    teacher = undisturbed.output / "model.safetensors"
+    run = {"validation": images, "settings": EVERYTHING, "tensorboard": False, "teacher": teacher}
+    expected = pretrain(images, tmp_path / "whole", **run)
+    for stop_at in (5, 17):
+        pretrain(images, tmp_path / "parts", **run, checkpoint_minutes=0.0, stop=lambda step, end=stop_at: step >= end)
+        assert (tmp_path / "parts" / "soft_targets.npy").exists()
+    received = pretrain(images, tmp_path / "parts", **run)
+    assert expected.steps == received.steps == 2 * (96 // 8)  # an epoch sees each image in two crops
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    for name, array in first.items():
+        np.testing.assert_array_equal(second[name], array, err_msg=name)
+    rows, again = (list(csv.DictReader(io.StringIO((tmp_path / name / "log.csv").read_text()))) for name in
+                   ("whole", "parts"))  # fmt: skip
+    assert [row["teacher_top1"] for row in rows] == [row["teacher_top1"] for row in again]
+    assert float(rows[0]["teacher_top1"]) > 1 / 3
+    assert not list(tmp_path.rglob("soft_targets.npy"))  # the run is over
+    with pytest.raises(ResfitError, match=r"teacher: '[0-9a-f]{64}' there, '[0-9a-f]{64}' now"):
+        pretrain(images, tmp_path / "parts", **{**run, "teacher": tmp_path / "whole" / "model.safetensors"})
+
+
+def test_a_run_from_before_a_setting_existed_goes_on(images, undisturbed, tmp_path):
+    pretrain(images, tmp_path, settings=SMALL, tensorboard=False, checkpoint_minutes=0.0, stop=lambda step: step >= 9)
+    facts = json.loads((tmp_path / "config.json").read_text())
+    for name in ("mixup", "cutmix", "repeats", "distillation"):
+        del facts["settings"][name]
+    del facts["teacher"]
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    found = training.load_checkpoint(tmp_path)
+    training.save_checkpoint(tmp_path, {**found.state, "sums": found.state["sums"][:3]}, found.arrays)
+    whole = pretrain(images, tmp_path, validation=images, settings=SMALL, tensorboard=False)
+    assert whole.loss == undisturbed.loss
 
 
 @pytest.mark.slow
@@ -179,6 +229,77 @@ def test_steps_are_nesterov_and_the_average_follows(images):
     for i, average in enumerate(trainer.average):  # (1 + 0) / (10 + 0), then 0.15 < (1 + 1) / (10 + 1)
         expected = 0.15 * (0.1 * weights[0][i] + 0.9 * weights[1][i]) + 0.85 * weights[2][i]
         np.testing.assert_allclose(average.numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+class _Uniform:
+    """A teacher whose answer depends on the image alone, not on its label."""
+
+    def __init__(self, shares):
+        self.shares = np.array(shares, np.float32)
+
+    def crops(self, rows, view):
+        return np.random.default_rng([view]).random((5, 200), np.float32)[:, rows]
+
+    def probabilities(self, rows, view):
+        return np.tile(self.shares, (len(rows), 1))
+
+
+def test_with_the_whole_loss_from_the_teacher_the_labels_have_no_part(images):
+    def velocity(shares, distillation, labels):
+        settings = Settings(size=32, epochs=9, batch_size=16, distillation=distillation, weight_decay=0.0, warmup=0.0)
+        store = open_store(images, 32)
+        trainer = module._Trainer(settings, dataclasses.replace(store, labels=labels(store.labels)), _Uniform(shares))
+        steps = trainer.epoch_steps()
+        next(steps)
+        steps.close()
+        return np.concatenate([v.numpy().ravel() for v in trainer.velocity])
+
+    def same(labels):
+        return labels
+
+    def others(labels):
+        return (labels + 1) % 3
+
+    alone = velocity([0.7, 0.2, 0.1], 1.0, same)
+    np.testing.assert_array_equal(alone, velocity([0.7, 0.2, 0.1], 1.0, others))
+    assert np.abs(alone - velocity([0.1, 0.2, 0.7], 1.0, same)).max() > 1e-3
+    labels = velocity([0.7, 0.2, 0.1], 1e-9, same)
+    half = velocity([0.7, 0.2, 0.1], 0.5, same)  # gradients of the two parts add up
+    np.testing.assert_allclose(half, (alone + labels) / 2, atol=1e-5)
+
+
+def test_divergence_is_kullback_and_leiblers():
+    targets = np.array([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]], np.float32)
+    logits = np.log(np.array([[0.25, 0.25, 0.5], [0.2, 0.3, 0.5]], np.float32))
+    np.testing.assert_allclose(module.divergence(targets, logits), [np.log(2), 0.0], atol=1e-6)
+
+
+def test_batches_are_mixed_in_turn_and_targets_by_the_same_share():
+    values = np.zeros((8, 32, 32, 3), np.uint8)
+    values[:4] = 200
+    targets = np.eye(2, dtype=np.float32)[[0] * 4 + [1] * 4]
+    settings = Settings(mixup=1.0, cutmix=1.0, crop_scale=1.0, seed=3)
+    seen = set()
+    for number in range(8):
+        mixed, shares = (np.asarray(x) for x in module.change(values, targets, (32, 32), settings, number))
+        np.testing.assert_allclose(mixed.mean(axis=(1, 2, 3)) / 200, shares[:, 0], atol=1e-5)
+        np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-6)
+        blended = [image for image in mixed if 1 < image.mean() < 199]
+        kinds = {"cutmix" if image.std() > 1 else "mixup" for image in blended}
+        assert kinds <= {"mixup" if number % 2 == 0 else "cutmix"}
+        seen |= kinds
+    assert seen == {"mixup", "cutmix"}
+
+
+def test_a_batch_of_repeated_augmentation_has_two_crops_of_each_image(images):
+    store = open_store(images, 32)
+    trainer = module._Trainer(dataclasses.replace(EVERYTHING, distillation=0.0), store, _Uniform([1, 0, 0]))
+    assert (trainer.images_per_step, trainer.steps_per_epoch) == (8, 12)
+    trainer.epoch = 3
+    draw, probabilities = trainer._taught(np.array([4, 8]))
+    assert probabilities.shape == (4, 3)
+    np.testing.assert_array_equal(draw[:, :2], trainer.soft.crops(np.array([4, 8]), 6))
+    np.testing.assert_array_equal(draw[:, 2:], trainer.soft.crops(np.array([4, 8]), 7))
 
 
 def test_weight_decay_pulls_on_kernels_alone(images):
@@ -283,11 +404,34 @@ def test_validation_must_know_the_classes(images, tmp_path):
         {"weight_decay": -1e-4},
         {"momentum": 1.0},
         {"sizes": ((0.0, 0),)},
+        {"mixup": -1.0},
+        {"erasing": 1.5},
+        {"rand_augment": (0, 5.0)},
+        {"batch_size": 15, "repeats": 2},
+        {"distillation": 1.5},
+        {"temperature": 0.0},
+        {"teacher_views": 0},
     ],
 )
 def test_settings_out_of_range(wrong):
     with pytest.raises(ArgumentError, match="Received"):
         Settings(**wrong)
+
+
+def test_a_teacher_and_its_share_go_together(images, tmp_path):
+    with pytest.raises(ArgumentError, match="distillation needs a teacher"):
+        pretrain(images, tmp_path, settings=Settings(distillation=0.5))
+    with pytest.raises(ArgumentError, match="distillation needs a teacher"):
+        pretrain(images, tmp_path, settings=Settings(), teacher="resnet10_tiny")
+    with pytest.raises(DataError, match=r"3 classes of the images.*200"):
+        pretrain(images, tmp_path, settings=Settings(size=32, distillation=0.5), teacher="resnet10_tiny")
+
+
+def test_parameters_of_rand_augment_as_text():
+    assert module.parse_rand_augment("2, 9") == (2, 9.0)
+    assert module.parse_rand_augment("") is None
+    with pytest.raises(ArgumentError, match="2,9"):
+        module.parse_rand_augment("2")
 
 
 def test_archives_and_folders_give_the_same_store(images, tmp_path):

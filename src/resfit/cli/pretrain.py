@@ -44,6 +44,17 @@ def pretrain_command(
     mixup: Annotated[float, typer.Option(help="Parameter of mixup; 0 is none.")] = 0.0,
     cutmix: Annotated[float, typer.Option(help="Parameter of CutMix; with mixup, batches take turns.")] = 0.0,
     repeats: Annotated[int, typer.Option(help="Crops of the same image in a batch.")] = 1,
+    teacher: Annotated[
+        str | None, typer.Option(help="A trained classifier of the same classes to learn from as well (distillation).")
+    ] = None,
+    distillation: Annotated[
+        float | None,
+        typer.Option(help="Share of the loss that the teacher makes up.", show_default="0.5 with --teacher"),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Of the distillation.")] = 2.0,
+    teacher_views: Annotated[
+        int, typer.Option(help="Crops of each image for which the teacher is asked; epochs take them in turn.")
+    ] = 8,
     precision: Annotated[str, typer.Option(help="float32 or mixed_bfloat16.")] = "float32",
     seed: Annotated[int, typer.Option(help="Of weights, order and crops.")] = 0,
     labels: Annotated[
@@ -79,10 +90,21 @@ def pretrain_command(
         mixup=mixup,
         cutmix=cutmix,
         repeats=repeats,
+        distillation=(0.5 if teacher else 0.0) if distillation is None else distillation,
+        temperature=temperature,
+        teacher_views=teacher_views,
         precision=precision,
         seed=seed,
     )
-    result = pretrain(source, output, validation=validation, settings=settings, labels=labels, tensorboard=tensorboard)
+    result = pretrain(
+        source,
+        output,
+        validation=validation,
+        settings=settings,
+        labels=labels,
+        teacher=teacher,
+        tensorboard=tensorboard,
+    )
     if json_output:
         print_json(result.to_dict())
         return

@@ -28,7 +28,8 @@ from resfit.files import atomic_path, write_json
 from resfit.preprocessing import TORCH, InputSpec
 from resfit.transfer import augment as augmentation
 from resfit.transfer import training
-from resfit.transfer.augment import check_rand_augment, crop_and_flip
+from resfit.transfer.augment import check_rand_augment, crop_and_flip, crop_at
+from resfit.transfer.soft_targets import SoftTargets
 from resfit.transfer.training import decays
 
 
@@ -60,6 +61,10 @@ class Settings:
         cutmix: Parameter of CutMix; 0 is none. With both, batches take turns.
         repeats: Crops of the same image in a batch (repeated augmentation, Hoffer et al. 2019, arXiv:1901.09335). An
             epoch still sees each image once, so often cropped, and has so many times as many steps.
+        distillation: Share of the loss that a teacher's predictions make up, in [0, 1]; needs a teacher above 0.
+        temperature: Of the distillation (Hinton et al. 2015, arXiv:1503.02531).
+        teacher_views: Crops of each image for which the teacher is asked; epochs take them in turn, so that only the
+            first so many ask it (Shen and Xing 2021, arXiv:2112.01528). The student's crops are then these, too.
         precision: ``"float32"``, or ``"mixed_bfloat16"`` with weights, norms and loss in float32.
         seed: Of weights, order and crops.
     """
@@ -85,6 +90,9 @@ class Settings:
     mixup: float = 0.0
     cutmix: float = 0.0
     repeats: int = 1
+    distillation: float = 0.0
+    temperature: float = 2.0
+    teacher_views: int = 8
     precision: str = "float32"
     seed: int = 0
 
@@ -114,6 +122,11 @@ class Settings:
             raise ArgumentError(
                 "colour, mixup and cutmix must not be negative, erasing must lie in [0, 1]. "
                 f"Received: {self.colour}, {self.mixup}, {self.cutmix}, {self.erasing}."
+            )
+        if not 0 <= self.distillation <= 1 or not self.temperature > 0 or self.teacher_views < 1:
+            raise ArgumentError(
+                "distillation must lie in [0, 1], temperature must be positive and teacher_views at least 1. "
+                f"Received: {self.distillation}, {self.temperature}, {self.teacher_views}."
             )
         if self.rand_augment is not None:
             check_rand_augment(*self.rand_augment)
@@ -210,6 +223,7 @@ def pretrain(
     validation: str | os.PathLike[str] | None = None,
     settings: Settings | None = None,
     labels: str | os.PathLike[str] | None = None,
+    teacher: str | os.PathLike[str] | None = None,
     checkpoint_minutes: float = 3.0,
     tensorboard: bool = True,
     stop: Callable[[int], bool] | None = None,
@@ -225,6 +239,10 @@ def pretrain(
         validation: Folder or archive with the same classes; read after each epoch.
         settings: What decides the result.
         labels: JSON file of ``{class folder: name}``; the names are written beside the weights for people.
+        teacher: A trained classifier of the same classes, of which ``settings.distillation`` makes the student learn:
+            whatever :func:`resfit.load` takes. Its predictions are kept in ``soft_targets.npy`` until the run is over,
+            ``2 * teacher_views * images * (classes + 1)`` bytes. The log's ``teacher_top1`` is its accuracy on the
+            training crops.
         checkpoint_minutes: Longest time between two checkpoints.
         tensorboard: Whether to write TensorBoard's files beside the CSV.
         stop: Called after each step with its number; the run ends early, resumable, where it returns True.
@@ -233,13 +251,19 @@ def pretrain(
         The result of the finished run, or of the point at which ``stop`` ended it.
 
     Raises:
-        DataError: The sources have no images, or their classes differ.
+        DataError: The sources have no images, or their classes or the teacher's differ.
+        ArgumentError: ``settings.distillation`` is set without a teacher, or a teacher given without it.
         ResfitError: The folder holds a run with other settings or images, or the loss is no longer a number.
 
     Example:
         >>> pretrain("images/", "run/", settings=Settings(epochs=5))  # doctest: +SKIP
     """
     settings = settings or Settings()
+    if (settings.distillation > 0) != (teacher is not None):
+        raise ArgumentError(
+            "distillation needs a teacher and a share of the loss above 0. "
+            f"Received: teacher={teacher!r}, distillation={settings.distillation}."
+        )
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     store = open_store(source, settings.size)
@@ -248,10 +272,10 @@ def pretrain(
         foreign = sorted(set(held_out.classes) - set(store.classes))
         raise DataError(f"validation must have the training classes. Received, besides them: {foreign[:5]}.")
     names = _names(labels, store.classes)
-    _remember(
-        output, settings, store, {"source": Path(source).name, "validation": validation and Path(validation).name}
-    )
-    trainer = _Trainer(settings, store)
+    soft = _soft_targets(teacher, settings, store, names, output) if teacher is not None else None
+    sources = {"source": Path(source).name, "validation": validation and Path(validation).name}
+    _remember(output, settings, store, sources, soft.fingerprint if soft else None)
+    trainer = _Trainer(settings, store, soft)
     log = training.Log(output, tensorboard)
     resumed = trainer.restore(output)
     log.cut(trainer.epoch)
@@ -261,6 +285,8 @@ def pretrain(
     if trainer.finished:
         facts = {"val_top1": result.top1, "val_top5": result.top5, "val_loss": result.loss, "steps": result.steps}
         trainer.write_weights(output / "model.safetensors", facts, names)
+        if soft is not None:
+            soft.remove()
     return result
 
 
@@ -307,15 +333,15 @@ def _run(
 class _Trainer:
     """The state of a run: network, average, optimiser, and where in the images it stands."""
 
-    def __init__(self, settings: Settings, store: PixelStore):
+    def __init__(self, settings: Settings, store: PixelStore, soft: SoftTargets | None = None):
         import keras
         import tensorflow as tf
 
         from resfit.architecture.network import build
 
-        self.settings, self.store = settings, store
+        self.settings, self.store, self.soft = settings, store, soft
         self.step, self.epoch, self.position, self.seconds = 0, 0, 0, 0.0
-        self._sums = np.zeros(3)
+        self._sums = np.zeros(4)
         self._epoch_seconds, self._last_size = 0.0, settings.size
         keras.utils.set_random_seed(settings.seed)
         self.spec = spec_of(settings, len(store.classes))
@@ -356,27 +382,30 @@ class _Trainer:
         order = np.random.default_rng([self.settings.seed, self.epoch]).permutation(len(self.store))
         first, size, repeats = self.position, self.images_per_step, self.settings.repeats
 
-        def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        def batches() -> Iterator[tuple[np.ndarray, ...]]:
             for index in range(first, self.steps_per_epoch):
                 rows = np.sort(order[index * size : (index + 1) * size])
                 images, labels = self.store.images[rows], self.store.labels[rows]
-                yield (images, labels) if repeats == 1 else (np.concatenate([images] * repeats), np.tile(labels, repeats))
+                if repeats > 1:
+                    images, labels = np.concatenate([images] * repeats), np.tile(labels, repeats)
+                yield (images, labels, *self._taught(rows))
 
         with training.ahead(batches(), 4) as ready:
             started = time.perf_counter()  # waiting for images is training time, too
-            for images, labels in ready:
+            for images, labels, draw, probabilities in ready:
                 progress = self.progress
                 if progress >= 1.0:  # the time is up inside an epoch
                     break
                 side = self._last_size = self.settings.image_size(progress)
                 rate = self.settings.rate(progress)
-                loss, hits = self._train_step(side)(images, labels, np.float32(rate), self.step)
+                loss, hits = self._train_step(side)(images, labels, draw, probabilities, np.float32(rate), self.step)
                 if not math.isfinite(float(loss)):
                     raise ResfitError(
                         f"the loss must stay finite. Received: {float(loss)} at step {self.step + 1}, learning rate "
                         f"{rate:.4g}. Start in a new folder with a lower learning rate; nothing was saved since."
                     )
-                self._sums += (float(loss) * len(labels), float(hits), len(labels))
+                right = float((probabilities.argmax(axis=1) == labels).sum()) if self.soft else 0.0
+                self._sums += (float(loss) * len(labels), float(hits), len(labels), right)
                 self.step += 1
                 self.position += 1
                 elapsed = time.perf_counter() - started
@@ -396,12 +425,24 @@ class _Trainer:
             "learning_rate": round(self.settings.rate(self.progress), 6),
             "train_loss": round(self._sums[0] / count, 5),
             "train_top1": round(self._sums[1] / count, 5),
+            **({"teacher_top1": round(self._sums[3] / count, 5)} if self.soft else {}),
             "images_per_second": round(count / max(self._epoch_seconds, 1e-9), 1),
             "seconds": round(self.seconds, 1),
         }
         self.position, self._epoch_seconds = 0, 0.0
-        self._sums = np.zeros(3)
+        self._sums = np.zeros(4)
         return row
+
+    def _taught(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the numbers of a batch's crops and the teacher's probabilities for them; empty without a teacher."""
+        if self.soft is None:
+            return np.empty((5, 0), np.float32), np.empty((0, 0), np.float32)
+        repeats = self.settings.repeats
+        views = range(self.epoch * repeats, (self.epoch + 1) * repeats)
+        return (
+            np.concatenate([self.soft.crops(rows, view) for view in views], axis=1),
+            np.concatenate([self.soft.probabilities(rows, view) for view in views]),
+        )
 
     def _train_step(self, side: int) -> Any:
         if side not in self._step_functions:
@@ -414,16 +455,21 @@ class _Trainer:
         settings, model, classes = self.settings, self.model, self.spec.classes
         learned = model.trainable_variables
         pairs = list(zip(self.average, model.variables, strict=True))
-        smoothing = settings.label_smoothing
+        smoothing, share, warm = settings.label_smoothing, settings.distillation, settings.temperature
 
         @tf.function(reduce_retracing=True, autograph=False)
-        def step(images: Any, labels: Any, rate: Any, number: Any) -> Any:
+        def step(images: Any, labels: Any, draw: Any, probabilities: Any, rate: Any, number: Any) -> Any:
             targets = tf.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
-            crops, targets = change(images, targets, (side, side), settings, number)
+            if share:  # both kinds of targets are mixed alike
+                targets = tf.concat([targets, probabilities], axis=1)
+            crops, targets = change(images, targets, (side, side), settings, number, draw if share else None)
             crops = normalized(crops)
             with tf.GradientTape() as tape:
                 logits = tf.cast(model(crops, training=True), tf.float32)
-                loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
+                loss = tf.nn.softmax_cross_entropy_with_logits(targets[:, :classes], logits)
+                if share:
+                    loss = (1 - share) * loss + share * warm**2 * divergence(targets[:, classes:], logits / warm)
+                loss = tf.reduce_mean(loss)
             gradients = tape.gradient(loss, [v.value for v in learned])
             for variable, gradient, velocity in zip(learned, gradients, self.velocity, strict=True):
                 if decays(variable):
@@ -437,9 +483,7 @@ class _Trainer:
             hits = tf.reduce_sum(tf.cast(tf.equal(tf.argmax(logits, 1), labels), tf.float32))
             return loss, hits
 
-        return lambda images, labels, rate, number: step(
-            tf.constant(images), tf.constant(labels), tf.constant(rate), tf.constant(number, tf.int32)
-        )
+        return lambda *batch: step(*map(tf.constant, batch[:-1]), tf.constant(batch[-1], tf.int32))
 
     def validate(self, held_out: PixelStore) -> dict[str, float]:
         """Measures the averaged weights on whole images of the full size."""
@@ -511,7 +555,8 @@ class _Trainer:
         state = found.state
         self.step, self.epoch, self.position = state["step"], state["epoch"], state["position"]
         self.seconds, self._epoch_seconds = state["seconds"], state["epoch_seconds"]
-        self._sums = np.array(state["sums"])
+        self._sums[:] = 0
+        self._sums[: len(state["sums"])] = state["sums"]  # three in a checkpoint from before there were teachers
         return True
 
     def write_weights(self, path: Path, scores: dict[str, Any], names: Sequence[str] = ()) -> None:
@@ -573,7 +618,22 @@ def augment(images: Any, side: int, smallest: float, seed: Any) -> Any:
     return normalized(crop_and_flip(images, (side, side), smallest, seed))
 
 
-def change(images: Any, targets: Any, side: tuple[int, int], settings: Settings, number: Any) -> tuple[Any, Any]:
+def divergence(targets: Any, logits: Any) -> Any:
+    """Returns the Kullback-Leibler divergence of each image's prediction from its target, a tensor ``(batch,)``.
+
+    Args:
+        targets: Tensor ``(batch, classes)`` of probabilities.
+        logits: Tensor ``(batch, classes)``.
+    """
+    import tensorflow as tf
+
+    entropy = -tf.reduce_sum(tf.math.xlogy(targets, targets), axis=1)
+    return tf.nn.softmax_cross_entropy_with_logits(targets, logits) - entropy
+
+
+def change(
+    images: Any, targets: Any, side: tuple[int, int], settings: Settings, number: Any, draw: Any = None
+) -> tuple[Any, Any]:
     """Applies all random changes of a run to a batch.
 
     Args:
@@ -582,6 +642,7 @@ def change(images: Any, targets: Any, side: tuple[int, int], settings: Settings,
         side: Height and width of the crops in pixels.
         settings: Which changes, and their strength.
         number: Step of the run, an integer scalar; equal steps give equal changes.
+        draw: Numbers of the crops, as :func:`resfit.transfer.augment.crop_at` takes them; None draws them.
 
     Returns:
         The crops, a float32 tensor ``(batch, *side, 3)`` with values 0..255, and their targets.
@@ -592,7 +653,10 @@ def change(images: Any, targets: Any, side: tuple[int, int], settings: Settings,
     seeds = tf.random.split(seed, 4)
     if settings.rand_augment is not None:
         images = augmentation.rand_augment(images, *settings.rand_augment, seeds[0])
-    crops = crop_and_flip(images, side, settings.crop_scale, seed, flip=settings.flip)
+    if draw is None:
+        crops = crop_and_flip(images, side, settings.crop_scale, seed, flip=settings.flip)
+    else:
+        crops = crop_at(images, side, settings.crop_scale, draw, flip=settings.flip)
     if settings.colour:
         crops = augmentation.colour(crops, settings.colour, seeds[1])
     if settings.erasing:
@@ -613,7 +677,32 @@ def _names(labels: str | os.PathLike[str] | None, classes: Sequence[str]) -> lis
         ) from error
 
 
-def _remember(output: Path, settings: Settings, store: PixelStore, data: dict[str, Any]) -> None:
+def _soft_targets(
+    teacher: str | os.PathLike[str], settings: Settings, store: PixelStore, names: Sequence[str], output: Path
+) -> SoftTargets:
+    """Loads a teacher and opens what it said of the crops."""
+    from resfit import zoo
+
+    soft = SoftTargets(
+        zoo.load(teacher, classifier_activation=None),
+        store.images,
+        store.classes,
+        names,
+        output,
+        views=settings.teacher_views,
+        temperature=settings.temperature,
+        crop_scale=settings.crop_scale,
+        flip=settings.flip,
+        seed=settings.seed,
+    )
+    if soft.assumption:
+        training.say(soft.assumption)
+    return soft
+
+
+def _remember(
+    output: Path, settings: Settings, store: PixelStore, data: dict[str, Any], teacher: str | None = None
+) -> None:
     """Writes ``config.json``, or checks that the run in the folder has the same settings."""
     import keras
     import tensorflow as tf
@@ -626,8 +715,8 @@ def _remember(output: Path, settings: Settings, store: PixelStore, data: dict[st
         found = json.loads(path.read_text("utf-8"))
         # a run that was begun before a setting existed has its default
         known = json.loads(json.dumps(dataclasses.asdict(Settings())))
-        before = {**known, **found["settings"], "images": found["images"], "classes": found["classes"]}
-        fields = {**fields, "images": len(store), "classes": len(store.classes)}
+        before = {**known, **found["settings"], **{key: found.get(key) for key in ("images", "classes", "teacher")}}
+        fields = {**fields, "images": len(store), "classes": len(store.classes), "teacher": teacher}
         other = sorted(key for key in {*fields, *before} if before.get(key) != fields.get(key))
         if other:
             changes = ", ".join(f"{key}: {before.get(key)!r} there, {fields.get(key)!r} now" for key in other)
@@ -640,6 +729,7 @@ def _remember(output: Path, settings: Settings, store: PixelStore, data: dict[st
         {
             "settings": fields,
             **data,
+            "teacher": teacher,
             "images": len(store),
             "classes": len(store.classes),
             "skipped": len(store.skipped),
