@@ -28,6 +28,7 @@ def probe(rows: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndar
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("archive", type=Path)
+    parser.add_argument("--model", default="resnet10_tiny", help="another network, or a file of `resfit pretrain`")
     parser.add_argument("--random", action="store_true", help="also raw pixels and a random ResNet-50")
     arguments = parser.parse_args()
 
@@ -40,18 +41,18 @@ def main() -> None:
         with tarfile.open(arguments.archive) as archive:
             archive.extractall(folder, filter="data")
         begin = time.perf_counter()
-        fitted = resfit.fit(folder, model="resnet10_tiny", strategy="probe", cache=False)
+        fitted = resfit.fit(folder, model=arguments.model, strategy="probe", cache=False)
         seconds = time.perf_counter() - begin
         test = fitted.run.test
         low, high = test.interval
-        print(f"embedded network: {100 * test.accuracy:.2f} % (95 % interval {100 * low:.1f} to {100 * high:.1f}) "
+        print(f"{arguments.model}: {100 * test.accuracy:.2f} % (95 % interval {100 * low:.1f} to {100 * high:.1f}) "
               f"on {test.n} test images, {seconds:.0f} s from files to classifier")  # fmt: skip
         if not arguments.random:
             return
         images = scan(folder)
         parts = np.array(images.splits)
         sides = np.flatnonzero(parts == "train"), np.flatnonzero(parts == "test")
-        body = resfit.load("resnet10_tiny", include_top=False, pooling="avg")
+        body = resfit.load(arguments.model, include_top=False, pooling="avg")
         small = np.concatenate([batch.images[:, ::2, ::2] for batch in decode_many(images.paths, body.input_spec)])
         print(f"raw pixels:       {100 * probe(small.reshape(len(small), -1) / 255, images.labels, *sides):.2f} %")
         random = resfit.load("resnet50", weights=None, include_top=False, pooling="avg", seed=0)

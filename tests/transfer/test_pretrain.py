@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import inspect
 import io
 import json
 import os
@@ -432,6 +433,19 @@ def test_parameters_of_rand_augment_as_text():
     assert module.parse_rand_augment("") is None
     with pytest.raises(ArgumentError, match="2,9"):
         module.parse_rand_augment("2")
+
+
+def test_the_command_has_every_setting_with_its_default():
+    from resfit.cli.pretrain import pretrain_command
+
+    options = {name: p.default for name, p in inspect.signature(pretrain_command).parameters.items()}
+    settings = dataclasses.asdict(Settings())
+    texts = {"sizes": "", "rand_augment": "", "distillation": None}  # 0.5 with a teacher, else 0
+    assert {name: options.get(name, "none") for name in settings} == {
+        **settings,
+        **texts,
+        **dict.fromkeys(("warmup", "momentum"), "none"),
+    }
 
 
 def test_archives_and_folders_give_the_same_store(images, tmp_path):
