@@ -6,7 +6,6 @@ from pathlib import Path
 
 from resfit.errors import ExportError
 from resfit.export.base import Job, Written, image_input, scores_output, usage
-from resfit.export.verification import Run
 
 PRECISIONS = ("float32",)
 MODULES = ("keras",)
@@ -18,9 +17,9 @@ _FILE = "model.keras"
 
 def write(job: Job, folder: Path) -> Written:
     """Writes ``model.keras``."""
-    from resfit.export.plain import own_layers, plain
+    from resfit.export.plain import own_layers, plain, sized
 
-    network = plain(job.subject.scores, fold=False)
+    network = sized(plain(job.subject.scores, fold=False), job.subject.input_spec)
     left = own_layers(network)
     if left:
         raise ExportError(
@@ -38,17 +37,8 @@ def write(job: Job, folder: Path) -> Written:
         usage=usage(
             job,
             head="import keras\n",
-            load=f'network = keras.saving.load_model("{_FILE}", compile=False)',
-            run="network.predict(images, verbose=0)[0]",
+            load=f'network = keras.saving.load_model("{_FILE}", compile=False)\n',
+            run="np.asarray(network(images, training=False))",
         ),
         notes=tuple(notes),
     )
-
-
-def load(job: Job, folder: Path) -> Run:
-    """Loads it with ``keras.saving.load_model``."""
-    import keras
-
-    from resfit.engines.keras import KerasEngine
-
-    return KerasEngine(keras.saving.load_model(folder / _FILE, compile=False)).run
