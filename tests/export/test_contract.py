@@ -55,7 +55,8 @@ def test_says_what_keras_says(network, tmp_path, family, formats, precisions):
         assert found.no_images == (0, networks.CLASSES)
         assert isinstance(found.other_size, str)  # refused, in the runtime's own words
         pixels, scores = found.checks[:2]
-        assert (pixels.what, pixels.difference) == ("the pixels of a photo, averaged", 0.0)
+        assert pixels.what == "the pixels of a photo, averaged"
+        assert pixels.difference < 0.1  # a whole crop against one in fractions of a pixel
         assert scores.difference <= tolerance
         assert f"{found.difference:.1e} of the largest" in (row.folder / "README.md").read_text("utf-8")
         assert contract["labels"] == list(model.class_names)

@@ -107,6 +107,9 @@ class Verification:
         limits = {"difference": TOLERANCES[self.precision], "agreement": LEAST_AGREEMENT}
         return {
             **dataclasses.asdict(self),
+            "no_images": list(self.no_images) if isinstance(self.no_images, tuple) else self.no_images,
+            "other_size": list(self.other_size) if isinstance(self.other_size, tuple) else self.other_size,
+            "files": list(self.files),
             "checks": [{**dataclasses.asdict(check), "passed": check.passed} for check in self.checks],
             "limits": limits,
             "passed": not self.problems,
