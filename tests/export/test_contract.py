@@ -27,10 +27,12 @@ def cases():
 
 
 @pytest.mark.parametrize(("family", "formats", "precisions"), cases())
-def test_says_what_keras_says(network, tmp_path, family, formats, precisions):
+def test_says_what_keras_says(network, tmp_path, monkeypatch, family, formats, precisions):
     model = network(family)
     if "torch" in formats:
         torchside.library("timm")
+        (tmp_path / "shim").mkdir()
+        monkeypatch.syspath_prepend(torchside.shim(tmp_path / "shim"))
     images = networks.shipped(model.input_spec.size[0])
     rows = exports.export_all(model, tmp_path / "out", formats=formats, precisions=precisions, images=images)
     for row in rows:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -132,7 +133,7 @@ def run(code: str, folder: Path, images: np.ndarray, photo: bytes, *, seconds: f
         task = {
             "code": code,
             "folder": str(folder),
-            "path": [entry for entry in sys.path if entry],
+            "path": [os.path.abspath(entry) for entry in sys.path if entry],
             "images": str(place / "images.npy"),
             "answer": str(place / "answer.npz"),
             "batch": _BATCH,
@@ -147,6 +148,7 @@ def run(code: str, folder: Path, images: np.ndarray, photo: bytes, *, seconds: f
             done = subprocess.run(
                 [sys.executable, "-I", "-B", "-c", _PROGRAM, str(place / "task.json")],
                 cwd=folder,
+                stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=_SECONDS,
             )
@@ -161,8 +163,19 @@ def run(code: str, folder: Path, images: np.ndarray, photo: bytes, *, seconds: f
         with np.load(place / "answer.npz", allow_pickle=False) as found:
             told = json.loads(str(found["told"]))
             arrays = {name: np.asarray(found[name], np.float32) for name in ("scores", "alone", "pixels", "photo")}
-    shapes = {name: shape if isinstance(shape := told[name], str) else tuple(shape) for name in ("empty", "larger")}
-    return Received(**arrays, **shapes, latency=told["latency"])
+    return Received(
+        scores=arrays["scores"],
+        alone=arrays["alone"],
+        pixels=arrays["pixels"],
+        photo=arrays["photo"],
+        latency=float(told["latency"]),
+        empty=_shape(told["empty"]),
+        larger=_shape(told["larger"]),
+    )
+
+
+def _shape(told: list[int] | str) -> tuple[int, ...] | str:
+    return told if isinstance(told, str) else tuple(told)
 
 
 def _raise(stderr: str, code: int) -> None:
