@@ -303,7 +303,7 @@ class Classifier:
             inputs.batches(paths, arrays, self.input_spec, size),
             self.classes,
             paths=paths,
-            arrays=arrays,
+            sources=paths or arrays,
             contract=self.input_spec,
             method=method,
             target=target,

@@ -45,7 +45,7 @@ class Explanation:
         evidence: What the map shows, ``"positive"``, ``"negative"`` or ``"none"``; see
             :class:`resfit.explain.methods.Attribution`.
         note: What is to be known of the map; empty for an ordinary one.
-        source: What :meth:`picture` reads the photo from.
+        source: What :meth:`picture` reads the photo from; ``None`` where that is not known.
         contract: How the photo became the network's input; ``None`` where that is not known.
     """
 
@@ -64,7 +64,7 @@ class Explanation:
     empty: bool = False
     evidence: Evidence = "positive"
     note: str = ""
-    source: Path | np.ndarray | None = dataclasses.field(default=None, repr=False)
+    source: Any = dataclasses.field(default=None, repr=False)
     contract: InputSpec | None = dataclasses.field(default=None, repr=False)
 
     @property
@@ -127,7 +127,7 @@ def explain_batches(
     classes: Sequence[str],
     *,
     paths: Sequence[Path] = (),
-    arrays: Sequence[np.ndarray] = (),
+    sources: Sequence[Any] = (),
     contract: InputSpec | None = None,
     method: str = "grad-cam",
     target: str | int | None = None,
@@ -146,8 +146,9 @@ def explain_batches(
         batches: The images, as :func:`resfit.data.decode.decode_many` gives them.
         classes: Names of the classes.
         paths: The files; empty for arrays.
-        arrays: The arrays before they were brought to the network's size; empty for files.
-        contract: How they were brought to it; ``None`` draws maps over what the network saw.
+        sources: The images before they were brought to the network's size, as :func:`resfit.explain.photos.read`
+            takes them; empty draws maps over what the network saw.
+        contract: How they were brought to it.
         method: As :func:`resfit.explain.methods.attribute` takes it, as are ``stage``, ``batch_size`` and ``options``.
         target: The class to explain, by name or index; ``None`` is the most probable one of each image.
         stage: Which feature map.
@@ -200,7 +201,7 @@ def explain_batches(
                     empty=one.empty,
                     evidence=one.evidence,
                     note=_note(one, method, classes[one.target]),
-                    source=paths[index] if paths else arrays[index] if arrays else None,
+                    source=sources[index] if sources else None,
                     contract=contract,
                 )
         found.extend(rows[index] for index in sorted(rows))

@@ -8,7 +8,7 @@ from resfit.errors import ExportError
 from resfit.export.base import Job, Written, image_input, scores_output, usage
 
 PRECISIONS = ("float32",)
-MODULES = ("keras",)
+MODULES = ("keras", "tensorflow")
 EXTRA = "cpu"
 RUNTIME = "keras"
 
@@ -30,15 +30,19 @@ def write(job: Job, folder: Path) -> Written:
     notes = ["Batch norms are kept, so that the network can be trained further."]
     if own_layers(job.subject.scores):
         notes.append("Layers of resfit's own are written as Keras': weight standardisation is part of the kernels.")
+    taken = image_input(job)
     return Written(
         files=(_FILE,),
-        input=image_input(job),
+        input=taken,
         outputs=(scores_output(job),),
         usage=usage(
             job,
-            head="import keras\n",
-            load=f'network = keras.saving.load_model("{_FILE}", compile=False)\n',
-            run="np.asarray(network(images, training=False))",
+            head="import keras\nimport tensorflow as tf\n",
+            load=f"""\
+network = keras.saving.load_model("{_FILE}", compile=False)
+run = tf.function(network, input_signature=[tf.TensorSpec({tuple(taken["shape"])}, tf.float32)])
+""",
+            run="run(images).numpy()",
         ),
         notes=tuple(notes),
     )
