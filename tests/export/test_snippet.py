@@ -14,7 +14,7 @@ from PIL import Image
 from resfit import export as exports
 from resfit.errors import ExportError, MissingDependencyError
 from resfit.export import images as real_images
-from resfit.export import onnx, snippet, subject
+from resfit.export import onnx, openvino, snippet, subject
 from tests.export import elsewhere, networks
 
 _FAST = ("onnx", "openvino", "litert")
@@ -52,12 +52,12 @@ def test_numbers_of_the_card_are_those_of_its_code(network, made):
 def test_only_images_of_the_stated_size_are_taken(made):
     """A residual network gives scores for any size, and other ones than it was measured with."""
     import onnxruntime
-    import openvino
+    import openvino as runtime
     from ai_edge_litert.interpreter import Interpreter
 
     folders = {name: row.folder for name, row in made.items()}
     session = onnxruntime.InferenceSession(str(folders["onnx"] / "model.onnx"))
-    compiled = openvino.Core().compile_model(folders["openvino"] / "model.xml", "CPU")
+    compiled = runtime.Core().compile_model(folders["openvino"] / "model.xml", "CPU")
     runner = Interpreter(str(folders["litert"] / "model.tflite")).get_signature_runner("serving_default")
     runs = {
         "onnx": lambda images: session.run(["scores"], {"images": images})[0],
@@ -74,7 +74,7 @@ def test_only_images_of_the_stated_size_are_taken(made):
 
 def test_axes_and_tensors_are_named(made):
     import onnx as library
-    import openvino
+    import openvino as runtime
     from ai_edge_litert.interpreter import Interpreter
 
     for row in made.values():
@@ -85,7 +85,7 @@ def test_axes_and_tensors_are_named(made):
     graph = library.load(made["onnx"].folder / "model.onnx").graph
     for tensor, sides in ((graph.input[0], ["batch", 32, 32, 3]), (graph.output[0], ["batch", 5])):
         assert [side.dim_param or side.dim_value for side in tensor.type.tensor_type.shape.dim] == sides
-    model = openvino.Core().read_model(made["openvino"].folder / "model.xml")
+    model = runtime.Core().read_model(made["openvino"].folder / "model.xml")
     assert model.get_parameters()[0].get_layout().to_string() == "[N,H,W,C]"
     assert model.get_results()[0].get_layout().to_string() == "[N,C]"
     interpreter = Interpreter(str(made["litert"].folder / "model.tflite"))
@@ -105,6 +105,20 @@ def test_openvino_states_its_precision(made):
         marks.setdefault(layer.get("type"), set()).add(tuple(found))
     assert marks["Convolution"] == marks["MatMul"] == marks["Add"] == {("dynamic:bf16,f16",)}
     assert marks["Const"] == marks["Parameter"] == {()}
+
+
+def test_what_the_hint_is_worth_is_measured(made, network):
+    """On a processor with bfloat16 it is stated; on others there is nothing to lose."""
+    import openvino as runtime
+
+    away = openvino.without_hint(made["openvino"].folder / "model.xml", networks.shipped(32, 20)[:4])
+    stated = [check for check in made["openvino"].verification.checks if "INFERENCE_PRECISION_HINT" in check.what]
+    if "BF16" in runtime.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert 0 <= stated[0].difference < 0.5
+        assert away < 0.5
+    else:
+        assert not stated
+        assert away < 1e-5
 
 
 def test_float16_keeps_its_weights_and_the_mark(network, tmp_path):
