@@ -67,6 +67,7 @@ def measure(name: str, folder: Path, *, cleanlab: bool) -> None:
     clean, seconds = run()
     print(f"\n{name}: {len(clean.images)} images, {seconds:.0f} s\n  untouched: " + "; ".join(clean.findings()))
     natural = {frozenset(clean.images.paths[place] for place in pair) for pair in clean.near.tolist()}
+    print(f"  labels listed in the untouched set: {len(clean.label_errors)} of {len(clean.images)}")
     done = plant(folder)
     found, seconds = run()
     paths = found.images.paths

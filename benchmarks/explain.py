@@ -22,6 +22,29 @@ import numpy as np
 from tests.explain.cues import cue_pictures, fit_cues
 
 
+def _count_empty() -> None:
+    """Counts the maps of real images for whose most probable class Grad-CAM finds nothing, by how sure it is."""
+    import resfit
+    from resfit.data import samples
+    from resfit.data.image_set import scan
+
+    with tempfile.TemporaryDirectory() as folder:
+        images = samples.unpack(Path(folder) / "images")
+        fitted = resfit.fit(images, cache=False)
+        found = scan(images)
+        test = [path for path, part in zip(found.paths, found.splits, strict=True) if part == "test"]
+        print(f"Fashion-MNIST, {len(test)} test images, the most probable class of each:")
+        for stage in (None, "stage3", "stage4", "stage5"):
+            made = fitted.explain(test, stage=stage)
+            empty = [one for one in made if one.empty]
+            sure = sum(one.probability >= 0.9 for one in empty)
+            kinds = {kind: sum(one.evidence == kind for one in empty) for kind in ("positive", "negative", "none")}
+            name = made[0].stage + (" (default)" if stage is None else "")
+            print(f"{name:32} Grad-CAM finds nothing for {len(empty)} ({sure} at a probability of 90 % and more): "
+                  f"HiResCAM shows {kinds['positive']}, {kinds['negative']} show what speaks against the class, "
+                  f"{kinds['none']} are empty", flush=True)  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=60)
@@ -39,7 +62,9 @@ def main() -> None:
     pictures, masks, kinds = cue_pictures(arguments.images, seed=2)
     print(f"classifier: {fitted.run.test.accuracy:.1%} on {fitted.run.test.n} test images; "
           f"the cue covers {masks.mean():.1%} of an image")  # fmt: skip
-    print(f"{'method':22} {'stage':18} {'points':>7} {'mass':>7} {'missed':>7} {'ms/image':>9}")
+    print("empty: nothing found for the class by the method itself; against: the map shows what speaks against it")
+    columns = f"{'points':>7} {'mass':>7} {'missed':>7} {'empty':>7} {'against':>8} {'ms/image':>9}"
+    print(f"{'method':22} {'stage':18} {columns}")
     for method, row in METHODS.items():
         if not row.reads_maps and not arguments.slow:
             continue
@@ -52,7 +77,12 @@ def main() -> None:
             mass = np.mean([quality.mass_on(one.map, mask) for one, mask in zip(found, masks, strict=False)])
             gap = max(one.gap for one in found)
             name = found[0].stage + (" (default)" if row.reads_maps and stage is None else "")
-            print(f"{method:22} {name:18} {hits:7.1%} {mass:7.1%} {gap:7.2%} {taken:9.0f}", flush=True)
+            empty, against = (sum(bools) for bools in ((one.empty for one in found),
+                                                       (one.evidence == "negative" for one in found)))  # fmt: skip
+            print(f"{method:22} {name:18} {hits:7.1%} {mass:7.1%} {gap:7.2%} {empty:7} {against:8} {taken:9.0f}",
+                  flush=True)  # fmt: skip
+
+    _count_empty()
 
     known = attribute(fitted.model, pictures, target=list(kinds))
     twin = keras.models.clone_model(fitted.model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -32,3 +33,34 @@ def library(name: str) -> ModuleType:
             _KEPT[0].define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         importlib.import_module("torchvision")
     return pytest.importorskip(name)
+
+
+_SHIM = """
+import importlib, sys
+import torch
+
+sys.path.remove({folder!r})
+del sys.modules["torchvision"]
+try:
+    importlib.import_module("torchvision")
+except RuntimeError:  # it was compiled for another torch
+    for module in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[module]
+    kept = torch.library.Library("torchvision", "DEF")
+    for operator in ("nms", "qnms"):
+        kept.define(f"{{operator}}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    importlib.import_module("torchvision").kept = kept
+"""
+
+
+def shim(folder: Path) -> str:
+    """Writes a module by which other processes import torchvision as :func:`library` does.
+
+    Args:
+        folder: An empty folder.
+
+    Returns:
+        The folder, to be put first on the path.
+    """
+    (folder / "torchvision.py").write_text(_SHIM.format(folder=str(folder)), "utf-8")
+    return str(folder)

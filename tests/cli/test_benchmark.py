@@ -35,7 +35,7 @@ def test_figures_fit_together(run, monkeypatch):
         assert row["problem"] == ""
         assert 0 < row["p50"] <= row["p99"]
         assert row["gflops"] == pytest.approx(2 * macs * row["throughput"] / 1e9)
-        assert row["peak_share"] == pytest.approx(row["gflops"] / 50)
+        assert row["peak_share"] == benchmark.peak_share(row["gflops"], "float32", 50)
         assert row["start"] > 0
         assert row["memory"] is None or row["memory"] < 2000
 
@@ -65,6 +65,17 @@ def test_cases_are_those_that_exist():
         ("openvino", "int8"),
     ]
     assert "keras" in benchmark.available()
+
+
+def test_a_share_is_of_a_peak_that_was_measured():
+    assert benchmark.peak_share(30.0, "float32", 60.0) == 0.5
+    assert benchmark.peak_share(60.0, "float32", 60.0) == 1.0
+    assert benchmark.peak_share(None, "float32", 60.0) is None
+    # units for short numbers are several times as fast as those for float32
+    assert benchmark.peak_share(30.0, "int8", 60.0) is None
+    assert benchmark.peak_share(399.6, "bfloat16", 60.0) is None
+    # nothing is faster than the peak: it was measured while other programs ran
+    assert benchmark.peak_share(399.6, "float32", 60.0) is None
 
 
 def test_peak_is_that_of_a_matrix_product():

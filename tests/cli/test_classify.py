@@ -73,6 +73,28 @@ def test_a_dry_run_prints_the_recipe_and_does_nothing(resfit, folder, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"folds": 5}, "C = 0.1 (chosen by 5-fold cross-validation)"),
+        ({"folds": 1}, "C = 0.1 (chosen on a hold-out)"),
+        ({"folds": 0}, "C = 0.1 (the default: too few images to choose)"),
+        # a training within minutes begins with a head of a fixed C, and trains it on: nothing was to be chosen
+        ({"folds": 0, "strategy": "finetune"}, ""),
+        ({"folds": 0, "strategy": "full"}, ""),
+        ({"folds": 3, "strategy": "finetune"},
+         "C = 0.1 of the head that the training began with (chosen by 3-fold cross-validation)"),
+        ({"folds": 0, "head": "mlp"}, ""),
+        ({"folds": 0, "C": 0.0}, ""),
+    ],
+)  # fmt: skip
+def test_the_regularisation_is_stated_where_it_was_chosen(fields, words):
+    from resfit.classifier.outcome import Recipe
+
+    fields = {"strategy": "probe", "C": 0.1, **fields}
+    assert Recipe(model="resnet18", seed=0, test_share=0.2, grouped=False, **fields).regularisation == words
+
+
 def test_fit_finetunes(resfit, folder, tmp_path):
     code, text, errors = resfit(
         "fit", folder, "-o", tmp_path / "out", "--strategy", "finetune", "--trainable-from", "stage5",

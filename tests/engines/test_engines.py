@@ -61,6 +61,7 @@ def test_batches_of_any_size_and_results_that_last(images, running, name):
     np.testing.assert_allclose(single, whole, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(engine.run(np.concatenate([images] * 30)), np.concatenate([whole] * 30), rtol=1e-4)
     np.testing.assert_array_equal(whole, kept)  # not a view of the engine's memory
+    assert engine.run(images[:0]).shape == (0, whole.shape[1])  # also where the runtime takes no empty batch
 
 
 @pytest.mark.parametrize("name", ["keras", "openvino"])

@@ -33,7 +33,8 @@ def test_files_and_arrays_give_the_same(fitted, folder, tmp_path):
     by_array = fitted.explain(np.stack([picture("red", 1), picture("blue", 2)]))
     for one, other in zip((by_path[0], by_path[2]), by_array, strict=True):
         np.testing.assert_allclose(one.raw, other.raw, rtol=1e-4, atol=1e-6)
-        assert (one.overlay.shape, one.overlay.dtype) == ((16, 16, 3), np.uint8)
+        assert (one.overlay.shape, one.overlay.dtype) == ((24, 24, 3), np.uint8)  # the photo's own size
+        assert one.map.shape == (16, 16)
     proba = fitted.predict_proba([paths[0]], engine="keras")[0]
     assert by_path[0].probability == pytest.approx(proba.max(), abs=1e-5)
     json.dumps([item.to_dict() for item in by_path])
@@ -117,6 +118,7 @@ def test_the_command_writes_pictures_maps_and_json(fitted, folder, tmp_path, cap
     for row, one in zip(rows, expected, strict=True):
         np.testing.assert_allclose(np.load(row["raw"]), one.raw, rtol=1e-5)
         np.testing.assert_array_equal(np.asarray(Image.open(row["picture"])), one.overlay)
+        assert (row["method"], row["evidence"], row["empty"], row["note"]) == ("grad-cam++", "positive", False, None)
         assert (row["label"], row["probability"]) == (one.label, pytest.approx(one.probability))
         assert len(row["examples"]) == 2
     code, text, errors = run("explain", tmp_path / "c.resfit", images[0], tmp_path / "bad.png", "-o", out)

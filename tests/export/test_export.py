@@ -19,8 +19,8 @@ from resfit import engines
 from resfit import export as exports
 from resfit.errors import ArgumentError, DataError, ExportError
 from resfit.evaluation.calibrated import Calibration
+from resfit.export import folder, snippet, subject, verification
 from resfit.export import images as real_images
-from resfit.export import subject, verification
 from tests.export import elsewhere, networks
 from tests.transfer.networks import coloured
 
@@ -56,7 +56,11 @@ def test_folder_holds_all_that_has_to_travel(classifier, made):
 def test_tested_images_are_what_it_is_compared_on(classifier, made):
     found = made.verification
     # 48 images, a fifth of them set aside for the test, a quarter of those calibrates
-    assert found.source == "the images it was tested on"
+    total = classifier.metrics["images"]["test"]
+    assert found.source.startswith(
+        f"{found.images} of the {total} images it was tested on, drawn at random with seed 0"
+    )
+    assert found.source in (made.folder / "README.md").read_text("utf-8")
     assert found.images == classifier.metrics["images"]["test"] - classifier.metrics["images"]["test"] // 4
     assert found.accuracy == found.keras_accuracy == 1.0
     assert found.runtime.startswith("onnxruntime 1.")
@@ -158,8 +162,10 @@ def test_convolutions_stay_in_floats_by_their_share(network, tmp_path, format, m
         out = tmp_path / str(share)
         out.mkdir()
         job = dataclasses.replace(job, share=share)
-        module.write(job, out)
-        away.append(np.abs(verification.rows(module.load(job, out), images) - expected).mean())
+        written = module.write(job, out)
+        folder.write_text(out / folder.LABELS, folder.labels_text(list(job.subject.labels)))
+        png = real_images.png(images[0])
+        away.append(np.abs(snippet.run(written.usage, out, images, png, seconds=0).scores - expected).mean())
         sizes.append(max(path.stat().st_size for path in out.iterdir()))
     assert 1e-4 < away[0] < 0.1
     assert away[1] < (1e-6 if most == 1 else 0.1)
@@ -187,7 +193,7 @@ def test_kill_while_it_is_checked_leaves_the_earlier_export(made, tmp_path):
         from resfit.export import verification
         from tests.export import networks
 
-        verification.latency = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        verification.agreement = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
         export.export(networks.network("cifar"), sys.argv[1], format="keras", images=networks.shipped(32, 20))
         """
     )
@@ -262,7 +268,7 @@ def test_a_network_by_its_name(tmp_path):
     import resfit
 
     made = exports.export("resnet10_tiny", tmp_path / "out", format="onnx")
-    assert made.verification.source == "Fashion-MNIST, which ships with resfit"
+    assert "of the 2000 images of Fashion-MNIST, which ships with resfit" in made.verification.source
     model = resfit.load("resnet10_tiny")
     contract = elsewhere.contract_of(made.folder)
     assert (contract["name"], contract["labels"]) == ("resnet10_tiny", list(model.class_names))

@@ -79,7 +79,7 @@ def test_metadata_says_what_goes_in_and_out(network, made):
     assert root.text(7) == "1.0.0"
     (graph,) = root.tables(3)
     (image,), (scores,) = graph.tables(2), graph.tables(3)
-    assert image.text(0) == "image"
+    assert image.text(0) == "images"
     assert image.table(3).number(0, "<B") == 2  # image properties
     properties = image.table(3).table(1)
     assert properties.number(0) == 1  # RGB

@@ -36,8 +36,9 @@ def test_layout_and_signatures(network, served):
     np.testing.assert_allclose(answer["scores"], model(images, training=False), atol=1e-5)
     assert answer["classes"].shape == (5, 5)
     assert [text.decode() for text in answer["classes"][4].numpy()] == list(model.class_names)
-    assert len(served.verification.checks) == 3
+    assert len(served.verification.checks) == 5
     assert {check.what for check in served.verification.checks} == {
+        "the pixels of a photo, averaged", "the scores of a photo",
         "features", "decoded images", "scores of encoded images",
     }  # fmt: skip
 

@@ -53,6 +53,21 @@ class Recipe:
         """Whether an image may have several labels."""
         return bool(self.separator)
 
+    @property
+    def regularisation(self) -> str:
+        """C of the head and how it was chosen, in words; empty where there was nothing to choose.
+
+        A fine-tuning trains the head on, so that C is only what it began with, and a head that it began with may have
+        had a fixed one.
+        """
+        if self.head != "linear" or self.C <= 0 or (self.strategy != "probe" and self.folds == 0):
+            return ""
+        how = {0: "the default: too few images to choose", 1: "chosen on a hold-out"}.get(
+            self.folds, f"chosen by {self.folds}-fold cross-validation"
+        )
+        began = "" if self.strategy == "probe" else " of the head that the training began with"
+        return f"C = {self.C:.3g}{began} ({how})"
+
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:

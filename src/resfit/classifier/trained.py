@@ -269,7 +269,8 @@ class Classifier:
 
         Args:
             images: As :meth:`predict` takes them.
-            method: ``"grad-cam"``, ``"grad-cam++"``, ``"eigen-cam"``, ``"integrated-gradients"`` or ``"occlusion"``.
+            method: ``"grad-cam"``, ``"hires-cam"``, ``"grad-cam++"``, ``"eigen-cam"``, ``"integrated-gradients"`` or
+                ``"occlusion"``.
             target: The class to explain, by name or index; ``None`` is the most probable one of each image.
             stage: The feature map that a CAM reads: ``"stage1"`` to ``"stage5"`` or the name of a layer; ``None`` is
                 the last one with at least 7 cells on a side.
@@ -280,14 +281,16 @@ class Classifier:
             **options: Of the method, as :func:`resfit.explain.attribute` takes them.
 
         Returns:
-            One explanation an image, in order. An image that cannot be used has an ``error`` and empty arrays.
+            One explanation an image, in order. An image that cannot be used has an ``error`` and empty arrays. Where
+            Grad-CAM finds nothing that speaks for the class, the map is HiResCAM's; where that finds nothing either,
+            ``evidence`` is ``"negative"`` and the map shows what speaks against it. ``note`` says so.
 
         Raises:
             ArgumentError: An argument breaks its rule, or there are no references.
 
         Example:
-            >>> clf.explain("a.jpg", method="grad-cam++")[0].overlay.shape
-            (224, 224, 3)
+            >>> clf.explain("a.jpg", method="grad-cam++")[0].overlay.shape  # that of the photo
+            (1200, 1600, 3)
         """
         paths, arrays = inputs.listed(images, self.input_spec)
         size = batch_size or feature_store.default_batch_size(self.input_spec.size)
@@ -300,6 +303,8 @@ class Classifier:
             inputs.batches(paths, arrays, self.input_spec, size),
             self.classes,
             paths=paths,
+            sources=paths or arrays,
+            contract=self.input_spec,
             method=method,
             target=target,
             stage=stage,

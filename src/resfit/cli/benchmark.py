@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from resfit.engines.benchmark import Measurement
 
 
+_PEAK = (
+    "* Of the best float32 matrix product of numpy here, two operations for each multiply-accumulate of the network. "
+    "Empty for int8 and bfloat16, whose peak is not measured, and where other programs disturbed the measurement."
+)
+
+
 def register(app: typer.Typer) -> None:
     """Adds the command to the application.
 
@@ -74,10 +80,12 @@ def benchmark(
 
 
 def _print_table(model: str, found: list[Measurement]) -> None:
-    columns = ("engine", "precision", ">batch", ">images/s", ">p50 ms", ">p99 ms", ">MB", ">of peak", ">start s", "")
+    columns = ("engine", "precision", ">batch", ">images/s", ">p50 ms", ">p99 ms", ">MB", ">of peak*", ">start s", "")
     sizes = {measurement.size for measurement in found if not measurement.problem}
     size = " ".join(f"{width}x{height}" for height, width in sorted(sizes))
     console.print_table(f"{model} {size}".strip(), columns, [_row(measurement) for measurement in found])
+    if any(measurement.gflops for measurement in found):
+        typer.echo(_PEAK)
 
 
 def _row(found: Measurement) -> tuple[object, ...]:

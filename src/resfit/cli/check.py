@@ -74,13 +74,15 @@ def check(
 
 
 def _print(found: Checks) -> None:
+    from resfit.checking import label_precision
+
     findings = found.findings()
     title = f"{len(found.images)} images in {len(found.images.classes)} classes, {len(found.skipped)} unusable"
     console.print_table(title, ("found",), [(text,) for text in findings] or [("nothing wrong",)])
     facts = found.to_dict(most=_SHOWN)
     tables = {
         "leaks": ("test images that are there for training too", ("test", "other", "kind")),
-        "label_errors": ("labels that are probably wrong", ("path", "label", "suggested", "probability")),
+        "label_errors": (f"labels worth a look ({label_precision()})", ("path", "label", "suggested", "probability")),
     }
     for key, (title, columns) in tables.items():
         listed = facts[key]

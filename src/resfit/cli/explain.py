@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from resfit.explain import Explanation
 
 
+_SHOWN = {"positive": "what speaks for it", "negative": "what speaks against it", "none": "nothing"}
+
+
 def register(app: typer.Typer) -> None:
     """Adds the command to the application.
 
@@ -28,7 +31,7 @@ def explain(
     images: Images,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for pictures (PNG), raw maps (.npy) and JSON.")],
     method: Annotated[
-        str, typer.Option(help="grad-cam, grad-cam++, eigen-cam, integrated-gradients or occlusion.")
+        str, typer.Option(help="grad-cam, hires-cam, grad-cam++, eigen-cam, integrated-gradients or occlusion.")
     ] = "grad-cam",
     target: Annotated[str | None, typer.Option(help="Class to explain. Default: the most probable one.")] = None,
     stage: Annotated[
@@ -62,11 +65,21 @@ def explain(
         console.print_json(rows)
     else:
         cells = [
-            (row["path"], row["label"], row["target"], f"{row['probability']:.1%}", row["picture"])
+            (
+                row["path"],
+                row["label"],
+                row["target"],
+                f"{row['probability']:.1%}",
+                row["picture"],
+                _SHOWN[row["evidence"]],
+            )
             for row in rows
             if not row["error"]
         ]
-        console.print_table("", ("image", "class", "explained", ">probability", "picture"), cells)
+        console.print_table("", ("image", "class", "explained", ">probability", "picture", "the map shows"), cells)
+    for row in rows:
+        if row["note"]:
+            console.message(console.printable(f"{row['path'] or 'image'}: {row['note']}."))
     asking.end_with_unusable(found, images)
 
 

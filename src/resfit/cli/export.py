@@ -108,7 +108,7 @@ def _print_table(rows: list[Export]) -> None:
     console.print_table("", columns, [_cells(row, labelled) for row in rows])
     found = next((row.verification for row in rows if row.verification is not None), None)
     if found is not None:
-        typer.echo(f"Compared with Keras on {found.images} images: {console.printable(found.source)}.")
+        typer.echo(f"Compared with Keras on {console.printable(found.source)}.")
 
 
 def _cells(row: Export, labelled: bool) -> tuple[object, ...]:

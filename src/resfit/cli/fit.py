@@ -172,16 +172,14 @@ def fit(
 def _print_fit(fitted: Classifier, out: Path) -> None:
     run, images = fitted.run, fitted.metrics["images"]
     assert run is not None
-    chosen = {0: "too few images to choose"}.get(fitted.recipe.folds, f"{fitted.recipe.folds}-fold cross-validation")
-    if fitted.recipe.folds == 1:
-        chosen = "a hold-out"
+    regularisation = fitted.recipe.regularisation
     rows: list[tuple[str, object]] = [
         ("network", fitted.recipe.model),
         ("images", f"{images['found']} in {len(fitted.classes)} classes"),
         ("skipped", images["skipped"]),
         ("split", _split(images) + (", by group" if fitted.recipe.grouped else "")),
         *_work(fitted),
-        *([("regularisation", f"C = {fitted.recipe.C:.3g} ({chosen})")] if fitted.recipe.head == "linear" else []),
+        *([("regularisation", regularisation)] if regularisation else []),
         ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in run.seconds.items())),
         *(("found", finding) for finding in fitted.metrics.get("checks", {}).get("findings", ())),
         ("accuracy", "not measured: no test images" if run.test is None else accuracy(run.test)),

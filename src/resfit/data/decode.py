@@ -435,19 +435,32 @@ def resize(image: Image, spec: InputSpec) -> Image:
     method: Callable[..., Any] = getattr(Images.Resampling, spec.interpolation.upper())
     if spec.resize_mode == "squash":
         return image.resize((target_width, target_height), method)  # type: ignore[arg-type]
-    width, height = image.size
+    box = kept_box(*image.size, spec)
+    return image.resize((target_width, target_height), method, box=box)  # type: ignore[arg-type]
+
+
+def kept_box(width: int, height: int, spec: InputSpec) -> tuple[float, float, float, float]:
+    """Returns what of an image the network gets to see: left, top, right and bottom, in pixels of the image.
+
+    Args:
+        width: Of the image.
+        height: Of the image.
+        spec: The contract.
+    """
+    if spec.resize_mode != "shorter":
+        return 0.0, 0.0, float(width), float(height)
+    target_height, target_width = spec.size
     box_height, box_width = spec.resize_size
     scale = max(box_height / height, box_width / width)
     # the crop, in pixels of the source: resizing only what is kept costs less and is the same
     full_height, full_width = max(round(height * scale), target_height), max(round(width * scale), target_width)
     top, left = (full_height - target_height) // 2, (full_width - target_width) // 2
-    box = (
+    return (
         left * width / full_width,
         top * height / full_height,
         (left + target_width) * width / full_width,
         (top + target_height) * height / full_height,
     )
-    return image.resize((target_width, target_height), method, box=box)  # type: ignore[arg-type]
 
 
 def _reason(error: Exception, data: bytes, max_pixels: int) -> str:

@@ -45,7 +45,9 @@ class Measurement:
         memory: Resident memory that the engine took beside the Keras network, in MB; ``None`` where the platform does
             not say.
         gflops: Arithmetic done, in 10^9 operations a second: two for each multiply-accumulate of the network.
-        peak_share: The same as a share of the machine's peak in float32, see :func:`peak_gflops`; int8 can pass 1.
+        peak_share: The same as a share of the machine's peak, see :func:`peak_gflops`, 0..1; ``None`` where that peak
+            is not known. It is measured in float32: other formats have one of their own, several times as high on some
+            processors. Where float32 itself passes it, other programs disturbed its measurement.
         start: Seconds from the Keras network to the first result, the conversion included.
         problem: Why there are no figures; empty if there are.
     """
@@ -176,9 +178,24 @@ def _measurements(
                 "threads": threads,
                 "seed": seed,
             }
-            for fields in _in_a_process(asked):
-                share = fields["gflops"] / peak if fields.get("gflops") else None
+            found = _in_a_process(asked)
+            peak = max(peak, peak_gflops(threads))
+            for fields in found:
+                share = peak_share(fields.get("gflops"), precision, peak)
                 yield Measurement(**{**fields, "size": tuple(fields["size"]), "peak_share": share})
+
+
+def peak_share(gflops: float | None, precision: str, peak: float) -> float | None:
+    """Returns arithmetic as a share of the peak in float32; ``None`` where that says nothing.
+
+    Args:
+        gflops: Arithmetic done, in 10^9 operations a second; ``None`` if it is not known.
+        precision: Its number format.
+        peak: As :func:`peak_gflops` measured it.
+    """
+    if gflops is None or precision != "float32" or not 0 < gflops <= peak:
+        return None
+    return gflops / peak
 
 
 def _in_a_process(asked: dict[str, Any]) -> list[dict[str, Any]]:

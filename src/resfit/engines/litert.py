@@ -21,6 +21,8 @@ PACKAGES = ("tensorflow", "tensorflow-cpu", "ai-edge-litert")
 QUANTIZER: tuple[str, ...] = ()
 
 _FILE = "network.tflite"
+# far beyond any value of an image
+_NO_LIMIT = 1e9
 _PIECE = 4 * 224 * 224
 _MOST_IN_PIECE = 64
 
@@ -37,20 +39,24 @@ def convert(model: keras.Model, folder: Path, samples: np.ndarray | None = None)
     return {"conversion": "traced"}
 
 
-def converted(model: keras.Model, samples: np.ndarray | None = None, *, half: bool = False) -> bytes:
+def converted(
+    model: keras.Model, samples: np.ndarray | None = None, *, half: bool = False, one_size: bool = False
+) -> bytes:
     """Returns a Keras model as a LiteRT model.
 
     Args:
         model: With one input and one output, on the TensorFlow backend.
         samples: Images to calibrate int8 on; ``None`` keeps floats.
         half: Whether weights are kept in float16; they are computed with in float32.
+        one_size: Whether the model refuses images of another size than the network's input has. LiteRT's interpreter
+            resizes any input when it is told to, and its signatures do so on their own.
 
     Raises:
         RuntimeError: Keras runs on another backend.
     """
     import tensorflow as tf
 
-    converter = _converter(model, samples)
+    converter = _converter(model, samples, one_size)
     if half:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
@@ -58,12 +64,13 @@ def converted(model: keras.Model, samples: np.ndarray | None = None, *, half: bo
         return converter.convert()
 
 
-def quantizer(model: keras.Model, samples: np.ndarray) -> Callable[[Sequence[str]], bytes]:
+def quantizer(model: keras.Model, samples: np.ndarray, *, one_size: bool = False) -> Callable[[Sequence[str]], bytes]:
     """Calibrates a network once, and returns what makes int8 models of it in which some operations stay in float32.
 
     Args:
         model: As :func:`converted` takes it.
         samples: Images to calibrate on.
+        one_size: As :func:`converted` takes it.
 
     Returns:
         A function of the names of operations, as a LiteRT model has them, which returns a LiteRT model.
@@ -76,7 +83,7 @@ def quantizer(model: keras.Model, samples: np.ndarray) -> Callable[[Sequence[str
     options = tf.lite.experimental.QuantizationDebugOptions
     with quiet():
         debugger = tf.lite.experimental.QuantizationDebugger(
-            converter=_converter(model, samples), debug_dataset=lambda: _one_by_one(samples[:1])
+            converter=_converter(model, samples, one_size), debug_dataset=lambda: _one_by_one(samples[:1])
         )
 
     def quantize(floats: Sequence[str]) -> bytes:
@@ -87,7 +94,7 @@ def quantizer(model: keras.Model, samples: np.ndarray) -> Callable[[Sequence[str
     return quantize
 
 
-def _converter(model: keras.Model, samples: np.ndarray | None) -> Any:
+def _converter(model: keras.Model, samples: np.ndarray | None, one_size: bool = False) -> Any:
     import keras
 
     if keras.backend.backend() != "tensorflow":
@@ -96,7 +103,8 @@ def _converter(model: keras.Model, samples: np.ndarray | None) -> Any:
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     signature = [tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32, name="images")]
-    function = tf.function(lambda images: model(images, training=False), input_signature=signature)
+    guard = _one_size(model.input_shape[1:3]) if one_size else lambda images: images
+    function = tf.function(lambda images: model(guard(images), training=False), input_signature=signature)
     # the converter itself freezes nothing of Keras 3: variables would stay variables, without their values
     frozen = convert_variables_to_constants_v2(function.get_concrete_function())
     converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
@@ -106,6 +114,19 @@ def _converter(model: keras.Model, samples: np.ndarray | None) -> Any:
         # input and output stay float32; an operation without an int8 form does too
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]
     return converter
+
+
+def _one_size(size: tuple[int, int]) -> Callable[[Any], Any]:
+    """Returns what passes images of one size on as they are, and cannot be broadcast with others.
+
+    A limit that no value reaches stands for every row and for every column: the converter keeps both, where it drops
+    an operation that it knows to do nothing.
+    """
+    import tensorflow as tf
+
+    rows = tf.constant(np.full((1, size[0], 1, 1), -_NO_LIMIT, np.float32))
+    columns = tf.constant(np.full((1, 1, size[1], 1), _NO_LIMIT, np.float32))
+    return lambda images: tf.minimum(tf.maximum(images, rows), columns)
 
 
 def _one_by_one(samples: np.ndarray) -> Iterator[list[np.ndarray]]:
@@ -161,6 +182,8 @@ class LiteRtEngine:
     def run(self, images: Any) -> np.ndarray:
         """Runs one batch of shape ``(batch, height, width, channels)``; see :class:`resfit.engines.Engine`."""
         images = np.asarray(images)
+        if not len(images):  # which LiteRT does not take
+            return self.run(np.zeros((1, *images.shape[1:]), np.float32))[:0]
         piece = min(_MOST_IN_PIECE, max(1, _PIECE // max(1, images.shape[1] * images.shape[2])))
         with self._lock:
             parts = [self._rows(images[start : start + piece]) for start in range(0, max(1, len(images)), piece)]

@@ -135,8 +135,10 @@ class OpenVinoEngine:
     def run(self, images: Any) -> np.ndarray:
         """Runs one batch of shape ``(batch, height, width, channels)``; see :class:`resfit.engines.Engine`."""
         images = np.asarray(images)
+        if not len(images):  # which OpenVINO's pooling does not take
+            return self.run(np.zeros((1, *images.shape[1:]), np.float32))[:0]
         with self._lock:  # a compiled network has one request for its direct calls, too
-            if 0 < len(images) < self._streams:  # all threads on the few
+            if len(images) < self._streams:  # all threads on the few
                 return np.array(self._quick(np.ascontiguousarray(images, np.float32))[0], np.float32)
             return self._pool.submit(images, self._piece(images)).rows()
 

@@ -2,10 +2,17 @@
 
 All explain the score of a class before the softmax or sigmoid. One table, one function a method.
 
+Grad-CAM weights a channel by the mean of its slopes. At a feature map that is not the last one, slopes of one channel
+differ from place to place, their mean may have the wrong sign, and the whole map comes out negative though the network
+is sure of the class. Grad-CAM cuts what is negative, and nothing is left. HiResCAM multiplies each value by its own
+slope, which needs no mean; where Grad-CAM finds nothing for the class, it takes its place, and the attribution says so.
+If that finds nothing either, the map shows what speaks against the class, and says that.
+
 Source:
-    Grad-CAM: Selvaraju et al. 2016, arXiv:1610.02391. Grad-CAM++: Chattopadhyay et al. 2017, arXiv:1710.11063.
-    Eigen-CAM: Muhammad and Yeasin 2020, arXiv:2008.00299. Integrated gradients: Sundararajan et al. 2017,
-    arXiv:1703.01365. Occlusion: Zeiler and Fergus 2013, arXiv:1311.2901.
+    Grad-CAM: Selvaraju et al. 2016, arXiv:1610.02391. HiResCAM: Draelos and Carin 2020, arXiv:2011.08891.
+    Grad-CAM++: Chattopadhyay et al. 2017, arXiv:1710.11063. Eigen-CAM: Muhammad and Yeasin 2020, arXiv:2008.00299.
+    Integrated gradients: Sundararajan et al. 2017, arXiv:1703.01365. Occlusion: Zeiler and Fergus 2013,
+    arXiv:1311.2901.
 """
 
 from __future__ import annotations
@@ -14,7 +21,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -25,11 +32,14 @@ from resfit.explain.overlays import enlarged
 if TYPE_CHECKING:
     import keras
 
+#: What a map shows; see :class:`Attribution`.
+Evidence = Literal["positive", "negative", "none"]
 #: Share of the difference in score that integrated gradients may miss.
 TOLERANCE = 0.01
 _FIRST_STEPS = 32
 _MOST_STEPS = 2048
 _NOTHING = 1e-4  # a difference in score that float32 cannot tell from none
+_TRACE = 1e-3  # of the largest value of a map: what is positive no more than that is rounding
 _BATCH_PIXELS = 16 * 224 * 224
 
 
@@ -38,7 +48,8 @@ class Attribution:
     """What one method says about one image.
 
     Attributes:
-        map: float32 ``(height, width)`` of the image, 0..1: what speaks for the class, its highest value 1 (or all 0).
+        map: float32 ``(height, width)`` of the image, 0..1, its highest value 1: what speaks for the class; with
+            negative evidence what speaks against it; all 0 without any.
         raw: float32, signed, unscaled: ``(h, w)`` of the feature map for the CAMs, ``(height, width)`` of the image
             for the others. For integrated gradients in units of the score: its sum is the difference in score between
             the image and the baseline.
@@ -47,6 +58,10 @@ class Attribution:
         probabilities: float32 ``(classes,)``: what the network gives.
         stage: The layer whose feature map was read; empty for the methods that read none.
         gap: Integrated gradients: by which share of the difference in score the sum of ``raw`` misses it.
+        method: What made the map: the method that was asked for, or the one that took its place.
+        empty: Whether the method that was asked for finds nothing that speaks for the class.
+        evidence: ``"positive"``: the map shows what speaks for the class; ``"negative"``: nothing does, and it shows
+            what speaks against it; ``"none"``: the score does not depend on what the method looks at.
     """
 
     map: np.ndarray
@@ -56,6 +71,9 @@ class Attribution:
     probabilities: np.ndarray
     stage: str = ""
     gap: float = 0.0
+    method: str = ""
+    empty: bool = False
+    evidence: Evidence = "positive"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +84,13 @@ class Method:
         run: Called with the job and a batch of images; gives for each image its raw map and its gap.
         options: Names of its own options.
         reads_maps: Whether it reads a feature map.
+        otherwise: The method that takes its place where it finds nothing for the class; empty for none.
     """
 
     run: Callable[[_Job, np.ndarray, np.ndarray], Iterator[tuple[np.ndarray, float]]]
     options: tuple[str, ...] = ()
     reads_maps: bool = True
+    otherwise: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -178,16 +198,28 @@ def attribute(
         scores = job.scores(batch)
         targets = _targets(target, scores, start, len(pixels))
         probabilities = graph.probabilities(scores)
-        for row, (raw, gap) in enumerate(chosen.run(job, batch, targets)):
+        made = [(raw, gap, method) for raw, gap in chosen.run(job, batch, targets)]
+        empty = np.array([not _speaks_for(raw, size) for raw, _, _ in made])
+        if chosen.otherwise and empty.any():
+            rows = np.flatnonzero(empty)
+            others = METHODS[chosen.otherwise].run(job, batch[rows], targets[rows])
+            for row, (raw, gap) in zip(rows.tolist(), others, strict=True):
+                if _speaks_for(raw, size):
+                    made[row] = (raw, gap, chosen.otherwise)
+        for row, (raw, gap, used) in enumerate(made):
+            heat, evidence = _shown(raw, size)
             found.append(
                 Attribution(
-                    map=_scaled(raw, size),
+                    map=heat,
                     raw=raw.astype(np.float32),
                     target=int(targets[row]),
                     scores=scores[row],
                     probabilities=probabilities[row],
                     stage=layer,
                     gap=gap,
+                    method=used,
+                    empty=bool(empty[row]),
+                    evidence=evidence,
                 )
             )
     return found
@@ -217,6 +249,11 @@ def _grad_cam(job: _Job, images: np.ndarray, targets: np.ndarray) -> Iterator[tu
     maps, slopes = _gradients(job, images, targets)
     weights = slopes.mean(axis=(1, 2))
     yield from ((cam, 0.0) for cam in np.einsum("nhwc,nc->nhw", maps, weights))
+
+
+def _hires_cam(job: _Job, images: np.ndarray, targets: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
+    maps, slopes = _gradients(job, images, targets)
+    yield from ((cam, 0.0) for cam in (maps * slopes).sum(axis=-1))
 
 
 def _grad_cam_pp(job: _Job, images: np.ndarray, targets: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
@@ -309,7 +346,8 @@ def _occlusion(job: _Job, images: np.ndarray, targets: np.ndarray) -> Iterator[t
 
 #: The methods by name.
 METHODS: dict[str, Method] = {
-    "grad-cam": Method(_grad_cam),
+    "grad-cam": Method(_grad_cam, otherwise="hires-cam"),
+    "hires-cam": Method(_hires_cam),
     "grad-cam++": Method(_grad_cam_pp),
     "eigen-cam": Method(_eigen_cam),
     "integrated-gradients": Method(_integrated_gradients, ("baseline", "tolerance", "steps"), reads_maps=False),
@@ -386,13 +424,25 @@ def _targets(target: int | Sequence[int] | None, scores: np.ndarray, start: int,
     return wanted[start : start + len(scores)].astype(np.int64)
 
 
-def _scaled(raw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Returns what speaks for the class, at the size of the image, its highest value 1."""
+def _speaks_for(raw: np.ndarray, size: tuple[int, int]) -> bool:
+    """Says whether anything of a map speaks for the class."""
+    return float(_enlarged(raw, size).max()) > _TRACE * float(np.abs(raw).max())
+
+
+def _shown(raw: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, Evidence]:
+    """Returns what is to be seen of a map, at the size of the image, its highest value 1; and what that is."""
+    if _speaks_for(raw, size):
+        positive = _enlarged(raw, size)
+        return positive / positive.max(), "positive"
+    against = _enlarged(-raw, size)
+    highest = float(against.max())
+    return (against / highest, "negative") if highest > 0 else (np.zeros(size, np.float32), "none")
+
+
+def _enlarged(raw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Returns the positive part of a map at the size of the image."""
     positive = np.maximum(raw, 0).astype(np.float32)
-    if positive.shape != tuple(size):
-        positive = np.maximum(enlarged(positive, size), 0)
-    highest = float(positive.max())
-    return positive / highest if highest > 0 else positive
+    return positive if positive.shape == tuple(size) else np.maximum(enlarged(positive, size), 0)
 
 
 def _tensor(images: np.ndarray) -> Any:

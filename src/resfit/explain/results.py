@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit.errors import ArgumentError, closest
+from resfit.errors import ArgumentError, ResfitError, closest
+from resfit.explain import overlays, photos
 from resfit.explain.graph import Graph
-from resfit.explain.methods import attribute, check_method
+from resfit.explain.methods import Attribution, Evidence, attribute, check_method
 from resfit.explain.neighbours import Example
 from resfit.explain.overlays import overlay
+from resfit.preprocessing import InputSpec
 
 if TYPE_CHECKING:
     import keras
@@ -30,14 +32,21 @@ class Explanation:
         label: The most probable class; ``None`` if the image could not be used.
         target: The class that is explained.
         probability: Its probability, 0..1.
-        map: float32 ``(height, width)`` as the network saw the image, 0..1: what speaks for the target.
+        map: float32 ``(height, width)`` as the network saw the image, 0..1: what speaks for the target, or with
+            negative evidence what speaks against it.
         raw: float32, signed and unscaled, as :class:`resfit.explain.methods.Attribution` has it.
-        overlay: uint8 ``(height, width, 3)``: the map over the image.
-        method: How it was made.
+        image: uint8 ``(height, width, channels)``: the image as the network saw it.
+        method: How it was made: the method that was asked for, or the one that took its place.
         stage: The layer whose feature map was read; empty for methods that read none.
         gap: Integrated gradients: share of the difference in score that ``raw`` misses.
         error: Why the image could not be used; empty if it could.
         examples: The training images that are most alike, where they were asked for.
+        empty: Whether the method that was asked for finds nothing that speaks for the target.
+        evidence: What the map shows, ``"positive"``, ``"negative"`` or ``"none"``; see
+            :class:`resfit.explain.methods.Attribution`.
+        note: What is to be known of the map; empty for an ordinary one.
+        source: What :meth:`picture` reads the photo from; ``None`` where that is not known.
+        contract: How the photo became the network's input; ``None`` where that is not known.
     """
 
     path: Path | None
@@ -46,12 +55,53 @@ class Explanation:
     probability: float
     map: np.ndarray
     raw: np.ndarray
-    overlay: np.ndarray
+    image: np.ndarray
     method: str
     stage: str
     gap: float = 0.0
     error: str = ""
     examples: tuple[Example, ...] = ()
+    empty: bool = False
+    evidence: Evidence = "positive"
+    note: str = ""
+    source: Any = dataclasses.field(default=None, repr=False)
+    contract: InputSpec | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def overlay(self) -> np.ndarray:
+        """The map over the photo at its own size, as :meth:`picture` draws it; nothing where there was an error."""
+        return self.picture()
+
+    def picture(self, longest: int = photos.LONGEST) -> np.ndarray:
+        """Draws the map over the photo: the redder, the more a place speaks for the target.
+
+        The photo is read again, at its own size. What the network did not see of it is darker. With negative evidence
+        the map is violet. A file that cannot be read any more is drawn as the network saw it.
+
+        Args:
+            longest: Longest side in pixels; a larger photo is scaled down to it.
+
+        Returns:
+            uint8 ``(height, width, 3)``.
+        """
+        against = self.evidence == "negative"
+        photo = None if self.error else self.photo(longest)
+        if photo is None:
+            return overlay(self.image, self.map, against=against) if self.map.size else np.zeros((0, 0, 3), np.uint8)
+        return overlays.over_photo(photo, self.map, against=against)
+
+    def photo(self, longest: int = photos.LONGEST) -> photos.Photo | None:
+        """Returns the photo at its own size; ``None`` where it cannot be read.
+
+        Args:
+            longest: As :meth:`picture` takes it.
+        """
+        if self.source is None or self.contract is None:
+            return None
+        try:
+            return photos.read(self.source, self.contract, longest=longest)
+        except ResfitError:
+            return None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all but the arrays as JSON-ready values."""
@@ -63,6 +113,9 @@ class Explanation:
             "method": self.method,
             "stage": self.stage or None,
             "gap": self.gap,
+            "empty": self.empty,
+            "evidence": self.evidence if not self.error else None,
+            "note": self.note or None,
             "error": self.error or None,
             "examples": [example.to_dict() for example in self.examples],
         }
@@ -74,6 +127,8 @@ def explain_batches(
     classes: Sequence[str],
     *,
     paths: Sequence[Path] = (),
+    sources: Sequence[Any] = (),
+    contract: InputSpec | None = None,
     method: str = "grad-cam",
     target: str | int | None = None,
     stage: str | None = None,
@@ -91,6 +146,9 @@ def explain_batches(
         batches: The images, as :func:`resfit.data.decode.decode_many` gives them.
         classes: Names of the classes.
         paths: The files; empty for arrays.
+        sources: The images before they were brought to the network's size, as :func:`resfit.explain.photos.read`
+            takes them; empty draws maps over what the network saw.
+        contract: How they were brought to it.
         method: As :func:`resfit.explain.methods.attribute` takes it, as are ``stage``, ``batch_size`` and ``options``.
         target: The class to explain, by name or index; ``None`` is the most probable one of each image.
         stage: Which feature map.
@@ -135,16 +193,34 @@ def explain_batches(
                     probability=float(shares[one.target]),
                     map=one.map,
                     raw=one.raw,
-                    overlay=overlay(image, one.map),
-                    method=method,
+                    image=image,
+                    method=one.method,
                     stage=one.stage,
                     gap=one.gap,
                     examples=tuple(near),
+                    empty=one.empty,
+                    evidence=one.evidence,
+                    note=_note(one, method, classes[one.target]),
+                    source=sources[index] if sources else None,
+                    contract=contract,
                 )
         found.extend(rows[index] for index in sorted(rows))
         if progress is not None:
             progress("explaining", len(found), max(total, len(found)))
     return found
+
+
+def _note(found: Attribution, asked: str, target: str) -> str:
+    """Says what is unusual about a map."""
+    if not found.empty:
+        return ""
+    where = f" in {found.stage}" if found.stage else ""
+    nothing = f"{asked} finds nothing that speaks for {target}{where}"
+    if found.evidence == "positive":
+        return f"{nothing}; the map is that of {found.method}"
+    if found.evidence == "negative":
+        return f"{nothing}; the map shows what speaks against it"
+    return f"{nothing}, nor against it"
 
 
 def class_number(target: str | int, classes: Sequence[str]) -> int:

@@ -1,8 +1,9 @@
 """Networks for other runtimes, each checked against Keras in the runtime it was written for.
 
 An export is a folder: the network in its format, its input contract, labels, temperature, a model card and a list of
-checksums (:mod:`resfit.export.folder`). Nothing in it needs resfit. It is run once after writing, on real images, and
-an export that disagrees with Keras is an error and does not stay.
+checksums (:mod:`resfit.export.folder`). Nothing in it needs resfit. After writing, the code of its model card is run on
+real images, as it is printed and in a process of its own (:mod:`resfit.export.snippet`). What that gives is what the
+card states, and an export that disagrees with Keras is an error and does not stay.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from typing import Any, cast
 import numpy as np
 
 from resfit import artifact
+from resfit.data import decode
 from resfit.engines.keras import KerasEngine
 from resfit.errors import ArgumentError, ExportError, MissingDependencyError, ResfitError, closest
-from resfit.export import card, folder, images, verification
-from resfit.export.base import Format, Job, check_installed, version
+from resfit.export import card, folder, images, snippet, verification
+from resfit.export.base import Format, Job, Written, check_installed, version
 from resfit.export.images import Images
 from resfit.export.subject import Subject, subject_of
-from resfit.export.verification import Verification
-from resfit.files import write_json
+from resfit.export.verification import Check, Verification
+from resfit.files import write_json, write_text
 
 __all__ = [
     "FORMATS",
@@ -57,6 +59,8 @@ PICTURE = "exports.png"
 FLOAT_SHARES = (0.0, 0.05, 0.15, 0.3, 0.5, 0.75)
 
 _SECONDS = 0.3
+# what the card's plain resizing may be away from decoding at a reduced size, on average
+_PIXELS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +221,7 @@ def export_all(
     try:
         from resfit.export import picture
 
-        about = f"{exporter.subject.name}: {exporter.images.source}, {len(exporter.images.checking)} images"
+        about = f"{exporter.subject.name}: {exporter.images.source}"
         picture.accuracy_over_latency(out / PICTURE, found, about)
     except MissingDependencyError as error:
         warnings.warn(f"there is no {PICTURE}: {error}", stacklevel=2)
@@ -279,7 +283,8 @@ class _Exporter:
                     f"{format} cannot express this network in {precision} ({type(error).__name__}: {error}). "
                     "Take another format."
                 ) from error
-            found = self._compared(module, job, work)
+            write_text(work / folder.LABELS, folder.labels_text(list(self.subject.labels)))
+            found = self._compared(module, job, written, work)
             if not found.problems:
                 break
         else:
@@ -289,22 +294,38 @@ class _Exporter:
         folder.write_side_files(work, described, found.to_dict(), card.card(job, written, described, found, size))
         return found, size
 
-    def _compared(self, module: Format, job: Job, work: Path) -> Verification:
-        run = module.load(job, work)
-        received = verification.rows(run, self.images.checking)
+    def _compared(self, module: Format, job: Job, written: Written, work: Path) -> Verification:
+        received = snippet.run(written.usage, work, self.images.checking, self.images.photo, seconds=_SECONDS)
         several = self.subject.several
         checks = getattr(module, "checks", None)
+        alone = verification.difference(received.alone, self._expected[: len(received.alone)])
         return Verification(
             runtime=version(module.RUNTIME),
             precision=job.precision,
             images=len(self.images.checking),
             source=self.images.source,
-            difference=verification.difference(received, self._expected),
-            agreement=verification.agreement(received, self._expected, precision=job.precision, several=several),
-            accuracy=verification.accuracy(received, self.images.labels),
+            difference=max(alone, verification.difference(received.scores, self._expected)),
+            agreement=verification.agreement(received.scores, self._expected, precision=job.precision, several=several),
+            accuracy=verification.accuracy(received.scores, self.images.labels),
             keras_accuracy=verification.accuracy(self._expected, self.images.labels),
-            latency=verification.latency(run, self.images.checking[0], _SECONDS),
-            checks=() if checks is None else checks(job, work, self.images),
+            latency=received.latency,
+            checks=(*self._photo(received, job.precision), *(() if checks is None else checks(job, work, self.images))),
+            no_images=received.empty,
+            other_size=None if None in written.input["shape"][1:] else received.larger,
+            files=self.images.files,
+        )
+
+    def _photo(self, received: snippet.Received, precision: str) -> tuple[Check, ...]:
+        """Compares what the code made of a photo with resfit's own decoding, and its scores with Keras'."""
+        ours = decode.decode_image(self.images.photo, self.subject.input_spec).astype(np.float32)
+        expected = verification.rows(KerasEngine(self.subject.scores).once, received.pixels)[0]
+        same = received.pixels.shape[1:] == ours.shape
+        away = float(np.abs(received.pixels[0] - ours).mean()) if same else float("inf")
+        tolerance = verification.TOLERANCES[precision]
+        scores = verification.difference(received.photo, expected)
+        return (
+            Check("the pixels of a photo, averaged", away, _PIXELS, "of 255"),
+            Check("the scores of a photo", scores, tolerance),
         )
 
 
@@ -316,7 +337,7 @@ class _DisagreementError(ExportError):
         tried = f" with up to {FLOAT_SHARES[-1]:.0%} of the convolutions in float32" if precision == "int8" else ""
         super().__init__(
             f"an export must say what Keras says. Received: {format} in {precision}{tried}: "
-            f"{'; '.join(found.problems)} ({found.images} images: {found.source}). Nothing was written. "
+            f"{'; '.join(found.problems)} ({found.source}). Nothing was written. "
             + (_OTHERWISE if precision == "int8" else "Take another format.")
         )
 

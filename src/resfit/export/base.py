@@ -12,7 +12,6 @@ import numpy as np
 
 from resfit.errors import MissingDependencyError
 from resfit.export.subject import Subject
-from resfit.export.verification import Run
 
 #: For the model card.
 FOLDED = "Batch norms are folded into the convolutions."
@@ -47,7 +46,8 @@ class Written:
         files: What is loaded, relative to the folder of the export; the first is the one to name.
         input: What goes in, JSON-ready, as :func:`image_input` describes it.
         outputs: What comes out, JSON-ready, as :func:`scores_output` describes it.
-        usage: Code that loads it and classifies one image, without resfit.
+        usage: Code that loads it and classifies one image, without resfit. It is run as it is printed, and has to leave
+            behind what :func:`resfit.export.snippet.run` says.
         temperature_applied: Whether the scores are divided by the temperature already.
         notes: Sentences for the model card.
         facts: More for ``contract.json``, JSON-ready.
@@ -82,13 +82,9 @@ class Format(Protocol):
         """Writes the files to an empty folder."""
         ...
 
-    def load(self, job: Job, folder: Path) -> Run:
-        """Loads what was written in the format's own runtime."""
-        ...
-
 
 def image_input(job: Job, name: str = "images", **changes: Any) -> dict[str, Any]:
-    """Returns what most formats take: RGB 0..255, channels last, any number of images.
+    """Returns what most formats take: RGB 0..255, channels last, any number of images of one size.
 
     Args:
         job: The export.
@@ -96,11 +92,13 @@ def image_input(job: Job, name: str = "images", **changes: Any) -> dict[str, Any
         **changes: What is different.
     """
     contract = job.subject.input_spec
+    height, width = (None, None) if contract.resize_mode == "none" else contract.size
     return {
         "name": name,
         "dtype": "float32",
         "layout": "NHWC",
-        "shape": [None, *contract.size, contract.channels],
+        "axes": ["batch", "height", "width", "channels"],
+        "shape": [None, height, width, contract.channels],
         "values": [0, 255],
         "channels": {1: "grey", 3: "RGB"}.get(contract.channels, f"{contract.channels} channels"),
         "normalisation": "inside the network",
@@ -111,7 +109,8 @@ def image_input(job: Job, name: str = "images", **changes: Any) -> dict[str, Any
 def scores_output(job: Job, name: str = "scores") -> dict[str, Any]:
     """Returns the description of the scores."""
     meaning = "probability of each label on its own" if job.subject.several else "probabilities, which sum to 1"
-    return {"name": name, "dtype": "float32", "shape": [None, len(job.subject.labels)], "meaning": meaning}
+    shape = [None, len(job.subject.labels)]
+    return {"name": name, "dtype": "float32", "axes": ["batch", "label"], "shape": shape, "meaning": meaning}
 
 
 def int8_note(job: Job, kept: int) -> str:
@@ -128,25 +127,28 @@ def int8_note(job: Job, kept: int) -> str:
     )
 
 
-def usage(job: Job, *, head: str, load: str, run: str) -> str:
+def usage(job: Job, *, head: str, load: str, run: str, more: str = "", refuses_none: bool = False) -> str:
     """Returns code that classifies a photo with Pillow and numpy.
 
     Args:
         job: The export.
         head: Further imports.
         load: A statement that loads the network.
-        run: An expression that gives the scores of ``images``, float32 ``(1, height, width, channels)``.
+        run: An expression that gives the scores ``(batch, labels)`` of ``images``.
+        more: Further lines at the end.
+        refuses_none: Whether the runtime itself takes no empty batch.
     """
     spec = job.subject.input_spec
     height, width = spec.size
     mode = "L" if spec.channels == 1 else "RGB"
     method = f"Image.Resampling.{spec.interpolation.upper()}"
     if spec.resize_mode == "none":
-        resize = ""
+        resize, sides = "", "height, width"
     elif spec.resize_mode == "squash":
-        resize = f"photo = photo.resize(({width}, {height}), {method})\n"
+        resize, sides = f"photo = photo.resize(({width}, {height}), {method})\n", f"{height}, {width}"
     else:
         box_height, box_width = spec.resize_size
+        sides = f"{height}, {width}"
         resize = f"""\
 scale = max({box_width} / photo.width, {box_height} / photo.height)
 photo = photo.resize((max({width}, round(photo.width * scale)), max({height}, round(photo.height * scale))), {method})
@@ -154,17 +156,28 @@ left, top = (photo.width - {width}) // 2, (photo.height - {height}) // 2
 photo = photo.crop((left, top, left + {width}, top + {height}))
 """
     grey = "[..., None]" if spec.channels == 1 else ""
+    body = f"    return {run}\n"
+    if refuses_none:
+        body = f"    if not len(images):\n        return np.zeros((0, {len(job.subject.labels)}), np.float32)\n{body}"
+    if job.subject.several:
+        shown = "print([(label, score) for label, score in zip(labels, scores) if score > 0.5])"
+    else:
+        shown = "print(labels[scores.argmax()], scores.max())"
     return f'''\
 import numpy as np
 {head}from PIL import Image, ImageOps
 
 {load}
+
+def classify(images):  # float32 (batch, {sides}, {spec.channels}), values 0..255, to scores (batch, labels)
+{body}
+
 labels = open("labels.txt", encoding="utf-8").read().splitlines()
 photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("{mode}")
-{resize}images = np.asarray(photo, np.float32){grey}[None]  # values 0..255
-scores = {run}
-print(labels[scores.argmax()], scores.max())
-'''
+{resize}images = np.asarray(photo, np.float32){grey}[None]
+scores = classify(images)[0]
+{shown}
+{more}'''
 
 
 def check_installed(what: str, modules: tuple[str, ...], extra: str) -> None:

@@ -45,7 +45,8 @@ def card(job: Job, written: Written, described: dict[str, Any], verification: Ve
 
 def _input(job: Job, described: dict[str, Any]) -> str:
     taken = described["input"]
-    shape = ", ".join("batch" if side is None else str(side) for side in taken["shape"])
+    sides = zip(taken["axes"], taken["shape"], strict=True)
+    shape = ", ".join(axis if side is None else f"{axis} {side}" for axis, side in sides)
     values = f"values {taken['values'][0]} to {taken['values'][1]}" if "values" in taken else "normalised values"
     return (
         f"- `{taken['name']}`: {taken['dtype']} `({shape})`, {taken['channels']}, {values}; "
@@ -72,14 +73,21 @@ def _output(job: Job, written: Written, described: dict[str, Any]) -> str:
 
 def _compared(found: Verification) -> str:
     lines = [
-        f"- In {found.runtime}, on {found.images} images ({found.source}).",
-        f"- Largest difference of a score: {found.difference:.1e}. Same first class: {found.agreement:.1%}.",
+        f"- The code above was run as it is printed, in {found.runtime}, on {found.source}.",
+        f"- Largest difference of a score: {found.difference:.1e} of the largest. "
+        f"Same first class: {found.agreement:.1%}.",
     ]
     for check in found.checks:
-        lines.append(f"- Largest difference of {check.what}: {check.difference:.1e} {check.unit}".rstrip() + ".")
+        lines.append(f"- Difference of {check.what}: {check.difference:.1e} {check.unit}".rstrip() + ".")
     if found.accuracy is not None and found.keras_accuracy is not None:
         lines.append(f"- Accuracy on them: {found.accuracy:.1%}; in Keras {found.keras_accuracy:.1%}.")
+    if found.other_size is not None:
+        lines.append("- Images of another size are refused.")
+    if found.no_images is not None:
+        lines.append("- A batch of no images gives no scores.")
     lines.append(f"- One image took {found.latency:.1f} ms on the machine that exported it.")
+    if found.files:
+        lines.append(f"- `{folders.VERIFICATION}` names the images that were compared.")
     return "\n".join(lines)
 
 

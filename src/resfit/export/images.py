@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import tempfile
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ CALIBRATED = 192
 #: Images that are also sent as encoded files, at most.
 ENCODED = 16
 
+_JPEG = b"\xff\xd8\xff"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
@@ -34,7 +37,8 @@ class Images:
         encoded: Some of them as encoded JPEG or PNG, by their position; empty for arrays.
         calibrating: uint8 ``(m, height, width, channels)``: others to calibrate on; the same if there are less than
             four.
-        source: Where they are from, in words.
+        source: Where they are from, how many there are, and how they were chosen, in words.
+        files: Names of what is compared, from the folder on that all of it is in; empty for arrays.
     """
 
     checking: np.ndarray
@@ -42,6 +46,29 @@ class Images:
     encoded: dict[int, bytes]
     calibrating: np.ndarray
     source: str
+    files: tuple[str, ...] = ()
+
+    @property
+    def photo(self) -> bytes:
+        """A JPEG file among those compared, or else the first image as a PNG file."""
+        for data in self.encoded.values():
+            if data.startswith(_JPEG):
+                return data
+        return png(self.checking[0])
+
+
+def png(image: np.ndarray) -> bytes:
+    """Returns an image as an encoded PNG file.
+
+    Args:
+        image: ``(height, width, channels)`` of 1 or 3 channels, 0..255.
+    """
+    from PIL import Image
+
+    data = io.BytesIO()
+    pixels = np.rint(image).astype(np.uint8)
+    Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[:, :, 0]).save(data, "PNG")
+    return data.getvalue()
 
 
 def gather(subject: Subject, source: Any = None, *, seed: int = 0, count: int = CHECKED) -> Images:
@@ -67,11 +94,15 @@ def gather(subject: Subject, source: Any = None, *, seed: int = 0, count: int = 
     found = [(path, label) for path, label in subject.tests if path.is_file()]
     if found:
         paths, names = [path for path, _ in found], [label for _, label in found]
-        return _decoded(subject, paths, _indices(subject, names), "the images it was tested on", seed, count)
+        gone = len(subject.tests) - len(found)
+        return _decoded(subject, paths, _indices(subject, names), "images it was tested on", seed, count, gone=gone)
     with tempfile.TemporaryDirectory(prefix="resfit-") as folder:
         shipped = image_sets.scan(samples.unpack(Path(folder) / "images"))
         unknown = np.full(len(shipped), -1)
-        return _decoded(subject, shipped.paths, unknown, "Fashion-MNIST, which ships with resfit", seed, count)
+        words = "images of Fashion-MNIST, which ships with resfit"
+        if subject.tests:
+            words += f" (none of the {len(subject.tests)} images it was tested on is there any more)"
+        return _decoded(subject, shipped.paths, unknown, words, seed, count)
 
 
 def _of_array(subject: Subject, array: np.ndarray, seed: int, count: int) -> Images:
@@ -85,23 +116,25 @@ def _of_array(subject: Subject, array: np.ndarray, seed: int, count: int) -> Ima
     checking, calibrating = _parts(order, count)
     pixels = np.rint(np.clip(array, 0, 255)).astype(np.uint8)
     unknown = np.full(len(checking), -1)
-    return Images(pixels[checking], unknown, {}, pixels[calibrating], "images that were passed as an array")
+    words = _chosen("images that were passed as an array", len(array), len(checking), len(calibrating), seed)
+    return Images(pixels[checking], unknown, {}, pixels[calibrating], words)
 
 
 def _of_source(subject: Subject, source: Any) -> tuple[Sequence[Path], np.ndarray, str]:
     if isinstance(source, str | os.PathLike):
-        words = Path(source).name
+        words = f"images of {Path(source).name}"
         try:
             found = image_sets.scan(source)
             names = [found.classes[label] if label >= 0 else "" for label in found.labels]
             test = [row for row, part in enumerate(found.splits) if part in ("val", "test")]
             if test:
+                words = f"images of {Path(source).name} that are for testing"
                 found, names = found.subset(test), [names[row] for row in test]
             return found.paths, _indices(subject, names), words
         except DataError:  # images without classes
             source = [source]
     else:
-        words = "a list of files"
+        words = "files of a list"
     paths = image_sets.scan_images(source).paths
     return paths, np.full(len(paths), -1), words
 
@@ -120,20 +153,57 @@ def _parts(order: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     return order[calibrated : calibrated + count], order[:calibrated]
 
 
-def _decoded(subject: Subject, paths: Sequence[Path], labels: np.ndarray, words: str, seed: int, count: int) -> Images:
+def _chosen(
+    words: str, total: int, checked: int, calibrated: int, seed: int, *, gone: int = 0, unreadable: int = 0
+) -> str:
+    """Returns how many images of how many are compared, and what became of the others."""
+    if total < 4:
+        others = ["the same calibrate int8"]
+    else:
+        others = [f"{calibrated} others are kept for calibrating int8"]
+        left = total - checked - unreadable - calibrated
+        others += [f"{left} are left out, since {CHECKED} are enough"] if left > 0 else []
+    others += [f"{unreadable} cannot be read"] if unreadable else []
+    others += [f"{gone} are not there any more"] if gone else []
+    return f"{checked} of the {total + gone} {words}, drawn at random with seed {seed}; {'; '.join(others)}"
+
+
+def _decoded(
+    subject: Subject,
+    paths: Sequence[Path],
+    labels: np.ndarray,
+    words: str,
+    seed: int,
+    count: int,
+    *,
+    gone: int = 0,
+) -> Images:
     order = np.random.default_rng(seed).permutation(len(paths))
     checking, calibrating = _parts(order, count)
     images, kept = _pixels(subject, [paths[position] for position in checking])
     if not len(kept):
-        raise DataError(f"an export is checked on images. Received: {words}, of which none can be decoded.")
+        raise DataError(f"an export is checked on images. Received: {len(paths)} {words}; none can be decoded.")
+    unreadable = len(checking) - len(kept)
     checking = checking[kept]
     others, _ = _pixels(subject, [paths[position] for position in calibrating])
     encoded: dict[int, bytes] = {}
     for row, position in enumerate(checking):
         data = paths[position].read_bytes() if len(encoded) < ENCODED else b""
-        if data.startswith((b"\xff\xd8\xff", b"\x89PNG")):
+        if data.startswith((_JPEG, b"\x89PNG")):
             encoded[row] = data
-    return Images(images, labels[checking], encoded, others if len(others) else images, words)
+    words = _chosen(words, len(paths), len(checking), len(calibrating), seed, gone=gone, unreadable=unreadable)
+    chosen = _names([paths[position] for position in checking])
+    return Images(images, labels[checking], encoded, others if len(others) else images, words, chosen)
+
+
+def _names(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Returns paths from the folder on that all are in, so that nothing above it is told."""
+    whole = [Path(os.path.abspath(path)) for path in paths]
+    try:
+        above = Path(os.path.commonpath([path.parent for path in whole]))
+    except ValueError:  # on several drives
+        return tuple(path.name for path in whole)
+    return tuple(path.relative_to(above).as_posix() for path in whole)
 
 
 def _pixels(subject: Subject, paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from resfit.errors import ExportError
 from resfit.export.base import Job, Written, image_input, scores_output, usage
-from resfit.export.verification import Run
 
 PRECISIONS = ("float32",)
-MODULES = ("keras",)
+MODULES = ("keras", "tensorflow")
 EXTRA = "cpu"
 RUNTIME = "keras"
 
@@ -18,9 +17,9 @@ _FILE = "model.keras"
 
 def write(job: Job, folder: Path) -> Written:
     """Writes ``model.keras``."""
-    from resfit.export.plain import own_layers, plain
+    from resfit.export.plain import own_layers, plain, sized
 
-    network = plain(job.subject.scores, fold=False)
+    network = sized(plain(job.subject.scores, fold=False), job.subject.input_spec)
     left = own_layers(network)
     if left:
         raise ExportError(
@@ -31,24 +30,19 @@ def write(job: Job, folder: Path) -> Written:
     notes = ["Batch norms are kept, so that the network can be trained further."]
     if own_layers(job.subject.scores):
         notes.append("Layers of resfit's own are written as Keras': weight standardisation is part of the kernels.")
+    taken = image_input(job)
     return Written(
         files=(_FILE,),
-        input=image_input(job),
+        input=taken,
         outputs=(scores_output(job),),
         usage=usage(
             job,
-            head="import keras\n",
-            load=f'network = keras.saving.load_model("{_FILE}", compile=False)',
-            run="network.predict(images, verbose=0)[0]",
+            head="import keras\nimport tensorflow as tf\n",
+            load=f"""\
+network = keras.saving.load_model("{_FILE}", compile=False)
+run = tf.function(network, input_signature=[tf.TensorSpec({tuple(taken["shape"])}, tf.float32)])
+""",
+            run="run(images).numpy()",
         ),
         notes=tuple(notes),
     )
-
-
-def load(job: Job, folder: Path) -> Run:
-    """Loads it with ``keras.saving.load_model``."""
-    import keras
-
-    from resfit.engines.keras import KerasEngine
-
-    return KerasEngine(keras.saving.load_model(folder / _FILE, compile=False)).run

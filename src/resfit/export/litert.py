@@ -7,7 +7,6 @@ from pathlib import Path
 from resfit.engines import int8
 from resfit.errors import ExportError
 from resfit.export.base import FOLDED, Job, Written, image_input, int8_note, scores_output, usage
-from resfit.export.verification import Run
 
 PRECISIONS = ("float32", "float16", "int8")
 MODULES = ("tensorflow", "ai_edge_litert", "flatbuffers")
@@ -23,17 +22,18 @@ def write(job: Job, folder: Path) -> Written:
     from resfit.export import litert_metadata
     from resfit.export.plain import fixed, plain
 
-    notes = ["One image by default; `resize_tensor_input` takes more.", FOLDED]
-    network = fixed(plain(job.subject.scores, fold=True), job.subject.input_spec.size)
+    notes = ["The signature `serving_default` takes any number of images; `resize_tensor_input` does too.", FOLDED]
+    contract = job.subject.input_spec
+    network = fixed(plain(job.subject.scores, fold=True), contract.size)
     if job.precision == "int8":
         if "quantize" not in job.kept:  # calibrated once for all shares
-            job.kept["quantize"] = engine.quantizer(network, job.calibrating)
+            job.kept["quantize"] = engine.quantizer(network, job.calibrating, one_size=True)
             job.kept["operations"] = litert_metadata.operations(job.kept["quantize"](()))
         floats, kept = int8.sensitive(job.kept["operations"], job.share)
         data = job.kept["quantize"](floats)
         notes.append(int8_note(job, kept))
     else:
-        data = engine.converted(network, half=job.precision == "float16")
+        data = engine.converted(network, half=job.precision == "float16", one_size=True)
     if job.precision == "float16":
         notes.append("Weights are stored in float16; the CPU computes in float32.")
     foreign = litert_metadata.foreign_operations(data)
@@ -44,30 +44,18 @@ def write(job: Job, folder: Path) -> Written:
     (folder / _FILE).write_bytes(litert_metadata.added(data, job.subject))
     return Written(
         files=(_FILE,),
-        input=image_input(job),
+        input=image_input(job, shape=[None, *contract.size, contract.channels]),
         outputs=(scores_output(job),),
         usage=usage(
             job,
             head="from ai_edge_litert.interpreter import Interpreter\n",
             load=f"""\
 interpreter = Interpreter("{_FILE}")
-interpreter.allocate_tensors()
-
-
-def classify(images):
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], images)
-    interpreter.invoke()
-    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-
+network = interpreter.get_signature_runner("serving_default")
 """,
-            run="classify(images)[0]",
+            run='network(images=images)["scores"]',
+            refuses_none=True,
         ),
         notes=tuple(notes),
+        facts={"signatures": {litert_metadata.SIGNATURE: {"inputs": ["images"], "outputs": ["scores"]}}},
     )
-
-
-def load(job: Job, folder: Path) -> Run:
-    """Loads it with LiteRT's interpreter, as the engine does."""
-    from resfit.engines.litert import LiteRtEngine
-
-    return LiteRtEngine(folder, file=_FILE).run

@@ -23,6 +23,9 @@ NAME = b"TFLITE_METADATA"
 #: The file of the labels in the archive.
 LABELS = "labels.txt"
 
+#: Name of the signature.
+SIGNATURE = "serving_default"
+
 _IDENTIFIER = b"M001"
 _PARSER = "1.0.0"
 _IMAGE, _FEATURE, _NORMALIZATION = 2, 1, 1  # members of the schema's unions
@@ -44,7 +47,7 @@ class _Aligned(flatbuffers.Builder):
 
 
 def added(model: bytes, subject: Subject) -> bytes:
-    """Returns a LiteRT model with its metadata and labels.
+    """Returns a LiteRT model with its metadata, labels and signature: ``images`` in, ``scores`` out.
 
     Args:
         model: The model.
@@ -57,12 +60,25 @@ def added(model: bytes, subject: Subject) -> bytes:
     entry = schema.MetadataT()
     entry.name, entry.buffer = NAME, len(parsed.buffers) - 1
     parsed.metadata = [*(parsed.metadata or []), entry]
+    parsed.signatureDefs = [_signature(parsed.subgraphs[0])]
     builder = _Aligned(len(model) + 65_536)
     builder.Finish(parsed.Pack(builder), b"TFL3")
     file = io.BytesIO(bytes(builder.Output()))
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr(zipfile.ZipInfo(LABELS), labels_text(list(subject.labels)))
     return file.getvalue()
+
+
+def _signature(graph: Any) -> Any:
+    """Returns names for what a graph takes and gives, which are not those of its tensors."""
+    made = schema.SignatureDefT()
+    made.signatureKey, made.subgraphIndex = SIGNATURE, 0
+    made.inputs, made.outputs = [], []
+    for name, tensors, maps in (("images", graph.inputs, made.inputs), ("scores", graph.outputs, made.outputs)):
+        entry = schema.TensorMapT()
+        entry.name, entry.tensorIndex = name, int(tensors[0])
+        maps.append(entry)
+    return made
 
 
 def foreign_operations(model: bytes) -> list[str]:
@@ -106,7 +122,7 @@ def _metadata(subject: Subject) -> bytes:
     unit = _table(builder, 2, [("uint8", 0, _NORMALIZATION), ("offset", 1, same)])
     taken = _tensor(
         builder,
-        "image",
+        "images",
         f"{'Grey' if spec.channels == 1 else 'RGB'} image, values 0 to 255; the network normalises it itself.",
         _content(builder, _IMAGE, image),
         [("offset", 4, _offsets(builder, [unit])), ("offset", 5, _range(builder, 0.0, 255.0))],

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from resfit.engines import int8
 from resfit.export.base import FOLDED, Job, Written, image_input, int8_note, scores_output, usage
-from resfit.export.verification import Run
 
 PRECISIONS = ("float32", "int8")
 MODULES = ("onnx", "onnxruntime")
@@ -22,8 +21,9 @@ def write(job: Job, folder: Path) -> Written:
     import onnx
 
     from resfit.engines import onnxruntime as engine
+    from resfit.export.plain import sized
 
-    network, way = engine.converted(job.subject.scores, "scores")
+    network, way = engine.converted(sized(job.subject.scores, job.subject.input_spec), "scores")
     taken, given = network.graph.input[0].name, network.graph.output[0].name
     notes = [FOLDED, "Any number of images in a batch."]
     if job.precision == "int8":
@@ -51,16 +51,9 @@ def write(job: Job, folder: Path) -> Written:
         usage=usage(
             job,
             head="import onnxruntime\n",
-            load=f'session = onnxruntime.InferenceSession("{_FILE}", providers=["CPUExecutionProvider"])',
-            run=f'session.run(["{given}"], {{"{taken}": images}})[0][0]',
+            load=f'session = onnxruntime.InferenceSession("{_FILE}", providers=["CPUExecutionProvider"])\n',
+            run=f'session.run(["{given}"], {{"{taken}": images}})[0]',
         ),
         notes=tuple(notes),
         facts={"conversion": way},
     )
-
-
-def load(job: Job, folder: Path) -> Run:
-    """Loads it with ONNX Runtime, as the engine does."""
-    from resfit.engines.onnxruntime import OnnxRuntimeEngine
-
-    return OnnxRuntimeEngine(folder, file=_FILE).run

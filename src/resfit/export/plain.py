@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from resfit.architecture import layers as own
+from resfit.preprocessing import InputSpec
 from resfit.transfer import folding
 
 
@@ -46,6 +47,18 @@ def fixed(model: keras.Model, size: tuple[int, int]) -> keras.Model:
         return model
     images = keras.Input((*size, model.input_shape[-1]), dtype="float32", name="images")
     return keras.models.clone_model(model, input_tensors=images, clone_function=lambda layer: layer)
+
+
+def sized(model: keras.Model, contract: InputSpec) -> keras.Model:
+    """Returns a network over the same layers that refuses images of another size than its contract has.
+
+    A residual network gives scores for any size, and other ones than it was measured with.
+
+    Args:
+        model: A functional model of one input.
+        contract: Its contract; one that resizes nothing leaves the network as it is.
+    """
+    return model if contract.resize_mode == "none" else fixed(model, contract.size)
 
 
 def own_layers(model: keras.Model) -> list[str]:

@@ -13,8 +13,7 @@ import numpy as np
 
 from resfit.export.base import Job, Written, image_input, usage
 from resfit.export.images import ENCODED, Images
-from resfit.export.verification import Check, Run, difference, rows
-from resfit.transfer.logits import activated
+from resfit.export.verification import Check, difference, rows
 
 PRECISIONS = ("float32",)
 MODULES = ("tensorflow",)
@@ -27,34 +26,43 @@ _CLASSES = "classification"
 
 def write(job: Job, folder: Path) -> Written:
     """Writes both SavedModels."""
+    from resfit.export.plain import sized
     from resfit.hub.publish import publish
 
-    publish(job.subject.body, folder / _FEATURES, value_range=(0.0, 1.0))
-    publish(job.subject.logits, folder / _CLASSES, value_range=(0.0, 1.0))
+    contract = job.subject.input_spec
+    publish(sized(job.subject.body, contract), folder / _FEATURES, value_range=(0.0, 1.0))
+    publish(sized(job.subject.logits, contract), folder / _CLASSES, value_range=(0.0, 1.0))
     width, count = int(job.subject.body.output_shape[-1]), len(job.subject.labels)
     turn = "tf.nn.sigmoid" if job.subject.several else "tf.nn.softmax"
     return Written(
         files=(_CLASSES, _FEATURES),
         input=image_input(job, "inputs", values=[0, 1]),
         outputs=(
-            {"name": "outputs", "of": _CLASSES, "dtype": "float32", "shape": [None, count], "meaning": "logits"},
-            {"name": "outputs", "of": _FEATURES, "dtype": "float32", "shape": [None, width], "meaning": "features"},
+            {
+                "name": "outputs",
+                "of": _CLASSES,
+                "dtype": "float32",
+                "axes": ["batch", "label"],
+                "shape": [None, count],
+                "meaning": "logits",
+            },
+            {
+                "name": "outputs",
+                "of": _FEATURES,
+                "dtype": "float32",
+                "axes": ["batch", "feature"],
+                "shape": [None, width],
+                "meaning": "features",
+            },
         ),
         usage=usage(
             job,
-            head="import tensorflow as tf\nimport tensorflow_hub as hub\n",
-            load=f'classify = hub.load("{_CLASSES}")',
-            run=f"{turn}(classify(tf.constant(images / 255)))[0].numpy()",
+            head="import tensorflow as tf\n",
+            load=f'network = tf.saved_model.load("{_CLASSES}")  # tensorflow_hub.load does the same\n',
+            run=f"{turn}(network(tf.constant(images / 255))).numpy()",
         ),
         notes=("Images have values 0..1 here, and the classification gives logits, as TensorFlow Hub's models do.",),
     )
-
-
-def load(job: Job, folder: Path) -> Run:
-    """Loads the classification with ``tf.saved_model.load``, as ``tensorflow_hub.load`` does."""
-    classify = _loaded(folder / _CLASSES)
-    activation = job.subject.activation
-    return lambda images: activated(classify(images), activation).astype(np.float32)
 
 
 def checks(job: Job, folder: Path, images: Images) -> tuple[Check, ...]:
@@ -82,10 +90,3 @@ def _tensorflow_hub() -> Any:
     except ImportError:  # not there, or without the setuptools that it needs
         return None
     return tensorflow_hub
-
-
-def _loaded(folder: Path) -> Run:
-    import tensorflow as tf
-
-    network = tf.saved_model.load(str(folder))
-    return lambda images: np.asarray(network(tf.constant(images.astype(np.float32) / 255)))

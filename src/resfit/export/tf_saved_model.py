@@ -7,16 +7,15 @@ network gets). Batch norms are folded into the convolutions, since TensorFlow do
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from resfit.export.base import FOLDED, Job, Written, image_input, scores_output
-from resfit.export.images import ENCODED, Images
-from resfit.export.verification import Check, Run, difference, rows
+from resfit.export.base import FOLDED, Job, Written, image_input, scores_output, usage
+from resfit.export.images import ENCODED, Images, png
+from resfit.export.verification import Check, difference, rows
 
 PRECISIONS = ("float32",)
 MODULES = ("tensorflow",)
@@ -30,24 +29,28 @@ def write(job: Job, folder: Path) -> Written:
     import tensorflow as tf
 
     from resfit.export import decoding
-    from resfit.export.plain import plain
+    from resfit.export.plain import plain, sized
 
     subject = job.subject
     both = keras.Model(
         subject.scores.inputs[0], [subject.scores.outputs[0], subject.scores.get_layer(subject.features).output]
     )
-    network = plain(both, fold=True)
+    network = sized(plain(both, fold=True), subject.input_spec)
     labels = tf.constant([label.encode("utf-8", "replace") for label in subject.labels])
     images = tf.TensorSpec((None, *network.inputs[0].shape[1:]), tf.float32, name="images")
     encoded = tf.TensorSpec((None,), tf.string, name="image_bytes")
 
+    def run(batch: Any) -> Any:
+        # a signature's shape is not checked when it is called, and the network would take any
+        return network(tf.ensure_shape(batch, images.shape), training=False)
+
     def answer(batch: Any) -> dict[str, Any]:
-        scores = tf.cast(network(batch, training=False)[0], tf.float32)
+        scores = tf.cast(run(batch)[0], tf.float32)
         return {"scores": scores, "classes": tf.tile(labels[None], (tf.shape(scores)[0], 1))}
 
     signatures: dict[str, tuple[Callable[..., Any], tf.TensorSpec]] = {
         "serving_default": (lambda images: answer(images), images),
-        "features": (lambda images: {"features": network(images, training=False)[1]}, images),
+        "features": (lambda images: {"features": run(images)[1]}, images),
     }
     by_files = decoding.supports(subject.input_spec)
     if by_files:
@@ -82,12 +85,6 @@ def write(job: Job, folder: Path) -> Written:
     )
 
 
-def load(job: Job, folder: Path) -> Run:
-    """Loads it with ``tf.saved_model.load``."""
-    signature = _signature(job, folder, "serving_default")
-    return lambda images: np.asarray(signature(images=_tensor(images))["scores"])
-
-
 def checks(job: Job, folder: Path, images: Images) -> tuple[Check, ...]:
     """Compares features with Keras', and decoding and scores of encoded files with resfit's own."""
     import tensorflow as tf
@@ -101,7 +98,7 @@ def checks(job: Job, folder: Path, images: Images) -> tuple[Check, ...]:
     found = [Check("features", difference(features, rows(KerasEngine(job.subject.body).once, some)))]
     if not decoding.supports(job.subject.input_spec):
         return tuple(found)
-    files = list(images.encoded.values()) or [_png(image) for image in some[:4]]
+    files = list(images.encoded.values()) or [png(image) for image in some[:4]]
     pixels = np.stack([decode.decode_image(data, job.subject.input_spec) for data in files])
     batch = tf.constant(files)
     inside = np.asarray(_signature(job, folder, "decode")(image_bytes=batch)["images"])
@@ -131,14 +128,6 @@ def _tensor(images: np.ndarray) -> Any:
     return tf.constant(images, tf.float32)
 
 
-def _png(image: np.ndarray) -> bytes:
-    from PIL import Image
-
-    data = io.BytesIO()
-    Image.fromarray(image if image.shape[-1] == 3 else image[:, :, 0]).save(data, "PNG")
-    return data.getvalue()
-
-
 def _signatures(job: Job, by_files: bool) -> dict[str, Any]:
     from resfit.export import decoding
 
@@ -162,21 +151,16 @@ def _signatures(job: Job, by_files: bool) -> dict[str, Any]:
 
 
 def _usage(job: Job, by_files: bool) -> str:
-    path = f"{job.subject.name}/{job.version}"
-    if not by_files:
-        return f'''\
-import tensorflow as tf
-
-loaded = tf.saved_model.load("{path}")
-answer = loaded.signatures["serving_default"](images=images)  # float32, values 0..255
-print(answer["scores"])
-'''
-    return f'''\
-import tensorflow as tf
-
-loaded = tf.saved_model.load("{path}")
-classify = loaded.signatures["serving_bytes"]
-answer = classify(image_bytes=tf.io.read_file("photo.jpg")[None])
+    more = """
+# the photo as it is, decoded and resized in the network
+answer = network.signatures["serving_bytes"](image_bytes=tf.io.read_file("photo.jpg")[None])
 best = int(tf.argmax(answer["scores"][0]))
 print(answer["classes"][0, best].numpy().decode(), float(answer["scores"][0, best]))
-'''
+"""
+    return usage(
+        job,
+        head="import tensorflow as tf\n",
+        load=f'network = tf.saved_model.load("{job.subject.name}/{job.version}")\n',
+        run='network.signatures["serving_default"](images=tf.constant(images))["scores"].numpy()',
+        more=more if by_files else "",
+    )

@@ -7,12 +7,9 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from resfit.architecture.spec import ArchitectureSpec
 from resfit.errors import ArgumentError, ExportError, MissingDependencyError
 from resfit.export.base import Job, Written, usage
-from resfit.export.verification import Run
 from resfit.preprocessing import InputSpec
 
 PRECISIONS = ("float32",)
@@ -59,6 +56,7 @@ def write(job: Job, folder: Path) -> Written:
             "name": "images",
             "dtype": "float32",
             "layout": "NCHW",
+            "axes": ["batch", "channels", "height", "width"],
             "shape": [None, contract.channels, *contract.size],
             "channels": {1: "grey", 3: "RGB"}.get(contract.channels, f"{contract.channels} channels"),
             "normalisation": "outside the network: (x * scale - mean) / std of values x 0..255",
@@ -66,8 +64,10 @@ def write(job: Job, folder: Path) -> Written:
             "mean": list(contract.mean),
             "std": list(contract.std),
         },
-        outputs=({"name": "logits", "dtype": "float32", "shape": [None, len(subject.labels)]},),
-        usage=usage(job, head="import load\n", load="network = load.network()", run="load.scores(network, images)[0]"),
+        outputs=(
+            {"name": "logits", "dtype": "float32", "axes": ["batch", "label"], "shape": [None, len(subject.labels)]},
+        ),
+        usage=usage(job, head="import load\n", load="network = load.network()\n", run="load.scores(network, images)"),
         temperature_applied=False,
         notes=(
             f"`{_LOADER}` needs torch, timm, safetensors and numpy, nothing else.",
@@ -76,13 +76,6 @@ def write(job: Job, folder: Path) -> Written:
             "Batch norms are kept; `torch.compile` and TorchScript's freezing fold them.",
         ),
     )
-
-
-def load(job: Job, folder: Path) -> Run:
-    """Runs ``load.py`` and timm's network in torch."""
-    loader = _run_loader(folder)
-    network = loader["network"]()
-    return lambda images: np.asarray(loader["scores"](network, images))
 
 
 def _run_loader(folder: Path) -> dict[str, Any]:
@@ -213,6 +206,14 @@ def _resnet_v2(spec: ArchitectureSpec, common: str) -> list[str]:
 def _loader(job: Job, contract: InputSpec, construction: str) -> str:
     height, width = contract.size
     turned = "torch.sigmoid(logits)" if job.subject.several else "torch.softmax(logits, -1)"
+    checked = ""
+    if contract.resize_mode != "none":
+        sides = (height, width, contract.channels)
+        checked = (
+            f"    if np.shape(images)[1:] != {sides}:  # other sizes give other scores\n"
+            f'        raise ValueError(f"images must be (batch, {height}, {width}, {contract.channels}). "\n'
+            '                         f"Received: {np.shape(images)}.")\n'
+        )
     functools = "import functools\n" if "functools." in construction else ""
     return f'''\
 """Builds timm's network in PyTorch and loads the weights beside this file."""
@@ -236,8 +237,8 @@ def network():
 
 
 def normalized(images):
-    """Returns images (batch, height, width, channels) of values 0..255 as the network takes them."""
-    values = (np.asarray(images, np.float32) * SCALE - np.asarray(MEAN)) / np.asarray(STD)
+    """Returns images (batch, {height}, {width}, {contract.channels}) of values 0..255 as the network takes them."""
+{checked}    values = (np.asarray(images, np.float32) * SCALE - np.asarray(MEAN)) / np.asarray(STD)
     return torch.from_numpy(np.ascontiguousarray(values.transpose(0, 3, 1, 2), np.float32))
 
 

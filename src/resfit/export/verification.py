@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,6 @@ LEAST_AGREEMENT = 0.99
 #: Images ``(n, height, width, channels)``, RGB 0..255, to scores ``(n, classes)``.
 Run = Callable[[np.ndarray], np.ndarray]
 
-_FEWEST_RUNS = 5
 _BATCH = 16
 
 
@@ -31,19 +29,19 @@ class Check:
     Attributes:
         what: What was compared.
         difference: The largest difference.
-        tolerance: What it must not pass.
+        tolerance: What it must not pass; ``None`` states it without a limit.
         unit: Of both.
     """
 
     what: str
     difference: float
-    tolerance: float = TOLERANCE
+    tolerance: float | None = TOLERANCE
     unit: str = "of the largest"
 
     @property
     def passed(self) -> bool:
         """Whether the difference is within the tolerance; a difference that is no number is not."""
-        return self.difference <= self.tolerance
+        return self.tolerance is None or self.difference <= self.tolerance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Verification:
         runtime: What ran it, with its version.
         precision: Of the export.
         images: Number of images.
-        source: Where they are from.
+        source: Where they are from, how many there are, and how these were chosen.
         difference: Largest difference of a score, as a share of the largest score.
         agreement: Share of images with the same first class. A tie that the tolerance allows counts as the same. With
             several labels an image: share of labels about which both decide the same.
@@ -62,6 +60,10 @@ class Verification:
         keras_accuracy: The same for Keras.
         latency: Median milliseconds for one image, from array to scores, on this machine.
         checks: Further comparisons.
+        no_images: Shape of the scores of an empty batch; a string says how it was refused.
+        other_size: How an image of another size was refused; ``None`` where any size is taken. A shape is that of the
+            scores that came instead.
+        files: The images by name, files from the folder on that all of them are in; empty for arrays.
     """
 
     runtime: str
@@ -74,6 +76,9 @@ class Verification:
     keras_accuracy: float | None
     latency: float
     checks: tuple[Check, ...] = ()
+    no_images: tuple[int, ...] | str | None = None
+    other_size: tuple[int, ...] | str | None = None
+    files: tuple[str, ...] = ()
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -87,10 +92,14 @@ class Verification:
                 f"the first class agrees on {self.agreement:.1%} of the images, less than {LEAST_AGREEMENT:.0%}"
             )
         for check in self.checks:
-            if not check.passed:
+            if not check.passed and check.tolerance is not None:
                 found.append(
                     f"{check.what} differ by {check.difference:.3g} {check.unit}, more than {check.tolerance:g}"
                 )
+        if isinstance(self.no_images, str) or (self.no_images is not None and self.no_images[0] != 0):
+            found.append(f"an empty batch must give no scores, and gives {self.no_images}")
+        if isinstance(self.other_size, tuple):
+            found.append("images of another size are not refused")
         return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,6 +107,9 @@ class Verification:
         limits = {"difference": TOLERANCES[self.precision], "agreement": LEAST_AGREEMENT}
         return {
             **dataclasses.asdict(self),
+            "no_images": list(self.no_images) if isinstance(self.no_images, tuple) else self.no_images,
+            "other_size": list(self.other_size) if isinstance(self.other_size, tuple) else self.other_size,
+            "files": list(self.files),
             "checks": [{**dataclasses.asdict(check), "passed": check.passed} for check in self.checks],
             "limits": limits,
             "passed": not self.problems,
@@ -155,22 +167,3 @@ def accuracy(scores: np.ndarray, labels: np.ndarray) -> float | None:
     """
     known = labels >= 0
     return float(np.mean(scores[known].argmax(axis=1) == labels[known])) if known.any() else None
-
-
-def latency(run: Run, image: np.ndarray, seconds: float = 0.5) -> float:
-    """Returns the median time for one image in milliseconds.
-
-    Args:
-        run: The export.
-        image: uint8 ``(height, width, channels)``.
-        seconds: Time to measure, after a first run that does not count.
-    """
-    batch = image[None].astype(np.float32)
-    run(batch)
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < _FEWEST_RUNS or time.perf_counter() < end:
-        begin = time.perf_counter()
-        run(batch)
-        times.append(time.perf_counter() - begin)
-    return 1000 * float(np.median(times))

@@ -81,6 +81,8 @@ def _module(model: keras.Model, specs: Any, value_range: tuple[float, float] | N
 
     @tf.function(autograph=False)
     def call(inputs: Any, training: bool = False) -> Any:
+        # a signature's shape is not checked when it is called, and a network may take any
+        inputs = tree.map_structure(lambda tensor, spec: tf.ensure_shape(tensor, spec.shape), inputs, specs)
         if value_range is not None:
             inputs = inputs * scale + shift
         outputs = model(inputs, training=training)

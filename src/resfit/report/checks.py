@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from resfit.checking import Checks
+from resfit.checking import Checks, label_precision
 from resfit.data.thumbnails import thumbnails
 from resfit.errors import ArgumentError
 from resfit.files import write_text
@@ -100,7 +100,7 @@ def _groups(found: Checks) -> list[dict[str, Any]]:
             lambda pair: (pair, " / ".join(label(one) for one in pair)),
         ),
         group(
-            "Labels that are probably wrong",
+            f"Labels worth a look ({label_precision()})",
             found.label_errors,
             lambda error: ([error.position], f"{names[error.label]} → {names[error.suggested]}?"),
         ),

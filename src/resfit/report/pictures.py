@@ -18,6 +18,8 @@ from resfit.report.templates import address, plain
 EACH_WRONG, EACH_RIGHT, ALTOGETHER = 16, 4, 600
 #: Most confident mistakes, and least confident hits, that are shown.
 SHOWN = 12
+#: Longest side of a photo under a map, in pixels: a report is one file.
+LONGEST = 640
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,11 +163,16 @@ def _overlays(findings: Findings, positions: Sequence[int]) -> tuple[dict[int, b
     except ResfitError as error:
         return {}, "", f"the network could not be explained: {error}"
     made = {
-        position: jpeg(np.asarray(item.overlay))
-        for position, item in zip(positions, found, strict=True)
-        if np.size(item.overlay)
+        position: jpeg(item.picture(LONGEST)) for position, item in zip(positions, found, strict=True) if not item.error
     }
-    return made, "Grad-CAM", ""
+    replaced = sum(item.method != "grad-cam" for item in found if not item.error)
+    against = sum(item.evidence == "negative" for item in found if not item.error)
+    how = "Grad-CAM"
+    if replaced:
+        how += f" (HiResCAM for the {replaced} of {len(made)} where it finds nothing for the class)"
+    if against:
+        how += f" (violet for the {against} of {len(made)} where it shows what speaks against the class)"
+    return made, how, ""
 
 
 def _name(path: Path, root: Path) -> str:

@@ -26,7 +26,9 @@ DOCUMENTS = {"report": ("report.html",), "card": ("model_card.md", "MODEL_CARD.m
 #: How many nearest training images are shown.
 NEAREST = 5
 #: Ways of drawing what a class is seen by.
-METHODS = ("grad-cam", "grad-cam++", "eigen-cam")
+METHODS = ("grad-cam", "hires-cam", "grad-cam++", "eigen-cam")
+#: Longest side of an explained photo, in pixels.
+LONGEST = 1600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +52,21 @@ class Explanation:
 
     Attributes:
         label: The class.
-        image: uint8 ``(height, width, 3)``: the image as the network gets it.
+        image: uint8 ``(height, width, 3)``: the photo at its own size, at most 1600 pixels.
         map: uint8 ``(height, width, 4)``: how much each place counts, to be laid over the image.
         overlay: uint8 ``(height, width, 3)``: both in one.
+        method: What made the map.
+        evidence: Whether the map shows what speaks for the class (``"positive"``) or against it (``"negative"``).
+        note: What is to be known of the map; empty for an ordinary one.
     """
 
     label: str
     image: np.ndarray
     map: np.ndarray
     overlay: np.ndarray
+    method: str
+    evidence: str
+    note: str
 
 
 class Served:
@@ -172,12 +180,37 @@ class Served:
         """Whether a temperature was fitted, so that the probabilities mean what they say."""
         return self.classifier.calibration.count > 0
 
-    def explain(self, image: np.ndarray, method: str) -> Explanation:
-        """Draws where on an image the most probable class was seen."""
-        from resfit.explain import overlays
+    def explain(
+        self, image: np.ndarray, method: str, source: bytes | np.ndarray | None = None, max_pixels: int | None = None
+    ) -> Explanation:
+        """Draws where on an image the most probable class was seen.
+
+        Args:
+            image: As the network takes it.
+            method: One of :data:`METHODS`.
+            source: The file, or the array before it was brought to the network's size; by default ``image``.
+            max_pixels: Most pixels of the file that are decoded.
+        """
+        from resfit.data.decode import MAX_PIXELS
+        from resfit.explain import overlays, photos
 
         (found,) = self.classifier.explain([image], method=method)
-        return Explanation(str(found.label), image, overlays.layer(found.map), found.overlay)
+        contract = self.classifier.input_spec
+        whole = image if source is None else source
+        try:
+            photo = photos.read(whole, contract, longest=LONGEST, max_pixels=max_pixels or MAX_PIXELS)
+        except ImageError:  # too large for the memory at its own size
+            photo = photos.read(image, contract)
+        against = found.evidence == "negative"
+        return Explanation(
+            label=str(found.label),
+            image=photo.pixels,
+            map=overlays.photo_layer(photo, found.map, against=against),
+            overlay=overlays.over_photo(photo, found.map, against=against),
+            method=found.method,
+            evidence=found.evidence,
+            note=found.note,
+        )
 
     def nearest(self, image: np.ndarray) -> list[Neighbour] | None:
         """Returns the nearest training images; ``None`` where the classifier keeps none."""

@@ -269,7 +269,10 @@ def _answered(
 def _explained(found: adapter.Explanation, neighbours: list[adapter.Neighbour] | None) -> dict[str, Any]:
     return {
         "label": found.label,
-        "is_empty": not found.map[..., 3].any(),
+        "method": found.method,
+        "evidence": found.evidence,
+        "note": found.note,
+        "is_empty": found.evidence != "positive",
         "image": adapter.data_url(adapter.png(found.image)),
         "heat": adapter.data_url(adapter.png(found.map)),
         "overlay": adapter.data_url(adapter.png(found.overlay)),

@@ -89,7 +89,8 @@ class Pipeline:
 
         def work() -> adapter.Explanation:
             served = version.served
-            return served.explain(self._array(served, source), method)
+            image = self._array(served, source)
+            return served.explain(image, method, source, self._settings.max_pixels)
 
         return await self._apart(work)
 

@@ -242,7 +242,7 @@ async function explain(node, file, button) {
   button.remove();
   slider.focus();
   showNearest(node.querySelector(".nearest"), found.nearest);
-  $("status").textContent = found.is_empty ? "No place speaks for this class more than against it." : "Explained.";
+  $("status").textContent = found.note ? `Explained: ${found.note}.` : "Explained.";
 }
 
 function showNearest(place, neighbours) {
