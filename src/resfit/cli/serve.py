@@ -40,6 +40,10 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option("--allow-host", help="Name that clients may call the server by; repeatable.")
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option("--allow-origin", help="Site whose pages may ask, such as https://lab.example; repeatable."),
+    ] = None,
     max_batch: Annotated[
         int, typer.Option("--max-batch", help="Most images in one pass of the network.")
     ] = Settings.max_batch,
@@ -92,6 +96,7 @@ def serve(
         name=name,
         token=read_token(token_file),
         hosts=tuple(known.lower() for known in allow_host or ()),
+        origins=tuple(origin.lower().rstrip("/") for origin in allow_origin or ()),
         max_batch=max_batch,
         max_delay=max_delay / 1000,
         workers=workers,

@@ -7,7 +7,7 @@ import concurrent.futures
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,9 @@ Source = bytes | np.ndarray
 _MOST_SCANS = 100
 _SCAN = b"\xff\xda"
 _MOST_EXPLANATIONS = 16
+_LONG = 1 << 14  # bytes of a body that are read in about a millisecond
+_READERS = 2
+_T = TypeVar("_T")
 
 
 class Pipeline:
@@ -42,6 +45,7 @@ class Pipeline:
         self._explanations = Slots(_MOST_EXPLANATIONS)
         self._decoders = concurrent.futures.ThreadPoolExecutor(processors.available(), "decode")
         self._explainer = concurrent.futures.ThreadPoolExecutor(1, "explain")
+        self._readers = concurrent.futures.ThreadPoolExecutor(_READERS, "read")
         self._decoding: dict[Work, float] = {}
         self._lock = threading.Lock()
 
@@ -97,6 +101,17 @@ class Pipeline:
         """Returns the training images nearest to one; ``None`` where none are kept."""
         served = version.served
         return await self._apart(lambda: served.nearest(self._array(served, source)))
+
+    async def aside(self, work: Callable[[], _T], size: int = _LONG) -> _T:
+        """Does what takes long beside the event loop, so that it can answer others meanwhile.
+
+        Args:
+            work: What is done, in steps of milliseconds: a thread that never lets go of Python stalls all the others.
+            size: Of how many bytes; what is small is done at once.
+        """
+        if size < _LONG:
+            return work()
+        return await asyncio.wrap_future(self._readers.submit(work))
 
     def expire(self) -> None:
         """Gives up on images whose decoding takes too long; called now and then.
