@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -127,4 +129,7 @@ def serve(
             console.print_json({"url": url})
         console.message(f"Serving {source} at {url}  (API: {url}/docs)  Ctrl-C ends it.")
 
-    server.serve(source, settings, started=started)
+    if not server.serve(source, settings, started=started):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # a thread that waits for a disk would keep the process for ever

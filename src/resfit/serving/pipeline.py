@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -45,14 +46,32 @@ class Pipeline:
         self._explanations = Slots(_MOST_EXPLANATIONS)
         self._decoders = concurrent.futures.ThreadPoolExecutor(processors.available(), "decode")
         self._explainer = concurrent.futures.ThreadPoolExecutor(1, "explain")
+        self._files = concurrent.futures.ThreadPoolExecutor(_READERS, "files")
         self._readers = concurrent.futures.ThreadPoolExecutor(_READERS, "read")
         self._decoding: dict[Work, float] = {}
         self._lock = threading.Lock()
 
-    def close(self) -> None:
-        """Ends the threads, once what they do is done."""
-        self._decoders.shutdown(cancel_futures=True)
-        self._explainer.shutdown(cancel_futures=True)
+    def close(self, patience: float = math.inf) -> bool:
+        """Ends the threads, once what they do is done.
+
+        Args:
+            patience: Seconds for which that is waited for.
+
+        Returns:
+            Whether all have ended.
+        """
+        pools = (self._decoders, self._explainer, self._readers, self._files)
+        for pool in pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+        def wait() -> None:
+            for pool in pools:
+                pool.shutdown()
+
+        waiting = threading.Thread(target=wait, name="closing", daemon=True)
+        waiting.start()
+        waiting.join(None if patience == math.inf else patience)
+        return not waiting.is_alive()
 
     async def run(self, version: Version, task: str, sources: Sequence[Source]) -> list[Any]:
         """Answers for every image of a request.
@@ -112,6 +131,18 @@ class Pipeline:
         if size < _LONG:
             return work()
         return await asyncio.wrap_future(self._readers.submit(work))
+
+    async def from_disk(self, work: Callable[[], _T]) -> _T:
+        """Reads files beside the event loop: a disk may keep a thread waiting.
+
+        Raises:
+            Problem: It does, for too long (504).
+        """
+        try:
+            async with asyncio.timeout(self._settings.timeout):
+                return await asyncio.wrap_future(self._files.submit(work))
+        except TimeoutError:
+            raise self._late() from None
 
     def expire(self) -> None:
         """Gives up on images whose decoding takes too long; called now and then.
