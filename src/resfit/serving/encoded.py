@@ -47,11 +47,10 @@ def decode(data: bytes | bytearray, start: int, end: int, what: str) -> bytes:
             alphabets.add("usual")
         if len(alphabets) > 1:
             raise _refused(what, "it mixes the usual alphabet (+ and /) with that for URLs (- and _)")
-        text = text.translate(_URL_SAFE)
-        if rest.endswith(b"=") and text:
-            raise _refused(what, "it goes on behind its padding '='")
-        text = rest + text
+        text = rest + text.translate(_URL_SAFE)
         whole = max(0, (len(text) - 1) // 4 * 4)  # the last four wait: they may be the padded end
+        if b"=" in text[:whole]:
+            raise _refused(what, "it goes on behind its padding '='")
         parts.append(_strict(text[:whole], what))
         rest = text[whole:]
     if len(rest.rstrip(b"=")) % 4 == 1:
@@ -98,7 +97,7 @@ def _strict(text: bytes, what: str) -> bytes:
         foreign = _FOREIGN.search(text)
         if foreign is not None:
             raise _refused(what, f"it holds the character {foreign[0].decode('latin-1')!r}") from None
-        raise _refused(what, "it goes on behind its padding '=', or ends in the middle") from None
+        raise _refused(what, "its padding '=' is not where it ends") from None
 
 
 def _refused(what: str, cause: str) -> Problem:
