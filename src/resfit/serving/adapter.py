@@ -90,9 +90,9 @@ class Served:
             ArtifactError: It cannot be read, or holds something else than regular files.
             ArgumentError: The engine cannot run it.
         """
+        folders.check(folder, [name for names in DOCUMENTS.values() for name in names])
         from resfit.classifier import Classifier
 
-        folders.check(folder, [name for names in DOCUMENTS.values() for name in names])
         return cls(Classifier.load(folder), folder, engine)
 
     @property
