@@ -1,20 +1,29 @@
 import collections
+import concurrent.futures
 import csv
+import functools
+import gc
 import json
+import multiprocessing
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from resfit import artifact, classifier, processors
+from resfit.cache import keep
 from resfit.classifier import Classifier, fit
 from resfit.data import decode, privacy
 from resfit.errors import ArgumentError, ArtifactError, DataError
+from resfit.transfer.features import extract
 from tests.pictures import picture, tiny_body, write_folder, write_picture
 from tests.transfer.networks import small_body
 
@@ -764,6 +773,34 @@ def test_saved_again_it_is_the_same(out, tmp_path):
     one, two = (json.loads((path / "classifier.json").read_text()) for path in (out, tmp_path / "copy"))
     assert {**one, "files": None} == {**two, "files": None}
     assert (tmp_path / "copy" / "test_predictions.csv").read_bytes() == (out / "test_predictions.csv").read_bytes()
+
+
+def test_a_pickled_classifier_gives_the_same_answers_in_another_process(fitted, folder):
+    paths = sorted(folder.rglob("*.png"))[:6]
+    expected = fitted.predict_proba(paths, engine="keras")
+    again = pickle.loads(pickle.dumps(fitted))
+    assert (again.classes, again.metrics, again.input_spec) == (fitted.classes, fitted.metrics, fitted.input_spec)
+    assert (again.recipe, again.temperature) == (fitted.recipe, fitted.temperature)
+    assert again.attachment("test_predictions.csv") == fitted.attachment("test_predictions.csv")
+    np.testing.assert_array_equal(again.references.features, fitted.references.features)
+    # bound methods are what process pools are given
+    ask = functools.partial(fitted.predict_proba, engine="keras")
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        found = pool.submit(ask, paths).result(300)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_locks_of_the_cache_are_closed(body, folder, tmp_path):
+    paths = sorted(folder.rglob("*.png"))[:3]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        for cache in (False, tmp_path):
+            extract(body, paths, cache=cache)
+        keep(tmp_path / "entry" / "users.lock")
+        shutil.rmtree(tmp_path / "entry")
+        keep(tmp_path / "entry" / "users.lock")  # another one now
+        gc.collect()
+    assert [str(warning.message) for warning in caught if warning.category is ResourceWarning] == []
 
 
 def test_model_loads_in_plain_keras(fitted, out):

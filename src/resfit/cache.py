@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
@@ -74,6 +75,8 @@ def keep(path: Path) -> None:
     with _keeping:
         held = _kept.get(path)
         if held is None or not _is_same(held, path):
+            if held is not None:  # of an entry that was deleted since
+                held.close()
             _kept[path] = hold(path)
 
 
@@ -95,6 +98,15 @@ def unused(path: Path) -> Iterator[bool]:
 
 _kept: dict[Path, IO[bytes] | None] = {}
 _keeping = threading.Lock()
+
+
+@atexit.register
+def _let_go() -> None:
+    """Closes what was kept until the process ends."""
+    for held in _kept.values():
+        if held is not None:
+            held.close()
+    _kept.clear()
 
 
 def _flocked(path: Path, kind: str, *, wait: bool = True) -> IO[bytes]:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import warnings
 import zlib
 
 import numpy as np
@@ -28,11 +29,11 @@ AS_IS = InputSpec(size=(8, 8), channels=1, mean=(0.0,), std=(1.0,), resize_mode=
 RAMP = np.arange(64, dtype=np.uint16).reshape(8, 8)
 
 # how the reasons begin of files without an image, and the reason of each that is damaged
-NO_IMAGE = ("a DICOM file without an image", "a DICOMDIR", "a DICOM file whose number of rows")
+NO_IMAGE = ("a DICOM file without an image", "a DICOMDIR", "its Rows (0028,0010)")
 DAMAGED = {
     "MR_truncated.dcm": "truncated: 8130 bytes of pixels, where the header declares 8192",
-    "badVR.dcm": "damaged or unusual DICOM file (ValueError)",
-    "JPEG-lossy.dcm": "damaged: its pixels cannot be decoded (RuntimeError)",
+    "badVR.dcm": "damaged: its Number of Frames (0028,0008) is not a number",
+    "JPEG-lossy.dcm": "damaged: its Pixel Data (7FE0,0010) cannot be decoded",
     "JPEG2000-embedded-sequence-delimiter.dcm": (
         "damaged or truncated: the header of its compressed frame is not sound"
     ),
@@ -378,3 +379,131 @@ def test_a_reading_travels_with_the_contract():
     assert "reading" not in AS_IS.to_dict()
     with pytest.raises(ArgumentError, match="unknown fields: size"):
         InputSpec.from_dict({"reading": {"size": 3}})
+
+
+# elements that are missing, empty or odd
+
+SHORT = np.arange(64, dtype=np.uint16).reshape(8, 8) * 60
+COLOURS = np.random.default_rng(5).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+SLOPE, WIDTH = "Rescale Slope (0028,1053)", "Window Width (0028,1051)"
+
+
+def shown(values, window=0, **tags) -> np.ndarray:
+    """What is shown of a file, and that of one which says everything must be the same."""
+    return decode_image(dicom(values, **tags), dataclasses.replace(AS_IS, reading=Reading(window=window)))
+
+
+@pytest.mark.parametrize("absent", [None, ""])
+@pytest.mark.parametrize(
+    ("values", "name", "stated", "note"),
+    [
+        (SHORT, "BitsStored", {"BitsStored": 16}, "Bits Stored (0028,0101)"),
+        (SHORT, "HighBit", {}, ""),
+        (SHORT, "PixelRepresentation", {"PixelRepresentation": 0}, "Pixel Representation (0028,0103)"),
+        (SHORT, "BitsAllocated", {"BitsAllocated": 16}, "Bits Allocated (0028,0100)"),
+        (SHORT[:7, :7].astype(np.uint8), "BitsAllocated", {"BitsAllocated": 8}, "Bits Allocated (0028,0100)"),
+        (SHORT, "SamplesPerPixel", {"SamplesPerPixel": 1}, "Samples per Pixel (0028,0002)"),
+        (COLOURS, "SamplesPerPixel", {"SamplesPerPixel": 3}, "Samples per Pixel (0028,0002)"),
+        (COLOURS, "PlanarConfiguration", {"PlanarConfiguration": 0}, "Planar Configuration (0028,0006)"),
+        (COLOURS, "BitsStored", {"BitsStored": 8}, "Bits Stored (0028,0101)"),
+        (SHORT, "NumberOfFrames", {"NumberOfFrames": 1}, ""),
+    ],
+)
+def test_what_says_how_pixels_are_stored_is_filled_in_and_told(values, name, stated, note, absent):
+    given = {"NumberOfFrames": 1} if name == "NumberOfFrames" else {}
+    wanted = shown(values, **{**given, **stated})
+    assert wanted.max() > wanted.min()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = shown(values, **{**given, name: absent} if absent == "" or name in dicom_names(values) else given)
+    np.testing.assert_array_equal(found, wanted)
+    told = [str(one.message) for one in caught if issubclass(one.category, UserWarning) and "taken" in str(one.message)]
+    assert [text.startswith(note) for text in told] == ([True] if note else [])
+
+
+def dicom_names(values) -> set[str]:
+    """Elements that every synthetic file has."""
+    colour = {"PlanarConfiguration"} if values.ndim == 3 else set()
+    return {"BitsStored", "HighBit", "PixelRepresentation", "BitsAllocated", "SamplesPerPixel"} | colour
+
+
+@pytest.mark.parametrize(
+    ("given", "stated", "note"),
+    [
+        ({"RescaleIntercept": -10}, {"RescaleSlope": 1, "RescaleIntercept": -10}, SLOPE),
+        ({"RescaleIntercept": -10, "RescaleSlope": ""}, {"RescaleSlope": 1, "RescaleIntercept": -10}, SLOPE),
+        ({"RescaleSlope": 2}, {"RescaleSlope": 2, "RescaleIntercept": 0}, "Rescale Intercept (0028,1052)"),
+        ({"RescaleSlope": 2, "RescaleIntercept": ""}, {"RescaleSlope": 2, "RescaleIntercept": 0}, "Rescale Intercept"),
+        ({"RescaleSlope": "", "RescaleIntercept": ""}, {"RescaleSlope": 1, "RescaleIntercept": 0}, ""),
+    ],
+)
+def test_rescaling_of_which_a_half_is_missing(given, stated, note):
+    window = {"WindowCenter": 1000, "WindowWidth": 1500}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = shown(SHORT, **given, **window)
+        found_chosen = shown(SHORT, window=(700.0, 900.0), **given)
+    np.testing.assert_array_equal(found, shown(SHORT, **stated, **window))
+    np.testing.assert_array_equal(found_chosen, shown(SHORT, window=(700.0, 900.0), **stated))
+    told = [str(one.message) for one in caught if "taken" in str(one.message)]
+    assert [text.startswith(note) for text in told] == ([True, True] if note else [])
+
+
+@pytest.mark.parametrize(
+    ("window", "why"),
+    [
+        ({"WindowCenter": 100, "WindowWidth": 0}, f"{WIDTH} is 0"),
+        ({"WindowCenter": 100, "WindowWidth": ""}, f"{WIDTH} is missing or empty"),
+        ({"WindowCenter": 100}, f"{WIDTH} is missing or empty"),
+        ({"WindowCenter": "", "WindowWidth": 100}, "Window Center (0028,1050) is missing or empty"),
+        ({"WindowCenter": [100, 200], "WindowWidth": [0, 50]}, f"{WIDTH} is 0"),
+    ],
+)
+def test_half_a_window_is_the_full_range_and_told(window, why):
+    with pytest.warns(UserWarning, match=f"full range of its values: its {re.escape(why)}. --window"):
+        found = shown(SHORT, **window)
+    np.testing.assert_array_equal(found, shown(SHORT))
+    if isinstance(window["WindowCenter"], list):  # the other one is sound
+        np.testing.assert_array_equal(shown(SHORT, window=1, **window), shown(SHORT, WindowCenter=200, WindowWidth=50))
+
+
+def test_an_empty_function_of_the_window_is_the_linear_one():
+    window = {"WindowCenter": 1000, "WindowWidth": 1500}
+    wanted = shown(SHORT, **window, VOILUTFunction="LINEAR")
+    np.testing.assert_array_equal(shown(SHORT, **window, VOILUTFunction=""), wanted)
+
+
+@pytest.mark.parametrize(
+    ("values", "tags", "reason"),
+    [
+        (SHORT, {"PhotometricInterpretation": ""}, "its Photometric Interpretation (0028,0004) is missing or empty"),
+        (
+            COLOURS,
+            {"PhotometricInterpretation": None},
+            "its Photometric Interpretation (0028,0004) is missing or empty",
+        ),
+        (SHORT, {"Rows": ""}, "its Rows (0028,0010) is missing or empty"),
+        (SHORT, {"Columns": None}, "its Columns (0028,0011) is missing or empty"),
+        (SHORT, {"BitsStored": 0}, "its Bits Stored (0028,0101) is 0, where Bits Allocated (0028,0100) is 16"),
+        (SHORT, {"BitsStored": 17}, "its Bits Stored (0028,0101) is 17, where Bits Allocated (0028,0100) is 16"),
+        (SHORT, {"RescaleSlope": 0, "RescaleIntercept": 3}, f"its {SLOPE} is 0, which makes all values the same"),
+        (SHORT, {"RescaleSlope": [1, 2], "RescaleIntercept": 3}, f"damaged: its {SLOPE} is not a number"),
+        (SHORT, {"WindowCenter": 9, "WindowWidth": -9}, f"its {WIDTH} is negative"),
+        (SHORT, {"WindowCenter": 9, "WindowWidth": 0.5}, f"its {WIDTH} is below 1"),
+        (SHORT, {"WindowCenter": 9, "WindowWidth": 9, "VOILUTFunction": "CUBIC"}, "VOI LUT Function (0028,1056)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_has_no_one_reading_is_refused_by_the_name_of_its_element(values, tags, reason):
+    with pytest.raises(ImageError) as found:
+        shown(values, **tags)
+    assert reason in str(found.value)
+    assert "Error" not in str(found.value)
+
+
+def test_a_number_that_is_none_is_named():
+    data = bytearray(dicom(SHORT, RescaleSlope="1234.5", RescaleIntercept=0))
+    place = data.index(b"1234.5")
+    data[place : place + 6] = b"PLANT "
+    with pytest.raises(ImageError, match=re.escape(f"damaged: its {SLOPE} is not a number")):
+        read(bytes(data))

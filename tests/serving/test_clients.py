@@ -231,6 +231,63 @@ def test_v2_files_by_tritons_client_with_all_outputs(triton, files, offline):
     assert [label.decode() for label in result.as_numpy("label")] == offline.labels
 
 
+@pytest.mark.parametrize("packed", ["gzip", "deflate"])
+def test_v2_packed_requests_by_tritons_client(triton, arrays, offline, packed):
+    http, client = triton
+    given = http.InferInput("images", arrays[:2].shape, "UINT8")
+    given.set_data_from_numpy(arrays[:2], binary_data=True)
+    result = client.infer("fashion", [given], request_compression_algorithm=packed)
+    np.testing.assert_allclose(result.as_numpy("scores"), offline.scores[:2], **CLOSE)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("count", [3, 99])
+def test_v2_classification_by_tritons_client(triton, arrays, offline, binary, count):
+    http, client = triton
+    given = http.InferInput("images", arrays[:2].shape, "UINT8")
+    given.set_data_from_numpy(arrays[:2])
+    outputs = [http.InferRequestedOutput("scores", binary_data=binary, class_count=count)]
+    found = client.infer("fashion", [given], outputs=outputs).as_numpy("scores")
+    best = np.argsort(-offline.scores[:2], axis=1)[:, :count]
+    assert found.shape == best.shape
+    for row, order, scores in zip(found, best, offline.scores, strict=False):
+        texts = [text.decode() if isinstance(text, bytes) else text for text in row]
+        parts = [text.split(":") for text in texts]
+        assert [int(index) for _, index, _ in parts[:3]] == order[:3].tolist()
+        assert [label for _, _, label in parts[:3]] == [offline.classes[index] for index in order[:3]]
+        np.testing.assert_allclose([float(value) for value, _, _ in parts[:3]], scores[order[:3]], rtol=0, atol=6e-6)
+
+
+def test_v2_classification_of_other_outputs(server, offline):
+    def ask(name, count):
+        body = {"inputs": [image_input()], "outputs": [{"name": name, "parameters": {"classification": count}}]}
+        return post(server, "/v2/models/fashion/infer", **body)
+
+    (output,) = ask("features", 2).json()["outputs"]
+    assert (output["datatype"], output["shape"]) == ("BYTES", [1, 2])
+    assert [text.count(":") for text in output["data"]] == [1, 1]
+    for name, count in (("label", 1), ("scores", -1), ("scores", True), ("scores", "2")):
+        answer = ask(name, count)
+        assert answer.status_code == 400
+        assert "'classification'" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("version", ["", "1"])
+def test_v2_configuration_by_tritons_client(triton, version, offline):
+    _, client = triton
+    assert {"classification", "model_configuration"} <= set(client.get_server_metadata()["extensions"])
+    config = client.get_model_config("fashion", version)
+    assert (config["name"], config["max_batch_size"]) == ("fashion", 64)
+    assert [(one["name"], one["data_type"], one["dims"]) for one in config["input"]] == [
+        ("images", "TYPE_FP32", [64, 64, 3])
+    ]
+    assert [(one["name"], one["data_type"], one["dims"]) for one in config["output"]] == [
+        ("scores", "TYPE_FP32", [10]),
+        ("label", "TYPE_STRING", [1]),
+        ("features", "TYPE_FP32", [offline.features.shape[1]]),
+    ]
+
+
 def test_v2_base64_in_json(server, files, offline):
     data = [b64(path)["b64"] for path in files[:2]]
     given = {"name": "images", "shape": [2], "datatype": "BYTES", "data": data}

@@ -240,3 +240,12 @@ def test_an_empty_folder_is_served_as_soon_as_models_come(classifier, files, tmp
         wait_until(lambda: httpx.get(f"{running.url}/v2/health/ready").status_code == 200, 120)
         assert httpx.post(f"{running.url}/predict", content=files[0].read_bytes(), timeout=30).status_code == 200
         assert running.stop() == 0
+
+
+@pytest.mark.slow
+def test_fifty_servers_end_as_they_should(classifier, tmp_path):
+    """While they load, when they are ready and under load: each with exit code 0, and none by an abort."""
+    command = [sys.executable, "benchmarks/server_exit.py", str(classifier), "--times", "50"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3600, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "terminate" not in done.stdout

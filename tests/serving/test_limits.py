@@ -167,9 +167,17 @@ def test_a_long_head_is_refused(guarded):
     assert raw(guarded, head + b"x" * 70_000).startswith(b"HTTP/1.1 400")  # before it ends
 
 
-def test_compressed_bodies_are_not_unpacked(guarded):
-    answer = post(guarded, content=zlib.compress(b"\0" * 10**6), headers={"Content-Encoding": "gzip"})
-    assert answer.status_code == 415
+def test_packed_bodies_are_bounded_before_and_after(guarded, files, offline):
+    headers = {"Content-Encoding": "deflate"}
+    answer = post(guarded, content=zlib.compress(b"\0" * 400_001), headers=headers)
+    assert (answer.status_code, answer.json()["error"]) == (
+        413,
+        "a request may have at most 400000 bytes, unpacked too.",
+    )
+    assert post(guarded, content=b"x" * 400_001, headers=headers).status_code == 413
+    answer = post(guarded, content=zlib.compress(files[0].read_bytes()), headers=headers)
+    assert answer.json()["predictions"][0]["label"] == offline.labels[0]
+    assert guarded.metric("resfit_buffered_bytes", TOKEN) == 0
 
 
 # images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,36 @@ def write(folder: Path, classifier: Any, attachments: dict[str, bytes]) -> None:
         "versions": classifier.versions,
     }
     artifact.write(folder, classifier.model.save, description, attachments)
+
+
+def packed(classifier: Any) -> dict[str, bytes]:
+    """Returns the files of a classifier's folder by their names in it.
+
+    Args:
+        classifier: A :class:`resfit.Classifier`.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "classifier.resfit"
+        classifier.save(folder)
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def unpacked(kind: Any, files: dict[str, bytes]) -> Any:
+    """Returns the classifier that :func:`packed` took apart.
+
+    Args:
+        kind: Its class.
+        files: Its files.
+
+    Raises:
+        ArtifactError: They cannot be read.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "classifier.resfit"
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        return kind.load(folder)
 
 
 def read(folder: Path) -> dict[str, Any]:

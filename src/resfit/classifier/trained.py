@@ -84,6 +84,10 @@ class Classifier:
         """Says what it tells apart."""
         return f"<Classifier {self.recipe.model}, {len(self.classes)} classes: {', '.join(self.classes[:5])}>"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Returns what a copy in another process is made of: the files of its folder, as :meth:`load` reads them."""
+        return stored.unpacked, (type(self), stored.packed(self))
+
     @property
     def temperature(self) -> float:
         """What logits are divided by before the softmax or sigmoid.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +41,10 @@ def serve(
     ] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option("--allow-host", help="Name that clients may call the server by; repeatable.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option("--allow-origin", help="Site whose pages may ask, such as https://lab.example; repeatable."),
     ] = None,
     max_batch: Annotated[
         int, typer.Option("--max-batch", help="Most images in one pass of the network.")
@@ -92,6 +98,7 @@ def serve(
         name=name,
         token=read_token(token_file),
         hosts=tuple(known.lower() for known in allow_host or ()),
+        origins=tuple(origin.lower().rstrip("/") for origin in allow_origin or ()),
         max_batch=max_batch,
         max_delay=max_delay / 1000,
         workers=workers,
@@ -122,4 +129,7 @@ def serve(
             console.print_json({"url": url})
         console.message(f"Serving {source} at {url}  (API: {url}/docs)  Ctrl-C ends it.")
 
-    server.serve(source, settings, started=started)
+    if not server.serve(source, settings, started=started):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # a thread that waits for a disk would keep the process for ever

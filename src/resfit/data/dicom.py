@@ -12,7 +12,7 @@ import math
 import zlib
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from resfit.data import codestreams, deep, display, quiet
+from resfit.data import codestreams, deep, dicom_tags, display, quiet
 from resfit.errors import ImageError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -75,14 +75,14 @@ def read_header(file: BinaryIO) -> Header:
     tags += ["InstanceNumber", "Rows", "SOPClassUID"]
     with quiet.reading(_KIND):
         ds = _dataset(file, stop_before_pixels=True, specific_tags=tags)
-        numbered = ds.get("InstanceNumber")
+        numbered = dicom_tags.number(ds, "InstanceNumber")
         return Header(
             patient=_text(ds.get("PatientID")) or _text(ds.get("StudyInstanceUID")),
             sex=_text(ds.get("PatientSex")).upper()[:1],
             site=_text(ds.get("InstitutionName")),
             frames=_frames(ds) if "Rows" in ds else 0,
             series=_text(ds.get("SeriesInstanceUID")),
-            number=float(numbered) if numbered is not None else 0.0,
+            number=numbered if numbered is not None else 0.0,
         )
 
 
@@ -142,8 +142,8 @@ def read_frame(data: bytes, reading: Reading, frame: int | None = None, most: in
         _check_frame(ds, index)
         try:
             raw = pixel_array(ds, index=index)
-        except Exception as error:
-            raise ImageError(f"damaged: its pixels cannot be decoded ({type(error).__name__})") from None
+        except Exception:
+            raise ImageError(f"damaged: its {dicom_tags.named(_pixels(ds))} cannot be decoded") from None
         return display.of(raw, ds, index, reading)
 
 
@@ -180,27 +180,37 @@ def _check_inflated(packed: bytes) -> None:
 
 def _check_sizes(ds: Any, most: int) -> None:
     """Looks at the sizes that the header declares, before anything is decoded."""
-    rows, columns = ds.get("Rows"), ds.get("Columns")
-    present = [name for name in _PIXELS if name in ds]
+    present = _pixels(ds)
     if not present:
-        raise ImageError("a DICOM file without an image (no pixel data)" if rows is None else "it has no pixel data")
-    if not (isinstance(rows, int) and isinstance(columns, int)):
-        raise ImageError("a DICOM file whose number of rows or columns is missing")
+        raise ImageError(
+            "a DICOM file without an image (no pixel data)" if "Rows" not in ds else "it has no pixel data"
+        )
+    rows, columns = dicom_tags.whole(ds, "Rows"), dicom_tags.whole(ds, "Columns")
+    if rows is None or columns is None:
+        missing = [dicom_tags.named(name) for name, side in (("Rows", rows), ("Columns", columns)) if side is None]
+        raise ImageError(f"its {' and '.join(missing)} is missing or empty")
     deep.check_pixels(columns, rows, most)
+    is_packed = ds.file_meta.TransferSyntaxUID.is_encapsulated
+    if present == _PIXELS[0]:
+        dicom_tags.complete_pixels(ds, _frames(ds), None if is_packed else len(ds[present].value or b""))
     samples, bits = ds.get("SamplesPerPixel", 1), ds.get("BitsAllocated", 0)
     if samples not in (1, 3) or not 1 <= int(bits) <= 64:
         raise ImageError(f"{samples} samples a pixel of {bits} bits; 1 or 3 of 1 to 64 are read")
-    if not ds.file_meta.TransferSyntaxUID.is_encapsulated:
+    if not is_packed:
         declared = math.ceil(rows * columns * samples * int(bits) * _frames(ds) / 8)
         subsampled = ds.get("PhotometricInterpretation") == "YBR_FULL_422"
-        held = len(ds[present[0]].value)
+        held = len(ds[present].value or b"")
         if held < (declared * 2 // 3 if subsampled else declared):
             raise ImageError(f"truncated: {held} bytes of pixels, where the header declares {declared}")
 
 
 def _frames(ds: Any) -> int:
-    number = ds.get("NumberOfFrames")
-    return 1 if number in (None, "") else max(1, int(number))
+    return max(1, dicom_tags.whole(ds, "NumberOfFrames") or 1)
+
+
+def _pixels(ds: Any) -> str:
+    """Returns the element that holds the pixels; empty where there is none."""
+    return next((name for name in _PIXELS if name in ds), "")
 
 
 def _chosen(count: int, wanted: int | str) -> int:

@@ -5,6 +5,7 @@ Nothing here trusts a file more than :mod:`resfit.data.dicom` does, which calls 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit.data import deep
+from resfit.data import deep, dicom_tags
 from resfit.errors import ImageError
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def _of_frame(ds: Any, index: int, sequence: str) -> Any:
 def _grey(raw: np.ndarray, ds: Any, reading: Reading) -> Frame:
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
+    dicom_tags.complete_shown(ds, None if isinstance(reading.window, tuple) else reading.window)
     black: float | None = None
     white: float | None = None
     padding = None
@@ -138,8 +140,10 @@ def _grey(raw: np.ndarray, ds: Any, reading: Reading) -> Frame:
             index, padding = None, ds.get("PixelPaddingValue")
 
     def shown(values: np.ndarray) -> np.ndarray:
-        values = apply_modality_lut(values, ds)
-        return values if index is None else apply_voi_lut(values, ds, index=index)
+        with _applying("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"):
+            values = apply_modality_lut(values, ds)
+        with _applying("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"):
+            return values if index is None else apply_voi_lut(values, ds, index=index)
 
     return Frame(
         raw,
@@ -150,6 +154,18 @@ def _grey(raw: np.ndarray, ds: Any, reading: Reading) -> Frame:
         _spacing(ds),
         ds.get("PhotometricInterpretation") == "MONOCHROME1" or ds.get("PresentationLUTShape") == "INVERSE",
     )
+
+
+@contextlib.contextmanager
+def _applying(*keywords: str) -> Iterator[None]:
+    """While it lasts, what goes wrong is told as a fault of these elements."""
+    try:
+        yield
+    except (ImageError, MemoryError):
+        raise
+    except Exception:
+        names = ", ".join(map(dicom_tags.named, keywords))
+        raise ImageError(f"damaged or unusual: one of these cannot be applied: {names}") from None
 
 
 def _range(ds: Any, index: int) -> tuple[float, float] | tuple[None, None]:
@@ -184,7 +200,8 @@ def _colour(raw: np.ndarray, ds: Any) -> Frame:
         from pydicom.pixels import apply_color_lut
 
         _check_palette(ds)
-        raw = apply_color_lut(raw, ds)
+        with _applying("RedPaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData"):
+            raw = apply_color_lut(raw, ds)
         bits = 8 * raw.dtype.itemsize
     if raw.ndim != 3 or raw.shape[-1] not in (3, 4):
         raise ImageError("a colour image without three colours")

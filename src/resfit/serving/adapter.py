@@ -6,23 +6,27 @@ Every answer comes from the classifier's own methods, so that it is the one that
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import functools
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit.errors import ImageError
-from resfit.serving.problems import unusable
+from resfit.errors import ArtifactError, ImageError
+from resfit.serving import folders, logs
+from resfit.serving.problems import Problem, unusable
 
 if TYPE_CHECKING:
     from resfit.classifier import Classifier, Prediction
 
 #: Files of a classifier that the page shows, by the name that it asks for.
 DOCUMENTS = {"report": ("report.html",), "card": ("model_card.md", "MODEL_CARD.md", "README.md")}
+_LARGEST_DOCUMENT = 64 * 2**20
 #: How many nearest training images are shown.
 NEAREST = 5
 #: Ways of drawing what a class is seen by.
@@ -91,9 +95,10 @@ class Served:
         """Reads a classifier and makes it ready.
 
         Raises:
-            ArtifactError: It cannot be read.
+            ArtifactError: It cannot be read, or holds something else than regular files.
             ArgumentError: The engine cannot run it.
         """
+        folders.check(folder, [name for names in DOCUMENTS.values() for name in names])
         from resfit.classifier import Classifier
 
         return cls(Classifier.load(folder), folder, engine)
@@ -120,11 +125,23 @@ class Served:
         return int(self.classifier.body().output_shape[-1])
 
     def warm_up(self, batch: int) -> None:
-        """Runs the network on batches of every size that is compiled apart, and compares it with Keras once."""
+        """Runs the network on batches of every size that is compiled apart, and compares it with Keras once.
+
+        Raises:
+            ArtifactError: There are weights that are not finite, or answers that are not.
+        """
         _ = self.features  # worked out once, and not while a client waits
+        for variable in self.classifier.model.variables:  # an engine may hide a NaN behind a maximum with 0
+            if not np.isfinite(np.asarray(variable, np.float32)).all():
+                raise ArtifactError(
+                    f"every weight of a network must be finite. Received: NaN or infinity in {variable.path}. "
+                    "Fit the classifier again."
+                )
         noise = np.random.default_rng(0).integers(0, 256, (batch, *self.shape), dtype=np.uint8)
         for count in sorted({1, min(2, batch), batch}):
-            self.predict(list(noise[:count]))
+            for found in (*self.predict(list(noise[:count])), *self.embed(list(noise[:count]))):
+                if isinstance(found, Problem):
+                    raise ArtifactError(f"a classifier must give finite scores. Received: NaN or infinity ({found}).")
 
     def decode(self, data: bytes, max_pixels: int) -> np.ndarray:
         """Decodes a file as the classifier does offline.
@@ -157,13 +174,14 @@ class Served:
             raise unusable(str(error)) from error
         return image
 
-    def predict(self, images: Sequence[np.ndarray]) -> Sequence[Prediction]:
-        """Says what is on images of the network's size."""
-        return self.classifier.predict(list(images), engine=self._body, batch_size=len(images))
+    def predict(self, images: Sequence[np.ndarray]) -> Sequence[Prediction | Problem]:
+        """Says what is on images of the network's size; an image whose scores are not finite is a problem."""
+        found = self.classifier.predict(list(images), engine=self._body, batch_size=len(images))
+        return [one if all(map(math.isfinite, one.probabilities.values())) else _not_finite() for one in found]
 
-    def embed(self, images: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-        """Returns the features of images of the network's size."""
-        return list(self._body.run(np.stack(images)))
+    def embed(self, images: Sequence[np.ndarray]) -> Sequence[np.ndarray | Problem]:
+        """Returns the features of images of the network's size; an image whose are not finite is a problem."""
+        return [row if np.isfinite(row).all() else _not_finite() for row in self._body.run(np.stack(images))]
 
     def scores(self, predictions: Sequence[Prediction]) -> np.ndarray:
         """Returns probabilities in the order of the classes, float32 ``(n, classes)``."""
@@ -228,16 +246,31 @@ class Served:
         ]
 
     def document(self, name: str) -> bytes | None:
-        """Returns a document that stands beside the model; ``None`` if there is none.
+        """Returns a document that stands beside the model; ``None`` if there is none that may be shown.
 
         Args:
             name: A key of :data:`DOCUMENTS`.
         """
         for file in DOCUMENTS[name]:
-            path = self.folder / file
-            if path.is_file():
-                return path.read_bytes()
+            try:
+                return folders.read_file(self.folder, file, _LARGEST_DOCUMENT)
+            except FileNotFoundError:
+                continue
+            except (OSError, ArtifactError) as error:
+                logs.event("document is not shown", level=30, error=str(error))
         return None
+
+    def has_document(self, name: str) -> bool:
+        """Says whether there is a document that may be shown; see :meth:`document`."""
+        for file in DOCUMENTS[name]:
+            with contextlib.suppress(OSError, ArtifactError):
+                folders.resolve(self.folder, self.folder / file)
+                return True
+        return False
+
+
+def _not_finite() -> Problem:
+    return unusable("the network's answer is not finite: the image's values lie far outside of 0..255")
 
 
 def png(image: np.ndarray) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 import resfit
 from resfit.serving import inference_v2, pages, people, tfserving
@@ -63,7 +64,16 @@ def create_app(context: Context) -> Application:
     metrics.watch("resfit_queue_images", "Images in the queues.", lambda: repository.waiting)
     metrics.watch("resfit_accepted_images", "Images accepted and not answered yet.", lambda: pipeline.slots.taken)
     metrics.watch("resfit_buffered_bytes", "Bytes of request bodies in memory.", lambda: limits.buffered)
-    return limits
+    app.openapi()  # worked out once, and not while clients wait
+    if not context.settings.origins:
+        return limits
+    return CORSMiddleware(
+        limits,
+        allow_origins=context.settings.origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["authorization", "content-type", "content-encoding", "x-request-id", inference_v2.HEADER],
+        expose_headers=["x-request-id", "retry-after", inference_v2.HEADER],
+    )
 
 
 def _describe_token(app: FastAPI) -> None:

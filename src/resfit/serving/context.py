@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import Response
 from starlette.requests import Request
@@ -22,10 +22,14 @@ if TYPE_CHECKING:
 
 #: What a problem is called in the logs' scope entry.
 SCOPE = "resfit"
+#: Where the body stands in the scope, read and bounded by ``limits``.
+BODY = "resfit.body"
+_T = TypeVar("_T")
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 _MEANINGS = {
     400: "The request does not follow the protocol.",
     401: "The token is missing or wrong.",
+    403: "The request comes from a page of another site.",
     404: "There is no such model, version or label.",
     408: "The request did not arrive in time.",
     413: "The request is too large.",
@@ -76,6 +80,16 @@ class Context:
             note(request, model=found.model, version=found.number)
             yield found
 
+    async def reading(self, request: Request, read: Callable[[bytes | bytearray], _T]) -> _T:
+        """Returns what is read out of the body of a request; long bodies are read beside the event loop.
+
+        Args:
+            request: The request.
+            read: Reads the body, in steps that are short.
+        """
+        body = request.scope[BODY]
+        return await self.pipeline.aside(lambda: read(body), len(body))
+
     def default_model(self) -> str:
         """Returns the model that is meant where none is named: the only one.
 
@@ -93,16 +107,6 @@ class Context:
 def note(request: Request, **facts: Any) -> None:
     """Adds facts to the log line of a request."""
     request.scope.setdefault(SCOPE, {}).update(facts)
-
-
-async def body_of(request: Request) -> bytes:
-    """Returns the body, which ``limits`` has read and bounded."""
-    return await request.body()
-
-
-async def json_body(request: Request, settings: Settings) -> dict[str, Any]:
-    """Returns the body as a JSON object."""
-    return wire.parse_object(await request.body(), settings)
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -164,7 +168,7 @@ def described(prediction: Prediction, unlike: bool | None, top: int | None) -> d
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Returns OpenAPI's description of the errors of a route; those of every route are added."""
-    every = (400, 401, 404, 408, 413, 415, 421, 429, 431, 503, 504)
+    every = (400, 401, 403, 404, 408, 413, 415, 421, 429, 431, 503, 504)
     content = {"application/json": {"schema": _ERROR}}
     return {status: {"description": _MEANINGS[status], "content": content} for status in sorted({*every, *statuses})}
 

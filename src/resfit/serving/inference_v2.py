@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,11 @@ from resfit.serving.context import (
     responses,
     whole_number,
 )
+from resfit.serving.json_reader import Document, held
 from resfit.serving.pipeline import Source
 from resfit.serving.problems import Problem, malformed
 from resfit.serving.repository import NotServed, Version
+from resfit.serving.settings import Settings
 
 #: Numbers that an image may consist of, by the protocol's names.
 DATATYPES: dict[str, str] = {
@@ -48,9 +50,10 @@ DATATYPES: dict[str, str] = {
 #: Header with the length of the JSON in a body that goes on with binary data.
 HEADER = "Inference-Header-Content-Length"
 INPUT = "images"
+#: Extensions of the protocol that are spoken here, by Triton's names.
+EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration")
 _TASKS = {"scores": "predict", "label": "predict", "features": "embed"}
 _DEFAULT = ("scores", "label")
-_MOST_INPUTS = 16
 _SCHEMA = {
     "type": "object",
     "required": ["inputs"],
@@ -87,10 +90,11 @@ _EXAMPLE = {"inputs": [{"name": INPUT, "shape": [1], "datatype": "BYTES", "data"
 
 @dataclasses.dataclass(frozen=True)
 class _Output:
-    """An output that is asked for, and how it is to be written."""
+    """An output that is asked for, and how it is to be written; with `classes`, as the greatest of its values."""
 
     name: str
     binary: bool
+    classes: int = 0
 
 
 def router(context: Context) -> APIRouter:
@@ -105,7 +109,7 @@ def router(context: Context) -> APIRouter:
         """Says what this server is."""
         import resfit
 
-        return json_response({"name": "resfit", "version": resfit.__version__, "extensions": ["binary_tensor_data"]})
+        return json_response({"name": "resfit", "version": resfit.__version__, "extensions": list(EXTENSIONS)})
 
     async def live() -> Response:
         """Says that the server runs."""
@@ -149,6 +153,11 @@ def _add(routes: APIRouter, context: Context, place: str, is_numbered: bool) -> 
         with leased(request) as version:
             return json_response(_metadata(context, version))
 
+    async def config(request: Request) -> Response:
+        """Says how a model is served, as Triton's model configuration does."""
+        with leased(request) as version:
+            return json_response(_configuration(context, version))
+
     async def ready(request: Request) -> Response:
         """Says whether a model can be asked."""
         with leased(request) as version:
@@ -156,16 +165,15 @@ def _add(routes: APIRouter, context: Context, place: str, is_numbered: bool) -> 
 
     async def infer(request: Request) -> Response:
         """Answers for images, in JSON or with binary data."""
-        body = await request.body()
-        given, binary = _split(body, request.headers.get(HEADER), context)
         with leased(request) as version:
-            return await _infer(context, request, version, given, binary)
+            return await _infer(context, request, version)
 
     numbered = [{"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}]
     named = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}]
     parameters = {"parameters": named + (numbered if is_numbered else [])}
     rows: tuple[tuple[str, Callable[..., Any], str, dict[str, Any]], ...] = (
         ("", metadata, "GET", {}),
+        ("/config", config, "GET", {}),
         ("/ready", ready, "GET", {}),
         ("/infer", infer, "POST", json_request(_SCHEMA, _EXAMPLE)),
     )
@@ -195,25 +203,154 @@ def _metadata(context: Context, version: Version) -> dict[str, Any]:
     }
 
 
-def _split(body: bytes, header: str | None, context: Context) -> tuple[dict[str, Any], memoryview]:
-    """Returns the JSON of a body and the binary data behind it."""
+def _configuration(context: Context, version: Version) -> dict[str, Any]:
+    served = version.served
+    outputs = (("scores", "TYPE_FP32", len(served.classes)), ("label", "TYPE_STRING", 1))
+    return {
+        "name": version.model,
+        "platform": f"resfit_{served.engine}",
+        "backend": "resfit",
+        "version_policy": {"latest": {"num_versions": context.settings.versions}},
+        "max_batch_size": context.settings.max_files,
+        "input": [{"name": INPUT, "data_type": "TYPE_FP32", "format": "FORMAT_NHWC", "dims": list(served.shape)}],
+        "output": [
+            *({"name": name, "data_type": kind, "dims": [size]} for name, kind, size in outputs),
+            {"name": "features", "data_type": "TYPE_FP32", "dims": [served.features]},
+        ],
+        "dynamic_batching": {
+            "preferred_batch_size": [context.settings.max_batch],
+            "max_queue_delay_microseconds": round(1e6 * context.settings.max_delay),
+        },
+        "default_model_filename": "model.keras",
+    }
+
+
+@dataclasses.dataclass
+class _Input:
+    """What a request says of its input, and the data that stood in the JSON."""
+
+    shape: tuple[int, ...] | None = None
+    datatype: str = ""
+    parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
+    data: np.ndarray | list[bytes] | None = None
+    keys: set[str] = dataclasses.field(default_factory=set)
+
+
+@dataclasses.dataclass
+class _Request:
+    """A request for inference."""
+
+    identifier: str
+    outputs: list[_Output]
+    sources: list[Source]
+
+
+def _read(body: bytes | bytearray, header: str | None, context: Context, version: Version) -> _Request:
+    """Reads a request: the JSON, and the binary data behind it."""
     length = len(body)
     if header is not None:
         if not (header.isascii() and header.isdigit() and len(header) < 12 and int(header) <= length):
             raise malformed(f"{HEADER} must be the length of the JSON, at most that of the body.")
         length = int(header)
-    return wire.parse_object(body[:length], context.settings), memoryview(body)[length:]
-
-
-async def _infer(
-    context: Context, request: Request, version: Version, given: dict[str, Any], binary: memoryview
-) -> Response:
-    identifier = given.get("id", "")
-    parameters = given.get("parameters", {})
+    document = Document(body, context.settings, length)
+    given: dict[str, Any] = {}
+    found: _Input | None = None
+    for key in document.members():
+        if key == "inputs":
+            found = _read_inputs(document, context, version)
+        else:
+            given[key] = document.value()
+    document.finish()
+    identifier, parameters = given.get("id", ""), given.get("parameters", {})
     if not isinstance(identifier, str) or len(identifier) > 256 or not isinstance(parameters, dict):
         raise malformed("'id' must be a string of at most 256 characters and 'parameters' an object.")
     outputs = _outputs(given.get("outputs"), bool(parameters.get("binary_data_output", False)))
-    sources = _sources(context, version, given.get("inputs"), binary)
+    if found is None:
+        raise malformed("'inputs' must be a list with one input.")
+    return _Request(identifier, outputs, _sources(context, version, found, memoryview(body)[length:]))
+
+
+def _read_inputs(document: Document, context: Context, version: Version) -> _Input:
+    found = None
+    if document.peek() == "[":
+        for position in document.elements():
+            if position or document.peek() != "{":
+                raise malformed(f"this model has one input, '{INPUT}'.")
+            found = _read_input(document, context, version)
+    if found is None:
+        raise malformed("'inputs' must be a list with one input.")
+    return found
+
+
+def _read_input(document: Document, context: Context, version: Version) -> _Input:
+    found = _Input()
+    for key in document.members():
+        found.keys.add(key)
+        if key == "data":
+            found.data = _read_data(document, found, context, version)
+            continue
+        value = document.value()
+        if key == "name" and value != INPUT:
+            raise malformed(f"this model has one input, '{INPUT}'.")
+        if key == "shape":
+            found.shape = wire.shape(value, context.settings.max_body, f"input '{INPUT}'")
+        elif key == "datatype":
+            if not isinstance(value, str) or value not in (*DATATYPES, "BYTES"):
+                raise malformed(
+                    f"the datatype must be BYTES or one of {', '.join(DATATYPES)}. Received: {str(value)[:40]!r}."
+                )
+            found.datatype = value
+        elif key == "parameters":
+            if not isinstance(value, dict):
+                raise malformed("the 'parameters' of an input must be an object.")
+            found.parameters = value
+    if "name" not in found.keys:
+        raise malformed(f"this model has one input, '{INPUT}'.")
+    return found
+
+
+def _read_data(document: Document, given: _Input, context: Context, version: Version) -> Any:
+    """Reads the data of an input that stand in the JSON, as far as they are what it says of them."""
+    if document.peek() != "[":
+        document.value()
+        return None
+    settings = context.settings
+    if given.shape is not None and given.datatype:
+        _check_shape(given, settings, version)
+    is_text = document.holds_strings()
+    if is_text and given.datatype not in ("BYTES", ""):
+        raise malformed(f"'data' must be a list of numbers that {given.datatype} can hold. Received: a string.")
+    if not is_text and given.datatype == "BYTES":
+        if document.is_empty_list():
+            document.value()
+            return []
+        raise malformed("BYTES in JSON must be strings: the base64 of a file each.")
+    count = None if given.shape is None else math.prod(given.shape)
+    if is_text:
+        files: list[bytes] = []
+        for position in document.leaves():
+            if position >= settings.max_files or (count is not None and position >= count):
+                raise _wrong_count(given, f"more than {position}", settings)
+            if document.peek() != '"':
+                raise malformed("BYTES in JSON must be strings: the base64 of a file each.")
+            files.append(document.base64(f"image {position}"))
+        return files
+    kind = np.dtype(DATATYPES.get(given.datatype, "<f8"))
+    if kind == np.float64 and given.datatype:
+        kind = np.dtype("<f4")  # as wide as the network's numbers are
+    most = settings.max_body if count is None else count
+    try:
+        return document.numbers(kind, "'data'", most)[0]
+    except Problem as problem:
+        if problem.status == 413 and count is not None:
+            raise _wrong_count(given, f"more than {most}", settings) from None
+        raise
+
+
+async def _infer(context: Context, request: Request, version: Version) -> Response:
+    header = request.headers.get(HEADER)
+    asked = await context.reading(request, lambda body: _read(body, header, context, version))
+    identifier, outputs, sources = asked.identifier, asked.outputs, asked.sources
     note(request, images=len(sources))
     served = version.served
     columns: dict[str, Any] = {}
@@ -225,28 +362,41 @@ async def _infer(
         else:
             columns["scores"] = served.scores(results).astype("<f4")
             columns["label"] = [str(result.label) for result in results]
-    described, tail = [], bytearray()
-    for output in outputs:
-        entry, data = _written(output, columns[output.name])
-        described.append(entry)
-        tail += data
-    answer: dict[str, Any] = {"model_name": version.model, "model_version": str(version.number), "outputs": described}
-    if identifier:
-        answer["id"] = identifier
-    head = wire.dump(answer)
-    if not tail:
-        return Response(head, media_type="application/json")
-    return Response(head + bytes(tail), headers={HEADER: str(len(head))}, media_type="application/octet-stream")
+
+    def written() -> Response:
+        described, tail = [], bytearray()
+        for output in outputs:
+            entry, data = _written(output, columns[output.name], version)
+            described.append(entry)
+            tail += data
+        answer: dict[str, Any] = {
+            "model_name": version.model,
+            "model_version": str(version.number),
+            "outputs": described,
+        }
+        if identifier:
+            answer["id"] = identifier
+        head = wire.dump(answer)
+        if not tail:
+            return Response(head, media_type="application/json")
+        return Response(head + bytes(tail), headers={HEADER: str(len(head))}, media_type="application/octet-stream")
+
+    return await context.pipeline.aside(written, 8 * sum(np.size(column) for column in columns.values()))
 
 
-def _written(output: _Output, values: Any) -> tuple[dict[str, Any], bytes]:
+def _written(output: _Output, values: Any, version: Version) -> tuple[dict[str, Any], bytes]:
     """Returns the description of an output and its binary data; without that, the values stand in the description."""
+    if output.classes:
+        values = _classified(values, output, version)
     is_text = isinstance(values, list)
     entry: dict[str, Any] = {
         "name": output.name,
         "datatype": "BYTES" if is_text else "FP32",
         "shape": [len(values)] if is_text else list(values.shape),
     }
+    if output.classes:
+        entry["shape"] = [len(values), len(values[0])]
+        values = [text for row in values for text in row]
     if not output.binary:
         entry["data"] = values if is_text else values.ravel().tolist()
         return entry, b""
@@ -254,6 +404,16 @@ def _written(output: _Output, values: Any) -> tuple[dict[str, Any], bytes]:
     data = b"".join(struct.pack("<I", len(text)) + text for text in encoded) if is_text else values.tobytes()
     entry["parameters"] = {"binary_data_size": len(data)}
     return entry, data
+
+
+def _classified(values: np.ndarray, output: _Output, version: Version) -> list[list[str]]:
+    """Returns the greatest values of each row as Triton writes them: ``value:index``, and ``:label`` for scores."""
+    names = [f":{name}" for name in version.served.classes] if output.name == "scores" else [""] * values.shape[1]
+    best = np.argsort(-values, axis=1, kind="stable")[:, : output.classes]
+    return [
+        [f"{row[index]:.6f}:{index}{names[index]}" for index in order.tolist()]
+        for row, order in zip(values, best, strict=True)
+    ]
 
 
 def _outputs(value: Any, binary: bool) -> list[_Output]:
@@ -269,96 +429,101 @@ def _outputs(value: Any, binary: bool) -> list[_Output]:
         parameters = entry.get("parameters", {})
         if not isinstance(parameters, dict):
             raise malformed("the 'parameters' of an output must be an object.")
-        if parameters.get("classification"):
-            raise malformed("the classification extension is not supported: ask for the output 'label' or 'scores'.")
-        found.append(_Output(name, bool(parameters.get("binary_data", binary))))
+        classes = parameters.get("classification", 0)
+        if type(classes) is not int or classes < 0:
+            raise malformed("'classification' must be the number of classes, at least 1.")
+        if classes and name == "label":
+            raise malformed("'classification' is for the outputs 'scores' and 'features': 'label' has no numbers.")
+        found.append(_Output(name, bool(parameters.get("binary_data", binary)), classes))
     if len({output.name for output in found}) < len(found):
         raise malformed("each output may be asked for once.")
     return found
 
 
-def _sources(context: Context, version: Version, inputs: Any, binary: memoryview) -> list[Source]:
-    if not isinstance(inputs, list) or not inputs or len(inputs) > _MOST_INPUTS:
-        raise malformed("'inputs' must be a list with one input.")
-    if len(inputs) > 1 or not isinstance(inputs[0], dict) or inputs[0].get("name") != INPUT:
-        raise malformed(f"this model has one input, '{INPUT}'.")
-    (given,) = inputs
+def _sources(context: Context, version: Version, given: _Input, binary: memoryview) -> list[Source]:
     settings = context.settings
+    if given.shape is None:
+        raise malformed(f"the shape of input '{INPUT}' must be a list of 1 to 8 numbers.")
+    if not given.datatype:
+        raise malformed(f"the datatype must be BYTES or one of {', '.join(DATATYPES)}. Received: none.")
+    _check_shape(given, settings, version)
+    data = _data(given, binary)
+    sides, count = given.shape, math.prod(given.shape)
+    if given.datatype == "BYTES":
+        if isinstance(data, np.ndarray):
+            raise malformed("BYTES in JSON must be strings: the base64 of a file each.")
+        files = _files(data, given, settings) if isinstance(data, memoryview) else data
+        if len(files) != count:
+            raise _wrong_count(given, str(len(files)), settings)
+        if isinstance(data, list) and given.parameters.get("content_type", "base64") != "base64":
+            raise malformed("BYTES in JSON must be base64.")
+        return list(files)
+    kind = np.dtype(DATATYPES[given.datatype])
+    if isinstance(data, memoryview):
+        if len(data) != count * kind.itemsize:
+            raise malformed(
+                f"{given.datatype} of shape {list(sides)} are {count * kind.itemsize} bytes. Received: {len(data)}."
+            )
+        values = np.frombuffer(data, kind)
+    elif isinstance(data, list):
+        raise malformed(f"'data' must be a list of numbers that {given.datatype} can hold. Received: a string.")
+    else:
+        values = data
+        if values.size != count:
+            raise _wrong_count(given, str(values.size), settings)
+        if kind.kind != "f":
+            values = held(values, kind, "'data'")
     channels = version.served.shape[-1]
-    sides = wire.shape(given.get("shape"), settings.max_body, f"input '{INPUT}'")
+    return [
+        wire.check_image(image, channels, settings, f"image {position}")
+        for position, image in enumerate(values.reshape(sides))
+    ]
+
+
+def _check_shape(given: _Input, settings: Settings, version: Version) -> None:
+    """Makes sure that a shape is that of images, before there are any."""
+    sides, channels = given.shape or (), version.served.shape[-1]
     if sides[0] > settings.max_files:
         raise Problem(413, f"a request may have at most {settings.max_files} images. Received: {sides[0]}.")
-    datatype = given.get("datatype")
-    if datatype != "BYTES" and (not isinstance(datatype, str) or datatype not in DATATYPES):
-        raise malformed(
-            f"the datatype must be BYTES or one of {', '.join(DATATYPES)}. Received: {str(datatype)[:40]!r}."
-        )
-    data = _data(given, binary)
-    if datatype == "BYTES":
-        files = _files(data, given.get("parameters") or {})
-        if len(sides) > 2 or math.prod(sides) != len(files):
-            raise malformed(f"the shape {list(sides)} says {math.prod(sides)} elements. Received: {len(files)}.")
-        return list(files)
+    if given.datatype == "BYTES":
+        if len(sides) > 2 or math.prod(sides) > settings.max_files:
+            raise malformed(f"BYTES must have the shape (n) or (n, 1). Received: {list(sides)}.")
+        return
     if len(sides) != 4:
         raise malformed(f"numbers must have the shape (n, height, width, {channels}). Received: {list(sides)}.")
-    images = _numbers(data, datatype, sides)
-    return [wire.check_image(image, channels, settings, f"image {position}") for position, image in enumerate(images)]
+    if sides[0]:
+        wire.check_sides(sides[1:], channels, settings, "image 0")
 
 
-def _data(given: dict[str, Any], binary: memoryview) -> memoryview | list[Any]:
-    """Returns the data of an input: the binary part, or what stands in the JSON."""
-    parameters = given.get("parameters", {})
-    if not isinstance(parameters, dict):
-        raise malformed("the 'parameters' of an input must be an object.")
-    size = parameters.get("binary_data_size")
+def _wrong_count(given: _Input, received: str, settings: Settings) -> Problem:
+    if given.shape is None:
+        return Problem(413, f"a request may have at most {settings.max_files} images. Received: {received}.")
+    return malformed(f"the shape {list(given.shape)} says {math.prod(given.shape)} elements. Received: {received}.")
+
+
+def _data(given: _Input, binary: memoryview) -> memoryview | list[bytes] | np.ndarray:
+    """Returns the data of an input: the binary part, or what stood in the JSON."""
+    size = given.parameters.get("binary_data_size")
     if size is None:
         if len(binary):
             raise malformed("there is binary data, and no input says its 'binary_data_size'.")
-        data = given.get("data")
-        if not isinstance(data, list):
+        if given.data is None:
             raise malformed("an input must have 'data', a list, or 'binary_data_size'.")
-        return data
-    if "data" in given:
+        return given.data
+    if "data" in given.keys:
         raise malformed("an input has 'data' or 'binary_data_size', not both.")
     if type(size) is not int or size != len(binary):
         raise malformed(f"'binary_data_size' must be the length of the binary data, {len(binary)}.")
     return binary
 
 
-def _numbers(data: memoryview | list[Any], datatype: str, sides: tuple[int, ...]) -> np.ndarray:
-    kind = np.dtype(DATATYPES[datatype])
-    if isinstance(data, memoryview):
-        expected = math.prod(sides) * kind.itemsize
-        if len(data) != expected:
-            raise malformed(f"{datatype} of shape {list(sides)} are {expected} bytes. Received: {len(data)}.")
-        return np.frombuffer(data, kind).reshape(sides)
-    try:
-        values = np.array(data)
-        if values.dtype.kind not in "iuf":
-            raise ValueError
-        with np.errstate(over="ignore"):
-            converted = values.astype(kind)
-        if kind.kind != "f" and not np.array_equal(converted, values):
-            raise ValueError
-    except (ValueError, TypeError, OverflowError):
-        raise malformed(f"'data' must be a list of numbers that {datatype} can hold, flat or nested evenly.") from None
-    if values.size != math.prod(sides):
-        raise malformed(f"the shape {list(sides)} says {math.prod(sides)} elements. Received: {values.size}.")
-    return converted.reshape(sides)
-
-
-def _files(data: memoryview | list[Any], parameters: dict[str, Any]) -> Sequence[bytes]:
-    """Returns the elements of a BYTES tensor: length-prefixed in binary data, base64 in JSON."""
-    if isinstance(data, list):
-        while len(data) == 1 and isinstance(data[0], list):
-            data = data[0]
-        if not all(isinstance(element, str) for element in data):
-            raise malformed("BYTES in JSON must be strings: the base64 of a file each.")
-        if parameters.get("content_type", "base64") != "base64":
-            raise malformed("BYTES in JSON must be base64.")
-        return [wire.decode_base64(text, f"image {position}") for position, text in enumerate(data)]
-    files, position = [], 0
+def _files(data: memoryview, given: _Input, settings: Settings) -> list[bytes]:
+    """Returns the elements of a BYTES tensor in binary data, each with its length before it."""
+    files: list[bytes] = []
+    position = 0
     while position < len(data):
+        if len(files) >= math.prod(given.shape or ()):
+            raise _wrong_count(given, f"more than {len(files)}", settings)
         if position + 4 > len(data):
             raise malformed("BYTES must be elements with their length before them, 4 bytes each.")
         (size,) = struct.unpack_from("<I", data, position)

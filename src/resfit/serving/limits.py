@@ -12,11 +12,12 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from resfit.serving import logs, wire
-from resfit.serving.context import SCOPE, Context
+from resfit.serving.context import BODY, SCOPE, Context
+from resfit.serving.packed import CODINGS, unpack
 from resfit.serving.pages import FILES
 from resfit.serving.problems import Problem, busy
 from resfit.serving.settings import is_loopback
@@ -42,6 +43,7 @@ SECURITY_HEADERS = {
     b"permissions-policy": b"camera=(self), microphone=(), geolocation=()",
     b"cache-control": b"no-store",
 }
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _CLIENT_LEFT = 499  # as nginx logs it; nobody receives it
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
@@ -70,9 +72,8 @@ class Limits:
                 await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, send, self._context)
-        held = 0
         try:
-            self._check_head(exchange)
+            coding = self._check_head(exchange)
             body = bytearray()
             async with asyncio.timeout(self._context.settings.body_timeout):
                 more = True
@@ -82,25 +83,30 @@ class Limits:
                         exchange.status = _CLIENT_LEFT
                         return
                     piece = message.get("body", b"")
-                    held += len(piece)
-                    self._buffered += len(piece)
-                    self._check_size(held)
+                    self._hold(exchange, len(piece))
                     body += piece
                     more = message.get("more_body", False)
             self._context.metrics.stage("read", time.monotonic() - exchange.begin)
-            await self._run(exchange, bytes(body), receive)
+            if coding:
+                most = self._context.settings.max_body
+                packed, body = body, bytearray()
+                body = await self._context.pipeline.aside(lambda: unpack(packed, coding, most))
+                self._hold(exchange, len(body))
+            await self._run(exchange, body, receive)
         except TimeoutError:
             seconds = self._context.settings.body_timeout
             await exchange.refuse(Problem(408, f"the request must arrive within {seconds:g} s."))
         except Problem as problem:
             await exchange.refuse(problem)
         finally:
-            self._buffered -= held
+            self._buffered -= exchange.held
             exchange.end()
 
-    async def _run(self, exchange: _Exchange, body: bytes, receive: Receive) -> None:
+    async def _run(self, exchange: _Exchange, body: bytes | bytearray, receive: Receive) -> None:
         """Runs the application; if the client leaves meanwhile, it is cancelled."""
-        waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        exchange.scope[BODY] = body
+        # routes take the body from the scope: nothing is copied
+        waiting: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
 
         async def replay() -> Message:
             if waiting:
@@ -135,7 +141,14 @@ class Limits:
             over = True
             watcher.cancel()
 
-    def _check_head(self, exchange: _Exchange) -> None:
+    def _hold(self, exchange: _Exchange, size: int) -> None:
+        """Counts bytes of a body that are in memory until the request has ended."""
+        exchange.held += size
+        self._buffered += size
+        self._check_size(exchange.held)
+
+    def _check_head(self, exchange: _Exchange) -> str:
+        """Makes sure that the head of a request is in order, and returns how its body is packed."""
         settings, headers = self._context.settings, exchange.headers
         scope = exchange.scope
         size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
@@ -146,16 +159,25 @@ class Limits:
         known = host in settings.hosts if settings.hosts else not settings.is_loopback or is_loopback(host)
         if not known:
             raise Problem(421, "this server is not known by the name in the Host header. See --allow-host.")
+        if scope["method"] not in _SAFE_METHODS and not _is_from_here(headers, settings.origins):
+            raise Problem(403, "this request comes from a page of another site. See --allow-origin.")
         if settings.token and exchange.scope["path"] not in OPEN_PATHS:
             scheme, _, sent = headers.get(b"authorization", b"").partition(b" ")
             is_right = hmac.compare_digest(sent.strip(), settings.token.encode())
             if scheme.lower() != b"bearer" or not is_right:
                 raise Problem(401, "this server asks for a token: Authorization: Bearer TOKEN.")
-        if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
-            raise Problem(415, "bodies are taken as they are, without Content-Encoding.")
+        coding = headers.get(b"content-encoding", b"identity").strip().lower().decode("latin-1").removeprefix("x-")
+        if coding not in (*CODINGS, "identity"):
+            raise Problem(
+                415,
+                f"bodies are taken as they are, or packed once with {' or '.join(CODINGS)}. "
+                f"Received: Content-Encoding: {coding[:40]!r}.",
+                headers={"Accept-Encoding": ", ".join(CODINGS)},
+            )
         length = headers.get(b"content-length", b"")
         if length.isdigit():
             self._check_size(int(length[:20]))
+        return "" if coding == "identity" else coding
 
     def _check_size(self, size: int) -> None:
         settings = self._context.settings
@@ -171,11 +193,14 @@ class _Exchange:
     def __init__(self, scope: Scope, send: Send, context: Context):
         self.scope, self._send, self._context = scope, send, context
         self.begin = time.monotonic()
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.headers: dict[bytes, bytes] = {}
+        for name, value in scope["headers"]:  # one that is there twice counts as the list of both
+            self.headers[name] = self.headers[name] + b", " + value if name in self.headers else value
         given = self.headers.get(b"x-request-id", b"")
         self.id = given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         self.status = 0
         self.sent = 0
+        self.held = 0
         self.has_started = self.is_complete = False
         scope[SCOPE] = {}
 
@@ -226,6 +251,26 @@ class _Exchange:
             sent=self.sent,
             **self.scope[SCOPE],
         )
+
+
+def _is_from_here(headers: Mapping[bytes, bytes], origins: Sequence[str]) -> bool:
+    """Says whether a request comes from a program, from this server's own page, or from a site that is let in.
+
+    Browsers say in ``Sec-Fetch-Site`` where the page of a request comes from, and no page can change that; those that
+    do not know the header say it in ``Origin``.
+    """
+    origin = headers.get(b"origin", b"").decode("latin-1").strip().lower()
+    if origin in origins:
+        return True
+    site = headers.get(b"sec-fetch-site", b"").strip().lower()
+    if site:
+        return site in (b"same-origin", b"none")
+    if not origin:
+        return True
+    scheme, _, place = origin.partition("://")
+    host = headers.get(b"host", b"").decode("latin-1").strip().lower()
+    port = {"http": ":80", "https": ":443"}.get(scheme, "")
+    return bool(place) and place.removesuffix(port) == host.removesuffix(port)
 
 
 def _host_name(host: str) -> str:

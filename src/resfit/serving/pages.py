@@ -49,20 +49,20 @@ def router(context: Context) -> APIRouter:
 
     async def about(request: Request) -> Response:
         """Tells the page what is served."""
-        return json_response(_about(context))
+        return json_response(await context.pipeline.from_disk(lambda: _about(context)))
 
     async def report(request: Request) -> Response:
         """Shows the evaluation report of a model; a browser's frame sends no token, so the link is signed."""
         model = request.query_params.get("model", "")
         if context.settings.token and not _is_signed(context.settings.token, model, request.query_params):
             raise Problem(401, "this link has run out. Load the page again.")
-        data = _document(context, request, model, "report")
+        data = await _document(context, request, model, "report")
         policy = {"Content-Security-Policy": REPORT_POLICY, "X-Frame-Options": "SAMEORIGIN"}
         return Response(data, headers=policy, media_type="text/html; charset=utf-8")
 
     async def card(request: Request) -> Response:
         """Returns the model card as Markdown."""
-        data = _document(context, request, request.query_params.get("model", ""), "card")
+        data = await _document(context, request, request.query_params.get("model", ""), "card")
         return Response(data, media_type="text/plain; charset=utf-8")
 
     async def metrics() -> Response:
@@ -102,8 +102,8 @@ def _about(context: Context) -> dict[str, Any]:
                 "engine": served.engine,
                 "size": list(served.shape[:2]),
                 "calibrated": served.is_calibrated,
-                "has_report": served.document("report") is not None,
-                "has_card": served.document("card") is not None,
+                "has_report": served.has_document("report"),
+                "has_card": served.has_document("card"),
                 "report_link": signed,
                 "metrics": _figures(served.classifier.metrics),
             }
@@ -126,9 +126,10 @@ def _figures(metrics: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _document(context: Context, request: Request, model: str, name: str) -> bytes:
+async def _document(context: Context, request: Request, model: str, name: str) -> bytes:
     with context.version(request, model or context.default_model()) as version:
-        data = version.served.document(name)
+        served = version.served
+        data = await context.pipeline.from_disk(lambda: served.document(name))
     if data is None:
         raise Problem(404, f"this model has no {name}.")
     return data

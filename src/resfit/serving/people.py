@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import Headers, UploadFile
@@ -13,6 +13,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from resfit.serving import adapter
 from resfit.serving.context import (
+    BODY,
     Context,
     described,
     json_ok,
@@ -70,6 +71,8 @@ _FORMAT = {
     "schema": {"type": "string", "enum": ["png", "json"]},
 }
 _LONGEST_NAME = 200
+_PIECE = 1 << 16
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +182,7 @@ async def uploads(request: Request, context: Context) -> list[Upload]:
     if kind == "multipart/form-data":
         return await _form(request, context)
     if kind.startswith("image/") or kind in ("application/octet-stream", ""):
-        body = await request.body()
+        body = bytes(request.scope[BODY])
         if not body:
             raise malformed("a request must have at least one image. Received: an empty body.")
         return [Upload("", body)]
@@ -191,12 +194,18 @@ async def uploads(request: Request, context: Context) -> list[Upload]:
 
 
 async def _form(request: Request, context: Context) -> list[Upload]:
-    most = context.settings.max_files
-    parser = _InMemory(
-        Headers(raw=request.scope["headers"]), request.stream(), max_files=most, max_fields=16, max_part_size=4096
-    )
+    headers = Headers(raw=request.scope["headers"])
+    return await context.reading(request, lambda body: _read_form(body, headers, context.settings.max_files))
+
+
+def _read_form(body: bytes | bytearray, headers: Headers, most: int) -> list[Upload]:
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        for start in range(0, len(body), _PIECE):
+            yield bytes(body[start : start + _PIECE])
+
+    parser = _InMemory(headers, pieces(), max_files=most, max_fields=16, max_part_size=4096)
     try:
-        form = await parser.parse()
+        form = _finished(parser.parse())
     except MultiPartException as error:
         status = 413 if error.message.startswith("Too many files") else 400
         raise Problem(status, f"the form cannot be read: {error.message}") from None
@@ -205,7 +214,23 @@ async def _form(request: Request, context: Context) -> list[Upload]:
     files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
     if not files:
         raise malformed("a request must have at least one image. Received: a form without files.")
-    return [Upload(_base_name(file.filename), await file.read()) for file in files]
+    uploads = []
+    for file in files:
+        uploads.append(Upload(_base_name(file.filename), file.file.read()))
+        file.file.close()
+    return uploads
+
+
+def _finished(work: Coroutine[Any, Any, _T]) -> _T:
+    """Returns what a coroutine returns that waits for nothing: all of its data are in memory."""
+    try:
+        work.send(None)
+    except StopIteration as stop:
+        result: _T = stop.value
+        return result
+    finally:
+        work.close()
+    raise AssertionError("the form waits for something")
 
 
 def _base_name(name: str | None) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +27,9 @@ Source = bytes | np.ndarray
 _MOST_SCANS = 100
 _SCAN = b"\xff\xda"
 _MOST_EXPLANATIONS = 16
+_LONG = 1 << 14  # bytes of a body that are read in about a millisecond
+_READERS = 2
+_T = TypeVar("_T")
 
 
 class Pipeline:
@@ -42,13 +46,32 @@ class Pipeline:
         self._explanations = Slots(_MOST_EXPLANATIONS)
         self._decoders = concurrent.futures.ThreadPoolExecutor(processors.available(), "decode")
         self._explainer = concurrent.futures.ThreadPoolExecutor(1, "explain")
+        self._files = concurrent.futures.ThreadPoolExecutor(_READERS, "files")
+        self._readers = concurrent.futures.ThreadPoolExecutor(_READERS, "read")
         self._decoding: dict[Work, float] = {}
         self._lock = threading.Lock()
 
-    def close(self) -> None:
-        """Ends the threads, once what they do is done."""
-        self._decoders.shutdown(cancel_futures=True)
-        self._explainer.shutdown(cancel_futures=True)
+    def close(self, patience: float = math.inf) -> bool:
+        """Ends the threads, once what they do is done.
+
+        Args:
+            patience: Seconds for which that is waited for.
+
+        Returns:
+            Whether all have ended.
+        """
+        pools = (self._decoders, self._explainer, self._readers, self._files)
+        for pool in pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+        def wait() -> None:
+            for pool in pools:
+                pool.shutdown()
+
+        waiting = threading.Thread(target=wait, name="closing", daemon=True)
+        waiting.start()
+        waiting.join(None if patience == math.inf else patience)
+        return not waiting.is_alive()
 
     async def run(self, version: Version, task: str, sources: Sequence[Source]) -> list[Any]:
         """Answers for every image of a request.
@@ -98,6 +121,29 @@ class Pipeline:
         """Returns the training images nearest to one; ``None`` where none are kept."""
         served = version.served
         return await self._apart(lambda: served.nearest(self._array(served, source)))
+
+    async def aside(self, work: Callable[[], _T], size: int = _LONG) -> _T:
+        """Does what takes long beside the event loop, so that it can answer others meanwhile.
+
+        Args:
+            work: What is done, in steps of milliseconds: a thread that never lets go of Python stalls all the others.
+            size: Of how many bytes; what is small is done at once.
+        """
+        if size < _LONG:
+            return work()
+        return await asyncio.wrap_future(self._readers.submit(work))
+
+    async def from_disk(self, work: Callable[[], _T]) -> _T:
+        """Reads files beside the event loop: a disk may keep a thread waiting.
+
+        Raises:
+            Problem: It does, for too long (504).
+        """
+        try:
+            async with asyncio.timeout(self._settings.timeout):
+                return await asyncio.wrap_future(self._files.submit(work))
+        except TimeoutError:
+            raise self._late() from None
 
     def expire(self) -> None:
         """Gives up on images whose decoding takes too long; called now and then.

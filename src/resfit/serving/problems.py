@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from resfit.errors import ResfitError
 
 
@@ -13,18 +15,30 @@ class Problem(ResfitError):
         text: What is wrong and what would be right; never anything of the image.
         retry_after: Seconds after which it may be tried again; 0 for no such advice.
         reason: One word for the metrics.
+        headers: Further headers of the answer.
     """
 
-    def __init__(self, status: int, text: str, *, retry_after: int = 0, reason: str = ""):
+    def __init__(
+        self,
+        status: int,
+        text: str,
+        *,
+        retry_after: int = 0,
+        reason: str = "",
+        headers: Mapping[str, str] | None = None,
+    ):
         super().__init__(text)
         self.status = status
         self.retry_after = retry_after
+        self._more = dict(headers or {})
         self.reason = reason or _REASONS.get(status, "other")
 
     @property
     def headers(self) -> dict[str, str]:
         """Headers that go with the status."""
-        found = {"Retry-After": str(self.retry_after)} if self.retry_after else {}
+        found = dict(self._more)
+        if self.retry_after:
+            found["Retry-After"] = str(self.retry_after)
         if self.status == 401:
             found["WWW-Authenticate"] = "Bearer"
         return found
@@ -33,6 +47,7 @@ class Problem(ResfitError):
 _REASONS = {
     400: "malformed",
     401: "token",
+    403: "origin",
     404: "unknown",
     405: "method",
     408: "slow",

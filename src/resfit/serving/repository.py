@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from resfit.serving.settings import Settings
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _MOST_REASONS = 5
+_PATIENCE = 10.0  # seconds
 
 #: States of a version, by TensorFlow Serving's names.
 LOADING, AVAILABLE, END = "LOADING", "AVAILABLE", "END"
@@ -60,6 +62,7 @@ class Version:
         self._users = 0
         self._retired = False
         self._lock = threading.Lock()
+        self._closers: list[threading.Thread] = []
 
     def batcher(self, task: str) -> Batcher:
         """Returns what collects the images of a task, ``"predict"`` or ``"embed"``."""
@@ -107,8 +110,21 @@ class Version:
     def _close(self) -> None:
         batchers, self._batchers = list(self._batchers.values()), {}
         for batcher in batchers:  # its threads may be busy, and whoever left last must not wait for them
-            threading.Thread(target=batcher.close, daemon=True).start()
+            closer = threading.Thread(target=batcher.close, name=f"{self.model} closing", daemon=True)
+            closer.start()
+            self._closers.append(closer)
         logs.event("version retired", model=self.model, version=self.number)
+
+    def join(self, patience: float) -> bool:
+        """Waits until the threads of a retired version have ended, and says whether they have.
+
+        Args:
+            patience: Seconds for which that is waited for.
+        """
+        end = time.monotonic() + patience
+        for closer in self._closers:
+            closer.join(max(0.0, end - time.monotonic()))
+        return not any(closer.is_alive() for closer in self._closers) and not self._batchers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +169,7 @@ class Repository:
         self._labels: dict[str, dict[str, int]] = {}
         self._states: dict[tuple[str, int], State] = {}
         self._marks: dict[tuple[str, int], tuple[Any, ...]] = {}
+        self._retired: list[Version] = []
         self._stop = threading.Event()
         self._first = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="models", daemon=True)
@@ -169,15 +186,31 @@ class Repository:
             logs.event("no models yet", level=30, folder=str(self._root))
         self._watcher.start()
 
-    def close(self) -> None:
-        """Ends the watching and takes every version down."""
+    def close(self, patience: float = _PATIENCE) -> bool:
+        """Ends the watching and takes every version down.
+
+        Args:
+            patience: Seconds for which threads are waited for: one that reads from a disk that does not answer, or runs
+                a network, cannot be stopped.
+
+        Returns:
+            Whether all have ended.
+        """
+        end = time.monotonic() + patience
         self._stop.set()
         if self._watcher.is_alive():
-            self._watcher.join()
+            self._watcher.join(patience)
         versions, self._versions = self._versions, {}
         for by_number in versions.values():
             for version in by_number.values():
-                version.retire()
+                self._retire(version)
+        # a thread in the network's own code that lives on while Python ends brings the process down
+        ended = [version.join(max(0.0, end - time.monotonic())) for version in self._retired]
+        return all(ended) and not self._watcher.is_alive()
+
+    def _retire(self, version: Version) -> None:
+        version.retire()
+        self._retired = [other for other in self._retired if not other.join(0)] + [version]
 
     @property
     def is_ready(self) -> bool:
@@ -298,6 +331,8 @@ class Repository:
             self._states[model, number] = State(AVAILABLE, text) if serves else State(END, text)
             logs.event("version cannot be loaded", level=40, model=model, version=number, error=text)
             return
+        if self._stop.is_set():  # loaded too late
+            return
         version = Version(model, number, served, self._settings, self._metrics)
         version.batcher("predict")
         before = self._versions.get(model, {}).get(number)
@@ -306,7 +341,7 @@ class Repository:
         self._metrics.loaded(model, number, True)
         logs.event("version serves", model=model, version=number, engine=served.engine, classes=len(served.classes))
         if before is not None:
-            before.retire()
+            self._retire(before)
 
     def _remove(self, model: str, number: int) -> None:
         left = dict(self._versions[model])
@@ -316,7 +351,7 @@ class Repository:
         self._marks.pop((model, number), None)
         self._states[model, number] = State(END)
         self._metrics.loaded(model, number, False)
-        version.retire()
+        self._retire(version)
 
     def _watch(self) -> None:
         while True:

@@ -12,10 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import h11
 import threadpoolctl
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from resfit import engines
 from resfit.errors import ArtifactError
@@ -23,6 +21,7 @@ from resfit.serving import logs
 from resfit.serving.app import create_app
 from resfit.serving.context import Context
 from resfit.serving.folders import preflight
+from resfit.serving.http_protocol import protocol
 from resfit.serving.metrics import Metrics
 from resfit.serving.pipeline import Pipeline
 from resfit.serving.repository import Repository
@@ -30,16 +29,20 @@ from resfit.serving.settings import Settings
 
 _BACKLOG = 2048
 _TICK = 0.1
-_LINGER = 0.25  # seconds in which a request may still arrive on an idle connection that is to be closed
+_PATIENCE = 10.0  # seconds for the threads to end, once all requests are answered
 
 
-def serve(root: Path, settings: Settings, *, started: Callable[[str], None] | None = None) -> None:
+def serve(root: Path, settings: Settings, *, started: Callable[[str], None] | None = None) -> bool:
     """Serves a classifier, or a folder of them, until SIGTERM or SIGINT.
 
     Args:
         root: The folder.
         settings: How.
         started: Called with the server's URL once it listens.
+
+    Returns:
+        Whether all of its threads have ended. One that reads from a disk that does not answer cannot be stopped, and
+        keeps a process from ending by itself: ``os._exit`` ends it.
 
     Raises:
         ArgumentError: The folder holds something else than classifiers.
@@ -53,17 +56,20 @@ def serve(root: Path, settings: Settings, *, started: Callable[[str], None] | No
     context = Context(settings, repository, Pipeline(settings, metrics), metrics)
     # products of small matrices are no work for many threads, which only get into the way of the network's own
     with threadpoolctl.threadpool_limits(1, user_api="blas"), _listening(settings) as listener:
-        server = Server(context, listener)
+        url = _url(listener)
+        server = Server(context, listener, started=lambda: started(url) if started is not None else None)
         repository.start()
-        if started is not None:
-            started(_url(listener))
         try:
             server.run(sockets=[listener])
         finally:
-            context.pipeline.close()
-            repository.close()
+            end = time.monotonic() + _PATIENCE
+            has_ended = context.pipeline.close(_PATIENCE)
+            has_ended = repository.close(max(0.0, end - time.monotonic())) and has_ended
+            if not has_ended:
+                logs.event("threads are left behind", level=logging.WARNING, seconds=_PATIENCE)
     if repository.failure:
         raise ArtifactError(f"a server needs a model that can be loaded. Received: {repository.failure}")
+    return has_ended
 
 
 class Server(uvicorn.Server):
@@ -75,13 +81,14 @@ class Server(uvicorn.Server):
     Args:
         context: The server's parts.
         listener: The socket.
+        started: Called once it listens, and SIGTERM ends it in order.
     """
 
-    def __init__(self, context: Context, listener: socket.socket):
+    def __init__(self, context: Context, listener: socket.socket, *, started: Callable[[], None]):
         settings = context.settings
         config = uvicorn.Config(
             create_app(context),
-            http=_protocol(settings, context),
+            http=protocol(settings, context),
             ws="none",
             loop="asyncio",
             lifespan="off",
@@ -96,7 +103,7 @@ class Server(uvicorn.Server):
             h11_max_incomplete_event_size=settings.max_header,
         )
         super().__init__(config)
-        self._context, self._listener = context, listener
+        self._context, self._listener, self._started = context, listener, started
         self._signals = 0
         self._end = 0.0
 
@@ -104,6 +111,11 @@ class Server(uvicorn.Server):
         """Begins the drain; a second signal ends at once."""
         # this runs between any two instructions: it only notes what `on_tick` then does
         self._signals += 1
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to answer."""
+        await super().startup(sockets)
+        self._started()
 
     async def on_tick(self, counter: int) -> bool:
         """Looks at what takes too long, what was signalled and whether there is a model, ten times a second."""
@@ -156,66 +168,6 @@ class Server(uvicorn.Server):
             if self._signals > 1:
                 self.force_exit = True
             await asyncio.sleep(_TICK)
-
-
-def _protocol(settings: Settings, context: Context) -> type[H11Protocol]:
-    """Returns uvicorn's HTTP protocol with a clock for what the client has yet to send."""
-
-    class Timed(H11Protocol):
-        _clock: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._expect(settings.header_timeout)
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._expect(None)
-            super().connection_lost(exc)
-
-        def handle_events(self) -> None:
-            super().handle_events()
-            self._look()
-
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            self._look()
-
-        def shutdown(self) -> None:
-            if self.cycle is None or self.cycle.response_complete:
-                self.loop.call_later(_LINGER, self._shut)
-            else:
-                super().shutdown()
-
-        def _shut(self) -> None:
-            if not self.transport.is_closing():
-                with contextlib.suppress(h11.LocalProtocolError):
-                    super().shutdown()
-
-        def _look(self) -> None:
-            """Sets the clock by what is missing: the rest of a head, or of a body that is answered already."""
-            client, server = self.conn.their_state, self.conn.our_state
-            half_head = client is h11.IDLE and bool(self.conn.trailing_data[0])
-            unread_body = client is h11.SEND_BODY and server is h11.DONE
-            if half_head or unread_body:
-                if self._clock is None:
-                    self._expect(settings.header_timeout)
-            elif client is not h11.IDLE or self.cycle is not None:
-                self._expect(None)
-
-        def _expect(self, seconds: float | None) -> None:
-            if self._clock is not None:
-                self._clock.cancel()
-                self._clock = None
-            if seconds is not None:
-                self._clock = self.loop.call_later(seconds, self._too_late)
-
-        def _too_late(self) -> None:
-            self._clock = None
-            context.metrics.error("slow")
-            logs.event("connection closed: too slow", level=logging.WARNING)
-            self.transport.abort()
-
-    return Timed
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from resfit.errors import ArgumentError
 #: The environment variable that may hold the bearer token.
 TOKEN_VARIABLE = "RESFIT_TOKEN"
 _SHORTEST_TOKEN = 16
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
 
 
 def _between(least: float, greatest: float, default: float) -> Any:
@@ -32,6 +34,8 @@ class Settings:
         token: What clients must send as ``Authorization: Bearer``; empty for no check.
         hosts: Names under which clients may address the server, in ``Host``; empty for those of this machine where
             it listens on a loopback address, and for any otherwise.
+        origins: Sites whose pages may send requests, such as ``"https://lab.example"``; those of all others are
+            refused.
         max_batch: Most images in one pass of the network.
         max_delay: Seconds that an image waits for others that are being decoded.
         workers: Threads that run batches, for each model.
@@ -48,7 +52,7 @@ class Settings:
         max_files: Most images in one request.
         max_pixels: Most pixels of an image, before it is decoded.
         max_json_depth: Deepest nesting of JSON.
-        max_json_items: Most lists and objects in a JSON document.
+        max_json_items: Most lists and objects in the parts of a JSON document that are no images.
         max_connections: Most connections at once.
         versions: How many versions of a model are served, the newest first.
         poll: Seconds between two looks at the folder.
@@ -60,6 +64,7 @@ class Settings:
     name: str = ""
     token: str = dataclasses.field(default="", repr=False)
     hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
     max_batch: int = _between(1, 1024, 32)
     max_delay: float = _between(0, 1, 0.002)
     workers: int = _between(1, 64, 2)
@@ -92,6 +97,12 @@ class Settings:
             least, greatest = field.metadata.get("range", (value, value))
             if not least <= value <= greatest:
                 raise ArgumentError(f"{field.name} must lie in [{least:g}, {greatest:g}]. Received: {value!r}.")
+        for origin in self.origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ArgumentError(
+                    "an allowed origin is a scheme and a host in lower case, such as https://lab.example or "
+                    f"http://localhost:3000. Received: {origin!r}."
+                )
         if self.token and (
             len(self.token) < _SHORTEST_TOKEN or not self.token.isascii() or not self.token.isprintable()
         ):

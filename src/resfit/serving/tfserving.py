@@ -8,16 +8,17 @@ are, whichever signature is named.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from resfit.serving import wire
 from resfit.serving.context import (
     Context,
     first_problem,
-    json_body,
     json_ok,
     json_request,
     json_response,
@@ -26,6 +27,7 @@ from resfit.serving.context import (
     responses,
     whole_number,
 )
+from resfit.serving.json_reader import Document
 from resfit.serving.pipeline import Source
 from resfit.serving.problems import Problem, malformed
 from resfit.serving.repository import NotServed, Version
@@ -109,19 +111,16 @@ def _add(routes: APIRouter, context: Context, place: str, kind: str) -> None:
 
     async def predict(request: Request) -> Response:
         """Answers for images, as rows (`instances`) or as columns (`inputs`)."""
-        body = await json_body(request, context.settings)
         with _leased(context, request, asked(request)) as version:
-            return json_response(await _predict(context, request, version, body))
+            return await _predict(context, request, version)
 
     async def classify(request: Request) -> Response:
         """Gives every class with its score for examples with an encoded image."""
-        body = await json_body(request, context.settings)
         with _leased(context, request, asked(request)) as version:
-            return json_response(await _classify(context, request, version, body))
+            return await _classify(context, request, version)
 
     async def regress(request: Request) -> Response:
         """Is refused: a classifier has no regression signature."""
-        await json_body(request, context.settings)
         with _leased(context, request, asked(request)):
             raise Problem(
                 400,
@@ -229,118 +228,230 @@ def _metadata(version: Version) -> dict[str, Any]:
     }
 
 
-async def _predict(context: Context, request: Request, version: Version, body: dict[str, Any]) -> dict[str, Any]:
-    signature = _signature(body)
-    has_rows, has_columns = "instances" in body, "inputs" in body
-    if has_rows and has_columns:
-        raise malformed("Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist ")
-    if not has_rows and not has_columns:
+@dataclasses.dataclass
+class _Asked:
+    """A request to predict or to classify, read."""
+
+    signature: str
+    is_rows: bool
+    sources: list[Source]
+
+
+def _read_predict(body: bytes | bytearray, context: Context, version: Version) -> _Asked:
+    document = Document(body, context.settings)
+    signature: Any = "serving_default"
+    read: dict[str, list[Source | Problem] | Problem] = {}
+    for key in document.members():
+        if key in ("instances", "inputs"):
+            if read:
+                raise malformed("Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist ")
+            reader = _Images(document, context, version)
+            read[key] = reader.rows() if key == "instances" else reader.columns()
+        else:
+            value = document.value()
+            signature = value if key == "signature_name" else signature
+    document.finish()
+    signature = _signature(signature)
+    if not read:
         raise malformed("Missing 'inputs' or 'instances' key")
-    values = _rows(body["instances"]) if has_rows else _columns(body["inputs"])
-    sources = _sources(context, version, values)
-    note(request, images=len(sources))
-    task = SIGNATURES[signature][1]
-    results = await context.pipeline.run(version, task, sources)
+    ((key, found),) = read.items()
+    if isinstance(found, Problem):
+        raise found
+    return _Asked(signature, key == "instances", _usable(found))
+
+
+def _usable(found: list[Source | Problem]) -> list[Source]:
+    sources: list[Source] = []
+    for one in found:
+        if isinstance(one, Problem):
+            raise one
+        sources.append(one)
+    return sources
+
+
+class _Images:
+    """Reads the images of a request: lists of numbers, or ``{"b64": ...}``, alone or under their input's name.
+
+    Args:
+        document: The request, at the value that holds them.
+        context: The server's parts.
+        version: What they are for.
+    """
+
+    def __init__(self, document: Document, context: Context, version: Version):
+        self._document, self._settings = document, context.settings
+        self._channels = version.served.shape[-1]
+
+    def rows(self) -> list[Source | Problem] | Problem:
+        """Reads the row form: a list of images, or of objects with one under its input's name."""
+        if self._document.peek() != "[":
+            self._document.value()
+            return malformed("Expecting 'instances' value to be an list/array")
+        found = self._list(may_be_named=True)
+        return found or malformed("'instances' value is an empty array")
+
+    def columns(self) -> list[Source | Problem] | Problem:
+        """Reads the column form: a list of images, alone or under their input's name."""
+        refusal = malformed("'inputs' must be a list of images, or an object with one")
+        if self._document.peek() == "[":
+            return self._list(may_be_named=False) or refusal
+        if self._document.peek() != "{":
+            self._document.value()
+            return refusal
+        found: list[Source | Problem] | Problem | None = None
+        for key in self._document.members():
+            if found is not None or key not in ("b64", *_INPUTS):
+                raise _unknown_input()
+            if key == "b64":
+                found = [self._document.base64("image 0")]
+            elif self._document.peek() == "[":
+                found = self._list(may_be_named=False) or refusal
+            else:
+                found = [self._image(0, may_be_named=False)]
+        return found or refusal
+
+    def _list(self, may_be_named: bool) -> list[Source | Problem]:
+        found: list[Source | Problem] = []
+        for position in self._document.elements():
+            if position >= self._settings.max_files:
+                raise Problem(
+                    413, f"a request may have at most {self._settings.max_files} images. Received: more than that."
+                )
+            found.append(self._image(position, may_be_named))
+        return found
+
+    def _image(self, position: int, may_be_named: bool) -> Source | Problem:
+        """Reads one image. What is neither a list nor an object is passed over, and is a problem in its place."""
+        document, what = self._document, f"image {position}"
+        sign = document.peek()
+        if sign == "[":
+            kind = np.dtype(np.float32)
+            values, sides = document.numbers(kind, what, self._settings.max_pixels * self._channels)
+            wire.check_sides(sides, self._channels, self._settings, what)
+            return wire.check_image(values.reshape(sides), self._channels, self._settings, what)
+        if sign != "{":
+            document.value()
+            return malformed(f"{what} must be nested lists of numbers, all of one length at each level.")
+        found: Source | Problem | None = None
+        for key in document.members():
+            if found is not None or key not in ("b64", *(_INPUTS if may_be_named else ())):
+                raise _unknown_input()
+            found = document.base64(what) if key == "b64" else self._image(position, may_be_named=False)
+        if found is None:
+            raise _unknown_input()
+        return found
+
+
+def _unknown_input() -> Problem:
+    return malformed(
+        f"input tensor alias not found in signature. Inputs expected to be in the set {{{', '.join(_INPUTS)}}}"
+    )
+
+
+async def _predict(context: Context, request: Request, version: Version) -> Response:
+    asked = await context.reading(request, lambda body: _read_predict(body, context, version))
+    note(request, images=len(asked.sources))
+    task = SIGNATURES[asked.signature][1]
+    results = await context.pipeline.run(version, task, asked.sources)
     first_problem(results)
-    if task == "embed":
-        columns: dict[str, list[Any]] = {"features": [row.tolist() for row in results]}
-    else:
-        classes = list(version.served.classes)
-        columns = {"scores": version.served.scores(results).tolist(), "classes": [classes] * len(results)}
-    if has_rows:
+
+    def answer() -> Response:
+        if task == "embed":
+            columns: dict[str, list[Any]] = {"features": [row.tolist() for row in results]}
+        else:
+            classes = list(version.served.classes)
+            columns = {"scores": version.served.scores(results).tolist(), "classes": [classes] * len(results)}
+        if not asked.is_rows:
+            return json_response({"outputs": columns if len(columns) > 1 else next(iter(columns.values()))})
         if len(columns) == 1:
-            return {"predictions": next(iter(columns.values()))}
-        return {"predictions": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]}
-    return {"outputs": columns if len(columns) > 1 else next(iter(columns.values()))}
+            return json_response({"predictions": next(iter(columns.values()))})
+        rows = zip(*columns.values(), strict=True)
+        return json_response({"predictions": [dict(zip(columns, row, strict=True)) for row in rows]})
+
+    return await context.pipeline.aside(answer, _size(version, results))
 
 
-async def _classify(context: Context, request: Request, version: Version, body: dict[str, Any]) -> dict[str, Any]:
-    _signature(body, ("serving_default", "serving_bytes"))
-    examples = body.get("examples")
-    if "examples" not in body:
+def _size(version: Version, results: list[Any]) -> int:
+    """Returns about how many bytes an answer has."""
+    return 32 * len(results) * max(len(version.served.classes), version.served.features)
+
+
+def _read_classify(body: bytes | bytearray, context: Context) -> list[Source]:
+    document = Document(body, context.settings)
+    signature: Any = "serving_default"
+    shared: bytes | None = None
+    examples: list[bytes | None] | None = None
+    for key in document.members():
+        if key == "context":
+            shared = _read_example(document, "the context")
+        elif key == "examples":
+            if document.peek() != "[":
+                raise malformed("Expecting 'examples' value to be an list/array")
+            examples = []
+            for position in document.elements():
+                if position >= context.settings.max_files:
+                    raise Problem(
+                        413,
+                        f"a request may have at most {context.settings.max_files} images. Received: more than that.",
+                    )
+                examples.append(_read_example(document, f"example {position}"))
+        else:
+            value = document.value()
+            signature = value if key == "signature_name" else signature
+    document.finish()
+    _signature(signature, ("serving_default", "serving_bytes"))
+    if examples is None:
         raise malformed("When method is classify, key 'examples' is expected and was not found")
-    if not isinstance(examples, list):
-        raise malformed("Expecting 'examples' value to be an list/array")
     if not examples:
         raise malformed("'examples' value is an empty array")
-    shared = body.get("context", {})
-    if not isinstance(shared, dict):
-        raise malformed("Example must be JSON object but got JSON something else")
     sources: list[Source] = []
     for position, example in enumerate(examples):
-        if not isinstance(example, dict):
-            raise malformed("Example must be JSON object but got JSON something else")
-        features = {**shared, **example}
-        found = next((features[name] for name in _EXAMPLE_IMAGES if name in features), None)
-        if isinstance(found, list) and len(found) == 1:
-            found = found[0]
-        if not isinstance(found, dict) or not wire.is_base64(found):
+        found = shared if example is None else example
+        if found is None:
             raise malformed(
                 f"example {position} must have a feature '{_EXAMPLE_IMAGES[0]}' of the form {{\"b64\": ...}}"
             )
-        sources.append(wire.decode_base64(found["b64"], f"example {position}"))
+        sources.append(found)
+    return sources
+
+
+def _read_example(document: Document, what: str) -> bytes | None:
+    """Reads the features of an example; ``None`` where no image is among them."""
+    if document.peek() != "{":
+        raise malformed("Example must be JSON object but got JSON something else")
+    found: dict[str, bytes] = {}
+    for name in document.members():
+        if name not in _EXAMPLE_IMAGES:
+            document.value()
+            continue
+        for position in document.leaves() if document.peek() == "[" else (0,):
+            if position or document.peek() != "{":
+                raise malformed(f"{what} must have a feature '{name}' of the form {{\"b64\": ...}}")
+            for key in document.members():
+                if key != "b64":
+                    raise malformed(f"{what} must have a feature '{name}' of the form {{\"b64\": ...}}")
+                found[name] = document.base64(what)
+    return next((found[name] for name in _EXAMPLE_IMAGES if name in found), None)
+
+
+async def _classify(context: Context, request: Request, version: Version) -> Response:
+    sources = await context.reading(request, lambda body: _read_classify(body, context))
     note(request, images=len(sources))
     results = await context.pipeline.run(version, "predict", sources)
     first_problem(results, "example")
-    classes = version.served.classes
-    return {
-        "results": [
-            [list(pair) for pair in zip(classes, row.tolist(), strict=True)] for row in _scores(version, results)
-        ]
-    }
+
+    def answer() -> Response:
+        classes = version.served.classes
+        rows = version.served.scores(results).tolist()
+        return json_response({"results": [[list(pair) for pair in zip(classes, row, strict=True)] for row in rows]})
+
+    return await context.pipeline.aside(answer, _size(version, results))
 
 
-def _scores(version: Version, results: list[Any]) -> Any:
-    return version.served.scores(results)
-
-
-def _signature(body: dict[str, Any], known: tuple[str, ...] = tuple(SIGNATURES)) -> str:
-    name = body.get("signature_name", "serving_default")
+def _signature(name: Any, known: tuple[str, ...] = tuple(SIGNATURES)) -> str:
     if not isinstance(name, str):
         raise malformed("'signature_name' key must be a string value.")
     name = name or "serving_default"
     if name not in known:
         raise malformed(f'Serving signature name: "{name[:128]}" not found in signature def')
     return name
-
-
-def _rows(instances: Any) -> list[Any]:
-    """Returns the images of the row form: a list of them, or of objects with one under its input's name."""
-    if not isinstance(instances, list):
-        raise malformed("Expecting 'instances' value to be an list/array")
-    if not instances:
-        raise malformed("'instances' value is an empty array")
-    return [_named(instance) if isinstance(instance, dict) else instance for instance in instances]
-
-
-def _columns(inputs: Any) -> list[Any]:
-    """Returns the images of the column form: a list of them, alone or under their input's name."""
-    values = _named(inputs) if isinstance(inputs, dict) else inputs
-    if wire.is_base64(values):
-        values = [values]
-    if not isinstance(values, list) or not values:
-        raise malformed("'inputs' must be a list of images, or an object with one")
-    return values
-
-
-def _named(value: dict[str, Any]) -> Any:
-    if wire.is_base64(value):
-        return value
-    if len(value) != 1 or next(iter(value)) not in _INPUTS:
-        raise malformed(
-            f"input tensor alias not found in signature. Inputs expected to be in the set {{{', '.join(_INPUTS)}}}"
-        )
-    return next(iter(value.values()))
-
-
-def _sources(context: Context, version: Version, values: list[Any]) -> list[Source]:
-    settings = context.settings
-    if len(values) > settings.max_files:
-        raise Problem(413, f"a request may have at most {settings.max_files} images. Received: {len(values)}.")
-    channels = version.served.shape[-1]
-    return [
-        wire.decode_base64(value["b64"], f"image {position}")
-        if wire.is_base64(value)
-        else wire.numbers(value, channels, settings, f"image {position}")
-        for position, value in enumerate(values)
-    ]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from resfit.serving.settings import Settings
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
 _NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 _PIECE = 1 << 20
+_FEW = 1024  # values of an answer that are written at once
 
 
 def check_nesting(body: bytes, settings: Settings) -> None:
@@ -38,10 +37,15 @@ def check_nesting(body: bytes, settings: Settings) -> None:
         steps = np.where(opens, 1, -1)
         levels = depth + np.cumsum(steps)
         if levels.max(initial=0) > settings.max_json_depth:
-            raise malformed(f"JSON may be nested at most {settings.max_json_depth} levels deep.")
+            raise malformed(too_deep(settings))
         depth, items = int(levels[-1]), items + int(opens.sum())
     if items > settings.max_json_items:
         raise Problem(413, f"JSON may have at most {settings.max_json_items} lists and objects. Received: {items}.")
+
+
+def too_deep(settings: Settings) -> str:
+    """Returns the error of JSON that is nested too deep."""
+    return f"JSON may be nested at most {settings.max_json_depth} levels deep."
 
 
 def parse(body: bytes, settings: Settings) -> Any:
@@ -58,21 +62,36 @@ def parse(body: bytes, settings: Settings) -> Any:
         raise malformed(f"JSON Parse error: Invalid value.{position}") from error
 
 
-def parse_object(body: bytes, settings: Settings) -> dict[str, Any]:
-    """Parses a JSON object.
-
-    Raises:
-        Problem: It is something else.
-    """
-    value = parse(body, settings)
-    if not isinstance(value, dict):
-        raise malformed("the body must be a JSON object.")
-    return value
-
-
 def dump(value: Any) -> bytes:
-    """Returns a value as JSON in ASCII."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+    """Returns a value as JSON in ASCII, made in pieces between which other threads go on."""
+    return "".join(_pieces(value)).encode()
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        sign = "{"
+        for key, one in value.items():
+            yield f"{sign}{json.dumps(str(key))}:"
+            yield from _pieces(one)
+            sign = ","
+        yield "}" if value else "{}"
+    elif isinstance(value, list) and any(isinstance(one, dict | list) for one in value):
+        sign = "["
+        for one in value:
+            yield sign
+            yield from _pieces(one)
+            sign = ","
+        yield "]"
+    elif isinstance(value, list) and len(value) > _FEW:
+        for start in range(0, len(value), _FEW):
+            yield ("," if start else "[") + _dumped(value[start : start + _FEW])[1:-1]
+        yield "]"
+    else:
+        yield _dumped(value)
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
 
 
 def error(text: str) -> bytes:
@@ -80,47 +99,32 @@ def error(text: str) -> bytes:
     return dump({"error": text})
 
 
-def numbers(value: Any, channels: int, settings: Settings, what: str) -> np.ndarray:
-    """Returns nested lists of numbers as an image.
-
-    Args:
-        value: ``height`` lists of ``width`` lists of ``channels`` numbers.
-        channels: How many channels the network takes.
-        settings: The bounds.
-        what: How the image is called in an error.
-
-    Returns:
-        float32 array ``(height, width, channels)``.
-
-    Raises:
-        Problem: It is something else.
-    """
-    try:
-        array = np.array(value)
-        if array.dtype.kind not in "iuf":
-            raise ValueError
-        with np.errstate(over="ignore"):
-            image = array.astype(np.float32)
-    except (ValueError, TypeError, OverflowError):
-        raise malformed(f"{what} must be nested lists of numbers, all of one length at each level.") from None
-    return check_image(image, channels, settings, what)
-
-
 def check_image(image: np.ndarray, channels: int, settings: Settings, what: str) -> np.ndarray:
-    """Makes sure that an array is an image.
+    """Makes sure that an array is an image, and returns it as the network can take it: floats have 32 bits at most.
 
     Raises:
         Problem: It is not.
     """
-    if image.ndim != 3 or image.shape[-1] != channels or 0 in image.shape:
-        raise malformed(f"{what} must have the shape (height, width, {channels}). Received: {list(image.shape)}.")
-    if image.shape[0] * image.shape[1] > settings.max_pixels:
-        raise malformed(
-            f"{what} may have at most {settings.max_pixels} pixels. Received: {image.shape[0]}x{image.shape[1]}."
-        )
-    if image.dtype.kind == "f" and not np.isfinite(image).all():
-        raise malformed(f"{what} must have finite values.")
+    check_sides(image.shape, channels, settings, what)
+    if image.dtype.kind == "f":
+        if image.dtype.itemsize > 4:  # what is finite here may not be so there
+            with np.errstate(over="ignore"):
+                image = image.astype(np.float32)
+        if not np.isfinite(image).all():
+            raise malformed(f"{what} must have finite values.")
     return image
+
+
+def check_sides(sides: Sequence[int], channels: int, settings: Settings, what: str) -> None:
+    """Makes sure that a shape is that of an image.
+
+    Raises:
+        Problem: It is not.
+    """
+    if len(sides) != 3 or sides[-1] != channels or 0 in sides:
+        raise malformed(f"{what} must have the shape (height, width, {channels}). Received: {list(sides)}.")
+    if sides[0] * sides[1] > settings.max_pixels:
+        raise malformed(f"{what} may have at most {settings.max_pixels} pixels. Received: {sides[0]}x{sides[1]}.")
 
 
 def shape(value: Any, most: int, what: str) -> tuple[int, ...]:
@@ -141,20 +145,3 @@ def shape(value: Any, most: int, what: str) -> tuple[int, ...]:
     if math.prod(value) > most:
         raise Problem(413, f"{what} is too large: at most {most} elements.")
     return tuple(value)
-
-
-def is_base64(value: Any) -> bool:
-    """Says whether a JSON value stands for bytes: ``{"b64": "..."}``."""
-    return isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str)
-
-
-def decode_base64(text: str, what: str) -> bytes:
-    """Returns the bytes of base64, padded or not.
-
-    Raises:
-        Problem: It is no base64.
-    """
-    try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        raise malformed(f"{what} must be base64.") from None

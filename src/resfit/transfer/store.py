@@ -17,6 +17,7 @@ import functools
 import hashlib
 import json
 import os
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -95,7 +96,8 @@ class FeatureStore:
         self._recent: dict[bytes, int] = {}  # newer than what is sorted
         self._dropped: set[int] = set()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._user = hold(self.folder / USERS)
+        if held := hold(self.folder / USERS):
+            weakref.finalize(self, held.close)
         with locked(self.folder / "lock"):
             about = self.folder / ABOUT
             if about.exists():
