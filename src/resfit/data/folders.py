@@ -276,8 +276,19 @@ def _flat(root: Path, empty: list[Path], notes: list[str]) -> Layout:
 def _no_labels(root: Path, parts: Sequence[Path]) -> str:
     return (
         f"the folders {some([folder.name for folder in parts])} are parts of a split and no classes, and there are no "
-        f"class folders inside. {_ways_out(parts[0], root)}"
+        f"class folders inside. {_ways_out(_telling(parts), root)}"
     )
+
+
+def _telling(parts: Sequence[Path]) -> Path:
+    """Returns the folder whose file names seem to say labels, otherwise the first."""
+    return next((folder for folder in parts if suggested(_example_names(folder))), parts[0])
+
+
+def _example_names(folder: Path) -> list[str]:
+    """Returns names of images from all over a folder."""
+    names = [path.name for path in walk.files_of(folder) if walk.is_image_name(path)]
+    return names[:: max(1, len(names) // _EXAMPLES)]
 
 
 def _ways_out(folder: Path, root: Path | None = None) -> str:
@@ -286,7 +297,7 @@ def _ways_out(folder: Path, root: Path | None = None) -> str:
     tables = [*(_tables(root) if root is not None else []), *_tables(folder)]
     if tables:
         ways.append(f"pass the table that holds the labels, such as {tables[0].name}")
-    names = [path.name for path in walk.files_of(folder)[:_EXAMPLES] if walk.is_image_name(path)]
+    names = _example_names(folder)
     pattern = suggested(names)
     example = f" ({names[0]})" if names else ""
     ways.append(f"if the labels are in the file names{example}, pass --label-from '{pattern or '{label}_*'}'")
@@ -312,7 +323,8 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
     Args:
         pattern: ``{label}``, and perhaps ``{split}`` and ``{group}``, where they stand in the name; ``{number}`` for
-            digits; ``*`` and ``?`` for anything else. A pattern with ``/`` takes in as many folders above the file.
+            digits; ``?`` for one character and ``*`` for any number, where ``*`` takes as many as it can and ``{label}``
+            as few. A pattern with ``/`` takes in as many folders above the file.
 
     Raises:
         DataError: It has no ``{label}``, or something else in braces.

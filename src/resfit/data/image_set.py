@@ -16,7 +16,7 @@ import numpy as np
 from resfit.data import cohort, dicomdir, folders, frames, tables
 from resfit.data.cohort import Entry
 from resfit.data.folders import LAYOUTS, LayoutError, Source, some
-from resfit.data.walk import SUFFIXES, Skipped, Walk, files_of, is_image_name, unusable
+from resfit.data.walk import SUFFIXES, TABLE, Skipped, Walk, files_of, is_image_name, unusable
 from resfit.errors import ArgumentError, DataError
 from resfit.preprocessing import Reading
 
@@ -366,7 +366,8 @@ class _Collected:
             loose = [path for path in loose if path not in named]
             if loose and self._parents:
                 warnings.append(f"{_plural(len(loose), 'image')} outside the class folders left out")
-            self._walk.sweep(self._root, [*named, *(item.path for item in self._skipped), *self._tables])
+            self._walk.ignored.update(dict.fromkeys(self._tables, TABLE))
+            self._walk.sweep(self._root, [*named, *(item.path for item in self._skipped)])
         multilabel = bool(self._multilabel)
         if not multilabel:
             self._entries = [self._single(entry) for entry in self._entries]
@@ -408,7 +409,7 @@ def _hints(entries: Sequence[Entry]) -> list[str]:
         if len(several) < 2:
             continue
         single = {part.strip() for name in several for part in name.split(sign)}
-        if len(single) < len(several) + len(single & classes):
+        if len(single) <= len(several) + 1 + len(single & classes):
             return [
                 f"{len(several)} of {len(classes)} classes have {sign!r} in their name, such as "
                 f"{sorted(several)[0]!r}: if these are several labels, pass label_separator={sign!r} "

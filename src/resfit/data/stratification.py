@@ -129,6 +129,12 @@ def _wanted(totals: np.ndarray, shares: np.ndarray, generator: np.random.Generat
     """
     exact = shares[:, None] * totals
     found = np.floor(exact)
+    if len(shares) == 2:  # one draw for all labels, so that the sum over labels is right to one
+        order = generator.permutation(len(totals))
+        ends = np.floor(np.cumsum((exact - found)[1, order]) + generator.random())
+        found[1, order] += np.diff(ends, prepend=0)
+        found[0] = totals - found[1]
+        return found
     for label in np.flatnonzero(found.sum(axis=0) < totals):
         missing = int(totals[label] - found[:, label].sum())
         rest = exact[:, label] - found[:, label]

@@ -18,7 +18,7 @@ SUFFIXES = frozenset(
 )
 #: Rules by which a file is left out, as they are printed.
 HIDDEN, SYSTEM, NO_IMAGE = "hidden", "system file", "no image by its content"
-OUTSIDE = "outside the folders that were read"
+OUTSIDE, TABLE = "outside the folders that were read", "table of labels"
 
 _SYSTEM = frozenset({"__macosx", "thumbs.db", "desktop.ini", "dicomdir"})
 # raw files of cameras are TIFF files whose first picture is a small preview
