@@ -225,8 +225,8 @@ def encoded(kind):
 def test_images_are_known_by_their_content_and_every_file_counts(tmp_path):
     put(tmp_path, *(f"{name}/{n}.png" for name in "ab" for n in range(12)))
     other = {
-        "1.jp2": "JPEG2000", "2": "PNG", "3": "JPEG", "4.png.1": "PNG", "5.jpg~": "JPEG", "6.img": "BMP", "7.dat": "WEBP",
-        "8.txt": "GIF", "9.JPG_large": "JPEG", "10.x": "TIFF", "11.y": "PPM",
+        "1.jp2": "JPEG2000", "2": "PNG", "3": "JPEG", "4.png.1": "PNG", "5.jpg~": "JPEG", "6.img": "BMP",
+        "7.dat": "WEBP", "8.txt": "GIF", "9.JPG_large": "JPEG", "10.x": "TIFF", "11.y": "PPM",
     }  # fmt: skip
     for name, kind in other.items():
         (tmp_path / "a" / name).write_bytes(encoded(kind))

@@ -323,8 +323,8 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
     Args:
         pattern: ``{label}``, and perhaps ``{split}`` and ``{group}``, where they stand in the name; ``{number}`` for
-            digits; ``?`` for one character and ``*`` for any number, where ``*`` takes as many as it can and ``{label}``
-            as few. A pattern with ``/`` takes in as many folders above the file.
+            digits; ``?`` for one character and ``*`` for any number, where ``*`` takes as many as it can and
+            ``{label}`` as few. A pattern with ``/`` takes in as many folders above the file.
 
     Raises:
         DataError: It has no ``{label}``, or something else in braces.
