@@ -24,7 +24,7 @@ LABELS = {"red": ["red", "warm"], "green": ["green"], "blue": []}  # blue pictur
 def data(tmp_path_factory):
     """Pictures, and the same labels in three tables: in one cell, a row for each, in columns of 0 and 1."""
     root = tmp_path_factory.mktemp("tags")
-    folder = write_folder(root / "images", each=15)
+    folder = write_folder(root / "images", each=20)
     rows = [(path.relative_to(root), LABELS[path.parent.name]) for path in sorted(folder.glob("*/*.png"))]
     cells = [f"{path},{'|'.join(labels[:: 1 - 2 * (n % 2)])}" for n, (path, labels) in enumerate(rows)]
     (root / "cells.csv").write_text("\n".join(["path,label", *cells]))
@@ -52,11 +52,11 @@ def run(capsys, *arguments):
 
 def test_figures_of_a_fit(fitted, data):
     assert fitted.classes == ("green", "red", "warm")
-    assert fitted.metrics["images"] == {"found": 45, "skipped": 0, "train": 36, "test": 9, "ignored": 0}
+    assert fitted.metrics["images"] == {"found": 60, "skipped": 0, "train": 48, "test": 12, "ignored": 0}
     rows = list(csv.DictReader(io.StringIO(fitted.attachment("test_predictions.csv").decode())))
     truth = np.array([[name in row["label"].split("|") for name in fitted.classes] for row in rows])
-    assert truth.sum(axis=0).tolist() == [3, 3, 3]
-    assert (~truth.any(axis=1)).sum() == 3
+    assert truth.sum(axis=0).tolist() == [4, 4, 4]
+    assert (~truth.any(axis=1)).sum() == 4
     shares = np.array([[float(row[f"probability of {name}"]) for name in fitted.classes] for row in rows])
     for row, values in zip(rows, shares, strict=True):
         decided = [name for name, value in zip(fitted.classes, values, strict=True) if value > 0.5]
@@ -87,14 +87,14 @@ def test_the_form_of_the_table_changes_nothing(fitted, data):
 
 def test_labels_are_counted_singly_in_checks(fitted, data, capsys):
     found = fitted.metrics["checks"]
-    assert found["classes"] == {"green": 15, "red": 15, "warm": 15}
+    assert found["classes"] == {"green": 20, "red": 20, "warm": 20}
     assert found["imbalance"] == 1.0
     assert found["shortcuts_of_labels"] == ["green", "red", "warm"]
     assert any("the mean colour alone tells the label 'green'" in text for text in found["findings"])
-    text, errors = run(capsys, "check", data / "cells.csv", "--label-separator", "|", "--json")
+    text, _ = run(capsys, "check", data / "cells.csv", "--label-separator", "|", "--json")
     assert json.loads(text)["classes"] == found["classes"]
-    text, errors = run(capsys, "check", data / "flags.csv", "--label-column", "green", "--json")
-    assert json.loads(text)["classes"] == {"0": 30, "1": 15}
+    text, _ = run(capsys, "check", data / "flags.csv", "--label-column", "green", "--json")
+    assert json.loads(text)["classes"] == {"0": 40, "1": 20}
 
 
 def test_wrong_labels_are_found_by_label():
@@ -155,12 +155,12 @@ def test_evaluation_and_report_name_the_figures(fitted, data, capsys):
 def test_the_command_accounts_for_every_file(data, tmp_path, capsys):
     text, errors = run(capsys, "fit", data / "images", "-o", tmp_path / "out", "--json")
     counted = json.loads(text)["images"]
-    assert counted == {"found": 46, "skipped": 0, "train": 36, "test": 9, "ignored": 1}
+    assert counted == {"found": 61, "skipped": 0, "train": 48, "test": 12, "ignored": 1}
     rows = list(csv.DictReader((tmp_path / "out" / "skipped.csv").open()))
     assert [row["reason"] for row in rows] == ["ignored: no image by its content"]
     assert "Ignored 1 no image by its content" in errors
     text, errors = run(capsys, "fit", data / "flags.csv", "-o", tmp_path / "tags")
-    assert "45 found = 45 images used + 0 skipped + 0 ignored" in text
+    assert "60 found = 60 images used + 0 skipped + 0 ignored" in text
     assert "a label each from the columns of 0 and 1, green, red, warm" in errors
 
 
@@ -183,18 +183,16 @@ def test_the_server_answers_with_all_labels(fitted, data):
     from tests.serving.conftest import wait_until
 
     settings, metrics = Settings(engine="keras"), Metrics()
-    context = Context(
-        settings, Repository(data / "tags.resfit", settings, metrics), Pipeline(settings, metrics), metrics
-    )
+    repository = Repository(data / "tags.resfit", settings, metrics)
+    context = Context(settings, repository, Pipeline(settings, metrics), metrics)
     context.repository.start()
     try:
         wait_until(lambda: context.is_ready, 60)
         client = testclient.TestClient(create_app(context), base_url="http://127.0.0.1")
         (model,) = context.repository.models
         files = [data / "images" / name / "003.png" for name in ("red", "blue")]
-        answer = client.post(
-            "/predict?top=1", files=[("file", (path.name, path.read_bytes())) for path in files]
-        ).json()
+        form = [("file", (path.name, path.read_bytes())) for path in files]
+        answer = client.post("/predict?top=1", files=form).json()
         assert [set(one["labels"]) for one in answer["predictions"]] == [{"red", "warm"}, set()]
         outputs = client.get(f"/v2/models/{model}").json()["outputs"]
         assert outputs[1]["parameters"] == {"label_separator": "|"}

@@ -6,6 +6,7 @@ Everything here works on what a pass over the images has left behind; no image i
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -557,11 +558,13 @@ def _errors_of_labels(features: np.ndarray, labels: np.ndarray, method: str) -> 
     if not len(usable) or features.shape[1] == 0:
         return []
     shares = left_out(features, labels[:, usable], len(usable))
+    # of two answers that are told well, neither is quite as sure of an image that is labelled wrongly
+    judge = functools.partial(_confident, enough=1 - _DOUBT) if method == "ridge" else _JUDGES[method]
     found = []
     for column, label in enumerate(usable.tolist()):
         truth = labels[:, label].astype(np.int64)
         both = np.stack([1 - shares[:, column], shares[:, column]], axis=1)
-        for row in _JUDGES[method](both, truth).tolist():
+        for row in judge(both, truth).tolist():
             found.append(LabelError(row, label, label, float(both[row, truth[row]]), bool(truth[row])))
     return sorted(found, key=lambda error: error.probability)
 
@@ -636,11 +639,14 @@ def _left_out(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndar
     return np.asarray(expit(best[1]) if several else np.exp(best[1]))
 
 
-def _confident(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns the rows that have a likely class, and for which their own is far less likely than for others of it."""
+def _confident(probabilities: np.ndarray, labels: np.ndarray, enough: float = 1.0) -> np.ndarray:
+    """Returns the rows that have a likely class, and for which their own is far less likely than for others of it.
+
+    A class is likely from its average over its own images on, or from ``enough`` on where that is less.
+    """
     classes = probabilities.shape[1]
     limits = np.array([probabilities[labels == label, label].mean() for label in range(classes)])
-    likely = np.where(probabilities >= limits, probabilities, -1)
+    likely = np.where(probabilities >= np.minimum(limits, enough), probabilities, -1)
     best = likely.argmax(axis=1)
     own = probabilities[np.arange(len(labels)), labels]
     doubted = own < _DOUBT * limits[labels]

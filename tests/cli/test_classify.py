@@ -45,7 +45,7 @@ def test_fit_with_the_embedded_network(resfit, folder, tmp_path):
     assert (code, errors) == (0, "")
     result = json.loads(text)
     assert result["classes"] == ["blue", "green", "red"]
-    assert result["images"] == {"found": 30, "skipped": 0, "train": 24, "test": 6}
+    assert result["images"] == {"found": 30, "skipped": 0, "train": 24, "test": 6, "ignored": 0}
     assert result["test"]["accuracy"] == 1.0
     assert result["recipe"]["model"] == "resnet10_tiny"
     assert (tmp_path / "out" / "model.keras").exists()

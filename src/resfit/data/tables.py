@@ -392,10 +392,13 @@ class _Guess:
 
     def _group(self) -> int | None:
         table = self._table
-        if self._asked.group is not None:
-            # a default that need not be there, as commands pass it
-            return _index(table, self._asked.group) if self._asked.group != "group" else self._named(("group",))
-        return self._named(cohort.GROUP_COLUMNS)
+        asked = self._asked.group
+        if asked is None:
+            return self._named(cohort.GROUP_COLUMNS)
+        found = table.header.index(asked) if asked in table.header else self._named((asked.lower(),))
+        if found is None:
+            self.notes.append(f"there is no column {asked!r}, so nothing is kept together (--group-column)")
+        return found
 
     def _named(self, names: Sequence[str]) -> int | None:
         lower = [name.lower() for name in self._table.header]
