@@ -12,7 +12,7 @@ Images = Annotated[list[Path], typer.Argument(help="Images, and folders of image
 Labelled = Annotated[
     Path,
     typer.Argument(
-        help="Folder of class folders, also with train/ val/ test/ inside; or a CSV of path,label[,split,group]."
+        help="Folder of class folders, also with train/ val/ test/ inside; or a table of path,label[,split,group]."
     ),
 ]
 
