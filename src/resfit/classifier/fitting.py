@@ -330,7 +330,8 @@ def plan(
     parts = split(images, val_share, test_share, seed)
     known = facts(images, len(parts.train), spec, size)
     found = recipes.recipe(known, hardware or recipes.measure_hardware(), strategy=strategy, minutes=minutes, seed=seed)
-    return dataclasses.replace(found, reasons=(left_out, *found.reasons)) if left_out else found
+    said = [*images.notes, *([left_out] if left_out else [])]
+    return dataclasses.replace(found, reasons=(*said, *found.reasons)) if said else found
 
 
 def _scan_options(reading: Reading | None, options: dict[str, Any]) -> dict[str, Any]:

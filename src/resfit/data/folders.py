@@ -112,8 +112,8 @@ def understand(root: Path, *, named: bool = False) -> Layout:
     """
     root, entered = _unwrapped(root)
     notes = [] if entered is None else [f"the images are in {entered}/: it is entered, and is no class"]
-    full = [folder for folder in walk.subfolders(root) if _is_full(folder)]
-    empty = [folder for folder in walk.subfolders(root) if folder not in full]
+    within = {folder: _is_full(folder) for folder in walk.subfolders(root)}
+    full, empty = ([folder for folder, has in within.items() if has is wanted] for wanted in (True, False))
     parts = {folder: part for folder in full if (part := part_of(folder.name)) is not None}
     others = [folder for folder in full if folder not in parts]
     found = _parts(root, parts, others, named)
@@ -158,7 +158,7 @@ def stated(root: Path, given: dict[str, Path], *, named: bool = False) -> Layout
         rest = [folder for folder in walk.subfolders(root) if folder.resolve() not in taken and _is_full(folder)]
         if not rest:
             raise LayoutError(f"there must be images to train on beside {some([str(p) for p in given.values()])}.")
-        if named or all(_classes_inside(folder) and not _has_images(folder) for folder in rest):
+        if named or all(_classes_inside(folder) and not walk.has_images(folder) for folder in rest):
             found += [part(folder, "train", named=named) for folder in rest]
         else:
             found.append(Layout(tuple(Source(folder, "train", folder.name, (root,)) for folder in rest)))
@@ -393,7 +393,7 @@ def _parts_below(root: Path, folders: Sequence[Path]) -> Layout | None:
 def _same_below(folders: Sequence[Path]) -> str:
     """Returns why folders that all have the same folders inside are refused, or an empty string."""
     below = [{child.name for child in _classes_inside(folder, entering=False)} for folder in folders]
-    if len(folders) < 2 or not all(below) or any(_has_images(folder) for folder in folders):
+    if len(folders) < 2 or not all(below) or any(walk.has_images(folder) for folder in folders):
         return ""
     everything = set().union(*below)
     shared = {name for name in everything if sum(name in names for names in below) > 1}
@@ -420,14 +420,13 @@ def _unwrapped(root: Path, known: Sequence[str] = (), *, is_part: bool = False) 
     """
     here, best = root, root
     for _ in range(_MOST_WRAPPERS):
-        files, folders, _ = _listing(here)
-        full = [folder for folder in folders if _is_full(folder)]
-        if len(full) != 1 or any(walk.is_image_name(path) for path in files) or full[0].name in known:
+        full = [folder for folder in _folders_in(here) if _is_full(folder)]
+        if len(full) != 1 or walk.has_images(here) or full[0].name in known:
             break
         if not is_part and part_of(full[0].name) is not None:
             break  # one part alone, such as test/
         here = full[0]
-        inner = [folder for folder in _listing(here)[1] if _is_full(folder)]
+        inner = [folder for folder in _folders_in(here) if _is_full(folder)]
         if len(inner) > 1 or (inner and part_of(inner[0].name) is not None):
             best = here
             if len(inner) > 1:
@@ -443,24 +442,20 @@ def _classes_inside(folder: Path, *, entering: bool = True) -> list[Path]:
     return [child for child in walk.subfolders(inner) if _is_full(child)]
 
 
-def _listing(folder: Path) -> tuple[list[Path], list[Path], dict[Path, str]]:
+def _folders_in(folder: Path) -> list[Path]:
     try:
-        return walk.contents(folder)
-    except OSError:
-        return [], [], {}
+        return walk.subfolders(folder)
+    except DataError:
+        return []
 
 
 def _is_full(folder: Path) -> bool:
     """Says whether a folder, or link to one, holds images, or is one that cannot be read and must be listed."""
-    return any(True for _ in walk.Walk(looked_into=_LOOKED_INTO).images(folder))
-
-
-def _has_images(folder: Path) -> bool:
-    return any(walk.is_image_name(path) for path in _listing(folder)[0])
+    return walk.has_images(folder) or any(True for _ in walk.Walk(looked_into=_LOOKED_INTO).images(folder))
 
 
 def _tables(folder: Path) -> list[Path]:
-    return [path for path in _listing(folder)[0] if path.suffix.lower() in TABLES]
+    return [path for path in walk.files_of(folder) if path.suffix.lower() in TABLES]
 
 
 def some(names: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from resfit.data import cohort, dicomdir, folders, frames, tables
 from resfit.data.cohort import Entry
 from resfit.data.folders import LAYOUTS, LayoutError, Source, some
-from resfit.data.walk import SUFFIXES, TABLE, Skipped, Walk, files_of, is_image_name, unusable
+from resfit.data.walk import SUFFIXES, TABLE, Skipped, Walk, files_of, has_images, is_image_name, unusable
 from resfit.errors import ArgumentError, DataError
 from resfit.preprocessing import Reading
 
@@ -361,7 +361,9 @@ class _Collected:
         warnings = [*layout.warnings, *self._warnings]
         if sweeps:
             parents = sorted({self._root, *self._parents})
-            loose = [path for parent in parents for path in files_of(parent) if is_image_name(path)]
+            loose = [
+                path for parent in parents if has_images(parent) for path in files_of(parent) if is_image_name(path)
+            ]
             named = {frames.parted(entry.path)[0] for entry in self._entries}
             loose = [path for path in loose if path not in named]
             if loose and self._parents:
@@ -398,7 +400,9 @@ class _Collected:
                 "with multilabel=False each image must have one label. Received: an image with "
                 f"{len(entry.labels)}: {some(entry.labels)}."
             )
-        return dataclasses.replace(entry, label=entry.labels[0] if entry.labels else None, labels=())
+        if entry.label is not None or not entry.labels:
+            return entry
+        return dataclasses.replace(entry, label=entry.labels[0], labels=())
 
 
 def _hints(entries: Sequence[Entry]) -> list[str]:

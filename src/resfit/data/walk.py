@@ -134,19 +134,16 @@ def contents(folder: Path) -> tuple[list[Path], list[Path], dict[Path, str]]:
     Raises:
         OSError: The folder cannot be read.
     """
-    files: list[Path] = []
-    folders: list[Path] = []
+    files: list[str] = []
+    folders: list[str] = []
     hidden: dict[Path, str] = {}
     with os.scandir(folder) as found:
         for item in found:
-            path = folder / item.name
-            if item.name.startswith("."):
-                hidden[path] = HIDDEN
-            elif item.name.lower() in _SYSTEM:
-                hidden[path] = SYSTEM
+            if _is_hidden(item.name):
+                hidden[folder / item.name] = HIDDEN if item.name.startswith(".") else SYSTEM
             else:
-                (folders if _is_folder(item) else files).append(path)
-    return sorted(files), sorted(folders), hidden
+                (folders if _is_folder(item) else files).append(item.name)
+    return [folder / name for name in sorted(files)], [folder / name for name in sorted(folders)], hidden
 
 
 def _is_folder(item: os.DirEntry[str]) -> bool:
@@ -163,9 +160,28 @@ def subfolders(folder: Path) -> list[Path]:
         DataError: It cannot be read.
     """
     try:
-        return contents(folder)[1]
+        with os.scandir(folder) as found:
+            names = [item.name for item in found if _is_folder(item) and not _is_hidden(item.name)]
     except OSError as error:
         raise DataError(f"the folder {str(folder)!r} cannot be read: {error.strerror or error}.") from error
+    return [folder / name for name in sorted(names)]
+
+
+def has_images(folder: Path) -> bool:
+    """Says whether a file with an ending of images is in a folder, not below it."""
+    try:
+        with os.scandir(folder) as found:
+            return any(not _is_hidden(item.name) and _has_ending(item.name) and not _is_folder(item) for item in found)
+    except OSError:
+        return False
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _SYSTEM
+
+
+def _has_ending(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES or cohort.is_scan_name(Path(name))
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -174,11 +190,6 @@ def files_of(folder: Path) -> list[Path]:
         return contents(folder)[0]
     except OSError:
         return []
-
-
-def holds_images(folder: Path) -> bool:
-    """Says whether an image is below a folder, at any depth."""
-    return any(isinstance(path, Path) for path in Walk().images(folder))
 
 
 def is_image_name(path: Path) -> bool:
