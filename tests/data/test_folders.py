@@ -292,3 +292,35 @@ def test_a_pattern_is_suggested_that_works(tmp_path, names):
         scan(tmp_path)
     pattern = str(caught.value).split("--label-from '")[1].split("'")[0]
     assert sorted(scan(tmp_path, label_from=pattern).counts().values()) == [5, 5]
+
+
+def test_folders_of_other_tasks_are_no_classes(tmp_path):
+    put(tmp_path / "seg", *(f"{part}/{kind}/0.png" for part in ("train", "val") for kind in ("images", "masks")))
+    with pytest.raises(LayoutError, match="train, val are parts of a split and no classes"):
+        scan(tmp_path / "seg")
+    put(tmp_path / "voc", "JPEGImages/0.png", "SegmentationClass/0.png")
+    with pytest.raises(LayoutError, match="not like classes"):
+        scan(tmp_path / "voc")
+    put(tmp_path / "yolo", "train/images/0.png", "val/images/0.png")
+    (tmp_path / "yolo" / "train" / "labels").mkdir()
+    (tmp_path / "yolo" / "train" / "labels" / "0.txt").write_text("0 0.5 0.5 1 1")
+    with pytest.raises(LayoutError, match="parts of a split and no classes"):
+        scan(tmp_path / "yolo")
+
+
+def test_unlabelled_test_images_in_a_wrapper_are_left_out(tmp_path):
+    put(tmp_path, "train/train/a/0.png", "train/train/b/0.png", "test/test/0.png")
+    images = scan(tmp_path)
+    assert images.classes == ("a", "b")
+    assert any("without class folders inside are left out: test" in text for text in images.warnings)
+
+
+def test_a_table_beside_one_folder_of_images(tmp_path):
+    put(tmp_path, "images/0.png", "images/1.png")
+    (tmp_path / "train.csv").write_text("image_id,label\n0,a\n1,b\n")
+    images = scan(tmp_path)
+    assert found(images) == {"images/0.png": (None, "a"), "images/1.png": (None, "b")}
+    assert "labels are read from train.csv" in images.notes
+    (tmp_path / "a_submission.csv").write_text("image_id,label\n0,a\n")
+    with pytest.raises(LayoutError, match=r"the table that holds the labels, such as train\.csv"):
+        scan(tmp_path)

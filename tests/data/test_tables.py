@@ -255,3 +255,8 @@ def test_two_labels_of_an_image_are_refused_with_the_way_out(tmp_path):
         scan(table(tmp_path, "path,label\n1.png,a\n1.png,b\n"))
     with pytest.raises(DataError, match="--label-separator"):
         scan(table(tmp_path, "path,label\n1.png,\n"))
+
+
+def test_addresses_in_the_net_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"Received: addresses, such as 'https://x\.org/1\.png'"):
+        scan(table(tmp_path, "path,label\nhttps://x.org/1.png,a\nhttps://x.org/2.png,b\n"))

@@ -28,6 +28,11 @@ _WORDS = {
     **dict.fromkeys(("test", "testing", "testset", "testdata", "tst", "eval", "evaluation", "holdout"), "test"),
 }
 _FILLERS = frozenset({"set", "data", "dataset", "images", "image", "imgs", "img", "seg", "split", "part", "samples"})
+# folders of data sets for other tasks, and of images without classes
+_NO_CLASSES = frozenset(
+    {"images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "data", "masks", "mask", "labels", "label"}
+    | {"annotations", "annotation", "segmentations", "segmentation", "segmentationclass", "segmentationobject", "gt"}
+)
 _FOLDS = frozenset({"fold", "folds", "kfold", "cv", "split"})
 _MOST_WRAPPERS = 8
 _LOOKED_INTO = 1000  # files without a known ending that are opened to see whether a folder has images
@@ -137,6 +142,14 @@ def understand(root: Path, *, named: bool = False) -> Layout:
     same = _same_below(full)
     if same:
         raise LayoutError(same)
+    if all(_is_no_class(folder) for folder in full):
+        tables = _tables(root)
+        if len(full) == len(tables) == 1:
+            return Layout((Source(tables[0]),), (*notes, f"labels are read from {tables[0].name}"))
+        raise LayoutError(
+            f"the folders {some([folder.name for folder in full])} are called like parts of a data set and not like "
+            f"classes. {_ways_out(_telling(full), root)}"
+        )
     sources = tuple(Source(folder, label=folder.name, above=(root,)) for folder in sorted((*full, *empty)))
     return Layout(sources, tuple(notes))
 
@@ -295,6 +308,7 @@ def _ways_out(folder: Path, root: Path | None = None) -> str:
     """Returns how labels can be given for images that lie beside each other."""
     ways = []
     tables = [*(_tables(root) if root is not None else []), *_tables(folder)]
+    tables.sort(key=lambda path: (part_of(path.stem) != "train", "label" not in path.stem.lower()))
     if tables:
         ways.append(f"pass the table that holds the labels, such as {tables[0].name}")
     names = _example_names(folder)
@@ -439,7 +453,14 @@ def _unwrapped(root: Path, known: Sequence[str] = (), *, is_part: bool = False) 
 def _classes_inside(folder: Path, *, entering: bool = True) -> list[Path]:
     """Returns the folders with images inside a folder, past wrappers."""
     inner = _unwrapped(folder, is_part=True)[0] if entering else folder
-    return [child for child in walk.subfolders(inner) if _is_full(child)]
+    found = [child for child in walk.subfolders(inner) if _is_full(child)]
+    return [] if entering and found and all(_is_no_class(child) for child in found) else found
+
+
+def _is_no_class(folder: Path) -> bool:
+    """Says whether a folder with images in it is called like something else than a class: images, masks, test."""
+    is_called_so = folder.name.lower() in _NO_CLASSES or part_of(folder.name) is not None
+    return is_called_so and walk.has_images(folder)
 
 
 def _folders_in(folder: Path) -> list[Path]:

@@ -146,6 +146,12 @@ def read(path: Path, asked: Asked, extra_columns: Sequence[str] = ()) -> Read:
             raise DataError(
                 f"each row must have a path and a label. Received: line {line} without {table.header[guess.path]!r}."
             )
+    remote = next((cell for cell in cells if _REMOTE.match(cell)), None)
+    if remote is not None and all(_REMOTE.match(cell) for cell in cells):
+        raise DataError(
+            f"{path.name} must name files of this machine. Received: addresses, such as {remote[:80]!r}. Download the "
+            "images and pass image_root (--image-root), or name another column with --path-column."
+        )
     places, note = locate(cells, folder, path, search=asked.image_root is None)
     notes = [*guess.notes, *([note] if note else [])]
     labels = guess.labels_of_rows()
