@@ -260,3 +260,22 @@ def test_two_labels_of_an_image_are_refused_with_the_way_out(tmp_path):
 def test_addresses_in_the_net_are_named(tmp_path):
     with pytest.raises(DataError, match=r"Received: addresses, such as 'https://x\.org/1\.png'"):
         scan(table(tmp_path, "path,label\nhttps://x.org/1.png,a\nhttps://x.org/2.png,b\n"))
+
+
+def test_ids_that_are_spread_over_folders(tmp_path):
+    """Each file is in one of two folders, as in HAM10000."""
+    put(tmp_path, "part_1/ISIC_1.png", "part_2/ISIC_2.png", "part_2/ISIC_3.png")
+    rows = "HAM_1,ISIC_1,bkl,histo\nHAM_2,ISIC_2,nv,histo\nHAM_3,ISIC_3,nv,histo\n"
+    images = scan(table(tmp_path, f"lesion_id,image_id,dx,dx_type\n{rows}", "metadata.csv"))
+    assert found(images) == {"part_1/ISIC_1.png": "bkl", "part_2/ISIC_2.png": "nv", "part_2/ISIC_3.png": "nv"}
+    assert "paths start in 'part_1, part_2'" in images.notes[-1]
+
+
+def test_lists_of_ids_without_a_header(tmp_path):
+    put(tmp_path, "JPEGImages/000001.png", "JPEGImages/000002.png")
+    path = tmp_path / "ImageSets" / "Main" / "cat_train.txt"
+    path.parent.mkdir(parents=True)
+    path.write_text("000001  1\n000002 -1\n")
+    images = scan(path)
+    assert [images.label_text(row) for row in range(2)] == ["1", "-1"]
+    assert [image.name for image in images.paths] == ["000001.png", "000002.png"]

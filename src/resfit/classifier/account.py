@@ -130,8 +130,8 @@ def skipped_table(skipped: Sequence[Skipped], ignored: Sequence[Skipped] = (), *
         ignored: Files that a rule left out. Of a medical set their names stay out, a row for each.
         medical: Whether the set is one.
     """
-    rows = [(item.path, item.reason) for item in skipped]
-    rows += [(Path() if medical else item.path, f"ignored: {item.reason}") for item in ignored]
+    rows: list[tuple[Path | str, str]] = [(item.path, item.reason) for item in skipped]
+    rows += [("" if medical else item.path, f"ignored: {item.reason}") for item in ignored]
     return artifact.csv_bytes(("path", "reason"), rows)
 
 

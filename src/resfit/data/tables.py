@@ -426,6 +426,9 @@ class _Guess:
         ids = [index for index in by_name if _rank(table.header[index], _PATHS) < len(_PATHS)]
         if ids:
             return ids[0]
+        found = [index for index in free if self._leads_somewhere(index)]
+        if len(found) == 1:
+            return found[0]
         raise DataError(
             f"{table.path.name} must have a column with the paths of the images. Received: {list(table.header)}, of "
             "which none holds file names. Name it: path_column (--path-column)."
@@ -443,6 +446,14 @@ class _Guess:
             return named / len(cells)
         some_of_them = cells[:20]
         return sum(_exists(_at(self._folder, cell)) for cell in some_of_them) / len(some_of_them)
+
+    def _leads_somewhere(self, index: int) -> bool:
+        """Says whether the cells of a column are names of files around the table."""
+        cells = self._cells(index)
+        try:
+            return bool(cells) and _start(cells, self._table.path.parent, self._table.path, _Shelves()) is not None
+        except DataError:
+            return True
 
     def _label(self) -> int | None:
         table = self._table
@@ -615,14 +626,21 @@ def locate(cells: Sequence[str], folder: Path, table: Path, *, search: bool) -> 
     start = _start(cells, table.parent, table, shelves)
     if start is None:
         return places, ""
-    place, dropped = start
-    again = [shelves.at(place, _shortened(cell, dropped)) for cell in cells]
-    found_now = [new if new is not None else old for new, old in zip(again, places, strict=True)]
-    shown = os.path.relpath(place, table.parent)
+    roots, dropped = start
+    again = []
+    for cell, place in zip(cells, places, strict=True):
+        short = _shortened(cell, dropped)
+        there = [new for root in roots if (new := shelves.at(root, short)) is not None]
+        if len(there) > 1:
+            raise _ambiguous(table, roots)
+        again.append(there[0] if there else place)
+    shown = some([os.path.relpath(root, table.parent) for root in roots])
     beginning = "/".join(_parts(cells[0])[:dropped])
     said = f" once {beginning!r} is taken off their beginning" if dropped else ""
-    example = next((os.path.relpath(new, table.parent) for new in again if new is not None), "")
-    return found_now, f"paths start in {shown!r}{said}, such as {example!r} for {cells[0]!r} (--image-root)"
+    pairs = zip(cells, again, places, strict=True)
+    cell, new = next((cell, new) for cell, new, old in pairs if new is not old)
+    example = os.path.relpath(new, table.parent)
+    return again, f"paths start in {shown!r}{said}, such as {example!r} for {cell!r} (--image-root)"
 
 
 def missing(places: Sequence[Path], folder: Path) -> str:
@@ -747,38 +765,43 @@ def _shortened(cell: str, dropped: int) -> str:
     return "".join(parts[:1]) + "/".join(parts[1:]) if parts[:1] == ["/"] else "/".join(parts)
 
 
-def _start(cells: Sequence[str], folder: Path, table: Path, shelves: _Shelves) -> tuple[Path, int] | None:
-    """Returns where paths start, and how many folders at their beginning are to be taken off."""
+def _start(cells: Sequence[str], folder: Path, table: Path, shelves: _Shelves) -> tuple[list[Path], int] | None:
+    """Returns the folders where paths start, and how many folders at their beginning are to be taken off.
+
+    One folder that has all files is preferred; several are taken where each file is in one of them alone.
+    """
     step = max(1, len(cells) // _SAMPLE)
     sample = list(cells[::step])[:_SAMPLE]
     parts = [_parts(cell) for cell in sample]
     shared = _shared([part[:-1] for part in parts])
-    best: list[tuple[int, int, Path]] = []
+    around = _around(folder)
     for dropped in range(shared + 1):
         rest = [_shortened(cell, dropped) for cell in sample]
         if any(text.startswith("/") for text in rest):
             continue
-        for here in _around(folder):
-            hits = sum(shelves.at(here, text) is not None for text in rest)
-            if 2 * hits >= len(sample):
-                best.append((hits, dropped, here))
-        if best:
-            break
-    if not best:
-        return None
-    most = max(hits for hits, *_ in best)
-    equal = [(dropped, here) for hits, dropped, here in best if hits == most]
-    if len(equal) > 1:
+        hits = {here: [shelves.at(here, text) is not None for text in rest] for here in around}
+        hits = {here: row for here, row in hits.items() if any(row)}
+        owners = [sum(column) for column in zip(*hits.values(), strict=True)]
+        covered = sum(count > 0 for count in owners)
+        if not hits or 2 * covered < len(sample):
+            continue
+        whole = [here for here, row in hits.items() if sum(row) == covered]
         wanted = part_of(table.stem)
-        same = [item for item in equal if wanted and part_of(item[1].name) == wanted]
-        if len(same) != 1:
-            raise DataError(
-                f"the paths of {table.name} must lead to one file each. Received: files of these names in "
-                f"{some([os.path.relpath(here, folder) for _, here in equal])}. Pass image_root (--image-root), the "
-                "folder where the paths start."
-            )
-        equal = same
-    return equal[0][1], equal[0][0]
+        named = [here for here in whole if wanted and part_of(here.name) == wanted]
+        if len(whole) == 1 or len(named) == 1:
+            return (named if len(named) == 1 else whole), dropped
+        if whole or max(owners) > 1:
+            raise _ambiguous(table, whole or list(hits))
+        return list(hits), dropped  # spread over folders, each file in one
+    return None
+
+
+def _ambiguous(table: Path, roots: Sequence[Path]) -> DataError:
+    return DataError(
+        f"the paths of {table.name} must lead to one file each. Received: files of these names in "
+        f"{some([os.path.relpath(here, table.parent) for here in roots])}. Pass image_root (--image-root), the folder "
+        "where the paths start."
+    )
 
 
 def _shared(rows: Sequence[Sequence[str]]) -> int:
@@ -803,9 +826,11 @@ def _around(folder: Path) -> list[Path]:
             pending += [child for child in walk.contents(here)[1] if not child.is_symlink()]
         except OSError:
             continue
-    above = folder.resolve().parent
-    # of the folders beside it only those that are called like one of images: others may hold another set
-    beside = [] if above == above.parent else [above, *filter(_is_of_images, _readable(above))]
+    # of the folders above and beside only those that are called like one of images: others may hold another set
+    beside = []
+    for above in list(folder.resolve().parents)[:2]:
+        if above != above.parent:
+            beside += [above, *filter(_is_of_images, _readable(above))]
     return found + [here for here in beside if here.resolve() != folder.resolve()][:_MOST_FOLDERS]
 
 
