@@ -113,6 +113,20 @@ def test_wrong_labels_are_found_by_label():
     }
 
 
+def test_imbalance_is_of_labels(data):
+    rows = ["path,label"] + [f"{n}.png,{'a;b' if n < 2 else 'a' if n < 18 else ''}" for n in range(20)]
+    for n in range(20):
+        (data / f"{n}.png").write_bytes((data / "images" / "red" / f"{n:03}.png").read_bytes())
+    (data / "rare.csv").write_text("\n".join(rows))
+    images = scan(data / "rare.csv", label_separator=";")
+    records = np.zeros(20, checking.checks.RECORD)
+    records["width"] = records["height"] = 8
+    found = checking.examine(images, np.zeros((20, 0)), records, checking.Duplicates((), np.zeros((0, 2), np.int64)))
+    assert found.imbalance == 9.0
+    assert "the most frequent label has 9 times as many images as the rarest" in found.findings()
+    assert images.warnings == ("labels of fewer than 3 images are hardly learned or measured: b (2)",)
+
+
 def test_copies_with_other_labels_are_conflicts(data):
     images = scan(data / "cells.csv", label_separator="|")
     same = checking.Duplicates(((0, 1), (0, 20)), np.zeros((0, 2), np.int64))  # blue and blue, blue and green

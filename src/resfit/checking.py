@@ -196,6 +196,9 @@ class Checks:
         names = self.images.classes
         copies = sum(len(group) - 1 for group in self.exact)
         leaked = len({test for test, *_ in self.leaks})
+        largest, smallest = ("largest class", "smallest")
+        if self.images.multilabel:
+            largest, smallest = "most frequent label", "rarest"
         found = [
             (copies, f"{copies} exact copies of other images"),
             (len(self.near), f"{len(self.near)} pairs of near duplicates"),
@@ -205,7 +208,7 @@ class Checks:
             *((len(at), f"{len(at)} {name} images") for name, at in vars(self.looks).items()),
             (
                 self.imbalance > IMBALANCE,
-                f"the largest class has {self.imbalance:.0f} times as many images as the smallest",
+                f"the {largest} has {self.imbalance:.0f} times as many images as the {smallest}",
             ),
             *(
                 (1, f"the same mark stands on {len(mark.positions)} images, most of class {names[mark.label]!r}")

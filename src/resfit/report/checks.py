@@ -65,6 +65,7 @@ def render(found: Checks) -> str:
     return template(_PAGE).render(
         findings=found.findings(),
         facts=found.to_dict(),
+        kind="labels" if images.multilabel else "classes",
         groups=groups,
         style=text_of("page.css"),
         version=resfit.__version__,
