@@ -52,6 +52,7 @@ def test_fit_with_the_embedded_network(resfit, folder, tmp_path):
     code, text, _ = resfit("fit", folder, "-o", tmp_path / "out")  # the earlier one is replaced
     assert code == 0
     for part in (
+        "30 found = 30 images used + 0 skipped + 0 ignored",
         "30 in 3 classes",
         "24 train, 6 test",
         "0 computed (cache), 30 from the cache",

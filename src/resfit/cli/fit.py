@@ -205,7 +205,7 @@ def _print_fit(fitted: Classifier, out: Path) -> None:
     rows: list[tuple[str, object]] = [
         ("network", fitted.recipe.model),
         ("files", _files(images)),
-        ("labels" if fitted.recipe.several else "classes", len(fitted.classes)),
+        ("images", f"{_used(images)} in {len(fitted.classes)} {'labels' if fitted.recipe.several else 'classes'}"),
         ("skipped", images["skipped"]),
         ("split", _split(images) + (", by group" if fitted.recipe.grouped else "")),
         *_work(fitted),
@@ -248,9 +248,12 @@ def _figure(name: str, value: float | None) -> str:
     return f"{value:.1%}" if name.endswith("accuracy") else f"{value:.4f}"
 
 
+def _used(images: dict[str, int]) -> int:
+    return images["found"] - images["skipped"] - images["ignored"]
+
+
 def _files(images: dict[str, int]) -> str:
-    used = images["found"] - images["skipped"] - images["ignored"]
-    return f"{images['found']} found = {used} images used + {images['skipped']} skipped + {images['ignored']} ignored"
+    return f"{images['found']} found = {_used(images)} images used + {images['skipped']} skipped + {images['ignored']} ignored"
 
 
 def _split(images: dict[str, int]) -> str:
