@@ -253,7 +253,8 @@ def _used(images: dict[str, int]) -> int:
 
 
 def _files(images: dict[str, int]) -> str:
-    return f"{images['found']} found = {_used(images)} images used + {images['skipped']} skipped + {images['ignored']} ignored"
+    left = f"{images['skipped']} skipped + {images['ignored']} ignored"
+    return f"{images['found']} found = {_used(images)} images used + {left}"
 
 
 def _split(images: dict[str, int]) -> str:
