@@ -161,6 +161,9 @@ def test_quantities_ask_for_what_is_not_there_yet(tmp_path):
     with pytest.raises(DataError, match="regression"):
         scan(table(tmp_path, numbered))
     assert len(scan(table(tmp_path, numbered), label_column="age").classes) == 30
+    few = "image,weight\n" + "".join(f"{number}.png,{number / 4 + 0.1}\n" for number in range(8))
+    with pytest.raises(DataError, match="8 different numbers"):
+        scan(table(tmp_path, few))
     classes = "image,class\n" + "".join(f"{number}.png,{number % 3}\n" for number in range(30))
     assert scan(table(tmp_path, classes)).classes == ("0", "1", "2")
 

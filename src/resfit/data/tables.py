@@ -9,6 +9,7 @@ import ast
 import csv
 import dataclasses
 import io
+import math
 import os
 import re
 import urllib.parse
@@ -38,6 +39,7 @@ _LOOKED_AT = 200  # rows that a guess goes by
 _SAMPLE = 50  # rows that a place is tried with
 _MOST_FOLDERS = 2000
 _MANY = 20  # different numbers from which on a column may be a quantity
+_FEW = 4  # the same of numbers with fractions, most of which come once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -566,14 +568,12 @@ def _is_quantity(cells: Sequence[str], *, sure: bool = False) -> bool:
         sure: Whether the user says that they are classes: whole numbers are then taken for such.
     """
     different = set(cells)
-    if len(different) <= _MANY:
+    numbers = [number for cell in different if (number := _number(cell)) is not None]
+    if len(numbers) < len(different):
         return False
-    numbers = [_number(cell) for cell in different]
-    if any(number is None for number in numbers):
-        return False
-    if any(number != round(number) for number in numbers if number is not None and abs(number) < 1e15):
-        return True
-    return not sure and 3 * len(different) > len(cells)
+    if any(math.isfinite(number) and number != int(number) for number in numbers):  # nobody numbers classes so
+        return len(different) > _MANY or (len(different) > _FEW and 2 * len(different) > len(cells))
+    return not sure and len(different) > _MANY and 3 * len(different) > len(cells)
 
 
 def _is_list(cells: Sequence[str]) -> bool:
