@@ -282,3 +282,15 @@ def test_lists_of_ids_without_a_header(tmp_path):
     images = scan(path)
     assert [images.label_text(row) for row in range(2)] == ["1", "-1"]
     assert [image.name for image in images.paths] == ["000001.png", "000002.png"]
+
+
+def test_rows_that_name_no_file_are_listed(tmp_path):
+    put(tmp_path, "1.png")
+    (tmp_path / "folder").mkdir()
+    rows = ["1.png,a", f"{'x' * 5000},b", "folder,b", "/,c", "..,d"]
+    path = table(tmp_path, "path,label\n" + "\n".join(rows))
+    images = scan(path)
+    assert len(images) == 1
+    reasons = [item.reason for item in images.skipped]
+    assert reasons[1:] == ["not a regular file"] * 3
+    assert reasons[0].startswith("cannot be read") or reasons[0] == "no such file"

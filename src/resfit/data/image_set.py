@@ -27,6 +27,7 @@ TABLES = (".csv", ".tsv", ".txt", ".lst")
 _PLAIN = Reading()
 _EXAMPLE = "such as "
 _SEPARATORS = (";", "|", ",", "/", " + ", " & ", "\t", "\x1f")
+_SERIES = 100  # files of a folder that are looked at to see whether it is a series of scans
 _FEW = 3  # images of a label below which it is hardly learned or measured
 
 
@@ -337,11 +338,12 @@ class _Collected:
 
     def _add_row(self, entry: Entry) -> None:
         image = entry.path
-        if dicomdir.is_dicomdir(image) and image.is_file():
+        if dicomdir.is_dicomdir(image) and os.path.isfile(image):
             self._warnings += _collect_listed(image, entry, self._entries, self._skipped)
             return
-        series = [found for found in Walk().images(image) if isinstance(found, Path)] if image.is_dir() else []
-        if any(cohort.is_scan_file(found) for found in series):
+        # a row may name the folder of a series; no other folder is walked, for it may be the whole disk
+        if os.path.isdir(image) and any(cohort.is_scan_file(found) for found in files_of(image)[:_SERIES]):
+            series = [found for found in Walk().images(image) if isinstance(found, Path)]
             self._entries += [dataclasses.replace(entry, path=found) for found in series]
             return
         reason = unusable(image)
