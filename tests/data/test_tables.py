@@ -287,10 +287,10 @@ def test_lists_of_ids_without_a_header(tmp_path):
 def test_rows_that_name_no_file_are_listed(tmp_path):
     put(tmp_path, "1.png")
     (tmp_path / "folder").mkdir()
-    rows = ["1.png,a", f"{'x' * 5000},b", "folder,b", "/,c", "..,d"]
+    rows = ["1.png,a", f"{'x' * 5000},b", "folder,b", "/,c", "..,d", "file://]/x.png,a"]
     path = table(tmp_path, "path,label\n" + "\n".join(rows))
     images = scan(path)
     assert len(images) == 1
     reasons = [item.reason for item in images.skipped]
-    assert reasons[1:] == ["not a regular file"] * 3
+    assert reasons[1:] == ["not a regular file"] * 3 + ["no such file"]
     assert reasons[0].startswith("cannot be read") or reasons[0] == "no such file"

@@ -731,7 +731,10 @@ class _Shelves:
 def _spellings(cell: str) -> Sequence[str]:
     """Returns the ways in which a cell may be meant as a path, as it is first."""
     if cell.lower().startswith("file:"):
-        path = urllib.parse.unquote(urllib.parse.urlsplit(cell).path)
+        try:
+            path = urllib.parse.unquote(urllib.parse.urlsplit(cell).path)
+        except ValueError:  # no address after all
+            path = cell
         cell = path[1:] if re.match(r"/[A-Za-z]:", path) else path
     if "\\" in cell:
         return cell, cell.replace("\\", "/")
