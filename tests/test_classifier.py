@@ -68,7 +68,7 @@ def tempered(classifier, probabilities):
 
 def test_fit_tells_colours_apart(fitted):
     assert fitted.classes == ("blue", "green", "red")
-    assert fitted.metrics["images"] == {"found": 45, "skipped": 0, "train": 36, "test": 9}
+    assert fitted.metrics["images"] == {"found": 45, "skipped": 0, "train": 36, "test": 9, "ignored": 0}
     assert fitted.run.test.accuracy == fitted.metrics["test"]["accuracy"] == 1.0
     assert fitted.metrics["test"]["interval"] == pytest.approx([0.7009, 1.0], abs=1e-4)
     assert fitted.recipe.strategy == "probe"
@@ -253,7 +253,7 @@ def test_finetuning_makes_one_model_that_says_what_was_measured(tuned, patterns)
     found, out, said = tuned
     assert found.recipe.strategy == "finetune"
     assert found.recipe.tuning["trainable_from"] == "stage3"
-    assert found.metrics["images"] == {"found": 108, "skipped": 0, "train": 69, "val": 18, "test": 21}
+    assert found.metrics["images"] == {"found": 108, "skipped": 0, "train": 69, "val": 18, "test": 21, "ignored": 0}
     assert any("outputs take" in text for text in said)
     rows = rows_of(out / "test_predictions.csv")
     loaded = Classifier.load(out)

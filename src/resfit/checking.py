@@ -6,6 +6,7 @@ Everything here works on what a pass over the images has left behind; no image i
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ LABEL_METHODS = ("ridge", "cleanlab")
 
 _PROBED = 5000
 _LEAST_PROBED = 50
+_LABELS_PROBED = 20  # labels that shortcuts are looked for of, where an image may have several
 _DOUBT = 0.05  # of what a class gets on average from its own images
 _STRONG = 0.5  # of the way from chance to certainty
 _KINDS = {"exact": "an exact copy", "near": "a near duplicate"}
@@ -49,15 +51,29 @@ class LabelError:
 
     Attributes:
         position: Which image.
-        label: Its class, as an index.
-        suggested: The class that the other images speak for.
-        probability: That of its own class, from a classifier that has not seen it.
+        label: Its class, as an index; where an image may have several labels, the label that is in question.
+        suggested: The class that the other images speak for; with several labels the same label.
+        probability: That of its own class, or of having or not having the label as it does, from a classifier that has
+            not seen it.
+        has: With several labels an image, whether it has the label; ``None`` for one class an image.
     """
 
     position: int
     label: int
     suggested: int
     probability: float
+    has: bool | None = None
+
+    def texts(self, names: Sequence[str]) -> tuple[str, str]:
+        """Returns what is stated and what is suggested, in words.
+
+        Args:
+            names: Of the classes.
+        """
+        if self.has is None:
+            return names[self.label], names[self.suggested]
+        name = names[self.label]
+        return (name, f"not {name}") if self.has else (f"not {name}", name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +86,7 @@ class Shortcut:
         interval: 95 % interval of it.
         chance: What guessing gives.
         given_away: Classes, as indices, that it tells from all others with precision and recall of at least 0.9.
+        label: With several labels an image, the one that it tells images with from those without.
     """
 
     cue: str
@@ -77,6 +94,7 @@ class Shortcut:
     interval: tuple[float, float]
     chance: float
     given_away: tuple[int, ...] = ()
+    label: int | None = None
 
     @property
     def above_chance(self) -> bool:
@@ -104,7 +122,9 @@ class Checks:
         marks: The same small picture on many images of one class.
         shortcuts: What else tells the classes.
         label_errors: Images whose label is worth a look, the most doubtful first.
+        probed: With several labels an image, the labels that shortcuts were looked for of: those of most images.
         skipped: Images that could not be read.
+        ignored: Number of files that each rule left out.
         leak_effect: Accuracy on all test images, and on those that do not leak; ``None`` where it was not measured.
     """
 
@@ -119,6 +139,8 @@ class Checks:
     label_errors: tuple[LabelError, ...]
     skipped: tuple[Skipped, ...] = ()
     leak_effect: tuple[float, float] | None = None
+    probed: tuple[int, ...] | None = None
+    ignored: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def imbalance(self) -> float:
@@ -180,6 +202,9 @@ class Checks:
         names = self.images.classes
         copies = sum(len(group) - 1 for group in self.exact)
         leaked = len({test for test, *_ in self.leaks})
+        largest, smallest = ("largest class", "smallest")
+        if self.images.multilabel:
+            largest, smallest = "most frequent label", "rarest"
         found = [
             (copies, f"{copies} exact copies of other images"),
             (len(self.near), f"{len(self.near)} pairs of near duplicates"),
@@ -189,7 +214,7 @@ class Checks:
             *((len(at), f"{len(at)} {name} images") for name, at in vars(self.looks).items()),
             (
                 self.imbalance > IMBALANCE,
-                f"the largest class has {self.imbalance:.0f} times as many images as the smallest",
+                f"the {largest} has {self.imbalance:.0f} times as many images as the {smallest}",
             ),
             *(
                 (1, f"the same mark stands on {len(mark.positions)} images, most of class {names[mark.label]!r}")
@@ -201,8 +226,9 @@ class Checks:
 
     def _sentence(self, shortcut: Shortcut) -> str:
         low, high = shortcut.interval
+        what = "the class" if shortcut.label is None else f"the label {self.images.classes[shortcut.label]!r}"
         text = (
-            f"the {shortcut.cue} alone tells the class with {shortcut.accuracy:.0%} balanced accuracy "
+            f"the {shortcut.cue} alone tells {what} with {shortcut.accuracy:.0%} balanced accuracy "
             f"({low:.0%} to {high:.0%}; chance {shortcut.chance:.0%})"
         )
         if shortcut.given_away:
@@ -218,8 +244,10 @@ class Checks:
         """
         names, name = self.images.classes, self.name
         return {
+            "found": len(self.images) + len(self.skipped) + sum(self.ignored.values()),
             "images": len(self.images),
             "skipped": len(self.skipped),
+            "ignored": self.ignored,
             "findings": self.findings(),
             "classes": self.images.counts(),
             "imbalance": self.imbalance,
@@ -234,8 +262,7 @@ class Checks:
                 [
                     {
                         "path": name(item.position),
-                        "label": names[item.label],
-                        "suggested": names[item.suggested],
+                        **dict(zip(("label", "suggested"), item.texts(names), strict=True)),
                         "probability": item.probability,
                     }
                     for item in self.label_errors
@@ -260,9 +287,11 @@ class Checks:
                     "above_chance": item.above_chance,
                     "strong": item.strong,
                     "gives_away": [names[label] for label in item.given_away],
+                    **({} if item.label is None else {"label": names[item.label]}),
                 }
                 for item in self.shortcuts
             ],
+            **({} if self.probed is None else {"shortcuts_of_labels": [names[label] for label in self.probed]}),
         }
 
 
@@ -299,7 +328,7 @@ def check(
     found = feature_store.extract(body, images, records=True, **options)
     kept = images.subset(found.indices)
     same = duplicates(found.digests, found.records, np.asarray(found.rows))
-    return examine(
+    checked = examine(
         kept,
         np.asarray(found.rows),
         found.records,
@@ -308,6 +337,7 @@ def check(
         seed=seed,
         skipped=(*images.skipped, *found.skipped),
     )
+    return dataclasses.replace(checked, ignored=images.ignored_counts())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -372,21 +402,37 @@ def examine(
         seed: Of the folds.
         skipped: Passed on.
     """
-    labels, splits = images.labels, images.splits
+    labels: np.ndarray = images.labels if images.targets is None else images.targets
+    splits, probed = images.splits, None
     groups = same.groups(len(images))
     pairs = same.pairs()
+    if images.targets is None:
+        found = shortcuts(records, labels, groups, seed)
+    else:
+        probed = tuple(np.argsort(-labels.sum(axis=0), kind="stable")[:_LABELS_PROBED].tolist())
+        found = [
+            dataclasses.replace(item, label=label)
+            for label in probed
+            for item in shortcuts(records, labels[:, label].astype(np.int64), groups, seed)
+        ]
     return Checks(
         images=images,
         exact=same.exact,
         near=same.near,
         leaks=tuple(_leaks(groups, splits, pairs)),
-        conflicts=tuple((a, b) for a, b, _ in pairs if labels[a] != labels[b] and min(labels[a], labels[b]) >= 0),
+        conflicts=tuple((a, b) for a, b, _ in pairs if _differ(labels[a], labels[b])),
         looks=checks.looks(records),
         marks=tuple(checks.marks(records, labels, len(images.classes))),
-        shortcuts=tuple(shortcuts(records, labels, groups, seed)),
+        shortcuts=tuple(found),
         label_errors=tuple(label_errors(features, labels, method=label_method, seed=seed)),
         skipped=tuple(skipped),
+        probed=probed,
     )
+
+
+def _differ(one: np.ndarray, other: np.ndarray) -> bool:
+    """Says whether two images have different classes or labels; one without a class differs from none."""
+    return bool((one != other).any()) if np.ndim(one) else bool(one != other and min(one, other) >= 0)
 
 
 def _leaks(
@@ -480,7 +526,8 @@ def label_errors(features: np.ndarray, labels: np.ndarray, *, method: str = "rid
 
     Args:
         features: Array ``(n, features)``.
-        labels: Classes as indices; images with -1 are passed over.
+        labels: Classes as indices; images with -1 are passed over. Or an array ``(n, labels)`` of 0 and 1: each label
+            is then judged by itself.
         method: ``"ridge"``: ridge regression with each image left out in turn, in closed form; ``"cleanlab"``: the same
             probabilities, judged by cleanlab.
         seed: For cleanlab.
@@ -495,6 +542,8 @@ def label_errors(features: np.ndarray, labels: np.ndarray, *, method: str = "rid
         Northcutt et al. 2021, arXiv:1911.00068.
     """
     check_label_method(method)
+    if labels.ndim == 2:
+        return _errors_of_labels(features, labels, method)
     some = np.flatnonzero(labels >= 0)
     known, truth = np.unique(labels[some], return_inverse=True)
     if len(known) < 2 or features.shape[1] == 0 or np.bincount(truth).min() < 3:
@@ -515,6 +564,24 @@ def label_precision() -> str:
     """Says how many of the labels that are listed can be expected to be wrong."""
     high, low = LABEL_PRECISION
     return f"if 5 % of all labels are wrong, {low:.0%} to {high:.0%} of these are; if none is, none of these"
+
+
+def _errors_of_labels(features: np.ndarray, labels: np.ndarray, method: str) -> list[LabelError]:
+    """Finds wrong labels where an image may have several: each label is there or not, and judged by itself."""
+    counts = labels.sum(axis=0)
+    usable = np.flatnonzero((counts >= 3) & (counts <= len(labels) - 3))
+    if not len(usable) or features.shape[1] == 0:
+        return []
+    shares = left_out(features, labels[:, usable], len(usable))
+    # of two answers that are told well, neither is quite as sure of an image that is labelled wrongly
+    judge = functools.partial(_confident, enough=1 - _DOUBT) if method == "ridge" else _JUDGES[method]
+    found = []
+    for column, label in enumerate(usable.tolist()):
+        truth = labels[:, label].astype(np.int64)
+        both = np.stack([1 - shares[:, column], shares[:, column]], axis=1)
+        for row in judge(both, truth).tolist():
+            found.append(LabelError(row, label, label, float(both[row, truth[row]]), bool(truth[row])))
+    return sorted(found, key=lambda error: error.probability)
 
 
 def check_label_method(method: str) -> None:
@@ -540,7 +607,7 @@ def left_out(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarr
 
     Args:
         features: Array ``(n, features)``.
-        labels: Integers ``0..classes-1``.
+        labels: Integers ``0..classes-1``; or an array ``(n, classes)`` of 0 and 1, each of which is told by itself.
         classes: Number of classes.
     """
     with processors.blas_threads(features.size):
@@ -549,13 +616,14 @@ def left_out(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarr
 
 def _left_out(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     from scipy.linalg import eigh
-    from scipy.special import log_softmax
+    from scipy.special import expit, log_expit, log_softmax
 
     count = len(labels)
     mean = np.mean(features, axis=0, dtype=np.float64)
     scale = np.std(features, axis=0, dtype=np.float64)
     rows = ((features - mean) / np.where(scale > 1e-9, scale, 1)).astype(np.float32)
-    goal = np.eye(classes, dtype=np.float32)[labels]
+    several = labels.ndim == 2
+    goal = labels.astype(np.float32) if several else np.eye(classes, dtype=np.float32)[labels]
     offset = goal.mean(axis=0)
     goal = goal - offset
     best: tuple[float, np.ndarray] = (np.inf, np.zeros((count, classes)))
@@ -573,18 +641,27 @@ def _left_out(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndar
         leverage = np.minimum(turned**2 @ shrink + 1 / count, 0.999)[:, None]
         scores = (goal - (goal - fitted) / (1 - leverage) + offset).astype(np.float64)
         for temperature in (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5):
+            if several:
+                odds = (scores - 0.5) / temperature
+                loss = -float(log_expit(np.where(labels, odds, -odds)).mean())
+                if loss < best[0]:
+                    best = (loss, odds)
+                continue
             logs = log_softmax(scores / temperature, axis=1)
             loss = -float(logs[np.arange(count), labels].mean())
             if loss < best[0]:
                 best = (loss, logs)
-    return np.exp(best[1])
+    return np.asarray(expit(best[1]) if several else np.exp(best[1]))
 
 
-def _confident(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns the rows that have a likely class, and for which their own is far less likely than for others of it."""
+def _confident(probabilities: np.ndarray, labels: np.ndarray, enough: float = 1.0) -> np.ndarray:
+    """Returns the rows that have a likely class, and for which their own is far less likely than for others of it.
+
+    A class is likely from its average over its own images on, or from ``enough`` on where that is less.
+    """
     classes = probabilities.shape[1]
     limits = np.array([probabilities[labels == label, label].mean() for label in range(classes)])
-    likely = np.where(probabilities >= limits, probabilities, -1)
+    likely = np.where(probabilities >= np.minimum(limits, enough), probabilities, -1)
     best = likely.argmax(axis=1)
     own = probabilities[np.arange(len(labels)), labels]
     doubted = own < _DOUBT * limits[labels]

@@ -36,6 +36,7 @@ class Embedding:
         labels: The ``n`` classes by name; ``None`` for an image without one.
         skipped: Images that could not be used, with the reason.
         computed: Images that went through the network now; the others were in the cache.
+        notes: What was assumed of the source.
     """
 
     features: np.ndarray
@@ -43,6 +44,7 @@ class Embedding:
     labels: tuple[str | None, ...]
     skipped: tuple[Skipped, ...] = ()
     computed: int = 0
+    notes: tuple[str, ...] = ()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the features as a table.
@@ -80,6 +82,7 @@ def embed_images(
     cache: bool | str | Path = True,
     batch_size: int | None = None,
     progress: feature_store.Progress | None = None,
+    **scan_options: Any,
 ) -> Embedding:
     """Returns the features of images.
 
@@ -92,12 +95,13 @@ def embed_images(
         cache: ``True`` for resfit's own cache folder, ``False`` for none, or a folder.
         batch_size: Images in one pass; ``None`` chooses by their size.
         progress: Called as images get done.
+        **scan_options: Of a folder or CSV file, further options of :func:`resfit.data.image_set.scan`.
 
     Raises:
         DataError: No image can be used.
     """
     contract = input_spec or getattr(body, "input_spec", None)
-    images = scan_any(source, reading=getattr(contract, "reading", _PLAIN))
+    images = scan_any(source, reading=getattr(contract, "reading", _PLAIN), **scan_options)
     extracted = feature_store.extract(
         body,
         images.paths,
@@ -111,34 +115,48 @@ def embed_images(
     if not len(extracted.indices):
         reason = f", such as {skipped[0].path}: {skipped[0].reason}" if skipped else ""
         raise DataError(f"at least one image must be usable. Received: {len(skipped)} unusable{reason}.")
-    numbers = [int(images.labels[position]) for position in extracted.indices]
+    named = [images.label_text(int(position)) for position in extracted.indices]
     return Embedding(
         features=extracted.rows,
         paths=tuple(privacy.shown(images, images.paths[position]) for position in extracted.indices),
-        labels=tuple(images.classes[number] if number >= 0 else None for number in numbers),
+        labels=tuple(name or None for name in named),
         skipped=skipped,
         computed=extracted.computed,
+        notes=images.notes,
     )
 
 
-def scan_any(source: Any, *, reading: Reading = _PLAIN) -> ImageSet:
+def scan_any(source: Any, *, reading: Reading = _PLAIN, **options: Any) -> ImageSet:
     """Finds images with labels where the source has them, without where it has none.
 
     Args:
         source: As :func:`embed_images` takes it.
         reading: Which frames of scans, and which files of their series, are images.
+        **options: Of a folder or CSV file, further options of :func:`resfit.data.image_set.scan`; ``None`` is none.
 
     Raises:
         DataError: It does not exist or has no images.
     """
+    given = {name: value for name, value in options.items() if value is not None}
     if not isinstance(source, str | os.PathLike):
         return image_sets.scan_images(source, reading=reading)
     path = Path(source)
-    if path.is_file() and path.suffix.lower() not in (".csv", ".tsv"):
+    is_table = path.suffix.lower() in image_sets.TABLES or (given and path.suffix.lower() != "")
+    if path.is_file() and not is_table:
         return image_sets.scan_images([path], reading=reading)
-    if path.is_dir() and not any(child.is_dir() and not child.name.startswith(".") for child in path.iterdir()):
+    if (
+        not given
+        and path.is_dir()
+        and not any(child.is_dir() and not child.name.startswith(".") for child in path.iterdir())
+    ):
         return image_sets.scan_images([path], reading=reading)
-    return image_sets.scan(path, reading=reading)
+    try:
+        return image_sets.scan(path, reading=reading, needs_labels=False, **given)
+    except image_sets.LayoutError as error:
+        if given:
+            raise
+        found = image_sets.scan_images([path], reading=reading)
+        return dataclasses.replace(found, notes=(*found.notes, f"images without labels: {error}"))
 
 
 def _write_parquet(embedding: Embedding, target: Path) -> None:

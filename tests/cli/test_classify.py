@@ -45,13 +45,14 @@ def test_fit_with_the_embedded_network(resfit, folder, tmp_path):
     assert (code, errors) == (0, "")
     result = json.loads(text)
     assert result["classes"] == ["blue", "green", "red"]
-    assert result["images"] == {"found": 30, "skipped": 0, "train": 24, "test": 6}
+    assert result["images"] == {"found": 30, "skipped": 0, "train": 24, "test": 6, "ignored": 0}
     assert result["test"]["accuracy"] == 1.0
     assert result["recipe"]["model"] == "resnet10_tiny"
     assert (tmp_path / "out" / "model.keras").exists()
     code, text, _ = resfit("fit", folder, "-o", tmp_path / "out")  # the earlier one is replaced
     assert code == 0
     for part in (
+        "30 found = 30 images used + 0 skipped + 0 ignored",
         "30 in 3 classes",
         "24 train, 6 test",
         "0 computed (cache), 30 from the cache",

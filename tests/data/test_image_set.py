@@ -59,7 +59,7 @@ def test_test_images_without_class_folders_do_not_make_the_parts_classes(tmp_pat
     assert images.classes == ("a", "b")
     assert images.warnings == (
         "folders without class folders inside are left out: test",
-        "1 images outside the class folders are left out",
+        "1 image outside the class folders left out",
     )
 
 
@@ -202,7 +202,7 @@ def test_table(tmp_path):
     assert images.splits == ("test", "train", "train")
     assert images.groups == ("p2", "p1", None)
     assert [(item.path.name, item.reason) for item in images.skipped] == [("gone.png", "no such file")]
-    assert images.warnings == ("1 rows repeat an earlier one",)
+    assert images.warnings == ("1 row repeats an earlier one",)
 
 
 def test_table_with_byte_order_mark_semicolons_and_other_columns(tmp_path):
@@ -214,14 +214,17 @@ def test_table_with_byte_order_mark_semicolons_and_other_columns(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,class\n1.png,a\n", "must have a column 'label'"),
-        ("path,lable\n1.png,a\n", "Did you mean 'lable'"),
+        ("path,site\n1.png,a\n", "must have a column with the labels"),
+        (
+            "path,age,height of it\n1.png,3,7\n",
+            r"'age' \(1 different\), 'height of it' \(1 different\).*--label-column",
+        ),
         ("path,label\n1.png,\n", "line 2 without 'label'"),
         ("path,label\n1.png,a\n1.png,b\n", "one label, split and group"),
         ("path,label,split\n1.png,a,tset\n", "split must be train, val or test"),
         ("path,label\n1.png,a,b,c\n", "as many fields"),
         ("path,label\n", "rows below its header"),
-        ("", "must have a column"),
+        ("", "rows below its header"),
         ("path,label\n1.png\0,a\n", "zero bytes"),
         ('path,label\n"1.png,a\n', "must be a CSV file"),
     ],
@@ -230,6 +233,13 @@ def test_tables_that_are_wrong(tmp_path, text, message):
     put(tmp_path, "1.png")
     with pytest.raises(DataError, match=message):
         scan(table(tmp_path, text))
+
+
+def test_a_column_that_is_named_must_be_there(tmp_path):
+    put(tmp_path, "1.png")
+    with pytest.raises(DataError, match=r"must have a column 'label'.*Did you mean 'lable'"):
+        scan(table(tmp_path, "path,lable\n1.png,a\n"), label_column="label")
+    assert scan(table(tmp_path, "path,lable\n1.png,a\n"), label_column="LABLE").classes == ("a",)
 
 
 def test_a_table_in_another_encoding(tmp_path):

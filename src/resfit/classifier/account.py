@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,28 +52,38 @@ def metrics(
     checked: checking.Checks | None,
     result: Evaluation | LabelEvaluation | None,
     left_out: int = 0,
+    ignored: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Returns the figures of a fit, JSON-ready.
 
     Args:
         data: What it has learned from.
         kept: What it has learned.
-        found: Number of images that were looked at, with those that could not be used.
+        found: Number of images that were looked at, with those that could not be used; found files are these, those
+            that there was no time for and those that a rule left out.
         skipped: These.
         tuned: The fine-tuning, kept or not, if there was one.
         checked: What is wrong with the images, if that was looked for.
         result: The measurement, if there were images for it.
         left_out: Number of images that there was no time for.
+        ignored: Number of files that each rule left out.
     """
+    parts = {
+        "train": len(kept.train),
+        **({} if kept.held_out is None else {"val": len(kept.held_out)}),
+        "test": len(data.parts.test),
+    }
+    beyond = len(data.images) - sum(parts.values())
+    rules = dict(ignored or {})
     return {
         "images": {
-            "found": found + left_out,
+            "found": found + left_out + sum(rules.values()),
             "skipped": len(skipped),
-            "train": len(kept.train),
-            **({} if kept.held_out is None else {"val": len(kept.held_out)}),
-            "test": len(data.parts.test),
-            **({"left_out": left_out} if left_out else {}),
+            **parts,
+            **({"left_out": left_out + beyond} if left_out + beyond else {}),
+            "ignored": sum(rules.values()),
         },
+        **({"ignored": rules} if rules else {}),
         "cross_validation": [dataclasses.asdict(score) for score in getattr(kept.head, "cv_scores", ())],
         **({} if tuned is None else {"training": _training(tuned)}),
         **({} if checked is None else {"checks": checked.to_dict()}),
@@ -101,7 +113,8 @@ def verdict(tuned: strategies.Tuned, strategy: str) -> str:
         strategy: The one that was asked for.
     """
     first = tuned.learned.history[0].get("val_accuracy", 0.0)
-    text = f"validation accuracy {first:.1%} before, {tuned.learned.accuracy or 0.0:.1%} after"
+    what = "share of right labels in validation" if tuned.head.activation == "sigmoid" else "validation accuracy"
+    text = f"{what} {first:.1%} before, {tuned.learned.accuracy or 0.0:.1%} after"
     if tuned.learned.ending == "diverged":
         text += "; the loss was no number any more, a lower learning rate may help"
     if tuned.learned.epoch == 0:
@@ -109,17 +122,29 @@ def verdict(tuned: strategies.Tuned, strategy: str) -> str:
     return f"{text}: epoch {tuned.learned.epoch} of {tuned.learned.history[-1]['epoch']} is kept"
 
 
-def skipped_table(skipped: Sequence[Skipped]) -> bytes:
-    """Returns the images that could not be used as CSV.
+def skipped_table(skipped: Sequence[Skipped], ignored: Sequence[Skipped] = (), *, medical: bool = False) -> bytes:
+    """Returns as CSV the images that could not be used, and the files that a rule left out.
 
     Args:
-        skipped: These.
+        skipped: Images that could not be used.
+        ignored: Files that a rule left out. Of a medical set their names stay out, a row for each.
+        medical: Whether the set is one.
     """
-    return artifact.csv_bytes(("path", "reason"), ((item.path, item.reason) for item in skipped))
+    rows: list[tuple[Path | str, str]] = [(item.path, item.reason) for item in skipped]
+    rows += [("" if medical else item.path, f"ignored: {item.reason}") for item in ignored]
+    return artifact.csv_bytes(("path", "reason"), rows)
+
+
+def by_rule(ignored: Sequence[Skipped]) -> dict[str, int]:
+    """Returns how many files each rule left out, the most frequent rule first."""
+    return dict(Counter(item.reason for item in ignored).most_common())
 
 
 def test_table(data: Material, probabilities: np.ndarray) -> bytes:
     """Returns what was said about the test images as CSV.
+
+    Where an image may have several labels, ``label`` and ``predicted`` have all of them with the separator between,
+    ``probability`` those of the predicted ones, and a further column for each label has its probability.
 
     Args:
         data: The images.
@@ -127,10 +152,14 @@ def test_table(data: Material, probabilities: np.ndarray) -> bytes:
     """
     images, rows = data.images, []
     for position, row in zip(data.parts.test, probabilities, strict=True):
-        best = int(row.argmax())
-        label = images.classes[images.labels[position]]
-        rows.append((privacy.shown(images, images.paths[position]), label, data.classes[best], f"{row[best]:.6f}"))
-    return artifact.csv_bytes(("path", "label", "predicted", "probability"), rows)
+        chosen = np.flatnonzero(row > 0.5) if data.several else [int(row.argmax())]
+        names = (data.separator or ";").join(data.classes[index] for index in chosen)
+        shares = ";".join(f"{row[index]:.6f}" for index in chosen)
+        every = [f"{share:.6f}" for share in row] if data.several else []
+        label = images.label_text(int(position))
+        rows.append((privacy.shown(images, images.paths[position]), label, names, shares, *every))
+    more = [f"probability of {name}" for name in data.classes] if data.several else []
+    return artifact.csv_bytes(("path", "label", "predicted", "probability", *more), rows)
 
 
 def package_versions() -> dict[str, str]:

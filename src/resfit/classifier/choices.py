@@ -15,6 +15,7 @@ import numpy as np
 from resfit import artifact, engines, processors
 from resfit.classifier import networks
 from resfit.classifier.journal import Journal
+from resfit.data import stratification
 from resfit.data.image_set import ImageSet
 from resfit.errors import ArgumentError
 from resfit.transfer import recipes, strategies, training
@@ -62,7 +63,7 @@ def facts(images: ImageSet, count: int, spec: ArchitectureSpec | None, size: tup
         spec: The architecture, if it is known.
         size: Height and width of the network's input.
     """
-    counts = np.bincount(images.labels[images.labels >= 0], minlength=len(images.classes))
+    counts = np.array([*images.counts().values()] or [1])
     imbalance = float(counts.max() / max(1, counts.min()))
     return recipes.facts_of(spec, count, len(images.classes), size, max(1.0, imbalance))
 
@@ -95,9 +96,14 @@ def within_time(
     share = recipes.share_in_time(len(others), int(tested.sum()), seconds, minutes)
     if share == 1.0:
         return images, ""
-    order = np.random.default_rng(seed).permutation(others)
-    labels = images.labels[order]
-    chosen = [order[labels == label][: math.ceil(share * (labels == label).sum())] for label in np.unique(labels)]
+    generator = np.random.default_rng(seed)
+    if images.targets is not None:
+        parts = stratification.stratify(images.targets[others], (1 - share, share), generator)
+        chosen = [others[parts == 1]]
+    else:
+        order = generator.permutation(others)
+        labels = images.labels[order]
+        chosen = [order[labels == label][: math.ceil(share * (labels == label).sum())] for label in np.unique(labels)]
     kept = np.sort(np.concatenate([np.flatnonzero(tested), *chosen]))
     count = len(kept) - int(tested.sum())
     said = f"{count:,} of {len(others):,} images to learn from, the same share of each class: the time allows no more"

@@ -26,7 +26,7 @@ from resfit.errors import ArgumentError, DataError
 from resfit.evaluation import kept as kept_images
 from resfit.evaluation import references as reference_images
 from resfit.evaluation.calibrated import calibrate
-from resfit.evaluation.judged import measured
+from resfit.evaluation.judged import measured, right
 from resfit.preprocessing import Reading
 from resfit.transfer import features as feature_store
 from resfit.transfer import heads, recipes, strategies
@@ -106,7 +106,7 @@ def fit(
             recipe's in fine-tuning.
         focal: Exponent of the focal loss, for the mlp head and for fine-tuning.
         label_separator: Where an image may have several labels, what stands between them in the label column or in the
-            folder's name, such as ``";"``.
+            folder's name, such as ``";"``. Columns of 0 and 1 need none.
         teacher: A larger network, or the folder of a classifier of the same classes, whose predictions are learned as
             well in fine-tuning (distillation).
         lr_find: Whether a range test chooses the learning rate before the fine-tuning; its curve is kept as a picture.
@@ -136,7 +136,8 @@ def fit(
         reading: How scans (DICOM, NIfTI) become pictures: frame, window, plane, spacing; ``None`` is the usual way.
         progress: Called as images get done.
         say: Called with lines for people, such as where the outputs of the frozen part go.
-        **scan_options: Further options of :func:`resfit.data.image_set.scan`, such as the columns of a CSV file.
+        **scan_options: Further options of :func:`resfit.data.image_set.scan`, such as the columns of a CSV file,
+            ``label_from``, ``train`` and ``test``.
 
     Returns:
         The classifier.
@@ -154,13 +155,14 @@ def fit(
     journal = Journal(say)
     minutes = check_arguments(strategy, budget, max_skipped, test_share, val_share, out)
     check_choice("head", head, heads.KINDS)
-    separator = label_separator or ""
-    images = image_sets.scan(source, **_scan_options(reading, scan_options))
-    image_sets.check_trainable(images, least=1 if separator else 3)
+    images = image_sets.scan(source, label_separator=label_separator, **_scan_options(reading, scan_options))
+    image_sets.check_trainable(images)
+    for assumed in images.notes:
+        journal.note(assumed)
     journal.lap("scan")
     body, name = networks.body_of(model, channels, reading)
     journal.lap("load network")
-    unusable, listed = images.skipped, len(images)
+    unusable, ignored, listed = images.skipped, images.ignored, len(images)
     images, left_out = within_time(images, getattr(body, "architecture", None), body.input_spec.size, minutes, seed)
     if left_out:
         journal.note(left_out)
@@ -191,7 +193,7 @@ def fit(
     turns = reference_images.turns(len(images), seed)
     pictured: list[int] = []
     if wants_references and cache:
-        pictured = likely_references(images, separator, body.output_shape[-1], turns)
+        pictured = likely_references(images, body.output_shape[-1], turns)
     count = len(split(images, val_share, test_share, seed).train) if choice.tunes else 0
     looked = look(
         images, extract, choice, running, journal, count=count, precision=precision, pictured=pictured, out=out
@@ -199,7 +201,7 @@ def fit(
     used = looked.used
     found = len(images) + len(unusable)
     skipped = privacy.shown_skipped(images, (*unusable, *used.skipped))
-    skipped_csv = account.skipped_table(skipped)
+    skipped_csv = account.skipped_table(skipped, ignored, medical=images.medical)
     check_skipped(skipped, found, max_skipped, skipped_csv, None if out is None else Path(out))
 
     kept = images.subset(used.indices)
@@ -207,16 +209,16 @@ def fit(
     parts = split(checker.together if checker else kept, val_share if choice.tunes else 0.0, test_share, seed)
     if choice.tunes and not len(parts.val):
         raise DataError("fine-tuning needs validation images, and the data is too small to set some aside.")
-    data = material_of(kept, parts, separator)
+    data = material_of(kept, parts)
 
     learner = Learner(data, looked, extract, choice, running, journal)
     learner.begin()
     checked = None
     if checker is not None:
-        checked = checker.examine(data.several, seed, skipped)
+        checked = dataclasses.replace(checker.examine(seed, skipped), ignored=account.by_rule(ignored))
         if learner.head is not None and checked.leaks:
-            guesses = np.asarray(learner.head.probabilities(learner.rows[parts.test])).argmax(axis=1)
-            checked = checked.measured_leaks(parts.test, guesses == data.targets[parts.test].argmax(axis=1))
+            guesses = np.asarray(learner.head.probabilities(learner.rows[parts.test]))
+            checked = checked.measured_leaks(parts.test, right(guesses, data.targets[parts.test], data.several))
         if not allow_leakage:
             checked.require_no_leaks()
         journal.lap("checks")
@@ -259,7 +261,9 @@ def fit(
             head=head,
             precision=learner.precision if learned.tuned is None else "float32",
         ),
-        metrics=account.metrics(data, learned, found, skipped, tuned, checked, result, listed - len(images)),
+        metrics=account.metrics(
+            data, learned, found, skipped, tuned, checked, result, listed - len(images), account.by_rule(ignored)
+        ),
         fingerprint=kept.fingerprint,
         versions=account.package_versions(),
         attachments={
@@ -326,7 +330,8 @@ def plan(
     parts = split(images, val_share, test_share, seed)
     known = facts(images, len(parts.train), spec, size)
     found = recipes.recipe(known, hardware or recipes.measure_hardware(), strategy=strategy, minutes=minutes, seed=seed)
-    return dataclasses.replace(found, reasons=(left_out, *found.reasons)) if left_out else found
+    said = [*images.notes, *([left_out] if left_out else [])]
+    return dataclasses.replace(found, reasons=(*said, *found.reasons)) if said else found
 
 
 def _scan_options(reading: Reading | None, options: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from resfit.data import split as splits
 from resfit.data.image_set import ImageSet, Skipped
 from resfit.errors import DataError
 from resfit.evaluation import references
-from resfit.evaluation.judged import label_names, targets
+from resfit.evaluation.judged import targets
 from resfit.files import atomic_open
 from resfit.transfer import features as feature_store
 from resfit.transfer import storage, strategies
@@ -112,19 +112,18 @@ class Material:
         return [self.images.groups[position] for position in positions]
 
 
-def material_of(images: ImageSet, parts: splits.Split, separator: str) -> Material:
+def material_of(images: ImageSet, parts: splits.Split) -> Material:
     """Returns images with what they show.
 
     Args:
         images: Those that can be used.
         parts: How they are split.
-        separator: What stands between the labels of an image; empty for one label an image.
 
     Raises:
         DataError: A class has no image to learn from.
     """
-    classes = label_names(images, separator)
-    found = Material(images, parts, classes, targets(images, classes, separator), separator)
+    classes = images.classes
+    found = Material(images, parts, classes, targets(images, classes), images.separator)
     counts = found.targets[found.everything].sum(axis=0)
     empty = [name for name, count in zip(classes, counts, strict=True) if count == 0]
     if empty:
@@ -141,25 +140,22 @@ def split(images: ImageSet, val: float, test: float, seed: int) -> splits.Split:
         test: Share to measure on, where the set does not state it.
         seed: Of the split.
     """
-    labelled = np.flatnonzero(images.labels >= 0)
+    labelled = np.flatnonzero(images.labelled)
     stated = sum(images.splits[position] == "test" for position in labelled) / max(1, len(labelled))
     return splits.split(images, val=val * (1 - (stated or test)), test=test, seed=seed)
 
 
-def likely_references(images: ImageSet, separator: str, width: int, turns: np.ndarray) -> list[int]:
+def likely_references(images: ImageSet, width: int, turns: np.ndarray) -> list[int]:
     """Returns positions of images that the classifier will probably keep: a thumbnail is made when they are decoded.
 
     Args:
         images: All of them.
-        separator: As :func:`material_of` takes it.
         width: Number of features.
         turns: When the turn of each comes.
     """
-    several = bool(separator)
     tested = np.array([part == "test" for part in images.splits], bool)
-    learned = np.flatnonzero(~tested & ((images.labels >= 0) | several))
-    labels = np.full(len(learned), -1) if several else images.labels[learned]
-    return learned[references.likely(labels, width, turns[learned])].tolist()
+    learned = np.flatnonzero(~tested & images.labelled)
+    return learned[references.likely(images.labels[learned], width, turns[learned])].tolist()
 
 
 def check_skipped(skipped: Sequence[Skipped], found: int, most: float, table: bytes, out: Path | None) -> None:
@@ -208,15 +204,11 @@ class Checker:
         self._same = checking.duplicates(used.digests, used.records, used.rows if used.rows.shape[1] else None)
         self.together = checking.together(images, self._same)
 
-    def examine(self, several: bool, seed: int, skipped: Sequence[Skipped]) -> checking.Checks:
+    def examine(self, seed: int, skipped: Sequence[Skipped]) -> checking.Checks:
         """Looks for everything.
 
         Args:
-            several: Whether an image may have several labels.
             seed: Of the folds.
             skipped: Images that cannot be used.
         """
-        images = self._images
-        if several:  # labels that stand together are no classes to be told apart
-            images = dataclasses.replace(images, labels=np.full(len(images), -1))
-        return checking.examine(images, self._rows, self._records, self._same, seed=seed, skipped=skipped)
+        return checking.examine(self._images, self._rows, self._records, self._same, seed=seed, skipped=skipped)

@@ -75,10 +75,13 @@ class Prediction:
 
     Attributes:
         path: The file; ``None`` for an array.
-        label: The most probable class; ``None`` if the image could not be used.
-        probability: Its probability, 0..1.
-        probabilities: The most probable classes with their probabilities, best first.
-        labels: With several labels an image, those of a probability over one half; otherwise the label alone.
+        label: The most probable class. Where an image may have several labels, all that are decided on, those of a
+            probability over one half, with the classifier's separator between them, and empty for none. ``None`` if the
+            image could not be used.
+        probability: Of the class, 0..1. Where an image may have several labels, of the least certain of ``labels``, and
+            without any one minus the largest.
+        probabilities: The most probable classes with their probabilities, best first; at least all of ``labels``.
+        labels: The labels decided on, the most probable first; with one class an image this alone.
         error: Why the image could not be used; empty if it could.
         prediction_set: With ``coverage=``, the classes of which one is the true one as often as was asked for, the most
             probable first.
@@ -108,6 +111,7 @@ class Prediction:
         several: bool,
         prediction_set: tuple[str, ...],
         unlikeness: float | None,
+        separator: str = ";",
     ) -> Prediction:
         """Returns what is said about an image that could be used.
 
@@ -119,16 +123,18 @@ class Prediction:
             several: Whether an image may have several labels.
             prediction_set: As the attribute.
             unlikeness: As the attribute.
+            separator: What stands between labels.
         """
-        order = np.argsort(-probabilities, kind="stable")[:top]
-        listed = {classes[i]: float(probabilities[i]) for i in order}
-        best = classes[order[0]]
+        order = np.argsort(-probabilities, kind="stable")
+        chosen = [int(i) for i in order if probabilities[i] > 0.5] if several else [int(order[0])]
+        most = None if top is None else max(top, len(chosen))
+        labels = tuple(classes[i] for i in chosen)
         return cls(
             path,
-            best,
-            listed[best],
-            listed,
-            labels=tuple(classes[i] for i in order if probabilities[i] > 0.5) if several else (best,),
+            separator.join(labels),
+            float(probabilities[chosen[-1]] if chosen else 1 - probabilities[order[0]]),
+            {classes[i]: float(probabilities[i]) for i in order[:most]},
+            labels=labels,
             prediction_set=prediction_set,
             unlike_training=unlikeness is not None and unlikeness > 1,
             unlikeness=unlikeness,

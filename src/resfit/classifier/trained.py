@@ -126,7 +126,7 @@ class Classifier:
         Args:
             images: A file; a folder, with all that is below it; a list of files; or an array of shape
                 ``(height, width, 3)`` or ``(n, height, width, 3)``, RGB, values 0..255; or a list of such.
-            top: How many classes each prediction lists; ``None`` is all.
+            top: How many classes each prediction lists, and in any case all labels decided on; ``None`` is all.
             views: Over how many views of each image the probabilities are averaged, 1 to 10 (test-time augmentation):
                 2 adds the mirror image, more add crops (:func:`resfit.transfer.augment.prediction_views`).
             coverage: Share of images, in (0, 1), whose ``prediction_set`` is to hold the true class; ``None`` makes no
@@ -164,6 +164,7 @@ class Classifier:
                     several=self.recipe.several,
                     prediction_set=sets(probabilities),
                     unlikeness=unlikeness,
+                    separator=self.recipe.separator or ";",
                 )
             )
         return results

@@ -8,7 +8,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from resfit.cli import console
-from resfit.cli.options import BatchSize, Engine, Json, Labelled, NoCache
+from resfit.cli.options import (
+    BatchSize,
+    Engine,
+    GroupColumn,
+    ImageRoot,
+    Json,
+    LabelColumn,
+    LabelFrom,
+    Labelled,
+    LabelSeparator,
+    Multilabel,
+    NoCache,
+    PathColumn,
+    SplitColumn,
+    TestPart,
+    TrainPart,
+    ValPart,
+)
+from resfit.cli.shown import ignored_text, report_notes
 
 if TYPE_CHECKING:
     from resfit.checking import Checks
@@ -38,6 +56,17 @@ def check(
     engine: Engine = "auto",
     batch_size: BatchSize = None,
     no_cache: NoCache = False,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    split_column: SplitColumn = None,
+    group_column: GroupColumn = None,
+    image_root: ImageRoot = None,
+    label_separator: LabelSeparator = None,
+    multilabel: Multilabel = None,
+    label_from: LabelFrom = None,
+    train: TrainPart = None,
+    val: ValPart = None,
+    test: TestPart = None,
     as_json: Json = False,
 ) -> None:
     """Look for duplicates, leaks, wrong labels, odd images and shortcuts in a folder of images."""
@@ -49,7 +78,21 @@ def check(
     checking.check_label_method(method)
     if report is not None:
         page.check_target(report)
-    images = scan(folder)
+    images = scan(
+        folder,
+        path_column=path_column,
+        label_column=label_column,
+        split_column=split_column,
+        group_column=group_column,
+        image_root=image_root,
+        label_separator=label_separator,
+        multilabel=multilabel,
+        label_from=label_from,
+        train=train,
+        val=val,
+        test=test,
+    )
+    report_notes(images.notes)
     console.load_tensorflow()
     body = zoo.load(model, include_top=False, pooling="avg")
     with console.progress() as progress:
@@ -66,7 +109,7 @@ def check(
     if report is not None:
         page.write(found, report)
     if as_json:
-        console.print_json(found.to_dict(most=None))
+        console.print_json({**found.to_dict(most=None), "notes": list(images.notes)})
     else:
         _print(found)
     if report is not None:
@@ -77,7 +120,13 @@ def _print(found: Checks) -> None:
     from resfit.checking import label_precision
 
     findings = found.findings()
-    title = f"{len(found.images)} images in {len(found.images.classes)} classes, {len(found.skipped)} unusable"
+    images, what = found.images, "labels" if found.images.multilabel else "classes"
+    ignored = f" ({ignored_text(found.ignored)})" if found.ignored else ""
+    total = len(images) + len(found.skipped) + sum(found.ignored.values())
+    title = (
+        f"{total} files found = {len(images)} images in {len(images.classes)} {what} + {len(found.skipped)} unusable + "
+        f"{sum(found.ignored.values())} ignored{ignored}"
+    )
     console.print_table(title, ("found",), [(text,) for text in findings] or [("nothing wrong",)])
     facts = found.to_dict(most=_SHOWN)
     tables = {

@@ -12,14 +12,22 @@ from resfit.cli.options import (
     Artifact,
     BatchSize,
     Engine,
+    GroupColumn,
+    ImageRoot,
     Images,
     Json,
     LabelColumn,
+    LabelFrom,
+    LabelSeparator,
+    Multilabel,
     NoCache,
     PathColumn,
     SplitColumn,
+    TestPart,
+    TrainPart,
+    ValPart,
 )
-from resfit.cli.shown import accuracy, report_skipped, skipped_json
+from resfit.cli.shown import accuracy, mean_average_precision, report_notes, report_skipped, skipped_json
 
 if TYPE_CHECKING:
     from resfit.classifier import Prediction
@@ -124,10 +132,17 @@ def evaluate(
     engine: Engine = "auto",
     batch_size: BatchSize = None,
     no_cache: NoCache = False,
-    path_column: PathColumn = "path",
-    label_column: LabelColumn = "label",
-    split_column: SplitColumn = "split",
-    group_column: Annotated[str, typer.Option(help="Column of a CSV with what is drawn together.")] = "group",
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    split_column: SplitColumn = None,
+    group_column: GroupColumn = None,
+    image_root: ImageRoot = None,
+    label_separator: LabelSeparator = None,
+    multilabel: Multilabel = None,
+    label_from: LabelFrom = None,
+    train: TrainPart = None,
+    val: ValPart = None,
+    test: TestPart = None,
     as_json: Json = False,
 ) -> None:
     """Measure a classifier on labelled images, every figure with its 95 % interval."""
@@ -154,10 +169,18 @@ def evaluate(
             label_column=label_column,
             split_column=split_column,
             group_column=group_column,
+            image_root=image_root,
+            label_separator=label_separator,
+            multilabel=multilabel,
+            label_from=label_from,
+            train=train,
+            val=val,
+            test=test,
         )
         if report is not None:
             reports.write(found, report, names=names)
     result = found.evaluation
+    report_notes(found.judged.images.notes)
     report_skipped(result.skipped)
     if as_json:
         console.print_json({**found.to_dict(), "skipped": skipped_json(result.skipped)})
@@ -177,6 +200,15 @@ def embed(
     engine: Engine = "auto",
     batch_size: BatchSize = None,
     no_cache: NoCache = False,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    image_root: ImageRoot = None,
+    label_separator: LabelSeparator = None,
+    multilabel: Multilabel = None,
+    label_from: LabelFrom = None,
+    train: TrainPart = None,
+    val: ValPart = None,
+    test: TestPart = None,
     as_json: Json = False,
 ) -> None:
     """Write the features of images, as a network sees them, to a table."""
@@ -187,9 +219,24 @@ def embed(
     console.load_tensorflow()
     with console.progress() as progress:
         found = classifier.embed(
-            folder, model=model, engine=engine, cache=not no_cache, batch_size=batch_size, progress=progress
+            folder,
+            model=model,
+            engine=engine,
+            cache=not no_cache,
+            batch_size=batch_size,
+            progress=progress,
+            path_column=path_column,
+            label_column=label_column,
+            image_root=image_root,
+            label_separator=label_separator,
+            multilabel=multilabel,
+            label_from=label_from,
+            train=train,
+            val=val,
+            test=test,
         )
     found.save(out)
+    report_notes(found.notes)
     report_skipped(found.skipped)
     count, width = found.features.shape
     if as_json:
@@ -207,8 +254,13 @@ def _print_evaluation(result: Evaluation | LabelEvaluation) -> None:
         for score in result.per_class
     ]
     if isinstance(result, LabelEvaluation):
-        title = f"all labels right {accuracy(result)}, mean average precision {result.mean_average_precision:.3f}"
-        console.print_table(title, ("label", ">precision", ">recall", ">F1", ">images"), rows)
+        title = (
+            f"exact-match accuracy (all labels right) {accuracy(result)}, mean average precision (mAP) "
+            f"{mean_average_precision(result)}"
+        )
+        areas = [f"{area:.3f}" if area == area else "-" for area in result.average_precision]
+        cells = [(*row[:4], area, row[4]) for row, area in zip(rows, areas, strict=True)]
+        console.print_table(title, ("label", ">precision", ">recall", ">F1", ">average precision", ">images"), cells)
         return
     console.print_table(f"accuracy {accuracy(result)}", ("class", ">precision", ">recall", ">F1", ">images"), rows)
     if len(result.per_class) <= 20:
@@ -227,16 +279,18 @@ def _print_figures(found: Findings) -> None:
     drawn = "groups" if found.figures.grouped else "images"
     title = f"figures with 95 % intervals ({found.figures.resamples} resamples of {drawn})"
     console.print_table(title, ("", ">value", ">interval"), rows)
+    name = "exact_match_accuracy" if found.judged.several else "accuracy"
     for column, parts in found.subgroups.items():
         cells = [
             (
                 part.value or "(not stated)",
                 part.count,
-                *_ends(None if part.figures is None else part.figures.overall["accuracy"]),
+                *_ends(None if part.figures is None else part.figures.overall[name]),
             )
             for part in parts
         ]
-        console.print_table(f"by {console.printable(column)}", ("", ">images", ">accuracy", ">interval"), cells)
+        heads = ("", ">images", f">{name.replace('_', ' ')}", ">interval")
+        console.print_table(f"by {console.printable(column)}", heads, cells)
     if found.robustness is not None:
         mean, plain = found.robustness.mean_accuracy, found.robustness.rows[0].accuracy
         typer.echo(f"Accuracy on corrupted images {mean:.1%}, on the same as they are {plain:.1%}")
@@ -253,6 +307,13 @@ def _ends(figure: Figure | None) -> tuple[str, str]:
 
 
 def _best(prediction: Prediction) -> tuple[str, ...]:
+    if len(prediction.labels) != 1:  # several labels an image, or none of them
+        listed = list(prediction.probabilities.items())
+        count = len(prediction.labels)
+        decided = ", ".join(f"{name} {value:.1%}" for name, value in listed[:count]) or "no label"
+        others = [f"{name} {value:.1%}" for name, value in listed[count:]]
+        first = (decided, f"{prediction.probability:.1%}")
+        return (*first, ", ".join(others)) if others else first
     further = [f"{name} {value:.1%}" for name, value in list(prediction.probabilities.items())[1:]]
     first = (str(prediction.label), f"{prediction.probability:.1%}")
     return (*first, ", ".join(further)) if further else first
@@ -274,6 +335,7 @@ def _prediction_json(item: Prediction) -> dict[str, Any]:
     return {
         "path": str(item.path),
         "label": item.label,
+        "labels": list(item.labels),
         "probability": item.probability if item.label is not None else None,
         "probabilities": item.probabilities,
         "prediction_set": list(item.prediction_set),

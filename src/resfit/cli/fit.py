@@ -10,8 +10,25 @@ import typer
 
 from resfit.cli import console, medical
 from resfit.cli.medical import Frame, Plane, Series, Spacing, Window
-from resfit.cli.options import BatchSize, Engine, Json, LabelColumn, Labelled, NoCache, PathColumn, SplitColumn
-from resfit.cli.shown import accuracy, report_skipped, skipped_json
+from resfit.cli.options import (
+    BatchSize,
+    Engine,
+    GroupColumn,
+    ImageRoot,
+    Json,
+    LabelColumn,
+    LabelFrom,
+    Labelled,
+    LabelSeparator,
+    Multilabel,
+    NoCache,
+    PathColumn,
+    SplitColumn,
+    TestPart,
+    TrainPart,
+    ValPart,
+)
+from resfit.cli.shown import accuracy, ignored_text, mean_average_precision, report_skipped, skipped_json
 
 if TYPE_CHECKING:
     from resfit.classifier import Classifier
@@ -65,9 +82,8 @@ def fit(
     ] = None,
     balance: Annotated[bool, typer.Option("--balance", help="Let each class count the same in the loss.")] = False,
     focal: Annotated[float, typer.Option(min=0, help="Exponent of the focal loss (mlp head, fine-tuning).")] = 0.0,
-    label_separator: Annotated[
-        str | None, typer.Option(help="What stands between the labels of an image that may have several.")
-    ] = None,
+    label_separator: LabelSeparator = None,
+    multilabel: Multilabel = None,
     storage: Annotated[
         float | None, typer.Option(min=0, help="Gigabytes that outputs of the frozen part may take up on disk.")
     ] = None,
@@ -89,13 +105,15 @@ def fit(
     ] = "float32",
     batch_size: BatchSize = None,
     no_cache: NoCache = False,
-    path_column: PathColumn = "path",
-    label_column: LabelColumn = "label",
-    split_column: SplitColumn = "split",
-    group_column: Annotated[
-        str | None,
-        typer.Option(help="Column of a CSV with what must stay together. Default: group, patient or patient_id."),
-    ] = None,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    split_column: SplitColumn = None,
+    group_column: GroupColumn = None,
+    image_root: ImageRoot = None,
+    label_from: LabelFrom = None,
+    train: TrainPart = None,
+    val: ValPart = None,
+    test: TestPart = None,
     channels: Annotated[
         int | None, typer.Option(help="1 for grey images, 3 for colour. Default: what the network was trained on.")
     ] = None,
@@ -114,6 +132,13 @@ def fit(
         "label_column": label_column,
         "split_column": split_column,
         "group_column": group_column,
+        "image_root": image_root,
+        "label_separator": label_separator,
+        "multilabel": multilabel,
+        "label_from": label_from,
+        "train": train,
+        "val": val,
+        "test": test,
         "reading": medical.reading(frame, series, window, plane, spacing),
     }
     if dry_run:
@@ -142,7 +167,6 @@ def fit(
             teacher=teacher,
             balance=balance,
             focal=focal,
-            label_separator=label_separator,
             storage=None if storage is None else int(storage * 2**30),
             references=False if no_references else None,
             seed=seed,
@@ -163,6 +187,9 @@ def fit(
     for warning in fitted.run.warnings:
         console.message(f"Warning: {console.printable(warning)}")
     report_skipped(fitted.run.skipped, f"; all are listed in {out / 'skipped.csv'}")
+    if fitted.metrics.get("ignored"):
+        ignored = ignored_text(fitted.metrics["ignored"])
+        console.message(console.printable(f"Ignored {ignored}; all are listed in {out / 'skipped.csv'}"))
     if as_json:
         console.print_json(_fit_json(fitted, out))
     else:
@@ -175,22 +202,27 @@ def _print_fit(fitted: Classifier, out: Path) -> None:
     regularisation = fitted.recipe.regularisation
     rows: list[tuple[str, object]] = [
         ("network", fitted.recipe.model),
-        ("images", f"{images['found']} in {len(fitted.classes)} classes"),
+        ("files", _files(images)),
+        ("images", f"{_used(images)} in {len(fitted.classes)} {'labels' if fitted.recipe.several else 'classes'}"),
         ("skipped", images["skipped"]),
         ("split", _split(images) + (", by group" if fitted.recipe.grouped else "")),
         *_work(fitted),
         *([("regularisation", regularisation)] if regularisation else []),
         ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in run.seconds.items())),
         *(("found", finding) for finding in fitted.metrics.get("checks", {}).get("findings", ())),
-        ("accuracy", "not measured: no test images" if run.test is None else accuracy(run.test)),
+        (
+            "exact-match accuracy" if fitted.recipe.several else "accuracy",
+            "not measured: no test images" if run.test is None else accuracy(run.test),
+        ),
+        *([("mean average precision", mean_average_precision(run.test))] if fitted.recipe.several else []),
         ("written to", out),
     ]
     if run.history:
-        _print_history(run.history, fitted.metrics["training"]["epoch"])
+        _print_history(run.history, fitted.metrics["training"]["epoch"], several=fitted.recipe.several)
     console.print_table("", ("", ""), rows)
 
 
-def _print_history(history: Sequence[dict[str, Any]], kept: int) -> None:
+def _print_history(history: Sequence[dict[str, Any]], kept: int, *, several: bool) -> None:
     """Prints a row for each epoch; of a long run the first, the last, the kept one and some between."""
     step = max(1, len(history) // 20)
     shown = [row for row in history if row["epoch"] % step == 0 or row["epoch"] in (kept, history[-1]["epoch"])]
@@ -203,7 +235,8 @@ def _print_history(history: Sequence[dict[str, Any]], kept: int) -> None:
         )
         for row in shown
     ]
-    heads = (">epoch", ">train loss", ">accuracy", ">val loss", ">accuracy", ">seconds")
+    right = ">labels right" if several else ">accuracy"
+    heads = (">epoch", ">train loss", right, ">val loss", right, ">seconds")
     console.print_table("training (* the epoch that is kept)", heads, cells)
 
 
@@ -211,6 +244,15 @@ def _figure(name: str, value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.1%}" if name.endswith("accuracy") else f"{value:.4f}"
+
+
+def _used(images: dict[str, int]) -> int:
+    return images["found"] - images["skipped"] - images["ignored"]
+
+
+def _files(images: dict[str, int]) -> str:
+    left = f"{images['skipped']} skipped + {images['ignored']} ignored"
+    return f"{images['found']} found = {_used(images)} images used + {left}"
 
 
 def _split(images: dict[str, int]) -> str:
@@ -230,7 +272,8 @@ def _work(fitted: Classifier) -> list[tuple[str, object]]:
         found = fitted.metrics["training"]
         before, after = found["val_accuracy_before"], found["val_accuracy"]
         kept = "the probe" if recipe.strategy == "probe" else f"epoch {found['epoch']} of {found['epochs']}"
-        rows.append(("fine-tuning", f"validation {before:.1%} before, {after:.1%} after; kept: {kept}"))
+        what = "labels right in validation:" if recipe.several else "validation"
+        rows.append(("fine-tuning", f"{what} {before:.1%} before, {after:.1%} after; kept: {kept}"))
     return rows
 
 

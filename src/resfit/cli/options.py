@@ -12,7 +12,7 @@ Images = Annotated[list[Path], typer.Argument(help="Images, and folders of image
 Labelled = Annotated[
     Path,
     typer.Argument(
-        help="Folder of class folders, also with train/ val/ test/ inside; or a CSV of path,label[,split,group]."
+        help="Folder of class folders, also with train/ val/ test/ inside; or a table of path,label[,split,group]."
     ),
 ]
 
@@ -21,6 +21,39 @@ BatchSize = Annotated[int | None, typer.Option(min=1, help="Images in one pass. 
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither use nor keep features on disk.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
-PathColumn = Annotated[str, typer.Option(help="Column of a CSV with the path.")]
-LabelColumn = Annotated[str, typer.Option(help="Column of a CSV with the class.")]
-SplitColumn = Annotated[str, typer.Option(help="Column of a CSV with train, val or test.")]
+PathColumn = Annotated[
+    str | None, typer.Option(help="Column of a table with the paths. Default: found by what the columns hold.")
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(help="Column with the class or labels. Default: found; columns of 0 and 1 are a label each."),
+]
+SplitColumn = Annotated[str | None, typer.Option(help="Column of a table with train, val or test. Default: found.")]
+GroupColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of a table with what must stay together. Default: group, patient or patient_id."),
+]
+ImageRoot = Annotated[
+    Path | None, typer.Option(help="Folder where the paths of a table start. Default: the table's own folder.")
+]
+LabelSeparator = Annotated[
+    str | None, typer.Option(help="What stands between the labels of an image that may have several, such as ';'.")
+]
+Multilabel = Annotated[
+    bool | None,
+    typer.Option(
+        "--multilabel/--single-label",
+        help="Whether an image may have several labels, in one row each or in columns of 0 and 1.",
+    ),
+]
+LabelFrom = Annotated[
+    str | None,
+    typer.Option(
+        help="Take the label from the file names, by a pattern of {label}, {split}, {group}, {number}, * and ?, such "
+        "as '{label}_{number}.*'. With / it takes in folders.",
+        metavar="PATTERN",
+    ),
+]
+TrainPart = Annotated[Path | None, typer.Option("--train", help="Folder or table of the training images.")]
+ValPart = Annotated[Path | None, typer.Option("--val", help="Folder or table of the validation images.")]
+TestPart = Annotated[Path | None, typer.Option("--test", help="Folder or table of the test images.")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from resfit.cli import console
@@ -15,13 +17,42 @@ _SHOWN_SKIPPED = 5
 
 
 def accuracy(result: Evaluation | LabelEvaluation) -> str:
-    """Returns an accuracy with its interval, in words.
+    """Returns an accuracy, of several labels an image that of all of them, with its interval, in words.
 
     Args:
         result: What was measured.
     """
     low, high = result.interval
     return f"{result.accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}) on {result.n} images"
+
+
+def mean_average_precision(result: Evaluation | LabelEvaluation | None) -> str:
+    """Returns the mean average precision over labels, in words.
+
+    Args:
+        result: What was measured; ``None`` for no images.
+    """
+    value = getattr(result, "mean_average_precision", float("nan"))
+    return f"{value:.3f}" if math.isfinite(value) else "not measured: no label that only some of the images have"
+
+
+def report_notes(notes: Sequence[str]) -> None:
+    """Says what was assumed of a source.
+
+    Args:
+        notes: One sentence each.
+    """
+    for note in notes:
+        console.message(console.printable(note))
+
+
+def ignored_text(rules: Mapping[str, int]) -> str:
+    """Returns how many files were left out by which rule.
+
+    Args:
+        rules: Number of files by rule.
+    """
+    return ", ".join(f"{count} {rule}" for rule, count in rules.items())
 
 
 def report_skipped(skipped: tuple[Skipped, ...], where: str = "") -> None:

@@ -317,14 +317,15 @@ def marks(records: np.ndarray, labels: np.ndarray, classes: int) -> list[Mark]:
 
     Args:
         records: Array of dtype :data:`RECORD`.
-        labels: Their classes, as indices; -1 for none.
+        labels: Their classes, as indices, -1 for none; or an array ``(n, classes)`` of 0 and 1.
         classes: Number of classes.
     """
     grey = grey_thumbnails(records)
     edges = np.stack([np.diff(grey, axis=1, append=grey[:, -1:]), np.diff(grey, axis=2, append=grey[:, :, -1:])], -1)
     found = []
     for label in range(classes):
-        own, other = edges[labels == label], edges[(labels != label) & (labels >= 0)]
+        has = labels[:, label].astype(bool) if labels.ndim == 2 else labels == label
+        own, other = edges[has], edges[~has if labels.ndim == 2 else ~has & (labels >= 0)]
         if min(len(own), len(other)) < _LEAST_OF_CLASS:
             continue
         middle = np.median(own, axis=0)
@@ -337,7 +338,7 @@ def marks(records: np.ndarray, labels: np.ndarray, classes: int) -> list[Mark]:
             continue
         near = np.abs(edges[:, clear] - middle[clear]) < np.maximum(np.abs(middle[clear]) / 3, 6)
         carries = near.mean(axis=1) >= 0.75
-        if (carries & (labels == label)).sum() <= 2 * (carries & (labels != label)).sum():
+        if (carries & has).sum() <= 2 * (carries & ~has).sum():
             continue
         rows, columns = np.nonzero(clear.any(axis=-1))
         box = (rows.min() / SIDE, columns.min() / SIDE, (rows.max() + 2) / SIDE, (columns.max() + 2) / SIDE)

@@ -39,10 +39,11 @@ class Entry:
 
     Attributes:
         path: The file, or one frame of it.
-        label: Its class, if it has one.
+        label: Its class, if it has one class.
         split: ``"train"``, ``"val"``, ``"test"`` or None.
         group: What must stay together, if the source says.
         extra: Further columns, by name.
+        labels: Its labels, sorted, where it may have several.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class Entry:
     split: str | None = None
     group: str | None = None
     extra: tuple[tuple[str, str], ...] = ()
+    labels: tuple[str, ...] = ()
 
     def value(self, name: str) -> str:
         """Returns a further column's value, empty where there is none."""
@@ -150,10 +152,10 @@ def _beginning(path: Path) -> bytes:
 
 def _middles(pairs: list[tuple[Entry, dicom.Header | None]]) -> list[tuple[Entry, dicom.Header | None]]:
     """Keeps of each series the file in the middle; what belongs to none stays."""
-    series: dict[tuple[str, str | None, str | None], list[int]] = defaultdict(list)
+    series: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for place, (entry, head) in enumerate(pairs):
         if head is not None and head.series:
-            series[head.series, entry.label, entry.split].append(place)
+            series[head.series, entry.label, entry.labels, entry.split].append(place)
     kept = set(range(len(pairs)))
     for places in series.values():
         ordered = sorted(places, key=lambda place: (pairs[place][1].number, pairs[place][0].path))  # type: ignore[union-attr]

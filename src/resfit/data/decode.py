@@ -56,6 +56,9 @@ _FOREIGN = (
     (0, b"%PDF", "PDF"),
     (0, b"%!PS", "PostScript"),
 )
+_PICTURES = ("HEIC", "AVIF", "JPEG 2000", "JPEG XL", "PSD")
+_BITMAP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # sizes of the second header of a BMP file
+_BEGINNING = 300  # bytes in which a drawing says that it is SVG
 # How files begin whose format is read: where Pillow does not know one of these, its header is damaged.
 _KNOWN = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
 
@@ -273,6 +276,23 @@ def is_deep(path: str | os.PathLike[str]) -> bool:
     except OSError:
         return False
     return scans.is_scan(data) or deep.is_deep(data)
+
+
+def is_picture(beginning: bytes) -> bool:
+    """Says whether a file is a picture, of a format that is read or not, by how it begins.
+
+    Args:
+        beginning: Its first kilobyte, or all of a shorter file.
+    """
+    if beginning.startswith(_KNOWN) or (beginning.startswith(b"RIFF") and beginning[8:12] == b"WEBP"):
+        return True
+    if beginning.startswith(b"BM"):
+        return int.from_bytes(beginning[14:18], "little") in _BITMAP_HEADERS
+    if re.match(rb"P[1-6]\s+(?:\d|#)", beginning):
+        return True
+    if any(name in _PICTURES and beginning.startswith(mark, at) for at, mark, name in _FOREIGN):
+        return True
+    return b"<svg" in beginning[:_BEGINNING].lower()
 
 
 def check_size(image: np.ndarray, input_spec: InputSpec) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 
 import numpy as np
 
+from resfit.data import stratification
 from resfit.data.image_set import ImageSet
 from resfit.errors import ArgumentError, DataError
 
@@ -28,9 +29,10 @@ class Split:
 
 
 def split(images: ImageSet, *, val: float = 0.15, test: float = 0.15, seed: int = 0) -> Split:
-    """Splits a set by class, and never through a group.
+    """Splits a set by class, or where an image may have several labels by each of them, and never through a group.
 
-    Splits that the data states are kept; a part that it lacks is cut out of its training images.
+    Splits that the data states are kept; a part that it lacks is cut out of its training images. Several labels are
+    split by iterative stratification (:mod:`resfit.data.stratification`).
 
     Args:
         images: The set; files without a label are left out.
@@ -51,7 +53,7 @@ def split(images: ImageSet, *, val: float = 0.15, test: float = 0.15, seed: int 
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
         raise ArgumentError(f"val and test must be at least 0 and sum to less than 1. Received: {val}, {test}.")
     stated = np.array([part or "train" for part in images.splits], dtype=object)
-    labelled = images.labels >= 0
+    labelled = images.labelled
     parts = {name: np.flatnonzero(labelled & (stated == name)) for name in ("train", "val", "test")}
     _check_groups(images, parts)
     total = int(labelled.sum())
@@ -59,7 +61,8 @@ def split(images: ImageSet, *, val: float = 0.15, test: float = 0.15, seed: int 
     for name, share in (("test", test), ("val", val)):
         if len(parts[name]) == 0 and share > 0:
             wanted = share * total / max(len(parts["train"]), 1)
-            taken = _take(images, parts["train"], min(wanted, 0.9), generator)
+            take = _take if images.targets is None else _take_labels
+            taken = take(images, parts["train"], min(wanted, 0.9), generator)
             parts[name] = np.sort(parts["train"][taken])
             parts["train"] = parts["train"][~taken]
     return Split(parts["train"], parts["val"], parts["test"])
@@ -82,6 +85,23 @@ def _check_groups(images: ImageSet, parts: dict[str, np.ndarray]) -> None:
                 raise DataError(
                     f"a group must stay on one side of the split. Received: {group!r} in {seen[group]} and in {name}."
                 )
+
+
+def _take_labels(images: ImageSet, members: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
+    """Chooses about this share of each label, in whole groups; one unit of each label stays.
+
+    Returns a boolean array over ``members``.
+    """
+    assert images.targets is not None
+    groups = [images.groups[position] for position in members.tolist()]
+    parts = stratification.stratify(
+        images.targets[members],
+        (1 - share, share),
+        generator,
+        groups=groups if any(group is not None for group in groups) else None,
+        keep=0,
+    )
+    return parts == 1
 
 
 def _take(images: ImageSet, members: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:

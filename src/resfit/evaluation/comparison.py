@@ -91,7 +91,7 @@ def compare(
         for i, (table, hits) in enumerate(zip(tables, right, strict=True))
     }
     once = np.ones((len(labels), 1), np.float32)
-    names = ("accuracy", "log_loss", "brier", "auroc_macro")
+    names = ("exact_match_accuracy" if several else "accuracy", "log_loss", "brier", "auroc_macro")
     values = [dict(zip(names, statistics[key](once)[:, 0].tolist(), strict=True)) for key in ("0", "1")]
     drawn = bootstrap(statistics, numbers, resamples=resamples, seed=seed)
     one, two = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())

@@ -24,7 +24,10 @@ from resfit.evaluation.resampling import (
 )
 
 _TOPS = (2, 3, 5)
-_SHARES = ("accuracy", "precision", "recall", "specificity", "label_accuracy", *(f"top_{k}" for k in _TOPS))
+_SHARES = (
+    *("accuracy", "exact_match_accuracy", "label_accuracy", "precision", "recall", "specificity"),
+    *(f"top_{k}" for k in _TOPS),
+)
 _AREAS = ("auroc", "auprc", "sensitivity_at_specificity")
 
 
@@ -33,7 +36,8 @@ class Figures:
     """What a classifier does on a set of images.
 
     Attributes:
-        overall: By name, figures over all images: ``accuracy``, ``balanced_accuracy``, ``f1_macro``, ``mcc``,
+        overall: By name, figures over all images: ``accuracy`` (with several labels an image ``exact_match_accuracy``
+            and ``label_accuracy``), ``balanced_accuracy``, ``f1_macro``, ``mcc``,
             ``auroc_macro``, ``auprc_micro``, ``log_loss``, ``brier``, ``ece`` and so on.
         per_class: By class and name, one against the rest; a class that no image has, has none that need one.
         thresholds: By class, the lowest score that is called positive at the specificity.
@@ -199,7 +203,7 @@ class _Task:
         losses = calibration.losses(self.known if self.several else self.labels, self.scores)
         if self.several:
             right = self.known == self.guessed
-            return {"accuracy": right.all(axis=1), "label_accuracy": right.mean(axis=1), **losses}
+            return {"exact_match_accuracy": right.all(axis=1), "label_accuracy": right.mean(axis=1), **losses}
         own = self.scores[np.arange(self.count), self.labels]
         above = (self.scores > own[:, None]).sum(axis=1)
         tied = (self.scores == own[:, None]) & (np.arange(len(self.classes)) < self.labels[:, None])

@@ -100,11 +100,18 @@ def judge(
         DataError: No image can be used, or a class is not one of the classifier's.
     """
     begin = time.perf_counter()
+    separator = classifier.recipe.separator
+    if separator and scan_options.get("label_separator") is None:
+        scan_options["label_separator"] = separator
     images = image_sets.scan(source, **{"reading": classifier.input_spec.reading, **scan_options})
     if part is not None:
         images = _part(images, part)
-    separator = classifier.recipe.separator
-    unknown = [name for name in label_names(images, separator) if name not in classifier.classes]
+    if images.multilabel and not separator:
+        raise DataError(
+            "the images must have one class each, as those that the classifier was fitted to. Received: images of "
+            "several labels. Fit a classifier with label_separator or columns of 0 and 1."
+        )
+    unknown = [name for name in images.classes if name not in classifier.classes]
     if unknown:
         raise DataError(
             f"the classes must be among the classifier's: {', '.join(classifier.classes)}. "
@@ -119,7 +126,7 @@ def judge(
         batch_size=batch_size,
         progress=progress,
     )
-    labelled = np.asarray(images.labels)[extracted.indices] >= 0
+    labelled = images.labelled[extracted.indices]
     skipped = privacy.shown_skipped(images, (*images.skipped, *extracted.skipped))
     if not labelled.any():
         raise DataError(f"at least one labelled image must be usable. Received: {len(skipped)} unusable ones.")
@@ -128,7 +135,7 @@ def judge(
     head = classifier.head()
     return Judged(
         images=images.subset(positions),
-        targets=targets(images, classifier.classes, separator)[positions],
+        targets=targets(images, classifier.classes)[positions],
         probabilities=head.probabilities(rows),
         logits=head.logits(rows),
         rows=rows,
@@ -141,32 +148,34 @@ def judge(
     )
 
 
-def label_names(images: ImageSet, separator: str) -> tuple[str, ...]:
-    """Returns the names of the classes, or of the labels that stand in them.
-
-    Args:
-        images: The set.
-        separator: What stands between several labels; empty for one label an image.
-    """
-    if not separator:
-        return images.classes
-    return tuple(sorted({part.strip() for name in images.classes for part in name.split(separator)} - {""}))
-
-
-def targets(images: ImageSet, classes: Sequence[str], separator: str) -> np.ndarray:
+def targets(images: ImageSet, classes: Sequence[str]) -> np.ndarray:
     """Returns for each image and class 1 or 0, as float32; an image without a label has none.
 
     Args:
         images: The set.
-        classes: Names, in the order of the columns.
-        separator: As :func:`label_names` takes it.
+        classes: Names, in the order of the columns; all of the set's are among them.
     """
-    table = np.zeros((len(images.classes) + 1, len(classes)), np.float32)
-    for row, name in enumerate(images.classes):
-        for part in name.split(separator) if separator else [name]:
-            if not separator or part.strip():
-                table[row, classes.index(part.strip() if separator else part)] = 1
-    return table[np.asarray(images.labels)]
+    columns = [classes.index(name) for name in images.classes]
+    table = np.zeros((len(images), len(classes)), np.float32)
+    if images.targets is not None:
+        table[:, columns] = images.targets
+    else:
+        rows = np.flatnonzero(images.labelled)
+        table[rows, np.array(columns, np.int64)[images.labels[rows]]] = 1
+    return table
+
+
+def right(probabilities: np.ndarray, known: np.ndarray, several: bool) -> np.ndarray:
+    """Returns for each image whether its class, or all of its labels, are told right: bool ``(n,)``.
+
+    Args:
+        probabilities: Array ``(n, classes)``.
+        known: As :func:`targets` returns them.
+        several: Whether an image may have several labels.
+    """
+    if several:
+        return np.asarray(((probabilities > 0.5) == known.astype(bool)).all(axis=1))
+    return np.asarray(probabilities.argmax(axis=1) == known.argmax(axis=1))
 
 
 def measured(

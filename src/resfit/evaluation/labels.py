@@ -20,11 +20,13 @@ class LabelEvaluation:
     """How good a classifier with several labels an image is.
 
     Attributes:
-        accuracy: Share of images whose labels are all right, none missing and none too many, 0..1.
+        exact_match_accuracy: Share of images whose labels are all right, none missing and none too many, 0..1.
         interval: 95 % interval of that share after Wilson.
         n: Number of images.
         log_loss: Mean over images of the sum of the binary log-losses, in nats.
-        mean_average_precision: Mean over labels of the average precision, over those that some image has.
+        mean_average_precision: Mean over labels of the average precision (mAP), over those that some image has and some
+            has not; ``nan`` where there is no such label.
+        average_precision: The same by label; ``nan`` for one that no image has, or that all have.
         f1_micro: Harmonic mean of precision and recall over all labels together.
         f1_macro: Mean of the labels' own.
         per_class: One score a label, at a probability of one half.
@@ -32,26 +34,42 @@ class LabelEvaluation:
         figures: Every figure with its interval, where they were asked for.
     """
 
-    accuracy: float
+    exact_match_accuracy: float
     interval: tuple[float, float]
     n: int
     log_loss: float
     mean_average_precision: float
+    average_precision: tuple[float, ...]
     f1_micro: float
     f1_macro: float
     per_class: tuple[ClassScore, ...]
     skipped: tuple[Any, ...] = ()
     figures: Figures | None = None
 
+    @property
+    def accuracy(self) -> float:
+        """The exact-match accuracy."""
+        return self.exact_match_accuracy
+
     def to_dict(self) -> dict[str, Any]:
-        """Returns the figures as JSON-ready values, without the skipped images."""
+        """Returns the figures as JSON-ready values, without the skipped images; what is undefined is ``None``."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del fields["skipped"]
         fields["figures"] = None if self.figures is None else self.figures.to_dict()
         if self.figures is None:
             del fields["figures"]
-        scores = [dataclasses.asdict(score) for score in self.per_class]
-        return {**fields, "interval": list(self.interval), "per_class": scores}
+        areas = [_known(area) for area in self.average_precision]
+        del fields["average_precision"]
+        scores = [
+            {**dataclasses.asdict(score), "average_precision": area}
+            for score, area in zip(self.per_class, areas, strict=True)
+        ]
+        mean = _known(self.mean_average_precision)
+        return {**fields, "mean_average_precision": mean, "interval": list(self.interval), "per_class": scores}
+
+
+def _known(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def evaluate_labels(
@@ -78,18 +96,23 @@ def evaluate_labels(
         )
     guesses = (scores > 0.5).astype(int)
     columns = precision_recall_fscore_support(known, guesses, zero_division=0.0)
-    seen = np.flatnonzero(known.any(axis=0))
+    areas = [
+        float(average_precision_score(known[:, i], scores[:, i]))
+        if 0 < known[:, i].sum() < len(known)
+        else float("nan")
+        for i in range(len(classes))
+    ]
+    seen = [area for area in areas if np.isfinite(area)]
     exact = int((known == guesses).all(axis=1).sum())
     clipped = np.clip(scores, 1e-12, 1 - 1e-12)
     losses = -(known * np.log(clipped) + (1 - known) * np.log(1 - clipped)).sum(axis=1)
     return LabelEvaluation(
-        accuracy=exact / len(known),
+        exact_match_accuracy=exact / len(known),
         interval=wilson_interval(exact, len(known)),
         n=len(known),
         log_loss=float(losses.mean()),
-        mean_average_precision=(
-            float(np.mean([average_precision_score(known[:, i], scores[:, i]) for i in seen])) if len(seen) else 0.0
-        ),
+        mean_average_precision=float(np.mean(seen)) if seen else float("nan"),
+        average_precision=tuple(areas),
         f1_micro=float(precision_recall_fscore_support(known, guesses, average="micro", zero_division=0.0)[2]),
         f1_macro=float(np.mean(columns[2])),
         per_class=tuple(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ def by_column(
     source: str | os.PathLike[str],
     column: str,
     *,
-    path_column: str = "path",
+    scan_options: Mapping[str, Any] | None = None,
     specificity: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -54,7 +54,7 @@ def by_column(
         judged: The images.
         source: Where they come from.
         column: A column of the CSV file that the source is; or ``sex`` or ``site``, which scans say themselves.
-        path_column: Its column with the path.
+        scan_options: What :func:`resfit.data.image_set.scan` was told of the file, such as ``path_column``.
         specificity: As :func:`resfit.evaluation.figures.figures` takes it.
         resamples: As there.
         seed: As there.
@@ -64,7 +64,7 @@ def by_column(
     """
     own = judged.images.columns.get(column)  # of a table, or of what scans say of themselves
     if own is None:
-        values = read_column(source, column, path_column=path_column)
+        values = read_column(source, column, **(scan_options or {}))
         own = tuple(values.get(os.path.normpath(path), "") for path in judged.images.paths)
     return tuple(
         _subgroup(judged, name, np.flatnonzero([value == name for value in own]), specificity, resamples, seed)

@@ -100,10 +100,11 @@ def _origin(facts: dict[str, Any]) -> str:
     if images:
         lines.append("- Images: " + ", ".join(f"{key} {value}" for key, value in images.items()) + ".")
     test = metrics.get("test")
-    if isinstance(test, dict) and test.get("accuracy") is not None:
-        interval = test.get("interval")
-        between = f" (95 % interval {interval[0]:.1%} to {interval[1]:.1%})" if interval else ""
-        lines.append(f"- Accuracy on test images that nothing was chosen on: {test['accuracy']:.1%}{between}.")
+    for key, words in (("accuracy", "Accuracy"), ("exact_match_accuracy", "Exact-match accuracy (all labels right)")):
+        if isinstance(test, dict) and test.get(key) is not None:
+            interval = test.get("interval")
+            between = f" (95 % interval {interval[0]:.1%} to {interval[1]:.1%})" if interval else ""
+            lines.append(f"- {words} on test images that nothing was chosen on: {test[key]:.1%}{between}.")
     lines.append(f"- Fingerprint of the data: `{facts['data']}`.")
     made = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
     lines.append(f"- Made with {made}.")

@@ -62,10 +62,11 @@ def model_card(findings: Findings) -> Rows:
         ("training images for examples", kept),
     ]
     tested = classifier.metrics.get("test") or {}
-    if "accuracy" in tested:
-        low, high = tested["interval"]
-        text = f"{percent(tested['accuracy'])} ({percent(low)} to {percent(high)}) on {tested['n']} images"
-        rows.append(("accuracy measured by the fit", text))
+    for name, words in (("accuracy", "accuracy"), ("exact_match_accuracy", "exact-match accuracy (all labels right)")):
+        if name in tested:
+            low, high = tested["interval"]
+            text = f"{percent(tested[name])} ({percent(low)} to {percent(high)}) on {tested['n']} images"
+            rows.append((f"{words} measured by the fit", text))
     for name, value in (recipe.tuning or {}).items():
         if value not in (None, False, 0, 0.0, [], ()):
             rows.append((f"tuning: {name.replace('_', ' ')}", plain(value)))
@@ -114,8 +115,8 @@ def facts(findings: Findings, explained: str) -> dict[str, str]:
         "preparation": f"Decoded and resized to {classifier.input_spec.size[1]} x {classifier.input_spec.size[0]} "
                        f"({classifier.input_spec.resize_mode}, {classifier.input_spec.interpolation}); the same for "
                        "every image.",
-        "outcome": f"One of: {', '.join(plain(name) for name in judged.classes)}. How labels were found out has to be "
-                   "filled in.",
+        "outcome": f"{'Any' if judged.several else 'One'} of: {', '.join(plain(name) for name in judged.classes)}. "
+                   "How labels were found out has to be filled in.",
         "predictors": "The pixels of the image alone.",
         "input": f"Pixels of {classifier.input_spec.size[1]} x {classifier.input_spec.size[0]} with "
                  f"{classifier.input_spec.channels} channels, values 0..255.",
@@ -135,7 +136,8 @@ def facts(findings: Findings, explained: str) -> dict[str, str]:
         "uncertainty": f"95 % intervals by {figures.resamples} bootstrap resamples of {figures.units} {unit}, "
                        f"seed {findings.seed}; Wilson's for shares of 0 or 1.",
         "updating": "The model was not updated after the fit.",
-        "prediction": "By the saved model as it is: softmax of its logits over the temperature.",
+        "prediction": f"By the saved model as it is: {'sigmoid' if judged.several else 'softmax'} of its logits over "
+                      "the temperature.",
         "balance": f"Images of each class: {events}. Balanced accuracy and macro means count classes alike.",
         "fairness": f"Figures by {subgroups} are in this report." if subgroups else "",
         "output": f"A probability for each class, calibrated by a temperature of {classifier.temperature:.3f}; "
@@ -159,7 +161,7 @@ def facts(findings: Findings, explained: str) -> dict[str, str]:
 
 def _performance(figures: Figures) -> str:
     parts = []
-    for name in ("accuracy", "balanced_accuracy", "auroc_macro", "f1_macro"):
+    for name in ("accuracy", "exact_match_accuracy", "balanced_accuracy", "auroc_macro", "f1_macro"):
         if name in figures.overall:
             found = figures.overall[name]
             parts.append(f"{name.replace('_', ' ')} {found.value:.3f} ({found.low:.3f} to {found.high:.3f})")

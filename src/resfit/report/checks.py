@@ -65,6 +65,7 @@ def render(found: Checks) -> str:
     return template(_PAGE).render(
         findings=found.findings(),
         facts=found.to_dict(),
+        kind="labels" if images.multilabel else "classes",
         groups=groups,
         style=text_of("page.css"),
         version=resfit.__version__,
@@ -74,10 +75,10 @@ def render(found: Checks) -> str:
 
 def _groups(found: Checks) -> list[dict[str, Any]]:
     """Returns each kind of finding with its title, how many there are, and the first of them."""
-    names, labels = found.images.classes, found.images.labels
+    names = found.images.classes
 
     def label(position: int) -> str:
-        return names[labels[position]] if labels[position] >= 0 else "no label"
+        return found.images.label_text(position) or "no label"
 
     def group(title: str, listed: Any, item: Any, count: int | None = None) -> dict[str, Any]:
         shown = [dict(zip(("positions", "note"), item(one), strict=True)) for one in listed[:_SHOWN]]
@@ -102,7 +103,7 @@ def _groups(found: Checks) -> list[dict[str, Any]]:
         group(
             f"Labels worth a look ({label_precision()})",
             found.label_errors,
-            lambda error: ([error.position], f"{names[error.label]} → {names[error.suggested]}?"),
+            lambda error: ([error.position], " → ".join(error.texts(names)) + "?"),
         ),
         group(
             "Exact copies",

@@ -183,9 +183,8 @@ def measure(
                 chosen = fitted.sets(judged.probabilities, asked, method)
                 sets.append(SetRow(method, asked, conformal.measure_sets(chosen, truth, groups=groups, seed=seed)))
         lap("prediction sets")
-    path_column = scan_options.get("path_column", "path")
     subgroups = {
-        name: by_column(judged, source, name, path_column=path_column, specificity=specificity, seed=seed)
+        name: by_column(judged, source, name, scan_options=scan_options, specificity=specificity, seed=seed)
         for name in columns
     }
     binary = not judged.several and len(judged.classes) == 2 and 0 < truth.sum() < len(truth)

@@ -21,7 +21,8 @@ _PAIRS = 40
 
 _NAMES = {
     "accuracy": "accuracy",
-    "label_accuracy": "labels right",
+    "exact_match_accuracy": "exact-match accuracy (all labels of an image right)",
+    "label_accuracy": "labels right, each counted by itself",
     "balanced_accuracy": "balanced accuracy",
     "top_2": "true class among the first 2",
     "top_3": "true class among the first 3",
@@ -31,7 +32,7 @@ _NAMES = {
     "mcc": "Matthews correlation",
     "auroc_macro": "AUROC, mean over classes",
     "auroc_micro": "AUROC, all together",
-    "auprc_macro": "average precision, mean over classes",
+    "auprc_macro": "average precision, mean over classes (mAP)",
     "auprc_micro": "average precision, all together",
     "log_loss": "log-loss (nats)",
     "brier": "Brier score",
@@ -92,6 +93,7 @@ def render(findings: Findings, *, names: bool | None = None, explain: bool = Tru
         style=text_of("page.css"),
         findings=findings,
         figures=findings.figures,
+        accuracy_name="exact_match_accuracy" if judged.several else "accuracy",
         overall=[(_NAMES[name], figure) for name, figure in findings.figures.overall.items()],
         class_columns=_CLASS_COLUMNS,
         classes=classes,
@@ -162,7 +164,7 @@ def _pairs(findings: Findings, classes: list[str]) -> list[tuple[str, str, int, 
 
 def _subgroups(findings: Findings) -> list[tuple[str, list[str], list[tuple[str, int, list[Any]]]]]:
     """Returns by column the headings and the rows of its table."""
-    wanted = [name for name in ("accuracy", "balanced_accuracy", "auroc_macro", "auprc_macro", "f1_macro", "ece")]
+    wanted = ["accuracy", "exact_match_accuracy", "balanced_accuracy", "auroc_macro", "auprc_macro", "f1_macro", "ece"]
     shown = [name for name in wanted if name in findings.figures.overall]
     tables = []
     for column, parts in findings.subgroups.items():

@@ -1,8 +1,9 @@
 """The Open Inference Protocol, version 2, as Triton and KServe speak it over HTTP, with its binary data extension.
 
 A model has one input, ``images``: numbers of the shape ``(n, height, width, channels)``, RGB 0..255, or ``BYTES`` of
-the shape ``(n)``, encoded files. Its outputs are ``scores``, ``label`` and, where it is asked for, ``features``. There
-are no routes that load or unload a model.
+the shape ``(n)``, encoded files. Its outputs are ``scores``, ``label`` (where an image may have several labels, all
+that are decided on, with the separator that the metadata state between them) and, where it is asked for, ``features``.
+There are no routes that load or unload a model.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from resfit.serving import wire
+from resfit.serving.adapter import Served
 from resfit.serving.context import (
     Context,
     first_problem,
@@ -197,10 +199,16 @@ def _metadata(context: Context, version: Version) -> dict[str, Any]:
         "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, *served.shape]}],
         "outputs": [
             {"name": "scores", "datatype": "FP32", "shape": [-1, len(served.classes)]},
-            {"name": "label", "datatype": "BYTES", "shape": [-1]},
+            {"name": "label", "datatype": "BYTES", "shape": [-1], **_separated(served)},
             {"name": "features", "datatype": "FP32", "shape": [-1, served.features]},
         ],
     }
+
+
+def _separated(served: Served) -> dict[str, Any]:
+    """Returns what stands between labels in the output ``label``, where an image may have several."""
+    recipe = served.classifier.recipe
+    return {"parameters": {"label_separator": recipe.separator}} if recipe.several else {}
 
 
 def _configuration(context: Context, version: Version) -> dict[str, Any]:

@@ -119,7 +119,16 @@ def _about(context: Context) -> dict[str, Any]:
 def _figures(metrics: dict[str, Any]) -> dict[str, Any]:
     """Returns the figures of the fit that the page shows where there is no report."""
     test = metrics.get("test") or {}
-    wanted = ("accuracy", "balanced_accuracy", "f1_macro", "log_loss", "interval", "images")
+    wanted = (
+        "accuracy",
+        "exact_match_accuracy",
+        "mean_average_precision",
+        "balanced_accuracy",
+        "f1_macro",
+        "log_loss",
+        "interval",
+        "images",
+    )
     return {
         "images": metrics.get("images", {}),
         "test": {key: test[key] for key in wanted if isinstance(test.get(key), int | float | list)},

@@ -218,14 +218,12 @@ def leave_out(
         What was predicted; ``None`` where there are too few images.
     """
     groups = linear.group_numbers(sample_groups)
-    strata = labels.argmax(axis=1) if labels.ndim == 2 else labels
-    sizes = np.bincount(strata)
-    folds = min(folds, int(sizes.max()), len(labels) if groups is None else len(np.unique(groups)))
+    folds = linear.most_folds(folds, labels, groups)
     if folds < 2:
         return None
     positions, logits = [], []
-    for train, test in itertools.islice(linear.stratified(folds, strata, groups, seed), rounds):
-        if len(test) and len(np.unique(strata[train])) >= 2:
+    for train, test in itertools.islice(linear.stratified(folds, labels, groups, seed), rounds):
+        if len(test) and linear.tells_apart(labels[train]):
             positions.append(test)
             logits.append(np.asarray(fit(train).logits(features[test]), np.float32))
     return HeldOut(np.concatenate(positions), np.concatenate(logits)) if positions else None

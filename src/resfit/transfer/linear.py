@@ -12,6 +12,7 @@ import numpy as np
 from scipy.special import softmax
 
 from resfit import processors
+from resfit.data import stratification
 from resfit.errors import ArgumentError, DataError
 from resfit.transfer import solver
 from resfit.transfer.logits import activated
@@ -331,7 +332,7 @@ def _fit_own(own: _Own, groups: np.ndarray | None, grid: Sequence[float], seed: 
     some = np.arange(count)
     if count > _CHOOSING:
         some = np.sort(np.random.default_rng(seed).permutation(count)[:_CHOOSING])
-    strata = own.labels[some].argmax(axis=1) if own.several else own.labels[some]
+    strata = own.labels[some]
     inner = None if groups is None else groups[some]
     shape_only = np.broadcast_to(np.float32(0), (len(some), own.rows.shape[1]))
     folds = _folds(shape_only, strata, inner, own.classes, seed) if len(grid) > 1 else []
@@ -460,17 +461,41 @@ def _folds(
     """Returns pairs of training and test positions, every training side with at least two classes."""
     work = float(standard.size) * count
     wanted = 5 if work <= _FIVE_FOLDS else 3 if work <= _THREE_FOLDS else 1
-    sizes = np.bincount(targets, minlength=count)
-    units = len(np.unique(groups)) if groups is not None else int(sizes.max())
-    splits = min(5 if wanted == 1 else wanted, units, int(sizes.max()))
+    splits = most_folds(5 if wanted == 1 else wanted, targets, groups)
     if splits < 2:
         return []
     pairs = [
         (train, test)
         for train, test in stratified(splits, targets, groups, seed)
-        if len(test) and len(np.unique(targets[train])) >= 2
+        if len(test) and tells_apart(targets[train])
     ]
     return pairs[:1] if wanted == 1 else pairs
+
+
+def most_folds(wanted: int, targets: np.ndarray, groups: np.ndarray | None) -> int:
+    """Returns how many folds there can be: no more than groups, and than images of the most frequent class or label.
+
+    Args:
+        wanted: How many there are to be.
+        targets: As :func:`stratified` takes them.
+        groups: As :func:`group_numbers` returns them.
+    """
+    if targets.ndim == 2:
+        largest = int(targets.sum(axis=0).max(initial=0))
+    else:
+        largest = int(np.bincount(targets).max(initial=0))
+    return min(wanted, largest, len(targets) if groups is None else len(np.unique(groups)))
+
+
+def tells_apart(targets: np.ndarray) -> bool:
+    """Says whether images differ in their class or in any label.
+
+    Args:
+        targets: As :func:`stratified` takes them.
+    """
+    if targets.ndim == 2:
+        return bool(len(targets)) and bool((targets != targets[0]).any())
+    return len(np.unique(targets)) >= 2
 
 
 def stratified(
@@ -480,10 +505,13 @@ def stratified(
 
     Args:
         splits: Number of folds.
-        targets: ``n`` integers.
+        targets: ``n`` integers; or an array ``(n, labels)`` of 0 and 1, of which each label is kept in proportion.
         groups: As :func:`group_numbers` returns them.
         seed: Of the folds.
     """
+    if targets.ndim == 2:
+        yield from stratification.folds(targets, splits, seed, groups=groups)
+        return
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     with warnings.catch_warnings():

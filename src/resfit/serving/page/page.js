@@ -165,7 +165,7 @@ async function classifySome(files, begin, count) {
   const bad = predictions.filter((prediction) => prediction.error).length;
   const first = predictions.find((prediction) => !prediction.error);
   const good = predictions.length - bad;
-  const said = good === 1 ? `${first.label}, ${percent(first.probability)}.` : `${good} images classified.`;
+  const said = good === 1 ? `${first.label || "no label"}, ${percent(first.probability)}.` : `${good} images classified.`;
   $("status").textContent = (good ? said : "") + (bad ? ` ${bad} could not be used.` : "");
 }
 
@@ -176,7 +176,7 @@ function card(file, prediction, server, total) {
   const photo = node.querySelector(".photo");
   const url = URL.createObjectURL(file);
   photo.src = url;
-  photo.alt = prediction.error ? "" : `${name}, classified as ${prediction.label}`;
+  photo.alt = prediction.error ? "" : `${name}, classified as ${prediction.label || "no label"}`;
   photo.addEventListener("error", () => (photo.hidden = true), { once: true });
   if (prediction.error) {
     const error = document.createElement("p");
