@@ -25,7 +25,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from resfit.checkpoints.readers import saved_graph
 from resfit.checkpoints.readers.base import Tensors
 from resfit.checkpoints.readers.keras_h5 import grouped_kernel
 from resfit.checkpoints.readers.saved_model import Objects
-from resfit.errors import CheckpointError
+from resfit.errors import CheckpointError, closest
 
 #: Tensors that are no weights of a network, as patterns of names or of ways to them, and what they are.
 LEFT_OUT: dict[str, str] = {
@@ -67,6 +67,8 @@ LEFT_OUT: dict[str, str] = {
     "*/ContrastiveModel/ClassificationHead/*": _SCALED_HEAD,
     "*seed_generator*": "state of a random generator",
 }
+
+_AVERAGE = "/ExponentialMovingAverage"
 
 _LEAVES = {
     **{name: name for name in ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance", "v")},
@@ -113,12 +115,30 @@ class _Convention:
     layer: Callable[[str], str | None]
 
 
-def translate(tensors: Tensors | Mapping[str, np.ndarray], *, ignore: Sequence[str] = ()) -> Translation:
+def is_network(names: Iterable[str]) -> bool:
+    """Whether some of these names are those of a network of a program that names its layers.
+
+    Args:
+        names: Names of arrays, parts joined by ``"/"``.
+    """
+    return any(_prefixes(convention.anchor, names) for convention in _CONVENTIONS)
+
+
+def translate(
+    tensors: Tensors | Mapping[str, np.ndarray],
+    *,
+    prefix: str | None = None,
+    averaged: bool = False,
+    ignore: Sequence[str] = (),
+) -> Translation:
     """Brings the tensors of a TensorFlow source to canonical names.
 
     Args:
         tensors: What the reader of SavedModels and checkpoints or that of ``.npz`` returned, or arrays under the
             source's names. Not changed.
+        prefix: What stands before the names of the network, if the source holds several. What stands elsewhere is
+            left out.
+        averaged: Take the running averages that the source holds beside the weights.
         ignore: Patterns of names to leave out, beside :data:`LEFT_OUT`.
 
     Raises:
@@ -131,6 +151,13 @@ def translate(tensors: Tensors | Mapping[str, np.ndarray], *, ignore: Sequence[s
     colours = tuple(source.pop(name) for name in tensors.arrays if name.endswith("mean_rgb"))
     objects = tensors.graph if isinstance(tensors.graph, Objects) else Objects({}, False, ())
     left_out: dict[str, list[str]] = {}
+    if averaged:
+        source = _averages(source)
+    if prefix is not None:
+        inside = _under(prefix, source, objects.paths)
+        if elsewhere := [name for name in source if name not in inside]:
+            left_out[f"what stands elsewhere than under {prefix!r}"] = elsewhere
+        source = {name: array for name, array in source.items() if name in inside}
     for name in list(source):
         reason = _reason(name, objects.paths.get(name, name), ignore)
         if reason is not None:
@@ -156,7 +183,53 @@ def translate(tensors: Tensors | Mapping[str, np.ndarray], *, ignore: Sequence[s
         left_out=tuple(f"left out {reason}: {_few(names)}" for reason, names in left_out.items()),
         remarks=tuple(remarks),
         input_spec=habits.input_spec,
+        beside=_beside(named),
     )
+
+
+def _beside(named: _Named) -> tuple[str, ...]:
+    """Names that no part of the network can have: they stand outside its prefix, or in none of its layers' scopes."""
+    return tuple(name for name in named.unknown if named.prefix and not name.startswith(named.prefix))
+
+
+def _averages(source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Puts the running averages in the place of the weights that they are of.
+
+    Raises:
+        CheckpointError: There are none.
+    """
+    found = {name.removesuffix(_AVERAGE): array for name, array in source.items() if name.endswith(_AVERAGE)}
+    if not found:
+        raise CheckpointError(f"the source must hold a running average. Received: {described(source)}.")
+    return {name: found.get(name, array) for name, array in source.items()}
+
+
+def _under(prefix: str, source: Mapping[str, np.ndarray], paths: Mapping[str, str]) -> set[str]:
+    """Returns the names of the network under a prefix, without those of networks further down.
+
+    Raises:
+        CheckpointError: No network is there.
+    """
+    wanted = prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
+    ways = {name: paths.get(name, name) for name in source}
+    known = sorted({*_networks(source), *_networks(ways.values())})
+    if not any(place.startswith(wanted) for place in known):
+        raise CheckpointError(f"prefix must be one of {tuple(known)}. Received: {prefix!r}.{closest(wanted, known)}")
+    below = tuple(place for place in known if wanted in known and place != wanted and place.startswith(wanted))
+    return {
+        name
+        for name, way in ways.items()
+        if any(text.startswith(wanted) and not text.startswith(below) for text in (name, way))
+    }
+
+
+def _networks(names: Iterable[str]) -> set[str]:
+    """Every place where a network of a known program begins."""
+    listed = list(names)
+    anchors = [*(convention.anchor for convention in _CONVENTIONS), _GARDEN_ANCHOR]
+    found = {place for anchor in anchors for place in _prefixes(anchor, listed)}
+    as_ways = dict(zip(listed, listed, strict=True))
+    return found | {place for program in tf_objects.PROGRAMS for place in tf_objects.prefixes(program, as_ways)}
 
 
 def _translated(source: Mapping[str, np.ndarray], paths: Mapping[str, str]) -> tuple[str, _Named]:
@@ -204,8 +277,8 @@ def _prefixes(anchor: str, names: Any) -> list[str]:
 def _only(prefixes: Sequence[str]) -> str:
     if len(prefixes) > 1:
         raise CheckpointError(
-            f"the source must hold one network. Received: networks under {tuple(prefixes[:8])}. Leave out the others "
-            "by ignore=."
+            f"the source must hold one network, or say which. Received: networks under {tuple(prefixes[:8])}. "
+            "Pass prefix=."
         )
     return prefixes[0]
 

@@ -22,8 +22,8 @@ import numpy as np
 from resfit.architecture import arithmetic, catalog
 from resfit.architecture.spec import ArchitectureSpec
 from resfit.checkpoints import canonical, convert, identify, namings, registry
-from resfit.checkpoints.readers import keras_h5, safetensors, torch
-from resfit.errors import ArgumentError, CheckpointError, closest
+from resfit.checkpoints.readers import keras_h5, safetensors
+from resfit.errors import ArgumentError, CheckpointError, MissingDependencyError, closest
 from resfit.files import atomic_open, atomic_path, write_json
 from resfit.preprocessing import InputSpec
 
@@ -135,10 +135,16 @@ def _write_own(model: Any, target: Path) -> None:
 
 
 def _write_pickle(target: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    library = torch.import_torch(target)
-    tensors = {name: library.from_numpy(array) for name, array in arrays.items()}
+    try:
+        import torch
+    except ImportError:
+        raise MissingDependencyError(
+            f"writing a {target.suffix} file needs PyTorch, which is not installed. Received: {target}. "
+            'pip install "resfit[torch]", or write .safetensors, which PyTorch reads too.'
+        ) from None
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     with atomic_open(target) as file:
-        library.save(tensors, file)
+        torch.save(tensors, file)
 
 
 def _write_folder(
@@ -185,7 +191,7 @@ def _portable(model: Any) -> _Portable:
     if spec.norm == "none" or spec.folded:
         spec, arrays = _unfolded(spec, arrays)
     if spec.norm == "batch":
-        if spec.conv_bias == "all" and not spec.preactivation:
+        if spec.conv_bias in ("all", "shortcut") and not spec.preactivation:
             for name in [name for name in arrays if name.endswith("_conv/bias")]:
                 mean = f"{name.removesuffix('_conv/bias')}_bn/moving_mean"
                 if mean in arrays:  # squeeze-excite keeps its own
