@@ -288,7 +288,10 @@ def load_source(
     if attends and not headless:
         raise ArgumentError('pooling="attention" takes the place of the classifier. Pass include_top=False.')
     side = attention.image_size(read.attention, read.spec.output_stride) if attends else None
-    spec = read.spec.replace(classes=classes or read.spec.classes, in_channels=channels)
+    # a grey image is repeated in front of the network, so that it equals the same picture in three channels
+    grey = channels == 1 and read.spec.in_channels == 3 and preprocess
+    contract = read.input_spec.for_grey() if grey else read.input_spec.with_channels(channels)
+    spec = read.spec.replace(classes=classes or read.spec.classes, in_channels=3 if grey else channels)
     with _policy(dtype), _seeded(seed):
         model = build(
             spec,
@@ -297,13 +300,15 @@ def load_source(
             pooling=None if attends else pooling,
             classifier_activation=classifier_activation,
             taps=tuple(taps),
-            input_spec=read.input_spec.with_channels(channels),
+            input_spec=contract,
             preprocess=preprocess,
             name=name or read.name,
         )
     keeps_head = not headless and read.has_top and spec.classes == read.spec.classes
     if file is not None:
-        canonical.fill_from_file(model, file, channel_order=read.input_spec.channel_order, keeps_head=keeps_head)
+        canonical.fill_from_file(
+            model, file, channel_order=read.input_spec.channel_order, keeps_head=keeps_head, to_rgb=grey
+        )
     if attends and not taps:
         with _policy(dtype):
             model = attach(attention.attach(model, read.attention), spec, model.input_spec)

@@ -427,6 +427,10 @@ def _usual(
     assumed = {"activation": why, "norm_epsilon": why, "antialias": why}
     if "bottleneck" in (told["block"], *(told["stage_blocks"] or ())):
         assumed["stride_in_block"] = why
+        if convention == "detectron2":
+            assumed["stride_in_block"] += (
+                "'s configurations; its networks from torchvision have stride_in_block='spatial'"
+            )
     if small:
         assumed |= dict.fromkeys(("stem", "stem_pool", "stage_strides"), "a stem of one 3x3 convolution is CIFAR's")
     else:
@@ -455,7 +459,10 @@ def _usual(
 
 
 # What a convention's library does by default otherwise, and its names do not tell.
-_HABITS: dict[str, dict[str, Any]] = {"model-garden-rs": {"activation": "silu"}}
+_HABITS: dict[str, dict[str, Any]] = {
+    "model-garden-rs": {"activation": "silu"},
+    "detectron2": {"stride_in_block": "first"},  # RESNETS.STRIDE_IN_1X1 of detectron2/config/defaults.py
+}
 _DEFAULTS = ArchitectureSpec(depths=(1,), widths=(1,), inner_widths=(1,), stage_strides=(1,))
 
 

@@ -424,6 +424,16 @@ _CLIP_CONTRACT = InputSpec(
     crop_fraction=1.0,
 )
 
+# What networks of a convention are usually given, in words too.
+_USUAL_CONTRACTS = {
+    # PIXEL_MEAN and PIXEL_STD of detectron2/config/defaults.py
+    "detectron2": (
+        InputSpec(channel_order="bgr", mean=(103.53, 116.28, 123.675)),
+        "BGR, less 103.53 116.28 123.675 (detectron2's default)",
+    ),
+    "presnet": (InputSpec(scale=1 / 255, resize_mode="squash", size=(640, 640)), "scaled to 0..1 (RT-DETR's)"),
+}
+
 #: Every convention by its name. ``torchvision`` is written as ``timm``.
 CONVENTIONS = {
     c.name: c for c in (TORCH, CIFAR, CLIP, BYOB_CLIP, SEQUENTIAL, PREACTIVATED, TRANSFORMERS, DETECTRON, PRESNET)
@@ -518,6 +528,12 @@ def translate(
         side = attention.image_size(pooling, 32) or 224
         contract = dataclasses.replace(_CLIP_CONTRACT, size=(side, side))
         facts |= {"stem_pool": "avg", "antialias": "avg", "shortcut": "avgpool"}
+    usual = _USUAL_CONTRACTS.get(chosen.convention.name)
+    if chosen.convention is TRANSFORMERS and stems > 1:
+        usual = _USUAL_CONTRACTS["presnet"]
+    if usual:
+        contract = usual[0]
+        remarks.append(f"images {usual[1]}; the weights do not say so (input_spec= sets another contract)")
     beside = _beside(unknown, chosen, arrays)
     unknown = {name: array for name, array in unknown.items() if name not in beside.values()}
     leftover, left_out = _sort_out(unknown, chosen, located, ignore)

@@ -128,6 +128,7 @@ def _write_keras(model: Any, target: Path, kind: str) -> None:
 def _write_own(model: Any, target: Path) -> None:
     metadata = {"architecture": json.dumps(model.architecture.to_dict())}
     if contract := _contract_of(model):
+        contract = contract.with_channels(model.architecture.in_channels)
         metadata["input_spec"] = json.dumps(contract.to_dict())
     if names := _class_names(model):
         metadata["labels"] = json.dumps(names)
@@ -181,6 +182,8 @@ def _portable(model: Any) -> _Portable:
     spec: ArchitectureSpec = model.architecture
     arrays = canonical.arrays(model)
     contract = _contract_of(model)
+    if contract is not None and contract.repeats_grey:
+        contract = contract.with_channels(model.architecture.in_channels)
     if contract and contract.channel_order == "bgr":
         for name in ("conv1_conv/kernel", "conv1_1_conv/kernel"):
             if name in arrays:
