@@ -29,6 +29,9 @@ def translate(
     Raises:
         CheckpointError: No known residual network is there, or several are and none is the likeliest.
     """
+    plain = [name.removesuffix(":0") for name in tensors.arrays]  # as variables of TensorFlow's graphs are called
+    if len(set(plain)) == len(plain) and any(name.endswith(":0") for name in tensors.arrays):
+        tensors = dataclasses.replace(tensors, arrays=dict(zip(plain, tensors.arrays.values(), strict=True)))
     options = {"prefix": prefix, "averaged": averaged, "ignore": ignore}
     if haiku_namings.is_network(tensors.arrays):
         return haiku_namings.translate(tensors, **options)  # type: ignore[arg-type]

@@ -703,7 +703,7 @@ def _norm_kind(names: Sequence[str]) -> str:
     known = set(names)
     if any(name.endswith(".v") and f"{name.removesuffix('v')}weight" in known for name in names):
         return "evo"
-    return "batch" if any(name.endswith("running_mean") for name in names) else "group"
+    return "batch" if any(name.endswith(("running_mean", "._mean")) for name in names) else "group"
 
 
 def _kind(tensors: Mapping[str, np.ndarray], weight: str) -> Kind | None:

@@ -74,6 +74,8 @@ _LEAVES = {
     **{name: name for name in ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance", "v")},
     "weights": "kernel",
     "biases": "bias",
+    # tensorpack's
+    **{"W": "kernel", "b": "bias", "mean/EMA": "moving_mean", "variance/EMA": "moving_variance"},
 }
 
 # Six digits are plenty, and keep hostile names from becoming huge numbers.
@@ -253,6 +255,9 @@ def _translated(source: Mapping[str, np.ndarray], paths: Mapping[str, str]) -> t
     numbered = _numbered(source)
     if numbered is not None:
         return numbered
+    for pattern, told in _REFUSED:
+        if any(re.search(pattern, name) for name in source):
+            raise CheckpointError(f"the network must be one that an architecture here can say. Received: {told}")
     raise CheckpointError(
         "the tensors must be named as in TF-Slim, BiT, SimCLR, keras.applications or TensorFlow's official models, "
         f"under any prefix. Received: {described(source)}."
@@ -282,6 +287,25 @@ def _only(prefixes: Sequence[str]) -> str:
         )
     return prefixes[0]
 
+
+# Networks that are known and not read: a name of theirs, what they are, and the way out.
+_REFUSED = (
+    (
+        r"(?:^|/)stage1_unit1_(?:conv1|bn1)/",
+        "a network of classification_models (qubvel), which normalises its input by a batch norm of its own and has a "
+        "norm before and after the pooling of its stem. keras.models.load_model runs a whole model of it.",
+    ),
+    (
+        r"(?:^|/)(?:Bottleneck)?ResNetBlock_\d+/Conv_\d+/kernel$",
+        "a network of Flax's examples (JAX), whose layers are numbered in the order of their calls. Save its weights "
+        "under torchvision's names.",
+    ),
+    (
+        r"(?:^|/)res2_0_branch2a(?:_bn_s)?(?:_w)?$",
+        "a network of Caffe2 (Detectron), whose norms hold a scale and a bias alone. detectron2 loads it, and saves it "
+        "under its own names, which are read.",
+    ),
+)
 
 # By name.
 
@@ -358,6 +382,43 @@ def _legacy_layer(layer: str) -> str | None:
     return f"conv{stage}_block{block}_{number}_{'conv' if kind == 'res' else 'bn'}"
 
 
+_PACK_LAYER = re.compile(rf"group{_NUMBER}/block{_NUMBER}/conv(shortcut|[123])(/bn)?")
+
+
+def _pack_layer(layer: str) -> str | None:
+    """``examples/ResNet/resnet_model.py`` of tensorpack/tensorpack."""
+    plain = {"conv0": "conv1_conv", "conv0/bn": "conv1_bn", "linear": "predictions"}
+    if layer in plain:
+        return plain[layer]
+    match = _PACK_LAYER.fullmatch(layer)
+    if match is None:
+        return None
+    number = "0" if match[3] == "shortcut" else match[3]
+    return f"conv{int(match[1]) + 2}_block{int(match[2]) + 1}_{number}_{'bn' if match[4] else 'conv'}"
+
+
+_HUGGING_LAYER = re.compile(
+    rf"encoder/stages\.{_NUMBER}/layers\.{_NUMBER}/(?:layer\.([0-2])|(shortcut))/(convolution|normalization)"
+)
+
+
+def _hugging_layer(layer: str) -> str | None:
+    """``models/resnet/modeling_tf_resnet.py`` of transformers before version 5, in its ``tf_model.h5``."""
+    layer = layer.removeprefix("resnet/")
+    plain = {
+        "embedder/embedder/convolution": "conv1_conv",
+        "embedder/embedder/normalization": "conv1_bn",
+        "classifier.1": "predictions",
+    }
+    if layer in plain:
+        return plain[layer]
+    match = _HUGGING_LAYER.fullmatch(layer)
+    if match is None:
+        return None
+    number = 0 if match[4] else int(match[3]) + 1
+    return f"conv{int(match[1]) + 2}_block{int(match[2]) + 1}_{number}_{'conv' if match[5] == 'convolution' else 'bn'}"
+
+
 _SUPCON_LAYER = re.compile(
     rf"BlockGroup{_NUMBER}/\w+Block(?:_{_NUMBER})?/(Conv2DFixedPadding|batch_normalization)(?:_{_NUMBER})?(/conv2d)?"
 )
@@ -382,6 +443,12 @@ _CONVENTIONS = (
     _Convention("tf-slim", r"(?P<prefix>(?:.*/)?)block1/unit_1/\w+/conv1/weights", _slim_layer),
     _Convention("bit", r"(?P<prefix>(?:.*/)?)block1/unit0*1/a/standardized_conv2d/kernel", _bit_layer),
     _Convention("supcon", r"(?P<prefix>(?:.*/)?)BlockGroup0/\w+Block/Conv2DFixedPadding/conv2d/kernel", _supcon_layer),
+    _Convention("tensorpack", r"(?P<prefix>(?:.*/)?)group0/block0/conv1/W", _pack_layer),
+    _Convention(
+        "transformers-tf",
+        r"(?P<prefix>(?:.*?/)??)(?:resnet/)?encoder/stages\.0/layers\.0/layer\.0/convolution/kernel",
+        _hugging_layer,
+    ),
     _Convention("keras", r"(?P<prefix>(?:.*/)?)conv2_block1_1_conv/kernel", _keras_layer),
     _Convention("keras-legacy", r"(?P<prefix>(?:.*/)?)res2a_branch2a/kernel", _legacy_layer),
 )
@@ -392,7 +459,9 @@ def _by_name(convention: _Convention, source: Mapping[str, np.ndarray], prefix: 
     unknown: dict[str, np.ndarray] = {}
     remarks: list[str] = []
     for name, array in source.items():
-        layer, _, leaf = name.removeprefix(prefix).removesuffix(":0").rpartition("/")
+        own = name.removeprefix(prefix).removesuffix(":0")
+        layer, _, leaf = own.removesuffix("/EMA").rpartition("/")
+        leaf += "/EMA" if own.endswith("/EMA") else ""
         target = convention.layer(layer) if name.startswith(prefix) else None
         if target is not None and leaf in _LEAVES:
             _put(named, f"{target}/{_LEAVES[leaf]}", array, name)
