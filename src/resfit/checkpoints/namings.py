@@ -12,7 +12,7 @@ import fnmatch
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from resfit.errors import ArgumentError, CheckpointError, closest
 from resfit.preprocessing import InputSpec
 
 Kind = Literal["conv", "norm", "dense", "pointwise"]
+_Value = TypeVar("_Value")
 
 _HEAD_OF_LAYERS = "a head of several layers (what lies between them is not told)"
 
@@ -394,6 +395,7 @@ DETECTRON = Convention(
     ),
     shift=0,
 )
+_CONV_AND_NORM: tuple[Kind, ...] = ("conv", "norm")
 _PRESNET = "res_layers.{s}.blocks.{b}"
 #: The ResNet of RT-DETR's authors (``PResNet`` of lyuwenyu/RT-DETR).
 PRESNET = Convention(
@@ -407,9 +409,9 @@ PRESNET = Convention(
         Rule(f"{_PRESNET}.short.conv", "conv{s}_block{b}_0", "conv"),
         Rule(f"{_PRESNET}.short.norm", "conv{s}_block{b}_0", "norm"),
         *(
-            Rule(f"{_PRESNET}.branch2{letter}.{part}", f"conv{{s}}_block{{b}}_{number}", kind)
+            Rule(f"{_PRESNET}.branch2{letter}.{part}", f"conv{{s}}_block{{b}}_{number}", part)
             for number, letter in enumerate("abc", start=1)
-            for part, kind in (("conv", "conv"), ("norm", "norm"))
+            for part in _CONV_AND_NORM
         ),
     ),
     shift=2,
@@ -562,7 +564,7 @@ def translate(
     )
 
 
-def unwrapped(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+def unwrapped(tensors: Mapping[str, _Value]) -> Mapping[str, _Value]:
     """Returns tensors without what wrappers of modules add to their names, wherever it stands in them.
 
     Args:

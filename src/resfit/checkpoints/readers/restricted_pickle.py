@@ -53,6 +53,9 @@ class Placeholder:
     """Stands for an object that is not made: it keeps its arguments and entries, and does nothing."""
 
     __slots__ = ("arguments", "entries", "items")
+    arguments: tuple[Any, ...]
+    entries: dict[Any, Any]
+    items: list[Any]
 
     #: The name that the pickle asks for.
     name: ClassVar[str] = ""
@@ -305,7 +308,7 @@ def _entries(node: Any) -> Iterator[tuple[Any, Any]]:
         if node.is_mapping:
             given = next((value for value in node.arguments if isinstance(value, (dict, list, Placeholder))), ())
             pairs = given.items() if isinstance(given, dict) else given if isinstance(given, list) else _entries(given)
-            yield from (tuple(pair) for pair in pairs if isinstance(pair, (list, tuple)) and len(pair) == 2)  # type: ignore[misc]
+            yield from (tuple(pair) for pair in pairs if isinstance(pair, (list, tuple)) and len(pair) == 2)
         yield from node.entries.items()
         yield from enumerate(node.items)
 
@@ -341,12 +344,12 @@ def _check_steps(data: bytes, start: int) -> int:
             if type(argument) is int and not -_LARGEST_NUMBER < argument < _LARGEST_NUMBER:
                 raise ValueError("a number of more than 128 bits")
             if name in _PUTS or name == "MEMOIZE":
-                place = len(memo) if name == "MEMOIZE" else int(argument)
+                place = len(memo) if name == "MEMOIZE" else int(argument or 0)
                 if not 0 <= place <= count:
                     raise ValueError(f"place {place} of the memo at step {count}")
                 memo[place] = _top(stack)
             elif name in _GETS:
-                stack.append(memo[int(argument)])
+                stack.append(memo[int(argument or 0)])
             else:
                 _follow(step, stack)
     except (ValueError, KeyError, IndexError, OverflowError, RecursionError) as error:

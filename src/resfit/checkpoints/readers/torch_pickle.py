@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -185,7 +185,7 @@ def _width(dtype: str) -> int:
 
 def _numbers(content: bytes | memoryview, dtype: str, big: bool) -> np.ndarray:
     """Returns all of a storage as one axis, in a dtype of numpy."""
-    order = ">" if big else "<"
+    order: Literal[">", "<"] = ">" if big else "<"
     if len(content) % _width(dtype):
         raise ValueError(f"{len(content)} bytes of {dtype}")
     if dtype == "bfloat16":  # the upper half of a float32
