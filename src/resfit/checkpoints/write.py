@@ -245,7 +245,9 @@ def _check_expressible(portable: _Portable, naming: str, config: Mapping[str, An
         ).spec.replace(**_OF_TRAINING)
     except CheckpointError as error:
         raise ArgumentError(f"{naming!r} must be able to express the network. Received: {error}") from error
-    sized = {"input_size": spec.input_size}
+    sized: dict[str, Any] = {"input_size": spec.input_size}
+    if "predictions/kernel" not in translation.arrays:  # a body has no classes
+        sized["classes"] = spec.classes
     told = identify.differences(spec, found.replace(**sized))
     if told:
         raise ArgumentError(
