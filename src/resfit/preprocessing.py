@@ -89,7 +89,8 @@ class InputSpec:
         channels: Number of input channels.
         channel_order: Order in which the network takes the colours; images are always handed over as RGB.
         scale: Factor on the raw values 0..255.
-        mean: Subtracted after scaling, one value a channel, in the network's channel order.
+        mean: Subtracted after scaling, one value a channel, in the network's channel order. Three values for one
+            channel mean that a grey image is repeated, since the network takes colours.
         std: Divided by after that, one value a channel, in the network's channel order.
         interpolation: How an image is resized.
         resize_mode: ``"shorter"`` scales the shorter side to ``size / crop_fraction`` and cuts the centre out;
@@ -135,7 +136,7 @@ class InputSpec:
                 raise ArgumentError(f"{field} must be one of {choices}. Received: {getattr(self, field)!r}.")
         for field in ("mean", "std"):
             values = getattr(self, field)
-            if len(values) != self.channels:
+            if len(values) != self.channels and not (self.channels == 1 and len(values) == 3):
                 raise ArgumentError(
                     f"{field} must have one value for each of the {self.channels} channels. Received: {values!r}."
                 )
@@ -180,7 +181,7 @@ class InputSpec:
             images: Array of shape ``(..., height, width, channels)``, RGB, values 0..255, any dtype. Not changed.
 
         Returns:
-            A new float32 array of the same shape.
+            A new float32 array of the same shape; with three channels where grey images are repeated.
 
         Raises:
             ArgumentError: The last axis is not the number of channels.
@@ -193,23 +194,48 @@ class InputSpec:
         values = source.astype(np.float32, copy=True)
         if self.channel_order == "bgr":
             values = values[..., ::-1].copy()
+        if self.repeats_grey:
+            values = np.repeat(values, len(self.mean), axis=-1)
         values *= np.asarray(self.multiplier, np.float32)
         values += np.asarray(self.offset, np.float32)
         return values
 
+    @property
+    def repeats_grey(self) -> bool:
+        """Whether the one channel of an image is repeated, since the network takes colours."""
+        return self.channels == 1 and len(self.mean) > 1
+
     def with_channels(self, channels: int) -> InputSpec:
         """Returns the contract for another number of input channels.
 
-        The statistics of the new channels are the mean over the old ones, as their filters are.
+        More channels get the statistics of red, green, blue in turn, as the first kernel gets their filters
+        (:func:`resfit.checkpoints.canonical.adapt_input`); one channel gets their mean.
 
         Args:
             channels: Number of input channels, at least 1.
         """
         if channels == self.channels:
             return self
-        mean = (float(np.mean(self.mean)),) * channels
-        std = (float(np.mean(self.std)),) * channels
-        return dataclasses.replace(self, channels=channels, channel_order="rgb", mean=mean, std=std)
+        colours = dataclasses.replace(self, channels=len(self.mean)) if self.repeats_grey else self._as_rgb()
+        mean, std = (
+            (float(np.mean(values)),) if channels == 1 else tuple(values[n % len(values)] for n in range(channels))
+            for values in (colours.mean, colours.std)
+        )
+        return dataclasses.replace(colours, channels=channels, mean=mean, std=std)
+
+    def for_grey(self) -> InputSpec:
+        """Returns the contract for grey images in front of a network of colours, which sees them three times.
+
+        So a grey image and the same picture in three channels are one and the same to the network, whatever the
+        statistics of its colours, and at the border too.
+        """
+        return self if self.channels == 1 else dataclasses.replace(self._as_rgb(), channels=1)
+
+    def _as_rgb(self) -> InputSpec:
+        """Names the channels red, green, blue, where they are the other way round."""
+        if self.channel_order == "rgb":
+            return self
+        return dataclasses.replace(self, channel_order="rgb", mean=self.mean[::-1], std=self.std[::-1])
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON-ready values; those of ``reading`` where they are not the usual ones."""

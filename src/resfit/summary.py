@@ -227,7 +227,7 @@ def _stage_of(model: Any, layer: Any) -> str:
         return layer.name
     match = _STAGE.match(layer.name)
     if match is None:
-        return "input" if layer.name == "normalization" or type(layer).__name__ == "Flip" else layer.name
+        return "input" if layer.name == "normalization" or type(layer).__name__ in ("Flip", "Repeat") else layer.name
     stem, number, _ = match.groups()
     return "stage1" if stem else f"stage{number}" if number else "head"
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 #: Suffixes that make a source a file rather than a name.
 FILE_SUFFIXES = (
-    *(".h5", ".hdf5", ".keras", ".safetensors", ".index.json", ".onnx", ".npz", ".pkl"),
-    *(".pth", ".pt", ".th", ".bin", ".ckpt", ".index"),
+    *(".h5", ".hdf5", ".keras", ".safetensors", ".index.json", ".onnx", ".npz", ".pkl", ".pickle", ".msgpack"),
+    *(".pth", ".pt", ".th", ".bin", ".ckpt", ".tar", ".pdparams", ".index"),
 )
 
 _MOST_JSON = 10_000_000
@@ -355,7 +355,7 @@ def read(
     """
     path = _as_path(source)
     if path is not None:
-        return _of_path(path, weights, reading or {})
+        return _of_path(path, weights, {**({} if needs_top else {"include_top": False}), **(reading or {})})
     return read_named(str(source), weights, reading, needs_top=needs_top, classes=classes)
 
 
@@ -427,7 +427,7 @@ def read_named(
     if weights is None:
         return named
     if given is not None:
-        return _filled(named, given, reading)
+        return _filled(named, given, reading, needs_top=needs_top)
     if weights not in ("default", "imagenet"):
         raise ArgumentError(
             f'weights must be "default", None, a handle or a path that ends in {", ".join(FILE_SUFFIXES)}. '
@@ -447,7 +447,7 @@ def read_named(
     return dataclasses.replace(_filled(named, path, {}), class_names=_published_labels(checkpoint))
 
 
-def _filled(named: Source, path: Path, reading: Mapping[str, Any]) -> Source:
+def _filled(named: Source, path: Path, reading: Mapping[str, Any], *, needs_top: bool = True) -> Source:
     """Returns a named network with the weights of a file or folder.
 
     Raises:
@@ -470,7 +470,9 @@ def _filled(named: Source, path: Path, reading: Mapping[str, Any]) -> Source:
     found = (
         convert.read_source(path, **reading)
         if own
-        else convert.read_source(path, **{"architecture": named.name, **reading})
+        else convert.read_source(
+            path, **{"architecture": named.name, "include_top": None if needs_top else False, **reading}
+        )
     )
     if not reading and not convert.is_like(found.spec, named.spec):
         differences = identify.differences(found.spec, named.spec)

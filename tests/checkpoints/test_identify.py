@@ -248,7 +248,7 @@ WRAPPERS = {
         {"state_dict.module.encoder_k.": None, "state_dict.module.queue": (8, 9),
          "optimizer.state.1.momentum_buffer": (3,)},
         False,
-        "a projection head of self-supervised training: state_dict.module.encoder_q.fc",
+        "a projection head of self-supervised training: state_dict.encoder_q.fc",
     ),
     "BYOL": (
         "online_encoder.net.",
@@ -280,7 +280,7 @@ def test_wrappers_met_in_the_wild(basic, name):
         else:
             wrapped[key] = np.zeros(shape, np.float32)
     translated = namings.translate(wrapped)
-    assert translated.prefix == prefix
+    assert translated.prefix == prefix.replace("module.", "").replace("_orig_mod.", "")
     assert not translated.leftover
     plain = namings.translate(own).arrays
     expected = {key for key in plain if head or not key.startswith("predictions/")}
@@ -293,10 +293,10 @@ def test_the_running_average_on_request_and_prefixes(basic):
     both = {f"model.{key}": array for key, array in basic.items()}
     both |= {f"model_ema.module.{key}": array + 1 for key, array in basic.items()}
     averaged = namings.translate(both, averaged=True)
-    assert averaged.prefix == "model_ema.module."
+    assert averaged.prefix == "model_ema."
     assert np.array_equal(averaged.arrays["predictions/bias"], basic["fc.bias"] + 1)
-    assert namings.translate(both, prefix="model_ema.module").prefix == "model_ema.module."
-    with pytest.raises(CheckpointError, match=r"prefix must be one of \('model.', 'model_ema.module.'\)"):
+    assert namings.translate(both, prefix="model_ema.module").prefix == "model_ema."
+    with pytest.raises(CheckpointError, match=r"prefix must be one of \('model.', 'model_ema.'\)"):
         namings.translate(both, prefix="x.")
     with pytest.raises(CheckpointError, match="must hold a running average"):
         namings.translate(basic, averaged=True)
@@ -353,7 +353,7 @@ def test_a_body_has_no_classifier_until_one_is_asked_for(basic, tmp_path):
 def test_classes_and_channels_may_change(basic, tmp_path):
     file = tmp_path / "model.safetensors"
     safetensors.write_arrays(file, arrays_of(BASIC.replace(in_channels=3)))
-    model = load_source(file, classes=4, input_shape=(32, 32, 1))
+    model = load_source(file, classes=4, input_shape=(32, 32, 1), preprocess=False)
     assert model.output_shape == (None, 4)
     kernel = load_source(file).get_layer("conv1_conv").kernel.numpy()
     assert relative_error(model.get_layer("conv1_conv").kernel, kernel.sum(2, keepdims=True)) < 1e-6

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import builtins
+import collections
+import datetime
 import json
 import pickle
+import subprocess
+import sys
+import tracemalloc
+import types
 import zipfile
 from pathlib import Path
 
@@ -18,7 +23,7 @@ from resfit.architecture.spec import ArchitectureSpec, StemConv
 from resfit.checkpoints import namings
 from resfit.checkpoints.convert import load_source, read_source
 from resfit.checkpoints.readers import torch as reader
-from resfit.errors import CheckpointError, MissingDependencyError, ResfitError
+from resfit.errors import CheckpointError, ResfitError
 from tests.numbers import randomize
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch")
@@ -230,26 +235,104 @@ def test_labels_come_with_the_model(arrays, tmp_path):
 # --- without torch ------------------------------------------------------------------------------------------------
 
 
-def test_without_torch_the_error_names_the_extra_and_safetensors(tmp_path, monkeypatch):
-    (tmp_path / "a.pth").write_bytes(b"x")
-    real = builtins.__import__
-
-    def refuse(name, *args, **kwargs):
-        if name == "torch":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(MissingDependencyError, match=r'pip install "resfit\[torch\]".*safetensors'):
-        reader.read(tmp_path / "a.pth")
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # any import of it fails
+from resfit.checkpoints.readers import torch
+for file in sys.argv[1:]:
+    read = torch.read(file)
+    print(sorted((name, str(array.dtype), array.shape, float(array.sum())) for name, array in read.arrays.items()))
+"""
 
 
-def test_an_old_torch_is_refused(tmp_path, monkeypatch):
+def test_files_of_torch_are_read_without_torch(tmp_path):
     torch = pytest.importorskip("torch")
-    (tmp_path / "a.pth").write_bytes(b"x")
-    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
-    with pytest.raises(MissingDependencyError, match=r"2\.10 or newer.*2\.9\.1"):
-        reader.read(tmp_path / "a.pth")
+    state = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1.5, -2]).bfloat16(), "c": torch.ones(2).half()}
+    torch.save({"model": state}, tmp_path / "a.pth")
+    torch.save({"model": state}, tmp_path / "b.pt", _use_new_zipfile_serialization=False)
+    run = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "a.pth"), str(tmp_path / "b.pt")]
+    told = subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()
+    expected = [
+        ("model.a", "float32", (2, 3), 15.0),
+        ("model.b", "float32", (2,), -0.5),
+        ("model.c", "float16", (2,), 2.0),
+    ]
+    assert told == [str(expected)] * 2
+
+
+DTYPES = (
+    *("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"),
+    *("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"),
+)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_every_dtype_and_every_view_is_that_of_torch(zipped, protocol, tmp_path):
+    torch = pytest.importorskip("torch")
+    numbers = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).abs() * 50
+    state = {dtype: numbers.to(getattr(torch, dtype)) for dtype in DTYPES}
+    whole = torch.arange(120.0).reshape(4, 6, 5)
+    state |= {"view": whole.permute(2, 0, 1)[1:3], "row": whole[2], "whole": whole, "scalar": torch.tensor(3.5)}
+    state |= {"empty": torch.zeros(0, 3), "parameter": torch.nn.Parameter(whole[1]), "negative": torch._neg_view(whole)}
+    state |= {"spread": torch.arange(12.0).reshape(3, 4)[:, ::2], "tagged": torch.ones(3)}
+    state["tagged"].tag = "an attribute"
+    options = {"_use_new_zipfile_serialization": zipped, "pickle_protocol": protocol}
+    torch.save(state, tmp_path / "a.pth", **options)
+    read = reader.read(tmp_path / "a.pth").arrays
+    assert list(read) == list(state)
+    for name, tensor in state.items():
+        exact = tensor.detach().resolve_neg()
+        narrow = exact.is_floating_point() and name in DTYPES and name not in ("float64", "float32", "float16")
+        expected = (exact.float() if narrow else exact).numpy()
+        assert read[name].dtype == expected.dtype
+        np.testing.assert_array_equal(read[name], expected)
+    assert np.shares_memory(read["view"], read["whole"])
+
+
+def test_bytes_in_the_other_order(tmp_path):
+    """torch writes the order of its bytes beside the tensors, and other machines' files have the other."""
+    torch = pytest.importorskip("torch")
+    state = {"a": torch.tensor([1.5, -3.0]), "b": torch.tensor([1.5, -3.0]).bfloat16(), "n": torch.tensor(70_000)}
+    torch.save(state, tmp_path / "a.pth")
+    widths = {"0": 4, "1": 2, "2": 8}
+    with (
+        zipfile.ZipFile(tmp_path / "a.pth") as old,
+        zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_STORED) as new,
+    ):
+        for member in old.namelist():
+            content, key = old.read(member), member.rpartition("data/")[2]
+            if member.endswith("byteorder"):
+                content = b"big"
+            elif key in widths:
+                content = np.frombuffer(content, f"<u{widths[key]}").byteswap().tobytes()
+            new.writestr(member, content)
+    read = reader.read(tmp_path / "b.pth").arrays
+    assert (read["a"].tolist(), read["b"].tolist(), read["n"].item()) == ([1.5, -3.0], [1.5, -3.0], 70_000)
+
+
+def test_shared_storages_stay_shared_and_are_brought_to_float32_once(tmp_path):
+    torch = pytest.importorskip("torch")
+    shared = torch.ones(1_000_000, dtype=torch.bfloat16)
+    torch.save({f"w{number}": shared for number in range(300)}, tmp_path / "a.pth")
+    tracemalloc.start()
+    read = reader.read(tmp_path / "a.pth").arrays
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(read) == 300
+    assert np.shares_memory(read["w0"], read["w299"])
+    assert peak < 20_000_000  # the file's 2 MB, its content and its float32 form
+
+
+def test_files_without_checksums(tmp_path):
+    torch = pytest.importorskip("torch")
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.arange(3.0)}, tmp_path / "a.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert reader.read(tmp_path / "a.pth").arrays["a"].tolist() == [0, 1, 2]
 
 
 # --- hostile files ------------------------------------------------------------------------------------------------
@@ -326,9 +409,55 @@ def test_options_beside_the_weights_are_no_obstacle_and_no_code(arrays, tmp_path
     torch.save({"model": tensors(arrays), "args": options}, tmp_path / "a.pth")
     read = reader.read(tmp_path / "a.pth").arrays
     assert same({name.removeprefix("model."): array for name, array in read.items()}, arrays)
-    torch.save({"model": tensors(arrays), "best": np.float64(1.0)}, tmp_path / "b.pth")
-    with pytest.raises(CheckpointError, match=r"Unsupported global: GLOBAL numpy\S+scalar\. Have its publisher"):
-        reader.read(tmp_path / "b.pth")
+
+
+class AttributeDict(dict):
+    """As Lightning has one."""
+
+
+class Schedule:
+    """As any project has one."""
+
+    def __init__(self) -> None:
+        self.slots = np.ones(3)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_harmless_objects_beside_the_weights(arrays, tmp_path, zipped):
+    torch = pytest.importorskip("torch")
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.Adam([weight])
+    (weight**2).sum().backward()
+    optimizer.step()
+    beside = {
+        "best": np.float64(1.0),
+        "curve": np.linspace(0, 1, 5),
+        "classes": np.array(["ankle", "wrist"]),
+        "ids": np.arange(7),
+        "path": Path("a") / "b",
+        "started": datetime.datetime(2026, 11, 30, tzinfo=datetime.UTC),
+        "history": collections.defaultdict(list, loss=[0.5, 0.25]),
+        "counts": collections.Counter("abba"),
+        "options": types.SimpleNamespace(rate=0.1, args=argparse.Namespace(arch="resnet18")),
+        "hyper_parameters": AttributeDict(width=4),
+        "schedule": Schedule(),
+        "optimizer": optimizer,
+        "device": torch.device("cpu"),
+        "dtype": torch.float16,
+        "size": torch.Size([2, 3]),
+        "span": slice(1, 2),
+        "kind": {1, 2},
+        "random": torch.get_rng_state(),
+    }
+    torch.save({"state_dict": tensors(arrays), **beside}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    read = read_source(tmp_path / "a.pth")
+    assert read.spec == SPEC
+    assert any(
+        text.startswith("left out objects of other programs") and "Schedule" in text for text in read.assumptions
+    )
+    plain = tmp_path / "plain.pth"
+    torch.save(tensors(arrays), plain)
+    assert same(read.arrays, read_source(plain).arrays)
 
 
 def test_a_tensor_larger_than_its_storage_is_refused(tmp_path):
@@ -447,9 +576,9 @@ def fuzz(small: dict[str, np.ndarray], kind: str, count: int, folder: Path, seed
     return read, refused
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "zip", "pickle"])
-def test_damaged_files_raise_only_our_own_errors(arrays, kind, tmp_path):
-    read, refused = fuzz(arrays, kind, 2000, tmp_path)
+def test_damaged_files_raise_only_our_own_errors(arrays, tmp_path):
+    """The other formats are damaged in ``test_fuzz_torch``, in a process of its own."""
+    read, refused = fuzz(arrays, "safetensors", 2000, tmp_path)
     assert read + refused == 2000
     assert refused > 200
 

@@ -8,6 +8,7 @@ import os
 import keras
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import resfit
 from resfit.architecture.network import build
@@ -128,3 +129,26 @@ def test_failures_leave_nothing_behind(run, source, tmp_path, monkeypatch, argum
     assert received == code, err
     assert text in err
     assert os.listdir(tmp_path) == ["source.safetensors"]
+
+
+def test_the_body_of_a_larger_network_by_its_prefix(run, model, tmp_path):
+    arrays = namings.to_torch(model)
+    beside = {"decoder.up.weight": arrays["conv1.weight"]}
+    both = {
+        f"{place}.{name}": (array * scale).astype("float32")
+        for place, scale in (("a", 1), ("b", 2))
+        for name, array in arrays.items()
+    }
+    safetensors.write_arrays(tmp_path / "two.safetensors", both | beside)
+    code, _, err = run(tmp_path / "two.safetensors", tmp_path / "a.safetensors", "--body")
+    assert (code, "('a.', 'b.')" in err) == (1, True)
+    code, _, err = run(tmp_path / "two.safetensors", tmp_path / "a.safetensors", "--prefix", "b")
+    assert (code, "include_top=False" in err) == (1, True)
+    code, _, err = run(
+        tmp_path / "two.safetensors", tmp_path / "a.safetensors", "--prefix", "b", "--body", "--naming", "timm"
+    )
+    assert code == 0, err
+    assert "left out what stands beside the network: decoder" in " ".join(err.split())
+    written = load_file(tmp_path / "a.safetensors")
+    np.testing.assert_array_equal(written["layer1.0.conv1.weight"], both["b.layer1.0.conv1.weight"])
+    assert not any(name.startswith("fc.") for name in written)

@@ -275,7 +275,7 @@ class _Counter:
         spec = self.spec
         self._move((kernel - 1) * dilation + 1, stride)
         weights = kernel * kernel * (self.channels // groups) * width
-        biased = spec.has_bias(normalized=normalized)
+        biased = spec.has_bias(normalized=normalized, is_shortcut=name.endswith("_0"))
         self.channels = width
         shape = (self.height, self.width, width)
         parameters = weights + width * biased

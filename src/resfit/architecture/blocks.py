@@ -65,7 +65,7 @@ def convolution(
         "padding": padding if kernel > 1 else "valid",
         "dilation_rate": dilation,
         "groups": groups,
-        "use_bias": spec.has_bias(normalized=normalized),
+        "use_bias": spec.has_bias(normalized=normalized, is_shortcut=name.endswith("_0")),
         "name": f"{name}_conv",
     }
     if spec.weight_standardization:

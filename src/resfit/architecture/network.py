@@ -76,11 +76,12 @@ def build(
         raise ArgumentError("preprocess=True needs an input_spec. Received: input_spec=None.")
     if classes is not None:
         spec = spec.replace(classes=classes)
-    if input_shape is not None and input_shape[-1] != spec.in_channels:
+    repeats = preprocess and input_spec is not None and input_spec.repeats_grey
+    if input_shape is not None and input_shape[-1] != spec.in_channels and not repeats:
         spec = spec.replace(in_channels=int(input_shape[-1]))
 
     if input_tensor is None:
-        images = layers.Input(shape=input_shape or (None, None, spec.in_channels))
+        images = layers.Input(shape=input_shape or (None, None, 1 if repeats else spec.in_channels))
     elif keras.utils.is_keras_tensor(input_tensor):
         images = input_tensor
     else:
@@ -102,8 +103,10 @@ def build(
     if taps:
         outputs: Any = {tap: maps[tap] for tap in taps}
     elif include_top:
-        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
-        outputs = layers.Dense(spec.classes, activation=classifier_activation, name="predictions")(x)
+        x = layers.GlobalAveragePooling2D(name="avg_pool", dtype=head_dtype())(x)
+        outputs = layers.Dense(spec.classes, activation=classifier_activation, name="predictions", dtype=head_dtype())(
+            x
+        )
     elif pooling == "avg":
         outputs = layers.GlobalAveragePooling2D(name="avg_pool")(x)
     elif pooling == "max":
@@ -115,6 +118,15 @@ def build(
     with deep_graph(planned):
         model = keras.Model(inputs, outputs, name=name)
     return attach(model, spec, input_spec)
+
+
+def head_dtype() -> str | None:
+    """Returns float32 where the policy computes in less: sums over a map and a softmax need the range and precision.
+
+    Returns:
+        The dtype for the layers of a head, or None for that of the policy.
+    """
+    return "float32" if keras.config.dtype_policy().compute_dtype in ("float16", "bfloat16") else None
 
 
 def preprocessing(images: Any, input_spec: InputSpec) -> Any:
@@ -129,6 +141,8 @@ def preprocessing(images: Any, input_spec: InputSpec) -> Any:
     """
     if input_spec.channel_order == "bgr":
         images = ops.flip(images, axis=-1)
+    if input_spec.repeats_grey:
+        images = ops.repeat(images, len(input_spec.mean), axis=-1)
     if input_spec.scales_nothing:
         return images
     return layers.Rescaling(

@@ -16,7 +16,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "stride_in_block": ("first", "spatial"),
     "shortcut": ("projection", "avgpool", "pad"),
     "norm": ("batch", "group", "evo", "none"),
-    "conv_bias": ("none", "all", "unnormalized"),
+    "conv_bias": ("none", "all", "unnormalized", "shortcut"),
     "padding": ("symmetric", "same"),
     "stem_padding": (None, "symmetric", "same"),
     "shortcut_pool": ("strided", "always"),
@@ -83,7 +83,7 @@ class ArchitectureSpec:
         norm_epsilon: Added to the variance.
         norm_momentum: Momentum of the moving statistics, Keras' meaning (share of the old value kept).
         activation: Keras name of the activation.
-        conv_bias: Which convolutions have a bias: none, all, or those that no norm follows.
+        conv_bias: Which convolutions have a bias: none, all, those that no norm follows, or those of shortcuts alone.
         padding: ``"symmetric"`` pads both sides alike, ``"same"`` as TensorFlow does.
         stem_padding: That of the stem's convolutions, where it is another (Model Garden's first ResNet).
         weight_standardization: Convolution kernels are standardised on the fly (BiT).
@@ -124,7 +124,7 @@ class ArchitectureSpec:
     norm_epsilon: float = 1e-5
     norm_momentum: float = 0.9
     activation: str = "relu"
-    conv_bias: Literal["none", "all", "unnormalized"] = "none"
+    conv_bias: Literal["none", "all", "unnormalized", "shortcut"] = "none"
     padding: Literal["symmetric", "same"] = "symmetric"
     stem_padding: Literal["symmetric", "same"] | None = None
     weight_standardization: bool = False
@@ -224,12 +224,15 @@ class ArchitectureSpec:
         """Channels of the last feature map, which is also the length of the pooled feature vector."""
         return self.widths[-1]
 
-    def has_bias(self, *, normalized: bool) -> bool:
+    def has_bias(self, *, normalized: bool, is_shortcut: bool = False) -> bool:
         """Whether a convolution has a bias.
 
         Args:
             normalized: Whether a norm follows it, or did before it was folded in.
+            is_shortcut: Whether it is the projection of a shortcut.
         """
+        if self.conv_bias == "shortcut":
+            return is_shortcut
         return self.conv_bias == "all" or (self.folded if normalized else self.conv_bias == "unnormalized")
 
     def replace(self, **changes: Any) -> ArchitectureSpec:

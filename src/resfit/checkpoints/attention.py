@@ -86,6 +86,7 @@ def attach(body: keras.Model, weights: Mapping[str, np.ndarray] | None) -> keras
     import keras
 
     from resfit.architecture.layers import AttentionPooling2D
+    from resfit.architecture.network import head_dtype
 
     if weights is None:
         raise ArgumentError('pooling="attention" is for CLIP\'s visual towers. Received: a source without it.')
@@ -97,7 +98,7 @@ def attach(body: keras.Model, weights: Mapping[str, np.ndarray] | None) -> keras
             f"Received: {tuple(features.shape[1:])}. Leave input_shape out."
         )
     heads = weights["position"].shape[1] // HEAD_WIDTH
-    layer = AttentionPooling2D(heads, len(weights["output/bias"]), name="attention_pool")
+    layer = AttentionPooling2D(heads, len(weights["output/bias"]), name="attention_pool", dtype=head_dtype())
     model = keras.Model(body.input, layer(features), name=body.name)
     layer.load(weights)
     return model

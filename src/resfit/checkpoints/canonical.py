@@ -105,7 +105,9 @@ def read(path: str | os.PathLike[str]) -> WeightsFile:
     raise CheckpointError(f"weights must be a file of .h5, .weights.h5, .keras or .safetensors. Received: {path}.")
 
 
-def fill_from_file(model: Any, file: WeightsFile, *, channel_order: str = "rgb", keeps_head: bool = True) -> None:
+def fill_from_file(
+    model: Any, file: WeightsFile, *, channel_order: str = "rgb", keeps_head: bool = True, to_rgb: bool = False
+) -> None:
     """Fills a network that :func:`resfit.architecture.network.build` made from a weights file.
 
     Args:
@@ -114,6 +116,7 @@ def fill_from_file(model: Any, file: WeightsFile, *, channel_order: str = "rgb",
         channel_order: Order in which the file's first convolution takes the colours, should it be adapted to
             another number of channels.
         keeps_head: Whether the classifier comes from the file too. Otherwise it stays as it is.
+        to_rgb: Whether the first convolution of a network that takes BGR is brought to RGB.
 
     Raises:
         CheckpointError: The file is damaged or does not fit the network.
@@ -122,17 +125,19 @@ def fill_from_file(model: Any, file: WeightsFile, *, channel_order: str = "rgb",
         _fill_by_keras(model, file.path)
         return
     try:
-        _fill_from_arrays(model, file, channel_order, keeps_head)
+        _fill_from_arrays(model, file, channel_order, keeps_head, to_rgb)
     except CheckpointError as error:
         raise CheckpointError(f"{file.path}: {error}") from None
 
 
-def _fill_from_arrays(model: Any, file: WeightsFile, channel_order: str, keeps_head: bool) -> None:
+def _fill_from_arrays(model: Any, file: WeightsFile, channel_order: str, keeps_head: bool, to_rgb: bool) -> None:
     spec = model.architecture
     values = dict(file.arrays or {}) if file.layers is None else from_layers(file.layers, model)
     for name in _FIRST_KERNELS:
         if name in values and values[name].ndim == 4 and values[name].shape[2] == 3:
             values[name] = adapt_input(values[name], spec.in_channels, channel_order)
+            if to_rgb and channel_order == "bgr":
+                values[name] = values[name][:, :, ::-1]
             break
     present = {layer.name for layer in model.layers}
     # what lies behind the last tap is part of the network, though not of this model

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from resfit.checkpoints.canonical import WeightsFile
 
 _LISTED = 8
+# How many times the memory that they share a network's weights may have, beside some that are small.
+_MOST_SHARED, _FREE_BYTES = 4, 100_000_000
 _INCIDENTAL = ("classes", "in_channels", "input_size", "weight_standardization_epsilon")
 _FIRST_KERNELS = ("conv1_conv/kernel", "conv1_1_conv/kernel")
 
@@ -69,9 +71,10 @@ FORMATS: tuple[Format, ...] = (
     Format("Keras 3's weights", "keras_weights", "keras_namings"),
     Format("Keras' legacy HDF5", "keras_h5", "keras_namings"),
     Format("TensorFlow", "saved_model", "tf_namings"),
-    Format("npz", "npz", "tf_namings"),
-    Format("pickle", "pickled", "haiku_namings"),
-    Format("torch", "torch", "namings"),
+    Format("npz", "npz", "conventions"),
+    Format("msgpack", "msgpack", "conventions"),
+    Format("pickle", "pickled", "conventions"),
+    Format("torch", "torch", "conventions"),
     Format("ONNX", "onnx", "onnx_graph.translate"),
 )
 
@@ -131,6 +134,7 @@ def read_source(
     prefix: str | None = None,
     averaged: bool = False,
     ignore: Sequence[str] = (),
+    include_top: bool | None = None,
     config: Mapping[str, Any] | None = None,
     input_spec: InputSpec | None = None,
     **overrides: Any,
@@ -145,9 +149,11 @@ def read_source(
             ``.weights.h5`` and ``.h5`` (weights or whole models, with the network inside another model too); the
             folder of a preset of KerasHub.
         architecture: A name of the catalog that says what tensors do not, such as ``"resnetblur50"``.
-        prefix: What stands before the network's names, where a source of PyTorch holds several networks.
-        averaged: Take the running average (EMA) that such a source holds beside the network.
+        prefix: What stands before the network's names, where a source holds several networks.
+        averaged: Take the running average (EMA) that a source holds beside the network.
         ignore: Patterns of names to leave out, such as ``"aux_classifier.*"``.
+        include_top: False for the body alone: what stands beside the network, such as the rest of a detector or
+            segmenter, is then left out and listed, not an error.
         config: In place of the configuration beside the weights.
         input_spec: In place of the input contract that the source states.
         **overrides: Fields of :class:`ArchitectureSpec`, such as ``stride_in_block="first"``.
@@ -168,17 +174,24 @@ def read_source(
     if kind is None:
         raise CheckpointError(_unknown(path))
     read = kind.read(path)
-    hints = {key: value for key, value in {"prefix": prefix, "averaged": averaged}.items() if value}
-    if hints and kind.name != "torch":
-        raise ArgumentError(f"{' and '.join(hints)} belong to sources of PyTorch. Received: {path}, {kind.name}.")
+    hints: dict[str, Any] = {"averaged": True} if averaged else {}
+    if prefix is not None:
+        hints["prefix"] = prefix
+    if hints and kind.name == "ONNX":
+        raise ArgumentError(
+            f"a graph has no names to choose by ({' and '.join(hints)}). Received: {path}, an ONNX file."
+        )
     try:
         translation = kind.translate(read, ignore=ignore, **hints)
+        if include_top is False:
+            translation = _without_surroundings(translation)
         identified = identify(
             translation.arrays,
             convention=translation.convention,
             facts=translation.facts,
             config=read.config if config is None else config,
             architecture=architecture,
+            habits=translation.habits,
             **overrides,
         )
         _check(translation, identified)
@@ -198,7 +211,13 @@ def read_source(
         input_spec=contract,
         class_names=labels,
         convention=translation.convention,
-        assumptions=(*identified.assumptions, *assumed, *translation.remarks, *translation.left_out),
+        assumptions=(
+            *identified.assumptions,
+            *assumed,
+            *translation.remarks,
+            *translation.left_out,
+            *read.left_out,
+        ),
         attention=translation.attention,
     )
 
@@ -255,7 +274,7 @@ def load_source(
             )
         read = source
     else:
-        read = read_source(source, **reading)
+        read = read_source(source, include_top=False if include_top is False or taps else None, **reading)
     file = read.weights
     top = (read.has_top or classes is not None) if include_top is None else include_top
     headless = bool(taps) or not top
@@ -269,7 +288,10 @@ def load_source(
     if attends and not headless:
         raise ArgumentError('pooling="attention" takes the place of the classifier. Pass include_top=False.')
     side = attention.image_size(read.attention, read.spec.output_stride) if attends else None
-    spec = read.spec.replace(classes=classes or read.spec.classes, in_channels=channels)
+    # a grey image is repeated in front of the network, so that it equals the same picture in three channels
+    grey = channels == 1 and read.spec.in_channels == 3 and preprocess
+    contract = read.input_spec.for_grey() if grey else read.input_spec.with_channels(channels)
+    spec = read.spec.replace(classes=classes or read.spec.classes, in_channels=3 if grey else channels)
     with _policy(dtype), _seeded(seed):
         model = build(
             spec,
@@ -278,13 +300,15 @@ def load_source(
             pooling=None if attends else pooling,
             classifier_activation=classifier_activation,
             taps=tuple(taps),
-            input_spec=read.input_spec.with_channels(channels),
+            input_spec=contract,
             preprocess=preprocess,
             name=name or read.name,
         )
     keeps_head = not headless and read.has_top and spec.classes == read.spec.classes
     if file is not None:
-        canonical.fill_from_file(model, file, channel_order=read.input_spec.channel_order, keeps_head=keeps_head)
+        canonical.fill_from_file(
+            model, file, channel_order=read.input_spec.channel_order, keeps_head=keeps_head, to_rgb=grey
+        )
     if attends and not taps:
         with _policy(dtype):
             model = attach(attention.attach(model, read.attention), spec, model.input_spec)
@@ -383,6 +407,7 @@ def _check(translation: namings.Translation, identified: Identified) -> None:
         for name in held
         if name in needed and held[name] != needed[name]
     ]
+    _check_memory(translation.arrays)
     integers = [name for name, array in translation.arrays.items() if not np.issubdtype(array.dtype, np.floating)]
     if not (missing or strange or different or integers):
         return
@@ -398,8 +423,52 @@ def _check(translation: namings.Translation, identified: Identified) -> None:
         f"every tensor must have its place in the network, and the network every tensor. Received: {received}. "
         f"The nearest architecture is {name!r}"
         f"{', which differs in ' + '; '.join(differences) if differences else ''}. "
-        "What is no part of the network can be left out by ignore=."
+        f"{_way_out(translation)}What is no part of the network can be left out by ignore=."
     )
+
+
+def _way_out(translation: namings.Translation) -> str:
+    """What loads the network in spite of what stands beside it, where something does."""
+    return "include_top=False loads the body without what stands beside it. " if translation.beside else ""
+
+
+def _check_memory(arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuses weights that are many times larger together than the memory that they share.
+
+    Raises:
+        CheckpointError: They are.
+    """
+    shared: dict[int, int] = {}
+    for array in arrays.values():
+        base: Any = array
+        while isinstance(base.base, np.ndarray):
+            base = base.base
+        shared[base.__array_interface__["data"][0]] = max(base.nbytes, array.nbytes if base.size else 0)
+    total = sum(array.nbytes for array in arrays.values())
+    if total > _MOST_SHARED * sum(shared.values()) + _FREE_BYTES:
+        raise CheckpointError(
+            f"a network's weights must be numbers of their own. Received: {total} bytes of weights that share "
+            f"{sum(shared.values())} bytes."
+        )
+
+
+def _without_surroundings(translation: namings.Translation) -> namings.Translation:
+    """Leaves out and lists what stands beside the network, where the body alone is wanted."""
+    beside = [name for name in translation.leftover if name in translation.beside]
+    if not beside:
+        return translation
+    parts = sorted({_part(name, translation.prefix) for name in beside})
+    sentence = f"left out what stands beside the network: {_listed(parts)} ({len(beside)} tensors)"
+    leftover = {name: array for name, array in translation.leftover.items() if name not in translation.beside}
+    return dataclasses.replace(translation, leftover=leftover, left_out=(*translation.left_out, sentence))
+
+
+def _part(name: str, prefix: str) -> str:
+    """The first parts of a name up to where it leaves the network's prefix: what a reader calls a neck or a head."""
+    separator = "/" if "/" in name else "."
+    own, parts = prefix.rstrip("./").split(separator), name.split(separator)
+    shared = next((place for place, pair in enumerate(zip(own, parts, strict=False)) if pair[0] != pair[1]), 0)
+    return separator.join(parts[: min(shared + 1, max(len(parts) - 1, 1))])
 
 
 def _contract(identified: Identified, stated: InputSpec | None) -> tuple[InputSpec, list[str]]:

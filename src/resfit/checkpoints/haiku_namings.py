@@ -49,25 +49,46 @@ _PART = re.compile(rf"(?P<layer>.+?)/(?P<leaf>{'|'.join(map(re.escape, _LEAVES))
 _HEADS = ("classifier", "{net}/~/logits")
 
 
-def translate(tensors: Tensors, *, ignore: Sequence[str] = ()) -> Translation:
+def is_network(names: Iterable[str]) -> bool:
+    """Whether names are those of a network of Haiku.
+
+    Args:
+        names: Names of arrays, parts joined by ``"/"``.
+    """
+    return any(_ANCHOR.fullmatch(name) for name in names)
+
+
+def translate(
+    tensors: Tensors, *, prefix: str | None = None, averaged: bool = False, ignore: Sequence[str] = ()
+) -> Translation:
     """Brings the arrays of a program of Haiku to canonical names.
 
     Args:
         tensors: What the reader of pickles returned. Not changed.
+        prefix: What stands before the network's parameters (``"online_params/res_net50"``), if there are several.
+        averaged: Take the running average that BYOL keeps as its target.
         ignore: Patterns of names to leave out, beside :data:`LEFT_OUT`.
 
     Raises:
         CheckpointError: No residual network of Haiku is there, or several are.
     """
-    kept, left_out = _sorted_out(tensors.arrays, ignore)
-    found = {(match["tree"], match["net"]) for match in map(_ANCHOR.fullmatch, kept) if match}
+    kept, left_out = _sorted_out(tensors.arrays, ignore, averaged)
+    networks = {(match["tree"], match["net"]) for match in map(_ANCHOR.fullmatch, kept) if match}
+    choices = ", ".join(f"{tree}{net}" for tree, net in sorted(networks)[:8]) or f"names such as {kept[:4]}"
+    found = networks
+    if prefix is not None:
+        found = {(tree, net) for tree, net in networks if f"{tree}{net}" == prefix.removesuffix("/").removesuffix("/~")}
     if len(found) != 1:
-        received = ", ".join(f"{tree}{net}" for tree, net in sorted(found)[:5]) or f"names such as {kept[:4]}"
         raise CheckpointError(
-            f"the arrays must be those of one residual network of Haiku. Received: {received}. Leave out others by "
-            "ignore=."
+            "the arrays must be those of one residual network of Haiku, or prefix= say which. Received: "
+            f"{choices}{f', and prefix={prefix!r}' if prefix is not None else ''}."
         )
     ((tree, net),) = found
+    others = [f"{other}{name}/" for other, name in networks if (other, name) != (tree, net)]
+    if others:
+        strange = [name for name in kept if any(f"/{name}".find(f"/{other}") >= 0 for other in others)]
+        left_out = {**left_out, "another network": strange}
+        kept = [name for name in kept if name not in set(strange)]
     state = _state_tree(kept, net)
     names = {name: _canonical(name.removeprefix(tree).removeprefix(state), net) for name in kept}
     preactivated = "post_bn/gamma" in names.values()
@@ -96,10 +117,18 @@ def translate(tensors: Tensors, *, ignore: Sequence[str] = ()) -> Translation:
     )
 
 
-def _sorted_out(names: Iterable[str], ignore: Sequence[str]) -> tuple[list[str], Mapping[str, list[str]]]:
+def _sorted_out(
+    names: Iterable[str], ignore: Sequence[str], averaged: bool
+) -> tuple[list[str], Mapping[str, list[str]]]:
     kept: list[str] = []
     left_out: dict[str, list[str]] = {}
     patterns = [*((pattern, "what was asked for") for pattern in ignore), *LEFT_OUT.items()]
+    if averaged:
+        told = {"target": "the network that is averaged", "online": "the running average of the network"}
+        patterns = [
+            (pattern.replace("target", "online"), told["target"]) if reason == told["online"] else (pattern, reason)
+            for pattern, reason in patterns
+        ]
     for name in names:
         reason = next((why for pattern, why in patterns if fnmatch.fnmatchcase(name, pattern)), None)
         left_out.setdefault(reason, []).append(name) if reason else kept.append(name)

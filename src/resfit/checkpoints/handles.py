@@ -67,6 +67,8 @@ _SINGLE = (
     ".th",
     ".bin",
     ".ckpt",
+    ".pdparams",
+    ".msgpack",
 )
 
 

@@ -62,6 +62,7 @@ def identify(
     facts: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
     architecture: str | None = None,
+    habits: Mapping[str, tuple[Any, str]] | None = None,
     **overrides: Any,
 ) -> Identified:
     """Recovers the architecture of a network.
@@ -72,7 +73,9 @@ def identify(
         facts: Fields of the spec that the source's names tell.
         config: The source's ``config.json`` (timm's or transformers').
         architecture: A name of the catalog that says what the tensors do not; wins over the configuration's.
-        **overrides: Fields of :class:`ArchitectureSpec`; they win over everything.
+        habits: Fields that networks usually have where this one was found, and why; they are assumed.
+        **overrides: Fields of :class:`ArchitectureSpec`; they win over everything. The stem may be given as tuples of
+            width, kernel and stride.
 
     Raises:
         CheckpointError: The tensors are not those of a residual network, or contradict each other.
@@ -98,6 +101,10 @@ def identify(
     kernels = _stem_kernels(shapes)
     row_fields = _told_by_row(row, told, kernels) if row else {}
     usual, assumed = _usual(told, convention, kernels)
+    usual |= {field: value for field, (value, _) in (habits or {}).items()}
+    assumed |= {field: why for field, (_, why) in (habits or {}).items()}
+    if isinstance(overrides.get("stem"), (list, tuple)):
+        overrides["stem"] = tuple(conv if isinstance(conv, StemConv) else StemConv(*conv) for conv in overrides["stem"])
     values = {**usual, **row_fields, **stated, **told, **overrides}
     known = {*row_fields, *stated, *told, *overrides}
     assumptions = [
@@ -342,6 +349,8 @@ def _conv_bias(shapes: Mapping[str, tuple[int, ...]], preactivated: bool) -> str
     biased = [name for name in kernels if f"{name.removesuffix('kernel')}bias" in shapes]
     if not biased:
         return "none"
+    if not preactivated and biased == [name for name in kernels if name.endswith("_0_conv/kernel")]:
+        return "shortcut"
     return "all" if len(biased) == len(kernels) or not preactivated else "unnormalized"
 
 
@@ -418,6 +427,10 @@ def _usual(
     assumed = {"activation": why, "norm_epsilon": why, "antialias": why}
     if "bottleneck" in (told["block"], *(told["stage_blocks"] or ())):
         assumed["stride_in_block"] = why
+        if convention == "detectron2":
+            assumed["stride_in_block"] += (
+                "'s configurations; its networks from torchvision have stride_in_block='spatial'"
+            )
     if small:
         assumed |= dict.fromkeys(("stem", "stem_pool", "stage_strides"), "a stem of one 3x3 convolution is CIFAR's")
     else:
@@ -436,12 +449,20 @@ def _usual(
             )
     if told["norm"] in ("group", "evo"):
         assumed["norm_groups"] = why
+    if told["conv_bias"] == "shortcut" and len(kernels) == 1 and not small:
+        # monai/networks/nets/resnet.py of Project-MONAI/MONAI
+        values["stem"] = (StemConv(kernels[0][3], kernels[0][0], 1),)
+        assumed["stem"] = "MONAI's default conv1_t_stride=1; with conv1_t_stride=2 it is "
+        assumed["stem"] += f"stem=(({kernels[0][3]}, {kernels[0][0]}, 2),)"
     values = {**{field: getattr(_DEFAULTS, field) for field in assumed}, **_HABITS.get(convention, {}), **values}
     return values, assumed
 
 
 # What a convention's library does by default otherwise, and its names do not tell.
-_HABITS: dict[str, dict[str, Any]] = {"model-garden-rs": {"activation": "silu"}}
+_HABITS: dict[str, dict[str, Any]] = {
+    "model-garden-rs": {"activation": "silu"},
+    "detectron2": {"stride_in_block": "first"},  # RESNETS.STRIDE_IN_1X1 of detectron2/config/defaults.py
+}
 _DEFAULTS = ArchitectureSpec(depths=(1,), widths=(1,), inner_widths=(1,), stage_strides=(1,))
 
 

@@ -31,11 +31,15 @@ _NORMS = ("BatchNormalization", "SyncBatchNormalization", "GroupNormalization", 
 _ACTIVATIONS = {"ReLU": "relu", "LeakyReLU": "leaky_relu"}
 
 
-def translate(tensors: Tensors, *, ignore: Sequence[str] = ()) -> Translation:
+def translate(
+    tensors: Tensors, *, prefix: str | None = None, averaged: bool = False, ignore: Sequence[str] = ()
+) -> Translation:
     """Brings the weights of a Keras model or of a preset to canonical names.
 
     Args:
         tensors: What a reader of Keras' files or of presets returned. Not changed.
+        prefix: What stands before the names of the network's layers, if the source holds several.
+        averaged: Take the running averages that the source holds beside the weights.
         ignore: Patterns of names to leave out.
 
     Raises:
@@ -43,12 +47,13 @@ def translate(tensors: Tensors, *, ignore: Sequence[str] = ()) -> Translation:
     """
     other = tensors.graph.other if isinstance(tensors.graph, Layers) else ()
     graph = Objects({}, False, other)
+    options: dict[str, Any] = {"prefix": prefix, "averaged": averaged, "ignore": ignore}
     hub = tensors.config.get("kerashub")
     if isinstance(hub, Mapping):
         renamed = _renamed(tensors.arrays, hub)
-        found = tf_namings.translate(dataclasses.replace(tensors, arrays=renamed, graph=graph), ignore=ignore)
+        found = tf_namings.translate(dataclasses.replace(tensors, arrays=renamed, graph=graph), **options)
         return dataclasses.replace(found, convention="kerashub", facts=_hub_facts(hub), remarks=(), input_spec=None)
-    found = tf_namings.translate(dataclasses.replace(tensors, graph=graph), ignore=ignore)
+    found = tf_namings.translate(dataclasses.replace(tensors, graph=graph), **options)
     layers = tensors.config.get("keras_layers")
     if not isinstance(layers, Mapping):
         return found

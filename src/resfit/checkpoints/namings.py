@@ -12,7 +12,7 @@ import fnmatch
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -23,8 +23,11 @@ from resfit.errors import ArgumentError, CheckpointError, closest
 from resfit.preprocessing import InputSpec
 
 Kind = Literal["conv", "norm", "dense", "pointwise"]
+_Value = TypeVar("_Value")
 
-#: Tensors that are no weights of a network, as patterns of names, and what they are.
+_HEAD_OF_LAYERS = "a head of several layers (what lies between them is not told)"
+
+#: Tensors that are no weights of a network, as patterns of names below any prefix, and what they are.
 LEFT_OUT: dict[str, str] = {
     "*num_batches_tracked": "counters of batch norm",
     "*optim*": "slots of an optimiser",
@@ -37,7 +40,13 @@ LEFT_OUT: dict[str, str] = {
     "*queue*": "a queue of features",
     "*n_averaged": "a counter of averaging",
     "loss.*": "state of the loss",
-    "*fc.[0-9].*": "a projection head",
+    "criterion.*": "state of the loss",
+    "data_preprocessor.*": "the means and deviations of its library's input contract (input_spec= sets the contract)",
+    "*fc.[0-9].*": _HEAD_OF_LAYERS,
+    "*projection_head_momentum.*": "a projection head",
+    "*prediction_head_momentum.*": "a projection head",
+    "*projector_momentum.*": "a projection head",
+    "*prediction_head.*": "a projection head",
     "*projector.*": "a projection head",
     "*projector_*": "a projection head",
     "*projection.*": "a projection head",
@@ -66,8 +75,18 @@ LEFT_OUT: dict[str, str] = {
     "ln_final.*": "CLIP's text tower",
     "text_projection": "CLIP's text tower",
     "logit_scale": "CLIP's text tower",
+    "logit_bias": "CLIP's text tower",
+    "text.*": "CLIP's text tower",
     "*center": "a running centre of self-distillation",
 }
+
+# Parts of detectors whose names are like those of projection heads.
+_DETECTOR_PART = re.compile(r"(?:^|\.)(?:roi_heads|rpn|(?:box|mask|keypoint|class|bbox)_predictor|input_projection)\.")
+
+# Parts of names that wrappers of modules add: torch.compile, FSDP, activation checkpointing, DataParallel and others.
+_WRAPPERS = re.compile(
+    r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_fpw_module|_checkpoint_wrapped_module|_forward_module|module)\."
+)
 
 # Parts of a prefix that mark a running average of the network beside it.
 _AVERAGED = re.compile(r"(^|_)ema($|_)|^momentum_|^target_|^encoder_k$|^key_encoder$|_momentum$|^averaged?_")
@@ -79,6 +98,40 @@ _SELF_SUPERVISED = (
 # Classifiers that stand beside a network, where its prefix names it a part of a larger one.
 _BESIDE = ("head.fc", "classifier", "fc", "head", "linear")
 
+_NECK = re.compile(r"(?:^|\.)neck\.")
+
+_DILATED = "segmenters of {} are trained so; output_stride=32 is the stride without dilation"
+# What a network usually is where it stands in a larger one: its prefix, a name beside it, the fields and why.
+_PLACES: tuple[tuple[str, str, dict[str, tuple[Any, str]]], ...] = (
+    # torchvision/models/segmentation of pytorch/vision: replace_stride_with_dilation=[False, True, True]
+    (r"(?:^|\.)backbone\.$", r"classifier\.(?:0|4)\.", {"output_stride": (8, _DILATED.format("torchvision"))}),
+    # configs/_base_/models of open-mmlab/mmsegmentation: strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)
+    (r"(?:^|\.)backbone\.$", r"decode_head\.", {"output_stride": (8, _DILATED.format("mmsegmentation"))}),
+    # segmentation_models_pytorch/decoders/deeplabv3 of qubvel-org
+    (r"(?:^|\.)encoder\.$", r"decoder\.aspp\.", {"output_stride": (16, _DILATED.format("SMP (DeepLabV3+)"))}),
+    (r"(?:^|\.)encoder\.$", r"decoder\.0\.convs\.", {"output_stride": (8, _DILATED.format("SMP (DeepLabV3)"))}),
+    # overwrite_eps in torchvision/models/detection
+    (
+        r"(?:^|\.)backbone\.body\.$",
+        r"fpn\.",
+        {
+            "norm_epsilon": (
+                1e-5,
+                "torchvision's first weights of Faster R-CNN, RetinaNet and Mask R-CNN ran with norm_epsilon=0",
+            )
+        },
+    ),
+)
+
+# Convolutions of a stem of several.
+_STEM_CONVOLUTION = (
+    r"(?:conv1\.\d+|stem\.\d+|stem\.conv\d|embedder\.embedder\.\d+\.convolution|conv1\.conv1_\d\.conv)\.weight"
+)
+# What a part of a network itself is called, below its prefix.
+_OWN_PART = re.compile(
+    r"(?:resnet\.)?(?:conv\d*|bn\d*|norm\d*|stem|maxpool|embedder|encoder|layers?\d*|stages|res\d|res_layers|\d+)\."
+)
+
 # Where the blocks of a network stand among its own names.
 _BLOCK = re.compile(r"(?:resnet\.)?(?:layer\d+|stages\.\d+|encoder\.stages\.\d+|\d+)\.(?:\w+\.)?\d+\.")
 
@@ -87,6 +140,9 @@ _NORM = {
     **{"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"},
     "v": "v",  # of EvoNorm
 }
+
+# Paddle's names of statistics; its dense layers have Keras' axes.
+_PADDLE = {"_mean": "running_mean", "_variance": "running_var"}
 
 # Axes of a kernel, by the number of them: torch's to Keras', and back.
 _AXES = {4: (2, 3, 1, 0), 3: (2, 1, 0), 2: (1, 0), 1: (0,)}
@@ -168,6 +224,9 @@ class Translation:
         remarks: Choices that were made, one sentence each.
         input_spec: The input contract of networks of this convention, where it has one of its own.
         attention: Weights of CLIP's attention pooling (:mod:`resfit.checkpoints.attention`), where there is one.
+        beside: Tensors that stand beside the network, in a larger one: those of ``leftover`` that can be no part of
+            the network itself.
+        habits: Fields of the architecture that networks in such a place usually have, and why; the tensors do not tell.
     """
 
     convention: str
@@ -179,6 +238,8 @@ class Translation:
     remarks: tuple[str, ...]
     input_spec: InputSpec | None = None
     attention: Mapping[str, np.ndarray] | None = None
+    beside: tuple[str, ...] = ()
+    habits: Mapping[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)
 
 
 def _stem_of_sequence(name: str) -> tuple[Rule, ...]:
@@ -211,6 +272,9 @@ _TORCH_STEM = (
     Rule("conv1", "conv1", "conv"),
     *_stem_of_sequence("conv1"),
     Rule("bn1", "{stem}", "norm"),
+    # OpenMMLab's ResNetV1c and V1d, whose stem holds its last norm too
+    *_stem_of_sequence("stem"),
+    Rule("stem.7", "conv1_3", "norm"),
     Rule("maxpool.0", "pool1", "conv"),
     Rule("maxpool.1", "pool1", "norm"),
 )
@@ -298,6 +362,11 @@ TRANSFORMERS = Convention(
     (
         Rule("embedder.embedder.convolution", "conv1", "conv"),
         Rule("embedder.embedder.normalization", "conv1", "norm"),
+        # RT-DETR's deep stem, and its shortcuts that average before they project
+        Rule("embedder.embedder.{i}.convolution", "conv1_{i}", "conv", shift=1),
+        Rule("embedder.embedder.{i}.normalization", "conv1_{i}", "norm", shift=1),
+        Rule(f"{_TRANSFORMERS}.shortcut.1.convolution", "conv{s}_block{b}_0", "conv", only=("shortcut", "avgpool")),
+        Rule(f"{_TRANSFORMERS}.shortcut.1.normalization", "conv{s}_block{b}_0", "norm", only=("shortcut", "avgpool")),
         Rule(f"{_TRANSFORMERS}.shortcut.convolution", "conv{s}_block{b}_0", "conv"),
         Rule(f"{_TRANSFORMERS}.shortcut.normalization", "conv{s}_block{b}_0", "norm"),
         Rule(f"{_TRANSFORMERS}.layer.{{i}}.convolution", "conv{s}_block{b}_{i}", "conv", shift=1),
@@ -306,6 +375,46 @@ TRANSFORMERS = Convention(
     ),
     shift=2,
     body="resnet.",
+)
+
+#: detectron2's ResNet, whose norms are parts of its convolutions; alone, or as ``backbone.bottom_up.``.
+DETECTRON = Convention(
+    "detectron2",
+    r"(?P<prefix>(?:.*\.)?)res2\.0\.conv1\.weight",
+    (
+        Rule("stem.conv1", "{first}", "conv"),
+        Rule("stem.conv1.norm", "{first}", "norm"),
+        Rule("stem.conv{i}", "conv1_{i}", "conv"),
+        Rule("stem.conv{i}.norm", "conv1_{i}", "norm"),
+        Rule("res{s}.{b}.shortcut", "conv{s}_block{b}_0", "conv"),
+        Rule("res{s}.{b}.shortcut.norm", "conv{s}_block{b}_0", "norm"),
+        Rule("res{s}.{b}.conv{i}", "conv{s}_block{b}_{i}", "conv"),
+        Rule("res{s}.{b}.conv{i}.norm", "conv{s}_block{b}_{i}", "norm"),
+        Rule("linear", "predictions", "dense"),
+        Rule("stem.fc", "predictions", "dense"),
+    ),
+    shift=0,
+)
+_CONV_AND_NORM: tuple[Kind, ...] = ("conv", "norm")
+_PRESNET = "res_layers.{s}.blocks.{b}"
+#: The ResNet of RT-DETR's authors (``PResNet`` of lyuwenyu/RT-DETR).
+PRESNET = Convention(
+    "presnet",
+    r"(?P<prefix>(?:.*\.)?)res_layers\.0\.blocks\.0\.branch2a\.conv\.weight",
+    (
+        Rule("conv1.conv1_{i}.conv", "conv1_{i}", "conv"),
+        Rule("conv1.conv1_{i}.norm", "conv1_{i}", "norm"),
+        Rule(f"{_PRESNET}.short.conv.conv", "conv{s}_block{b}_0", "conv", only=("shortcut", "avgpool")),
+        Rule(f"{_PRESNET}.short.conv.norm", "conv{s}_block{b}_0", "norm", only=("shortcut", "avgpool")),
+        Rule(f"{_PRESNET}.short.conv", "conv{s}_block{b}_0", "conv"),
+        Rule(f"{_PRESNET}.short.norm", "conv{s}_block{b}_0", "norm"),
+        *(
+            Rule(f"{_PRESNET}.branch2{letter}.{part}", f"conv{{s}}_block{{b}}_{number}", part)
+            for number, letter in enumerate("abc", start=1)
+            for part in _CONV_AND_NORM
+        ),
+    ),
+    shift=2,
 )
 
 # Radford et al. 2021, for all towers but for their sizes.
@@ -317,8 +426,20 @@ _CLIP_CONTRACT = InputSpec(
     crop_fraction=1.0,
 )
 
+# What networks of a convention are usually given, in words too.
+_USUAL_CONTRACTS = {
+    # PIXEL_MEAN and PIXEL_STD of detectron2/config/defaults.py
+    "detectron2": (
+        InputSpec(channel_order="bgr", mean=(103.53, 116.28, 123.675)),
+        "BGR, less 103.53 116.28 123.675 (detectron2's default)",
+    ),
+    "presnet": (InputSpec(scale=1 / 255, resize_mode="squash", size=(640, 640)), "scaled to 0..1 (RT-DETR's)"),
+}
+
 #: Every convention by its name. ``torchvision`` is written as ``timm``.
-CONVENTIONS = {c.name: c for c in (TORCH, CIFAR, CLIP, BYOB_CLIP, SEQUENTIAL, PREACTIVATED, TRANSFORMERS)}
+CONVENTIONS = {
+    c.name: c for c in (TORCH, CIFAR, CLIP, BYOB_CLIP, SEQUENTIAL, PREACTIVATED, TRANSFORMERS, DETECTRON, PRESNET)
+}
 
 
 def locate(names: Iterable[str]) -> tuple[Located, ...]:
@@ -332,7 +453,7 @@ def locate(names: Iterable[str]) -> tuple[Located, ...]:
     present = set(names)
     found = []
     for name in sorted(present):
-        for convention in (TORCH, BYOB_CLIP, SEQUENTIAL, PREACTIVATED, TRANSFORMERS):
+        for convention in (TORCH, BYOB_CLIP, SEQUENTIAL, PREACTIVATED, TRANSFORMERS, DETECTRON, PRESNET):
             match = re.fullmatch(convention.anchor, name)
             if match is None:
                 continue
@@ -364,13 +485,15 @@ def translate(
     """
     if isinstance(tensors, Tensors):
         tensors = tensors.arrays
+    tensors = unwrapped(tensors)
+    is_paddle = any(name.endswith("._mean") for name in tensors)
     located = locate(tensors)
     chosen = _choose(located, prefix, averaged, tensors)
     tables = _tables(chosen.convention)
     stems = _stem_convolutions(chosen, tensors)
     own = [name for name in tensors if name.startswith(chosen.prefix)]
     norm = NORM_SUFFIXES[_norm_kind(own)]
-    context = {"stem": f"conv1_{stems}" if stems > 1 else "conv1"}
+    context = {"stem": f"conv1_{stems}" if stems > 1 else "conv1", "first": "conv1_1" if stems > 1 else "conv1"}
     fc_heads = sum(re.fullmatch(re.escape(chosen.prefix) + r"fc\.\d+\.weight", name) is not None for name in tensors)
 
     arrays: dict[str, np.ndarray] = {}
@@ -382,7 +505,7 @@ def translate(
         layer, _, leaf = name.removeprefix(chosen.prefix).removeprefix(chosen.convention.body).rpartition(".")
         kind = _kind(tensors, f"{name.rpartition('.')[0]}.weight")
         found = _first(tables, layer, kind, context) if name.startswith(chosen.prefix) else None
-        ending = (_NORM if kind == "norm" else _CONV).get(leaf)
+        ending = (_NORM if kind == "norm" else _CONV).get(_PADDLE.get(leaf, leaf))
         if found is None or ending is None:
             unknown[name] = array
             continue
@@ -393,10 +516,10 @@ def translate(
                 continue
             if rule.source == "fc.1":
                 remarks.append(f"{name!r} is the classifier (it is the only layer with weights in 'fc')")
-            arrays[f"predictions/{ending}"] = _dense(array)
+            arrays[f"predictions/{ending}"] = _dense(array, transposed=not is_paddle)
             continue
         if base.endswith("_0") and kind == "conv" and chosen.convention is not PREACTIVATED:
-            facts["shortcut"] = rule.only[1] if rule.only else "projection"
+            facts["shortcut"] = rule.only[1] if rule.only else facts.get("shortcut", "projection")
         canonical = f"{base}_{norm if kind == 'norm' else 'conv'}/{ending}"
         if canonical in arrays:
             raise CheckpointError(f"two tensors must not stand for one weight. Received: {name!r} for {canonical!r}.")
@@ -407,9 +530,16 @@ def translate(
         side = attention.image_size(pooling, 32) or 224
         contract = dataclasses.replace(_CLIP_CONTRACT, size=(side, side))
         facts |= {"stem_pool": "avg", "antialias": "avg", "shortcut": "avgpool"}
+    usual = _USUAL_CONTRACTS.get(chosen.convention.name)
+    if chosen.convention is TRANSFORMERS and stems > 1:
+        usual = _USUAL_CONTRACTS["presnet"]
+    if usual:
+        contract = usual[0]
+        remarks.append(f"images {usual[1]}; the weights do not say so (input_spec= sets another contract)")
     beside = _beside(unknown, chosen, arrays)
     unknown = {name: array for name, array in unknown.items() if name not in beside.values()}
     leftover, left_out = _sort_out(unknown, chosen, located, ignore)
+    outside = tuple(name for name in leftover if not _is_inside(name, chosen))
     if beside and (chosen.self_supervised or any("a projection head" in text for text in left_out)):
         left_out.append(f"left out a classifier that was trained beside the network: {_few([*beside.values()])}")
     elif beside:
@@ -429,7 +559,19 @@ def translate(
         remarks=tuple(dict.fromkeys(remarks)),
         attention=pooling,
         input_spec=contract,
+        beside=outside,
+        habits=_habits(chosen, tensors),
     )
+
+
+def unwrapped(tensors: Mapping[str, _Value]) -> Mapping[str, _Value]:
+    """Returns tensors without what wrappers of modules add to their names, wherever it stands in them.
+
+    Args:
+        tensors: Arrays under the source's names. Where two names would become one, all stay as they are.
+    """
+    names = [_WRAPPERS.sub("", name) for name in tensors]
+    return dict(zip(names, tensors.values(), strict=True)) if len(set(names)) == len(names) else tensors
 
 
 def to_torch(
@@ -468,7 +610,9 @@ def to_torch(
     for name, array in (canonical.arrays(model) if arrays is None else arrays).items():
         layer, _, leaf = name.partition("/")
         base, kind = _split(layer)
-        rule, source = _first_back(rules, base, kind, {"stem": stem}, chosen.shift) or (None, "")
+        rule, source = _first_back(
+            rules, base, kind, {"stem": stem, "first": "conv1_1" if len(spec.stem) > 1 else "conv1"}, chosen.shift
+        ) or (None, "")
         if rule is None:
             raise ArgumentError(
                 f"{convention!r} must have a name for every layer. Received: {layer!r}, which it lacks."
@@ -508,12 +652,12 @@ def _choose(
 ) -> Located:
     if not located:
         raise CheckpointError(
-            "the tensors must be named as in torchvision, timm (resnet or resnetv2), transformers' ResNet or CIFAR's "
-            f"ResNets, under any prefix. Received: {described(tensors)}."
+            "the tensors must be named as in torchvision, timm (resnet or resnetv2), transformers' ResNet, detectron2, "
+            f"RT-DETR or CIFAR's ResNets, under any prefix. Received: {described(tensors)}."
         )
     prefixes = tuple(one.prefix for one in located)
     if prefix is not None:
-        wanted = prefix if not prefix or prefix.endswith(".") else f"{prefix}."
+        wanted = _WRAPPERS.sub("", prefix if not prefix or prefix.endswith(".") else f"{prefix}.")
         if wanted not in prefixes:
             raise CheckpointError(f"prefix must be one of {prefixes}. Received: {prefix!r}.{closest(wanted, prefixes)}")
         return located[prefixes.index(wanted)]
@@ -552,8 +696,8 @@ def _role(prefix: str) -> str:
 
 def _stem_convolutions(located: Located, tensors: Mapping[str, Any]) -> int:
     """How many convolutions the stem has, which says what norm the name ``bn1`` belongs to."""
-    indexed = [name for name in tensors if re.match(re.escape(located.prefix) + r"conv1\.\d+\.weight$", name)]
-    return max(sum(np.ndim(tensors[name]) == 4 for name in indexed), 1)
+    pattern = re.compile(re.escape(located.prefix + located.convention.body) + _STEM_CONVOLUTION)
+    return max(sum(pattern.fullmatch(name) is not None and np.ndim(tensors[name]) == 4 for name in tensors), 1)
 
 
 def _norm_kind(names: Sequence[str]) -> str:
@@ -561,7 +705,7 @@ def _norm_kind(names: Sequence[str]) -> str:
     known = set(names)
     if any(name.endswith(".v") and f"{name.removesuffix('v')}weight" in known for name in names):
         return "evo"
-    return "batch" if any(name.endswith("running_mean") for name in names) else "group"
+    return "batch" if any(name.endswith(("running_mean", "._mean")) for name in names) else "group"
 
 
 def _kind(tensors: Mapping[str, np.ndarray], weight: str) -> Kind | None:
@@ -571,7 +715,9 @@ def _kind(tensors: Mapping[str, np.ndarray], weight: str) -> Kind | None:
     return "norm" if dimensions == 1 else "dense" if dimensions == 2 else "conv"
 
 
-def _dense(array: np.ndarray) -> np.ndarray:
+def _dense(array: np.ndarray, *, transposed: bool = True) -> np.ndarray:
+    if not transposed:
+        return array
     if array.ndim == 4 and array.shape[2:] == (1, 1):
         array = array[:, :, 0, 0]
     return np.transpose(array, _AXES[array.ndim]) if array.ndim in _AXES else array
@@ -600,7 +746,8 @@ def _first_back(
     rules: Sequence[Rule], base: str, kind: Kind, context: Mapping[str, str], shift: int
 ) -> tuple[Rule, str] | None:
     for rule in rules:
-        match = _pattern(rule.target.replace("{stem}", context["stem"])).fullmatch(base)
+        target = rule.target.replace("{stem}", context["stem"]).replace("{first}", context["first"])
+        match = _pattern(target).fullmatch(base)
         if match and kind == ("dense" if rule.kind == "pointwise" else rule.kind):
             return rule, rule.source.format(**_shifted(match, {"s": -shift, "b": -1, "i": -rule.shift}))
     return None
@@ -635,7 +782,7 @@ def _sort_out(
         if _BLOCK.match(name.removeprefix(chosen.prefix)) and name.startswith(chosen.prefix):
             # inside a block everything counts, whatever it is called
             patterns = {"*num_batches_tracked": LEFT_OUT["*num_batches_tracked"]}
-        reason = next((told for pattern, told in patterns.items() if fnmatch.fnmatchcase(name, pattern)), None)
+        reason = _left_out(name, array, patterns, chosen)
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore):
             reason = "what was asked for"
         for other, branch in others:
@@ -647,6 +794,43 @@ def _sort_out(
             reasons.setdefault(reason, []).append(name)
     reasons.pop(LEFT_OUT["*num_batches_tracked"], None)
     return leftover, [f"left out {reason}: {_few(names)}" for reason, names in reasons.items()]
+
+
+def _left_out(name: str, array: np.ndarray, patterns: Mapping[str, str], chosen: Located) -> str | None:
+    """Why a tensor that no rule knows is left out, or None where it must have its place."""
+    if _DETECTOR_PART.search(name):
+        return None
+    reason = next((told for pattern, told in patterns.items() if _is_below(name, pattern)), None)
+    if reason == _HEAD_OF_LAYERS and chosen.self_supervised:
+        return "a projection head"
+    if reason == "a projection head" and array.ndim == 4 and _NECK.search(name):
+        return None  # a pyramid of feature maps, which is called so too
+    leaf = name.rpartition(".")[2]
+    alone = "." not in name or (chosen.prefix and not name.startswith(chosen.prefix))
+    if reason is None and alone and leaf not in {*_NORM, *_CONV} and (array.ndim < 2 or array.dtype.kind in "iub"):
+        return "numbers that are no weights"
+    return reason
+
+
+def _is_below(name: str, pattern: str) -> bool:
+    """Whether a pattern is that of a name, below any prefix."""
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"*.{pattern}")
+
+
+def _is_inside(name: str, chosen: Located) -> bool:
+    """Whether a tensor that no rule knows may be a part of the network itself, by where it stands."""
+    return name.startswith(chosen.prefix) and _OWN_PART.match(name.removeprefix(chosen.prefix)) is not None
+
+
+def _habits(chosen: Located, names: Iterable[str]) -> dict[str, tuple[Any, str]]:
+    """What networks in such a place usually have, by what stands beside them, and what else they may have."""
+    outer = "".join(re.findall(r"[^.]+\.", chosen.prefix)[:-1])
+    beside = [name.removeprefix(outer) for name in names if not name.startswith(chosen.prefix) or not chosen.prefix]
+    found: dict[str, tuple[Any, str]] = {}
+    for prefixes, part, fields in _PLACES:
+        if re.search(prefixes, chosen.prefix) and any(re.match(part, name) for name in beside):
+            found |= {field: told for field, told in fields.items() if field not in found}
+    return found
 
 
 def _branch(other: Located, chosen: Located) -> str:

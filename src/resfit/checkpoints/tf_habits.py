@@ -244,6 +244,21 @@ def _official(found: Found) -> Habits:
     return Habits(facts, _MEAN_RGB, (_assumed(how),))
 
 
+def _tensorpack(found: Found) -> Habits:
+    """``examples/ResNet/resnet_model.py`` and ``imagenet_utils.py`` of tensorpack/tensorpack, which reads BGR."""
+    facts = {**_common(found), "padding": "same", "stem_pool_padding": "same", "norm_momentum": 0.9}
+    contract = dataclasses.replace(TORCH, channel_order="bgr", mean=TORCH.mean[::-1], std=TORCH.std[::-1])
+    how = "BGR, scaled to 0..1, less ImageNet's mean, over its deviation (tensorpack's)"
+    return Habits(facts, contract, (_assumed(how),))
+
+
+def _transformers(found: Found) -> Habits:
+    """``models/resnet/modeling_tf_resnet.py`` of transformers, which pads as its twin in PyTorch does."""
+    facts = {**_common(found), "stem_pool_padding": "lowest"}
+    how = "scaled to 0..1, less ImageNet's mean, over its deviation (transformers')"
+    return Habits(facts, TORCH, (_assumed(how),))
+
+
 _PROGRAMS: dict[str, Callable[[Found], Habits]] = {
     "tf-slim": _slim,
     "bit": _bit,
@@ -256,6 +271,8 @@ _PROGRAMS: dict[str, Callable[[Found], Habits]] = {
     "model-garden": _garden,
     "model-garden-rs": _garden,
     "official": _official,
+    "tensorpack": _tensorpack,
+    "transformers-tf": _transformers,
 }
 
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from resfit.checkpoints.readers import saved_graph
 from resfit.checkpoints.readers.base import Tensors
 from resfit.checkpoints.readers.keras_h5 import grouped_kernel
 from resfit.checkpoints.readers.saved_model import Objects
-from resfit.errors import CheckpointError
+from resfit.errors import CheckpointError, closest
 
 #: Tensors that are no weights of a network, as patterns of names or of ways to them, and what they are.
 LEFT_OUT: dict[str, str] = {
@@ -68,10 +68,14 @@ LEFT_OUT: dict[str, str] = {
     "*seed_generator*": "state of a random generator",
 }
 
+_AVERAGE = "/ExponentialMovingAverage"
+
 _LEAVES = {
     **{name: name for name in ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance", "v")},
     "weights": "kernel",
     "biases": "bias",
+    # tensorpack's
+    **{"W": "kernel", "b": "bias", "mean/EMA": "moving_mean", "variance/EMA": "moving_variance"},
 }
 
 # Six digits are plenty, and keep hostile names from becoming huge numbers.
@@ -113,12 +117,30 @@ class _Convention:
     layer: Callable[[str], str | None]
 
 
-def translate(tensors: Tensors | Mapping[str, np.ndarray], *, ignore: Sequence[str] = ()) -> Translation:
+def is_network(names: Iterable[str]) -> bool:
+    """Whether some of these names are those of a network of a program that names its layers.
+
+    Args:
+        names: Names of arrays, parts joined by ``"/"``.
+    """
+    return any(_prefixes(convention.anchor, names) for convention in _CONVENTIONS)
+
+
+def translate(
+    tensors: Tensors | Mapping[str, np.ndarray],
+    *,
+    prefix: str | None = None,
+    averaged: bool = False,
+    ignore: Sequence[str] = (),
+) -> Translation:
     """Brings the tensors of a TensorFlow source to canonical names.
 
     Args:
         tensors: What the reader of SavedModels and checkpoints or that of ``.npz`` returned, or arrays under the
             source's names. Not changed.
+        prefix: What stands before the names of the network, if the source holds several. What stands elsewhere is
+            left out.
+        averaged: Take the running averages that the source holds beside the weights.
         ignore: Patterns of names to leave out, beside :data:`LEFT_OUT`.
 
     Raises:
@@ -131,6 +153,13 @@ def translate(tensors: Tensors | Mapping[str, np.ndarray], *, ignore: Sequence[s
     colours = tuple(source.pop(name) for name in tensors.arrays if name.endswith("mean_rgb"))
     objects = tensors.graph if isinstance(tensors.graph, Objects) else Objects({}, False, ())
     left_out: dict[str, list[str]] = {}
+    if averaged:
+        source = _averages(source)
+    if prefix is not None:
+        inside = _under(prefix, source, objects.paths)
+        if elsewhere := [name for name in source if name not in inside]:
+            left_out[f"what stands elsewhere than under {prefix!r}"] = elsewhere
+        source = {name: array for name, array in source.items() if name in inside}
     for name in list(source):
         reason = _reason(name, objects.paths.get(name, name), ignore)
         if reason is not None:
@@ -156,7 +185,53 @@ def translate(tensors: Tensors | Mapping[str, np.ndarray], *, ignore: Sequence[s
         left_out=tuple(f"left out {reason}: {_few(names)}" for reason, names in left_out.items()),
         remarks=tuple(remarks),
         input_spec=habits.input_spec,
+        beside=_beside(named),
     )
+
+
+def _beside(named: _Named) -> tuple[str, ...]:
+    """Names that no part of the network can have: they stand outside its prefix, or in none of its layers' scopes."""
+    return tuple(name for name in named.unknown if named.prefix and not name.startswith(named.prefix))
+
+
+def _averages(source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Puts the running averages in the place of the weights that they are of.
+
+    Raises:
+        CheckpointError: There are none.
+    """
+    found = {name.removesuffix(_AVERAGE): array for name, array in source.items() if name.endswith(_AVERAGE)}
+    if not found:
+        raise CheckpointError(f"the source must hold a running average. Received: {described(source)}.")
+    return {name: found.get(name, array) for name, array in source.items()}
+
+
+def _under(prefix: str, source: Mapping[str, np.ndarray], paths: Mapping[str, str]) -> set[str]:
+    """Returns the names of the network under a prefix, without those of networks further down.
+
+    Raises:
+        CheckpointError: No network is there.
+    """
+    wanted = prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
+    ways = {name: paths.get(name, name) for name in source}
+    known = sorted({*_networks(source), *_networks(ways.values())})
+    if not any(place.startswith(wanted) for place in known):
+        raise CheckpointError(f"prefix must be one of {tuple(known)}. Received: {prefix!r}.{closest(wanted, known)}")
+    below = tuple(place for place in known if wanted in known and place != wanted and place.startswith(wanted))
+    return {
+        name
+        for name, way in ways.items()
+        if any(text.startswith(wanted) and not text.startswith(below) for text in (name, way))
+    }
+
+
+def _networks(names: Iterable[str]) -> set[str]:
+    """Every place where a network of a known program begins."""
+    listed = list(names)
+    anchors = [*(convention.anchor for convention in _CONVENTIONS), _GARDEN_ANCHOR]
+    found = {place for anchor in anchors for place in _prefixes(anchor, listed)}
+    as_ways = dict(zip(listed, listed, strict=True))
+    return found | {place for program in tf_objects.PROGRAMS for place in tf_objects.prefixes(program, as_ways)}
 
 
 def _translated(source: Mapping[str, np.ndarray], paths: Mapping[str, str]) -> tuple[str, _Named]:
@@ -180,6 +255,9 @@ def _translated(source: Mapping[str, np.ndarray], paths: Mapping[str, str]) -> t
     numbered = _numbered(source)
     if numbered is not None:
         return numbered
+    for pattern, told in _REFUSED:
+        if any(re.search(pattern, name) for name in source):
+            raise CheckpointError(f"the network must be one that an architecture here can say. Received: {told}")
     raise CheckpointError(
         "the tensors must be named as in TF-Slim, BiT, SimCLR, keras.applications or TensorFlow's official models, "
         f"under any prefix. Received: {described(source)}."
@@ -204,11 +282,30 @@ def _prefixes(anchor: str, names: Any) -> list[str]:
 def _only(prefixes: Sequence[str]) -> str:
     if len(prefixes) > 1:
         raise CheckpointError(
-            f"the source must hold one network. Received: networks under {tuple(prefixes[:8])}. Leave out the others "
-            "by ignore=."
+            f"the source must hold one network, or say which. Received: networks under {tuple(prefixes[:8])}. "
+            "Pass prefix=."
         )
     return prefixes[0]
 
+
+# Networks that are known and not read: a name of theirs, what they are, and the way out.
+_REFUSED = (
+    (
+        r"(?:^|/)stage1_unit1_(?:conv1|bn1)/",
+        "a network of classification_models (qubvel), which normalises its input by a batch norm of its own and has a "
+        "norm before and after the pooling of its stem. keras.models.load_model runs a whole model of it.",
+    ),
+    (
+        r"(?:^|/)(?:Bottleneck)?ResNetBlock_\d+/Conv_\d+/kernel$",
+        "a network of Flax's examples (JAX), whose layers are numbered in the order of their calls. Save its weights "
+        "under torchvision's names.",
+    ),
+    (
+        r"(?:^|/)res2_0_branch2a(?:_bn_s)?(?:_w)?$",
+        "a network of Caffe2 (Detectron), whose norms hold a scale and a bias alone. detectron2 loads it, and saves it "
+        "under its own names, which are read.",
+    ),
+)
 
 # By name.
 
@@ -285,6 +382,43 @@ def _legacy_layer(layer: str) -> str | None:
     return f"conv{stage}_block{block}_{number}_{'conv' if kind == 'res' else 'bn'}"
 
 
+_PACK_LAYER = re.compile(rf"group{_NUMBER}/block{_NUMBER}/conv(shortcut|[123])(/bn)?")
+
+
+def _pack_layer(layer: str) -> str | None:
+    """``examples/ResNet/resnet_model.py`` of tensorpack/tensorpack."""
+    plain = {"conv0": "conv1_conv", "conv0/bn": "conv1_bn", "linear": "predictions"}
+    if layer in plain:
+        return plain[layer]
+    match = _PACK_LAYER.fullmatch(layer)
+    if match is None:
+        return None
+    number = "0" if match[3] == "shortcut" else match[3]
+    return f"conv{int(match[1]) + 2}_block{int(match[2]) + 1}_{number}_{'bn' if match[4] else 'conv'}"
+
+
+_HUGGING_LAYER = re.compile(
+    rf"encoder/stages\.{_NUMBER}/layers\.{_NUMBER}/(?:layer\.([0-2])|(shortcut))/(convolution|normalization)"
+)
+
+
+def _hugging_layer(layer: str) -> str | None:
+    """``models/resnet/modeling_tf_resnet.py`` of transformers before version 5, in its ``tf_model.h5``."""
+    layer = layer.removeprefix("resnet/")
+    plain = {
+        "embedder/embedder/convolution": "conv1_conv",
+        "embedder/embedder/normalization": "conv1_bn",
+        "classifier.1": "predictions",
+    }
+    if layer in plain:
+        return plain[layer]
+    match = _HUGGING_LAYER.fullmatch(layer)
+    if match is None:
+        return None
+    number = 0 if match[4] else int(match[3]) + 1
+    return f"conv{int(match[1]) + 2}_block{int(match[2]) + 1}_{number}_{'conv' if match[5] == 'convolution' else 'bn'}"
+
+
 _SUPCON_LAYER = re.compile(
     rf"BlockGroup{_NUMBER}/\w+Block(?:_{_NUMBER})?/(Conv2DFixedPadding|batch_normalization)(?:_{_NUMBER})?(/conv2d)?"
 )
@@ -309,6 +443,12 @@ _CONVENTIONS = (
     _Convention("tf-slim", r"(?P<prefix>(?:.*/)?)block1/unit_1/\w+/conv1/weights", _slim_layer),
     _Convention("bit", r"(?P<prefix>(?:.*/)?)block1/unit0*1/a/standardized_conv2d/kernel", _bit_layer),
     _Convention("supcon", r"(?P<prefix>(?:.*/)?)BlockGroup0/\w+Block/Conv2DFixedPadding/conv2d/kernel", _supcon_layer),
+    _Convention("tensorpack", r"(?P<prefix>(?:.*/)?)group0/block0/conv1/W", _pack_layer),
+    _Convention(
+        "transformers-tf",
+        r"(?P<prefix>(?:.*?/)??)(?:resnet/)?encoder/stages\.0/layers\.0/layer\.0/convolution/kernel",
+        _hugging_layer,
+    ),
     _Convention("keras", r"(?P<prefix>(?:.*/)?)conv2_block1_1_conv/kernel", _keras_layer),
     _Convention("keras-legacy", r"(?P<prefix>(?:.*/)?)res2a_branch2a/kernel", _legacy_layer),
 )
@@ -319,7 +459,9 @@ def _by_name(convention: _Convention, source: Mapping[str, np.ndarray], prefix: 
     unknown: dict[str, np.ndarray] = {}
     remarks: list[str] = []
     for name, array in source.items():
-        layer, _, leaf = name.removeprefix(prefix).removesuffix(":0").rpartition("/")
+        own = name.removeprefix(prefix).removesuffix(":0")
+        layer, _, leaf = own.removesuffix("/EMA").rpartition("/")
+        leaf += "/EMA" if own.endswith("/EMA") else ""
         target = convention.layer(layer) if name.startswith(prefix) else None
         if target is not None and leaf in _LEAVES:
             _put(named, f"{target}/{_LEAVES[leaf]}", array, name)

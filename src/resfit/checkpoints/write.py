@@ -22,8 +22,8 @@ import numpy as np
 from resfit.architecture import arithmetic, catalog
 from resfit.architecture.spec import ArchitectureSpec
 from resfit.checkpoints import canonical, convert, identify, namings, registry
-from resfit.checkpoints.readers import keras_h5, safetensors, torch
-from resfit.errors import ArgumentError, CheckpointError, closest
+from resfit.checkpoints.readers import keras_h5, safetensors
+from resfit.errors import ArgumentError, CheckpointError, MissingDependencyError, closest
 from resfit.files import atomic_open, atomic_path, write_json
 from resfit.preprocessing import InputSpec
 
@@ -128,6 +128,7 @@ def _write_keras(model: Any, target: Path, kind: str) -> None:
 def _write_own(model: Any, target: Path) -> None:
     metadata = {"architecture": json.dumps(model.architecture.to_dict())}
     if contract := _contract_of(model):
+        contract = contract.with_channels(model.architecture.in_channels)
         metadata["input_spec"] = json.dumps(contract.to_dict())
     if names := _class_names(model):
         metadata["labels"] = json.dumps(names)
@@ -135,10 +136,16 @@ def _write_own(model: Any, target: Path) -> None:
 
 
 def _write_pickle(target: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    library = torch.import_torch(target)
-    tensors = {name: library.from_numpy(array) for name, array in arrays.items()}
+    try:
+        import torch
+    except ImportError:
+        raise MissingDependencyError(
+            f"writing a {target.suffix} file needs PyTorch, which is not installed. Received: {target}. "
+            'pip install "resfit[torch]", or write .safetensors, which PyTorch reads too.'
+        ) from None
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     with atomic_open(target) as file:
-        library.save(tensors, file)
+        torch.save(tensors, file)
 
 
 def _write_folder(
@@ -175,6 +182,8 @@ def _portable(model: Any) -> _Portable:
     spec: ArchitectureSpec = model.architecture
     arrays = canonical.arrays(model)
     contract = _contract_of(model)
+    if contract is not None and contract.repeats_grey:
+        contract = contract.with_channels(model.architecture.in_channels)
     if contract and contract.channel_order == "bgr":
         for name in ("conv1_conv/kernel", "conv1_1_conv/kernel"):
             if name in arrays:
@@ -185,7 +194,7 @@ def _portable(model: Any) -> _Portable:
     if spec.norm == "none" or spec.folded:
         spec, arrays = _unfolded(spec, arrays)
     if spec.norm == "batch":
-        if spec.conv_bias == "all" and not spec.preactivation:
+        if spec.conv_bias in ("all", "shortcut") and not spec.preactivation:
             for name in [name for name in arrays if name.endswith("_conv/bias")]:
                 mean = f"{name.removesuffix('_conv/bias')}_bn/moving_mean"
                 if mean in arrays:  # squeeze-excite keeps its own
@@ -236,7 +245,9 @@ def _check_expressible(portable: _Portable, naming: str, config: Mapping[str, An
         ).spec.replace(**_OF_TRAINING)
     except CheckpointError as error:
         raise ArgumentError(f"{naming!r} must be able to express the network. Received: {error}") from error
-    sized = {"input_size": spec.input_size}
+    sized: dict[str, Any] = {"input_size": spec.input_size}
+    if "predictions/kernel" not in translation.arrays:  # a body has no classes
+        sized["classes"] = spec.classes
     told = identify.differences(spec, found.replace(**sized))
     if told:
         raise ArgumentError(

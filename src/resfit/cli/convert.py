@@ -46,6 +46,9 @@ def convert(
     assume: Annotated[
         list[str] | None, typer.Option("--set", help="field=value of the architecture, over the source's. Repeatable.")
     ] = None,
+    body: Annotated[
+        bool, typer.Option("--body", help="The network without its classifier, out of a detector or segmenter too.")
+    ] = False,
     preprocess: Annotated[
         bool, typer.Option("--preprocess/--no-preprocess", help="Whether a .keras network takes RGB images 0..255.")
     ] = True,
@@ -66,9 +69,10 @@ def convert(
         "ignore": tuple(ignore or ()),
         **_overrides(assume or ()),
     }
-    reading = {key: value for key, value in reading.items() if value}
+    reading = {key: value for key, value in reading.items() if value or (key == "prefix" and value is not None)}
     preprocess = preprocess or destination.suffix != ".keras"  # weights alone are the same either way
-    model = convert.load_source(zoo.read(source, reading=reading), preprocess=preprocess)
+    read = zoo.read(source, reading=reading, needs_top=not body)
+    model = convert.load_source(read, include_top=False if body else None, preprocess=preprocess)
     for sentence in model.assumptions:
         console.message(f"Assumed: {console.printable(sentence)}")
     write.write(model, destination, naming=naming)

@@ -446,6 +446,14 @@ def _flip(operation: Any, builder: Builder, x: _Value) -> _Value:
     return _Value(builder.take(x.node, list(range(channels))[::-1], 1 if x.rank == 4 else x.rank - 1), x.rank)
 
 
+def _repeat(operation: Any, builder: Builder, x: _Value) -> _Value:
+    axis, channels = operation.axis, operation.output.shape[-1]
+    if axis not in (-1, x.rank - 1) or channels is None or type(operation.repeats) is not int:
+        raise Unsupported("a repetition along another axis than the channels")
+    indices = [place // operation.repeats for place in range(channels)]
+    return _Value(builder.take(x.node, indices, 1 if x.rank == 4 else x.rank - 1), x.rank)
+
+
 _L = keras.layers
 #: By exact type: a subclass may compute something else.
 _TRANSLATORS: dict[type, Callable[..., Any]] = {
@@ -481,4 +489,4 @@ _TRANSLATORS: dict[type, Callable[..., Any]] = {
     own.PaddedShortcut: _padded_shortcut,
 }
 #: Operations of ``keras.ops``, which have no public class.
-_OPERATIONS: dict[str, Callable[..., Any]] = {"Flip": _flip}
+_OPERATIONS: dict[str, Callable[..., Any]] = {"Flip": _flip, "Repeat": _repeat}

@@ -27,6 +27,7 @@ class Tensors:
             Keras model's configuration), or an empty mapping.
         input_spec: The input contract, where the source states one.
         class_names: Labels of the classes in the order of the classifier, where the source states them.
+        left_out: What else is there and was not read, one sentence each.
         graph: How the arrays are used, where the source tells (ONNX); in a form of the reader's own.
     """
 
@@ -36,6 +37,7 @@ class Tensors:
     input_spec: InputSpec | None = None
     class_names: tuple[str, ...] | None = None
     graph: Any = None
+    left_out: tuple[str, ...] = ()
 
 
 def read_json(path: Path) -> dict[str, Any]:

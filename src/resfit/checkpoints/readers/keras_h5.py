@@ -83,15 +83,20 @@ def read(path: Path) -> Tensors:
     """
     path = Path(path)
     arrays: dict[str, np.ndarray] = {}
+    whole: dict[str, np.ndarray] = {}
+    count = 0
     with hdf5.told(path), hdf5.opened(path) as file:
         for layer in _all_layers(file, path.stat().st_size):
             for name, array in zip(layer.weight_names, layer.arrays, strict=True):
                 parts = name.removesuffix(":0").split("/")
                 inner = parts[-2] if len(parts) > 1 else layer.name
                 target = "/".join([*([layer.name] if inner != layer.name else []), inner, parts[-1]])
-                if target in arrays:
-                    raise CheckpointError(f"every weight must have a name of its own. Received: {target!r} twice.")
-                arrays[target] = array
+                count += 1
+                arrays[target] = whole["/".join(parts)] = array
+        if len(arrays) < count <= len(whole):  # layers of a subclassed model, whose names are unique with their scopes
+            arrays = whole
+        elif len(arrays) < count:
+            raise CheckpointError(f"{path}: every weight must have a name of its own. Received: one twice.")
         stated = file.attrs.get("model_config")
         layers = keras_config.config_layers(json.loads(hdf5.text(stated))) if stated is not None else {}
     return Tensors(path, arrays, {"keras_layers": layers} if layers else {})

@@ -1,18 +1,16 @@
 """What PyTorch's world publishes: pickled checkpoints, ``.safetensors``, sharded ones, and folders with a config.
 
-A pickle is only ever read by torch's own restricted reader (``weights_only=True``), which loads tensors and
-plain containers and runs no code. Arrays keep the names of the source; nested containers are joined by dots.
+Pickles are read as data, without torch (:mod:`resfit.checkpoints.readers.torch_pickle`). Arrays keep the names of the
+source; nested containers are joined by dots.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
 import os
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +18,17 @@ import numpy as np
 
 from resfit.architecture.spec import ArchitectureSpec
 from resfit.checkpoints.readers import safetensors as safetensors_reader
+from resfit.checkpoints.readers import torch_pickle
 from resfit.checkpoints.readers.base import Tensors, read_json
-from resfit.errors import ArgumentError, CheckpointError, MissingDependencyError
+from resfit.errors import ArgumentError, CheckpointError
 from resfit.preprocessing import InputSpec
 
 #: Suffixes of files that torch pickles.
-PICKLE_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
+PICKLE_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar", ".pdparams")
 
 #: Suffixes of every file that :func:`read` takes.
 SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors")
 
-# The restricted reader of older releases could be tricked into running code (CVE-2025-32434) and more.
-_OLDEST_TORCH = (2, 10)
-
-_DEEPEST = 16
-_MOST_NODES = 200_000
 _DOUBTLESS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -66,11 +60,11 @@ def read(path: str | os.PathLike[str]) -> Tensors:
 
     Raises:
         CheckpointError: It is missing, damaged, of another format, or asks for more than tensors.
-        MissingDependencyError: The file is a pickle and torch is not installed, or too old.
     """
     path = Path(path)
     if not path.is_dir():
-        return _with_metadata(Tensors(path, _read_file(path)))
+        arrays, left_out = _read_file(path)
+        return _with_metadata(Tensors(path, arrays, left_out=left_out))
     config, preprocessor = (
         read_json(path / name) if (path / name).is_file() else {}
         for name in ("config.json", "preprocessor_config.json")
@@ -82,7 +76,8 @@ def read(path: str | os.PathLike[str]) -> Tensors:
             f"{path}: the input contract of config.json or preprocessor_config.json must be as timm or transformers "
             f"write it. Received: {error}."
         ) from error
-    return Tensors(path, _read_file(_weights_in(path)), config, contract, names)
+    arrays, left_out = _read_file(_weights_in(path))
+    return Tensors(path, arrays, config, contract, names, left_out=left_out)
 
 
 def input_contract(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> InputSpec | None:
@@ -211,28 +206,55 @@ def _weights_in(folder: Path) -> Path:
     return preferred[0]
 
 
-def _read_file(path: Path) -> dict[str, np.ndarray]:
+def _read_file(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Returns the arrays of a file, or of the shards that it lists, and what was left out, one sentence each."""
     if not path.is_file():
         raise CheckpointError(f"weights file must exist. Received: {path}.")
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
-        return _read_safetensors(path)
+        return _read_safetensors(path), ()
     if suffix in PICKLE_SUFFIXES:
-        return _read_pickle(path)
+        read = read_pickle(path)
+        return dict(read.arrays), read.left_out
     raise CheckpointError(f"weights must be a file of {', '.join(SUFFIXES)}. Received: {path}.")
 
 
-def _read_shards(index: Path) -> dict[str, np.ndarray]:
+def read_pickle(path: Path) -> Tensors:
+    """Reads a file of ``torch.save`` or a plain pickle, whatever its ending.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: It is missing or damaged, asks for more than data, or holds no arrays.
+    """
+    arrays, unread = torch_pickle.read(path)
+    return Tensors(path, arrays, left_out=unread_objects(unread))
+
+
+def unread_objects(names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the sentence on objects of a pickle that were not made, if there are any.
+
+    Args:
+        names: Their classes.
+    """
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (f"left out objects of other programs, which are never made: {', '.join(names[:3])}{more}",) if names else ()
+
+
+def _read_shards(index: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise CheckpointError(f"{index}: the index must hold a mapping 'weight_map'. Received: none.")
     arrays: dict[str, np.ndarray] = {}
+    left_out: dict[str, None] = {}
     for shard in sorted(set(shards.values())):
         if Path(shard).name != shard or "\\" in shard or not shard.endswith(SUFFIXES):
             raise CheckpointError(f"{index}: a shard must be a file of the same folder. Received: {shard!r}.")
-        read = _read_file(index.parent / shard)
+        read, sentences = _read_file(index.parent / shard)
+        left_out |= dict.fromkeys(sentences)
         strangers = [name for name in read if shards.get(name) != shard]
         if strangers:
             raise CheckpointError(f"{index}: the index must name all that {shard!r} holds. Received: {strangers[:5]}.")
@@ -240,7 +262,7 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
     missing = [name for name in shards if name not in arrays]
     if missing:
         raise CheckpointError(f"{index}: the shards must hold all that the index names. Received: no {missing[:5]}.")
-    return arrays
+    return arrays, tuple(left_out)
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -273,120 +295,3 @@ def _read_bfloat16(path: Path, names: list[str]) -> Iterator[tuple[str, np.ndarr
             file.seek(8 + length + begin)
             bits = np.frombuffer(file.read(end - begin), "<u2").astype(np.uint32) << 16
             yield name, bits.view(np.float32).reshape(header[name]["shape"])
-
-
-def _read_pickle(path: Path) -> dict[str, np.ndarray]:
-    torch = import_torch(path)
-    _check_archive(path)
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # options, as many programs keep them beside
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is damaged or asks for code
-        reason = str(error).strip()
-        if "weights_only" in reason or "Unsupported" in reason:
-            found = next((part for part in reason.split("\n") if "GLOBAL" in part or "Unsupported" in part), reason)
-            found = found.partition(" was not an allowed")[0].strip()[:200]
-            raise CheckpointError(
-                f"{path}: only tensors in plain containers are loaded, and no code is run. Received: "
-                f"{found}. Have its publisher, or a program that you trust, save the state_dict alone, "
-                "best as .safetensors."
-            ) from None
-        raise CheckpointError(
-            f"{path}: the file must be what torch.save writes, and whole. Received: {type(error).__name__}: "
-            f"{reason[:200]}."
-        ) from None
-    try:
-        arrays = {name: _to_numpy(torch, name, tensor) for name, tensor in _tensors(torch, loaded)}
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    if not arrays:
-        raise CheckpointError(f"{path}: the file must hold named tensors. Received: {type(loaded).__name__}.")
-    return arrays
-
-
-def import_torch(path: Path) -> Any:
-    """Returns the module ``torch``.
-
-    Args:
-        path: The file that needs it, for the error.
-
-    Raises:
-        MissingDependencyError: It is not installed, or too old to be safe.
-    """
-    try:
-        import torch
-    except ImportError:
-        raise MissingDependencyError(
-            f'a {path.suffix} file needs PyTorch: pip install "resfit[torch]". Received: {path}. '
-            "A .safetensors file of the same weights needs no PyTorch."
-        ) from None
-    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    if version < _OLDEST_TORCH:
-        raise MissingDependencyError(
-            f"a {path.suffix} file is read by PyTorch {_OLDEST_TORCH[0]}.{_OLDEST_TORCH[1]} or newer, since older ones "
-            f'could be made to run code. Received: PyTorch {torch.__version__}. pip install "resfit[torch]", or use '
-            ".safetensors."
-        )
-    return torch
-
-
-def _check_archive(path: Path) -> None:
-    """Refuses an archive whose members declare more than the file holds; torch itself stores, never compresses."""
-    try:
-        if not zipfile.is_zipfile(path):
-            return
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
-        raise CheckpointError(f"{path}: the file must be what torch.save writes. Received: {error}.") from error
-    if any(member.filename.partition("/")[2].startswith("code/") for member in members):
-        raise CheckpointError(
-            f"{path}: the file must hold tensors, not a program. Received: a TorchScript archive. A program that you "
-            "trust can save its tensors: torch.save(torch.jit.load(path).state_dict(), ...)."
-        )
-    packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
-    if packed or sum(member.file_size for member in members) > path.stat().st_size:
-        raise CheckpointError(
-            f"{path}: the file must hold all it declares, uncompressed, as torch.save writes it. "
-            f"Received: {(packed or ['members larger than the file'])[0]}."
-        )
-
-
-def _tensors(torch: Any, loaded: Any) -> Iterator[tuple[str, Any]]:
-    """Walks mappings and sequences; what is neither these nor a tensor (a number, a text) holds no weights."""
-    pending = [("", loaded, 0)]
-    visited = 0
-    while pending:
-        prefix, node, depth = pending.pop()
-        visited += 1
-        if depth > _DEEPEST or visited > _MOST_NODES:
-            raise CheckpointError(
-                f"containers must be nested at most {_DEEPEST} deep and hold at most {_MOST_NODES} values. "
-                f"Received: more, at {prefix[:200]!r}."
-            )
-        if isinstance(node, torch.Tensor):
-            yield prefix, node
-            continue
-        if isinstance(node, Mapping):
-            items: Any = node.items()
-        elif isinstance(node, (list, tuple)):
-            items = enumerate(node)
-        else:
-            continue
-        found = [(f"{prefix}.{key}" if prefix else str(key), value, depth + 1) for key, value in items]
-        pending.extend(reversed(found))
-
-
-def _to_numpy(torch: Any, name: str, tensor: Any) -> np.ndarray:
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.device.type != "cpu":
-        raise CheckpointError(f"weights must be plain dense tensors. Received: {name!r} of {tensor.dtype}.")
-    size = tensor.numel() * tensor.element_size()
-    if size > tensor.untyped_storage().nbytes():
-        raise CheckpointError(
-            f"a tensor must be no larger than what is stored of it. Received: {name!r} of shape {tuple(tensor.shape)}, "
-            f"{tensor.untyped_storage().nbytes()} bytes of {size}."
-        )
-    tensor = tensor.detach()
-    if tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float32, torch.float64):
-        tensor = tensor.to(torch.float32)
-    return tensor.resolve_neg().numpy()
