@@ -25,6 +25,8 @@ _EXPORTS = {
     "pretrain": "resfit.transfer.pretrain",
 }
 _MODULES = ("applications", "hub")
+#: Names that need Keras and so TensorFlow, which the user chooses: resfit[cpu] or resfit[gpu].
+_NEED_KERAS = frozenset({"load", "summary", "fit", "Classifier", "pretrain", "applications", "hub"})
 
 __all__ = ["__version__", *_EXPORTS, *_MODULES]
 
@@ -46,6 +48,10 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _NEED_KERAS:
+        from resfit.dependencies import require_backend
+
+        require_backend()
     if name in _MODULES:
         return importlib.import_module(f"resfit.{name}")
     if name in _EXPORTS:

@@ -23,7 +23,7 @@ from resfit.architecture import arithmetic, catalog
 from resfit.cache import cache_root
 from resfit.checkpoints import registry
 from resfit.checkpoints.registry import CheckpointInfo
-from resfit.errors import ArgumentError, MissingDependencyError, closest
+from resfit.errors import ArgumentError, closest
 
 #: Told what is being done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -245,17 +245,14 @@ def plot(suggestions: Sequence[Suggestion], target: str | os.PathLike[str]) -> P
 
     Raises:
         ArgumentError: There is nothing to draw, or the suffix is none of these.
-        MissingDependencyError: matplotlib is not installed.
     """
     target = Path(target)
     if target.suffix not in (".png", ".svg", ".pdf"):
         raise ArgumentError(f"a plot must end in .png, .svg or .pdf. Received: {target}.")
     if not suggestions:
         raise ArgumentError("a plot needs at least one suggestion. Received: none.")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingDependencyError('a plot needs matplotlib: pip install "resfit[plot]".') from None
+    from matplotlib.figure import Figure
+
     measured = suggestions[0].latency is not None
     unit = 1000 if measured else 1
     figure = Figure(figsize=(9, 6), layout="constrained")

@@ -154,6 +154,9 @@ def fit(
     journal = Journal(say)
     minutes = check_arguments(strategy, budget, max_skipped, test_share, val_share, out)
     check_choice("head", head, heads.KINDS)
+    engines.check_name(engine)
+    engines.check_precision(precision)
+    engines.check_installed(engine, precision)
     separator = label_separator or ""
     images = image_sets.scan(source, **_scan_options(reading, scan_options))
     image_sets.check_trainable(images, least=1 if separator else 3)
@@ -170,7 +173,6 @@ def fit(
     choice = Choice(body, strategy, minutes, trainable_from, tuning, seed, head, lr_find, options, teacher is not None)
     if choice.tunes and head not in ("linear", "mlp"):
         raise ArgumentError(f"heads that are trained with the network are 'linear' and 'mlp'. Received: {head!r}.")
-    engines.check_precision(precision)
     if precision != "float32" and not choice.probes:
         raise ArgumentError(f"precision is of a probe's features. Received: {precision!r} for strategy={strategy!r}.")
     running = strategies.Running(

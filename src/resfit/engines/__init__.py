@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib
-import importlib.util
 import itertools
 import json
 import tempfile
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import numpy as np
 
+from resfit import dependencies
 from resfit.engines import compiled
 from resfit.engines.prefix import cut
 from resfit.errors import ArgumentError, MissingDependencyError, closest
@@ -37,6 +37,7 @@ __all__ = [
     "PRECISIONS",
     "Engine",
     "agreement",
+    "check_installed",
     "check_name",
     "check_precision",
     "create",
@@ -62,11 +63,11 @@ AGREEMENT = 0.9999
 BFLOAT16_AGREEMENT = 0.999
 _CHECKED_IMAGES = 4
 
-# engine -> what must be installed, how to get it, the class that runs it
-_RUNTIMES: dict[str, tuple[tuple[str, ...], str, str]] = {
-    "openvino": (("openvino",), "openvino", "OpenVinoEngine"),
-    "onnxruntime": (("onnx", "onnxruntime"), '"resfit[onnx]"', "OnnxRuntimeEngine"),
-    "litert": (("ai_edge_litert",), '"resfit[litert]"', "LiteRtEngine"),
+# engine -> what must be installed beside the base, the class that runs it
+_RUNTIMES: dict[str, tuple[tuple[str, ...], str]] = {
+    "openvino": ((), "OpenVinoEngine"),
+    "onnxruntime": (("onnx", "onnxruntime"), "OnnxRuntimeEngine"),
+    "litert": (("ai_edge_litert",), "LiteRtEngine"),
 }
 
 # what an engine can compute in; every other one in float32
@@ -179,6 +180,7 @@ def create(
     check_precision(precision)
     if not isinstance(engine, str):
         return engine
+    check_installed(engine)
     model = cut(model, until)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ArgumentError(
@@ -189,8 +191,6 @@ def create(
 
     plain = KerasEngine(model)
     name = engine if engine != "auto" else ("openvino" if _openvino_pays(model, images, precision) else "keras")
-    if name != "keras":
-        _check_installed(name)
     if not has_precision(name, precision):
         if engine != "auto" or not has_precision("auto", precision):  # a few images do not need it
             warnings.warn(f"{name} has no {precision} on this machine. Going on in float32.", stacklevel=2)
@@ -232,6 +232,24 @@ def check_name(engine: str | Engine) -> None:
     """
     if isinstance(engine, str) and engine not in NAMES:
         raise ArgumentError(f"engine must be one of {NAMES}. Received: {engine!r}.{closest(engine, NAMES)}")
+
+
+def check_installed(engine: str | Engine, precision: str = "float32") -> None:
+    """Makes sure that the packages of an engine and a precision are installed, before any work is done.
+
+    Args:
+        engine: As :func:`create` takes it.
+        precision: As :func:`create` takes it.
+
+    Raises:
+        MissingDependencyError: The runtime, or NNCF for int8, is not installed.
+    """
+    if isinstance(engine, str) and engine in _RUNTIMES:
+        dependencies.require(f'engine="{engine}"', *_RUNTIMES[engine][0])
+    if precision == "int8" and engine in ("auto", "openvino", "onnxruntime"):  # LiteRT has its own converter
+        from resfit.engines import int8
+
+        int8.check_installed()
 
 
 def has_precision(engine: str, precision: str) -> bool:
@@ -321,7 +339,7 @@ class _Maker:
     def __init__(self, model: keras.Model, name: str, threads: int | None, cache: Path | None):
         self._model, self._name, self._threads, self._cache = model, name, threads, cache
         self._module = importlib.import_module(f"resfit.engines.{name}")
-        self._class = getattr(self._module, _RUNTIMES[name][2])
+        self._class = getattr(self._module, _RUNTIMES[name][1])
         self._fingerprint = fingerprint(model)
 
     def floats(self, plain: Engine, precision: str = "float32") -> Engine:
@@ -519,8 +537,7 @@ def is_installed(name: str) -> bool:
     Args:
         name: An engine other than ``"auto"``.
     """
-    modules = _RUNTIMES[name][0] if name in _RUNTIMES else ("keras",)
-    return all(importlib.util.find_spec(module) is not None for module in modules)
+    return name not in _RUNTIMES or dependencies.is_installed(*_RUNTIMES[name][0])
 
 
 def macs_per_image(model: keras.Model, size: tuple[int, int] | None = None) -> float | None:
@@ -541,15 +558,8 @@ def macs_per_image(model: keras.Model, size: tuple[int, int] | None = None) -> f
     return float(arithmetic.count(architecture, input_size=size or own, include_top=False).macs)
 
 
-def _check_installed(name: str) -> None:
-    modules, source, _ = _RUNTIMES[name]
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    if missing:
-        raise MissingDependencyError(f'engine="{name}" needs {" and ".join(missing)}. Install it: pip install {source}')
-
-
 def _openvino_pays(model: keras.Model, images: int | None, precision: str) -> bool:
-    if importlib.util.find_spec("openvino") is None or _has_gpu():
+    if _has_gpu():
         return False
     if precision == "int8" or images is None:
         return True

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from resfit.errors import ArgumentError, MissingDependencyError
+from resfit import dependencies
+from resfit.errors import ArgumentError
 
 #: Smallest cosine between a row in int8 and in float32.
 AGREEMENT = 0.99
@@ -114,10 +115,7 @@ def check_installed() -> None:
     Raises:
         MissingDependencyError: It is not.
     """
-    import importlib.util
-
-    if importlib.util.find_spec("nncf") is None:
-        raise MissingDependencyError('precision="int8" needs nncf. Install it: pip install "resfit[int8]"')
+    dependencies.require('precision="int8"', "nncf")
 
 
 def _nncf() -> Any:

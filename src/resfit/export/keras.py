@@ -10,7 +10,7 @@ from resfit.export.verification import Run
 
 PRECISIONS = ("float32",)
 MODULES = ("keras",)
-EXTRA = "cpu"
+INT8_MODULES = ()
 RUNTIME = "keras"
 
 _FILE = "model.keras"

@@ -11,7 +11,7 @@ from resfit.export.verification import Run
 
 PRECISIONS = ("float32", "float16", "int8")
 MODULES = ("tensorflow", "ai_edge_litert", "flatbuffers")
-EXTRA = "litert"
+INT8_MODULES = ()
 RUNTIME = "ai-edge-litert"
 
 _FILE = "model.tflite"

@@ -11,7 +11,7 @@ from resfit.export.verification import Run
 
 PRECISIONS = ("float32", "int8")
 MODULES = ("onnx", "onnxruntime")
-EXTRA = "onnxruntime"
+INT8_MODULES = ("nncf",)
 RUNTIME = "onnxruntime"
 
 _FILE = "model.onnx"

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from resfit.export.base import check_installed
 from resfit.files import atomic_path
 
 if TYPE_CHECKING:
@@ -22,11 +21,7 @@ def accuracy_over_latency(path: str | os.PathLike[str], rows: Sequence[Export], 
         path: PNG file to write.
         rows: The exports; those that failed are left out.
         title: Printed above.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
     """
-    check_installed("a picture", ("matplotlib",), "plot")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter

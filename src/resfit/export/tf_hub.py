@@ -18,7 +18,7 @@ from resfit.transfer.logits import activated
 
 PRECISIONS = ("float32",)
 MODULES = ("tensorflow",)
-EXTRA = "cpu"
+INT8_MODULES = ()
 RUNTIME = "tensorflow"
 
 _FEATURES = "feature_vector"

@@ -20,7 +20,7 @@ from resfit.export.verification import Check, Run, difference, rows
 
 PRECISIONS = ("float32",)
 MODULES = ("tensorflow",)
-EXTRA = "cpu"
+INT8_MODULES = ()
 RUNTIME = "tensorflow"
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resfit.errors import MissingDependencyError
 from resfit.files import atomic_path
 
 if TYPE_CHECKING:
@@ -23,9 +22,6 @@ def draw_training(
         history: Rows of the log.
         kept: The epoch whose weights were kept.
         title: Printed above.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
     """
     figure = _figure((9.0, 3.6))
     for axis, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
@@ -50,9 +46,6 @@ def draw_rates(path: Path, curve: RateCurve) -> None:
     Args:
         path: PNG file to write.
         curve: What was measured.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
     """
     figure = _figure((6.0, 3.6))
     axis = figure.subplots()
@@ -67,13 +60,9 @@ def draw_rates(path: Path, curve: RateCurve) -> None:
 
 
 def _figure(size: tuple[float, float]) -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError(
-            'Pictures need matplotlib, which is not installed. Install it: pip install "resfit[plot]".'
-        ) from error
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -129,6 +129,7 @@ def extract(
     files = [Path(path) for path in (images.paths if isinstance(images, ImageSet) else images)]
     engines.check_name(engine)
     engines.check_precision(precision)
+    engines.check_installed(engine, precision)
     check_dtype(dtype)
     contract = _contract(model, input_spec)
     model = engines.cut(model, until)

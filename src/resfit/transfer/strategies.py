@@ -21,7 +21,6 @@ from resfit.cache import USERS, cache_root, keep
 from resfit.data import checks
 from resfit.data.image_set import Skipped
 from resfit.data.views import Views
-from resfit.errors import MissingDependencyError
 from resfit.files import write_json
 from resfit.transfer import boundary, feeds, finetune, heads, storage, training
 from resfit.transfer.features import extract
@@ -289,10 +288,9 @@ def tune(task: Task, prepared: Prepared, head: heads.Head, tuning: Tuning, runni
         )
     finally:
         log.close()
-    with contextlib.suppress(MissingDependencyError):
-        from resfit.transfer.curves import draw_training
+    from resfit.transfer.curves import draw_training
 
-        draw_training(running.folder / CURVES, learned.history, kept=learned.epoch, title=prepared.body.name)
+    draw_training(running.folder / CURVES, learned.history, kept=learned.epoch, title=prepared.body.name)
     body, final = finetune.body_of(model, layers), heads.from_layers(layers, head)
     if _policy(tuning):  # what is measured is what is kept: float32
         body = boundary.copy(body, dtype="float32")
@@ -443,10 +441,9 @@ def _found_rate(trainer: finetune.Trainer, running: Running) -> float:
     curve = trainer.find_rate()
     running.say(f"learning rate {curve.suggestion:.2g}: the loss falls fastest there")
     running.folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(MissingDependencyError):
-        from resfit.transfer.curves import draw_rates
+    from resfit.transfer.curves import draw_rates
 
-        draw_rates(running.folder / RATES, curve)
+    draw_rates(running.folder / RATES, curve)
     write_json(path, {"suggestion": curve.suggestion, "rates": curve.rates, "losses": curve.losses})
     return curve.suggestion
 
