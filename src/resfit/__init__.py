@@ -8,7 +8,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from resfit import telemetry
+
 __version__ = "0.1.0"
+
+telemetry.switch_off()
 
 _EXPORTS = {
     "load": "resfit.zoo",

@@ -23,6 +23,7 @@ from resfit.architecture import arithmetic, catalog
 from resfit.cache import cache_root
 from resfit.checkpoints import registry
 from resfit.checkpoints.registry import CheckpointInfo
+from resfit.drawing import new_figure
 from resfit.errors import ArgumentError, closest
 
 #: Told what is being done, how much of it is done, and how much there is.
@@ -251,11 +252,9 @@ def plot(suggestions: Sequence[Suggestion], target: str | os.PathLike[str]) -> P
         raise ArgumentError(f"a plot must end in .png, .svg or .pdf. Received: {target}.")
     if not suggestions:
         raise ArgumentError("a plot needs at least one suggestion. Received: none.")
-    from matplotlib.figure import Figure
-
     measured = suggestions[0].latency is not None
     unit = 1000 if measured else 1
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = new_figure((9, 6))
     axes = figure.add_subplot()
     others = [one for one in suggestions if not one.pareto]
     front = sorted((one for one in suggestions if one.pareto), key=lambda one: one.cost)

@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -120,8 +119,6 @@ def check_installed() -> None:
 
 def _nncf() -> Any:
     check_installed()
-    # it reports each use to its maker otherwise
-    os.environ.setdefault("NNCF_CI", "1")
     import nncf
 
     return nncf

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from resfit import telemetry
 from resfit.engines.lowering import Unsupported
 
 if TYPE_CHECKING:
@@ -103,7 +104,9 @@ def _traced(model: keras.Model) -> Any:
     import tensorflow as tf
 
     signature = [tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32, name="images")]
-    return openvino.convert_model(tf.function(lambda images: model(images, training=False), input_signature=signature))
+    graph = tf.function(lambda images: model(images, training=False), input_signature=signature)
+    with telemetry.openvino_tools():
+        return openvino.convert_model(graph)
 
 
 class OpenVinoEngine:

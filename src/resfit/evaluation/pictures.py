@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from resfit.drawing import new_figure
 from resfit.files import atomic_path
 
 _RIGHT, _WRONG = "#1a7f37", "#c62828"
@@ -42,8 +43,6 @@ def contact_sheet(
     Raises:
         ImageError: An image cannot be read.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from sklearn.metrics import confusion_matrix
 
     from resfit.data.decode import decode_image
@@ -54,8 +53,7 @@ def contact_sheet(
     guesses = probabilities.argmax(axis=1)
     generator = np.random.default_rng(seed)
     rows = len(classes)
-    figure = Figure(figsize=(1.15 * each + 8.2, max(1.25 * rows, 5.0)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((1.15 * each + 8.2, max(1.25 * rows, 5.0)))
     figure.suptitle(title, fontsize=13)
     sheet, matrix = figure.subfigures(1, 2, width_ratios=(1.15 * each, 7.2))
     axes = sheet.subplots(rows, each, squeeze=False)

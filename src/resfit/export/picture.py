@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from resfit.drawing import new_figure
 from resfit.files import atomic_path
 
 if TYPE_CHECKING:
@@ -22,14 +23,11 @@ def accuracy_over_latency(path: str | os.PathLike[str], rows: Sequence[Export], 
         rows: The exports; those that failed are left out.
         title: Printed above.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
-
     good = [row for row in rows if row.verification is not None and not row.problem]
     labelled = all(row.verification and row.verification.accuracy is not None for row in good)
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((8, 5))
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
     axes = figure.subplots()
     points = []
     for row in good:
