@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from resfit import telemetry
+from resfit import cache, telemetry
 
 __version__ = "0.1.0"
 
 telemetry.switch_off()
+telemetry.keep_fonts_in(cache.cache_root())
 
 _EXPORTS = {
     "load": "resfit.zoo",

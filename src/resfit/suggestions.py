@@ -20,7 +20,7 @@ from typing import Any
 
 from resfit import files, processors
 from resfit.architecture import arithmetic, catalog
-from resfit.cache import cache_root
+from resfit.cache import cache_root, report_unusable, scratch
 from resfit.checkpoints import registry
 from resfit.checkpoints.registry import CheckpointInfo
 from resfit.drawing import new_figure
@@ -213,7 +213,10 @@ def latency(architecture: str, size: int, *, engine: str = "auto", seed: int = 0
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or damaged: measure again
     seconds = _measure(architecture, size, engine, seed)
-    files.write_json(path, {"seconds": seconds, "architecture": architecture, **about})
+    try:
+        files.write_json(path, {"seconds": seconds, "architecture": architecture, **about})
+    except OSError as error:
+        report_unusable(cache_root(), error)
     return seconds
 
 
@@ -324,8 +327,6 @@ def _measured(found: Sequence[Suggestion], engine: str, progress: Progress | Non
 
 
 def _measure(architecture: str, size: int, engine: str, seed: int) -> float:
-    import tempfile
-
     import numpy as np
 
     from resfit import engines
@@ -337,8 +338,8 @@ def _measure(architecture: str, size: int, engine: str, seed: int) -> float:
     model = build(spec, input_shape=(size, size, spec.in_channels), input_spec=contract, preprocess=True)
     image = np.random.default_rng(seed).integers(0, 256, (1, size, size, spec.in_channels), dtype=np.uint8)
     # in a folder of its own, since a network of random weights is not worth keeping
-    with tempfile.TemporaryDirectory(prefix="resfit-") as folder:
-        ready = engines.create(model, engine, cache=Path(folder))
+    with scratch() as folder:
+        ready = engines.create(model, engine, cache=folder)
         taken = []
         for _ in range(_WARM_UPS + _RUNS):
             begin = time.perf_counter()

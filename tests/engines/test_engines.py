@@ -7,8 +7,8 @@ import pytest
 from resfit import engines, housekeeping
 from resfit.engines import int8
 from resfit.errors import ArgumentError, MissingDependencyError
-from tests.numbers import images as random_images
-from tests.numbers import randomize
+from tests.numeric import images as random_images
+from tests.numeric import randomize
 from tests.pictures import tiny_body
 from tests.specs import shortened
 

@@ -29,7 +29,8 @@ def wheel(folder: Path) -> Path:
     """Builds the wheel of this checkout."""
     pytest.importorskip("hatchling", reason="the wheel is built with hatchling")
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, ROOT], check=True
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, ROOT],
+        check=True,
     )
     return next(folder.glob("resfit-*.whl"))
 
@@ -94,7 +95,11 @@ def toured(built: Path, kept: Path, folder: Path, *arguments: str) -> subprocess
 
 def _variables(more: Mapping[str, str]) -> dict[str, str]:
     """Returns a user's variables: no cache of the tests, no network."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("RESFIT_", "KERAS_", "PYTHON", "XDG_"))}
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RESFIT_", "KERAS_", "PYTHON", "XDG_", "MPLCONFIGDIR"))
+    }
     offline = {"RESFIT_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     return {**own, **offline, **more}
 

@@ -1,7 +1,8 @@
 """Runs in an environment of a user: every command and every public name, up to its first error. Prints JSON.
 
-What it prints is ``{"ways": {what was done: outcome}, "left": {what was done: [what it wrote, if it failed]}}``. An outcome is
-``"ok"`` or ``"Type: message"`` of the error. Called as ``python tour.py FOLDER`` with class folders of pictures in FOLDER/photos.
+What it prints is ``{"ways": {what was done: outcome}, "left": {what was done: [what it wrote, if it failed]}}``. An
+outcome is ``"ok"`` or ``"Type: message"`` of the error. Called as ``python tour.py FOLDER``, with class folders of
+pictures in ``FOLDER/photos`` and of DICOM files in ``FOLDER/scans``.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def commands() -> None:
     command("predict", "out.resfit", "photos/red/000.png")
     for engine in ("openvino", "onnxruntime", "litert"):
         command("predict", "out.resfit", "photos", "--engine", engine)
-        command("embed", "photos", "-o", f"{engine}.npz", "--engine", engine, "--no-cache", writes=Path(f"{engine}.npz"))
+        command("embed", "photos", "-o", f"{engine}.npz", "--engine", engine, writes=Path(f"{engine}.npz"))
     command("evaluate", "out.resfit", "photos")
     command("evaluate", "out.resfit", "photos", "--report", "report.html", writes=Path("report.html"))
     command("explain", "out.resfit", "photos/red/000.png", "-o", "why")

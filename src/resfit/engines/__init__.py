@@ -14,7 +14,6 @@ import hashlib
 import importlib
 import itertools
 import json
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 import numpy as np
 
 from resfit import dependencies
+from resfit.cache import cache_root, is_writable, report_unusable, scratch
 from resfit.engines import compiled
 from resfit.engines.prefix import cut
 from resfit.errors import ArgumentError, MissingDependencyError, closest
@@ -199,9 +199,15 @@ def create(
         return plain
     if precision == "int8" and samples is None and calibration is None:
         raise ArgumentError('precision="int8" is calibrated on images. Pass samples=, an array of some 48 of them.')
-    maker = _Maker(model, name, threads, cache)
+    folder = cache or cache_root()
     try:
-        return maker.int8(plain, samples, calibration) if precision == "int8" else maker.floats(plain, precision)
+        if is_writable(folder):
+            try:
+                return _Maker(model, name, threads, cache).made(plain, precision, samples, calibration)
+            except OSError as error:
+                report_unusable(folder, error)
+        with scratch() as temporary:  # it lives in memory alone
+            return _Maker(model, name, threads, temporary).made(plain, precision, samples, calibration)
     except (ArgumentError, MissingDependencyError):
         raise
     except Exception as error:
@@ -342,6 +348,9 @@ class _Maker:
         self._class = getattr(self._module, _RUNTIMES[name][1])
         self._fingerprint = fingerprint(model)
 
+    def made(self, plain: Engine, precision: str, samples: Samples | None, calibration: str | None) -> Engine:
+        return self.int8(plain, samples, calibration) if precision == "int8" else self.floats(plain, precision)
+
     def floats(self, plain: Engine, precision: str = "float32") -> Engine:
         entry = self._entry("float32", None)  # the same file: bfloat16 is how it is run
         rule = _AGREEMENTS[precision]
@@ -405,15 +414,7 @@ class _Maker:
         return entry_of(self._model, self._name, precision, calibration, self._fingerprint, self._cache)
 
     def _open(self, entry: compiled.Entry, precision: str, write: Callable[[Path], dict[str, Any]]) -> Any:
-        try:
-            entry.make(write)
-        except OSError as error:  # no room for it in the cache: it lives in memory alone
-            if precision == "int8":
-                raise
-            warnings.warn(f"the converted network cannot be kept ({error}).", stacklevel=5)
-            with tempfile.TemporaryDirectory(prefix="resfit-") as folder:
-                write(Path(folder))
-                return self._class(Path(folder), precision=precision, threads=self._threads)
+        entry.make(write)
         try:
             fast = self._class(entry.folder, precision=precision, threads=self._threads)
         except Exception:  # damaged: make it again

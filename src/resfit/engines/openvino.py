@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from resfit import telemetry
 from resfit.engines.lowering import Unsupported
 
 if TYPE_CHECKING:
@@ -105,8 +104,7 @@ def _traced(model: keras.Model) -> Any:
 
     signature = [tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32, name="images")]
     graph = tf.function(lambda images: model(images, training=False), input_signature=signature)
-    with telemetry.openvino_tools():
-        return openvino.convert_model(graph)
+    return openvino.convert_model(graph)
 
 
 class OpenVinoEngine:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import engines
-from resfit.cache import USERS, cache_root, keep
+from resfit.cache import USERS, cache_root, folder_of, is_writable, keep
 from resfit.data import checks
 from resfit.data.image_set import Skipped
 from resfit.data.views import Views
@@ -375,9 +375,9 @@ def run_folder(out: Path | None, described: dict[str, Any], cache: bool | str | 
     """Returns where a run keeps its checkpoints: beside the output, else in the cache; ``None`` for neither."""
     if out is not None:
         return out.with_name(f"{out.name}.run")
-    if cache is False:
+    root = folder_of(cache)
+    if root is None or not is_writable(root):
         return None
-    root = cache_root() if cache is True else Path(cache)
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     folder = root / "runs" / digest[:24]
     keep(folder / USERS)
