@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 
 from resfit.errors import MissingDependencyError
 
@@ -83,9 +84,13 @@ def message(what: str, *modules: str) -> str:
     other = ', or "resfit[gpu]" for NVIDIA GPUs' if "tensorflow" in modules else ""
     verb = "is" if len(modules) == 1 else "are"
     return (
-        f"{what} needs {' and '.join(modules)}, which {verb} not installed. "
+        f"{what} needs {_listed(modules)}, which {verb} not installed. "
         f'Install with: pip install "resfit[{",".join(extras)}]"{other}'
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _missing(modules: tuple[str, ...]) -> list[str]:

@@ -15,9 +15,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
+
+httpx = pytest.importorskip("httpx", reason="the server is asked with httpx")
 
 ROOT = Path(__file__).parents[2]
 REPORT = """<h1>Report of the test</h1><script>
