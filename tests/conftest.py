@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gc
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +14,13 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import pytest
 
-#: Tests that take long, with their seconds of processor time, as ``--record-long`` writes them.
+#: What is known to take long, with its seconds of processor time: tests, modules, folders. ``--record-long`` helps.
 LONG = Path(__file__).with_name("long.csv")
-#: Seconds from which a test is long.
+#: Seconds from which ``--record-long`` notes a test.
 _MOMENT = 1.0
+#: Seconds after which ``--fast`` begins no further test.
+_BUDGET = 190.0
+_BEGUN = time.monotonic()
 
 # what `make test-fast` does without
 _OPTIONAL = frozenset(
@@ -36,16 +40,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record-long", metavar="FILE", help="write the processor time of each test that takes long")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks what takes long to be skipped with --fast."""
+    """With --fast: skips what is known to take long, and puts one case of each test before the others."""
     if not config.getoption("--fast"):
         return
     with open(LONG, encoding="utf-8", newline="") as file:
         long = {row["test"]: row["seconds"] for row in csv.DictReader(file)}
+    cases: dict[str, int] = {}
+    turns = {}
     for item in items:
-        seconds = long.get(item.nodeid.partition("[")[0])
-        if seconds is not None:
-            item.add_marker(pytest.mark.skip(reason=f"takes {seconds} s: make test"))
+        name = item.nodeid.partition("[")[0]
+        turns[item] = cases[name] = cases.get(name, -1) + 1
+        parts = name.replace("::", "/").split("/")
+        folders = {"/".join(parts[:count]) for count in range(1, len(parts))}
+        for place in {name, name.partition("::")[0], *folders} & long.keys():
+            item.add_marker(pytest.mark.skip(reason=f"{place} takes {long[place]} s of processor time: make test"))
+    items.sort(key=lambda item: turns[item] > 0)  # the fixtures of a module are made twice at most
 
 
 class _Module(pytest.Module):
@@ -78,6 +89,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    if item.config.getoption("--fast") and time.monotonic() - _BEGUN > _BUDGET:
+        pytest.skip("the time of --fast is over: make test")
     return (yield from _skipping(item))
 
 

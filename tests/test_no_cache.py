@@ -1,5 +1,6 @@
 """The cache is no condition: what is asked for is done without it, to the same numbers, and said in one line."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import resfit
-from resfit import cache, classifier, engines
+from resfit import cache, classifier, engines, files
 from resfit.transfer import storage
 from resfit.transfer.features import extract
 from resfit.transfer.store import FeatureStore, StoreKey
@@ -92,8 +93,8 @@ def test_a_command_says_it_in_one_line(photos, unwritable, tmp_path):
 
 
 def test_a_disk_that_gets_full_on_the_way(photos, body, small_disk):
-    files = sorted(photos.rglob("*.png"))
-    expected = extract(body, files, cache=False)
+    paths = sorted(photos.rglob("*.png"))
+    expected = extract(body, paths, cache=False)
     with open(small_disk / "filler", "wb") as filler:  # room for the probe and little more
         filler.write(bytes(120 * 1024))
     wide = StoreKey.of({"of": "wide rows"})
@@ -104,14 +105,14 @@ def test_a_disk_that_gets_full_on_the_way(photos, body, small_disk):
         rows = np.arange(12 * 4096, dtype=np.float32).reshape(12, 4096)
         for start in range(0, 12, 3):
             store.append(digests[start : start + 3], rows[start : start + 3])
-        found = extract(body, files, cache=small_disk)
-        pixels = storage.decoded(files, body.input_spec, small_disk)
+        found = extract(body, paths, cache=small_disk)
+        pixels = storage.decoded(paths, body.input_spec, small_disk)
     assert 0 < store._count < 12 == len(store)
     np.testing.assert_array_equal(store.rows(digests[::-1]), rows[::-1])
     np.testing.assert_array_equal(store.rows(digests), rows)
     assert store.drop_damaged(digests) == 0
     np.testing.assert_allclose(found.rows, expected.rows, rtol=1e-6)
-    np.testing.assert_array_equal(pixels.images, storage.decoded(files, body.input_spec, False).images)
+    np.testing.assert_array_equal(pixels.images, storage.decoded(paths, body.input_spec, False).images)
     assert "No space left on device" in lines(caught)[0]
     again = FeatureStore(small_disk / "features", wide, 4096)  # what the disk took is whole
     np.testing.assert_array_equal(again.rows(digests[: len(again)]), rows[: len(again)])
@@ -155,3 +156,17 @@ def test_scratch_is_in_memory_where_the_disk_is_full(monkeypatch, tmp_path):
         assert folder.is_relative_to("/dev/shm")
         (folder / "file").write_bytes(b"1")
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("what", ["a file", "a classifier"])
+def test_a_full_disk_is_named_with_what_is_needed(what, small_disk, tmp_path):
+    photos, body = write_folder(tmp_path / "photos", each=6), tiny_body()
+    (small_disk / "filler").write_bytes(bytes(200 * 1024))
+    write = {
+        "a file": lambda: files.write_text(small_disk / "out", "x" * 2**20),
+        "a classifier": lambda: resfit.fit(photos, model=body, out=small_disk / "out"),
+    }[what]
+    with pytest.raises(OSError, match="the disk is full: more than ") as caught:
+        write()
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(small_disk / "out"))
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]  # nothing half is left

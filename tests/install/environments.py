@@ -89,7 +89,7 @@ def toured(built: Path, kept: Path, folder: Path, *arguments: str) -> subprocess
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=3600,
     )
 
 
