@@ -100,3 +100,12 @@ def test_annotations_reach_users(tmp_path):
     assert found[1] == 'note: Revealed type is "list[resfit.zoo.ModelInfo]"'
     assert found[2] == 'note: Revealed type is "tuple[str, ...]"'
     assert found[3].startswith('error: Argument "classes" to "load" has incompatible type "str"')
+
+
+def test_what_is_listed_as_long_exists():
+    for row in (ROOT / "tests" / "long.csv").read_text("utf-8").splitlines()[1:]:
+        place, seconds = row.split(",")
+        path, _, name = place.partition("::")
+        assert (ROOT / path).exists(), place
+        assert not name or f"def {name}(" in (ROOT / path).read_text("utf-8"), place
+        assert float(seconds) > 0
