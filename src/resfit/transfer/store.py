@@ -290,7 +290,7 @@ def faults(folder: Path) -> list[str]:
     """
     try:
         about = json.loads((folder / ABOUT).read_text("utf-8"))
-        name, dtype = DTYPES[about["dtype"]]
+        name, dtype = _FILES[about["dtype"]]
         row_bytes = int(about["width"]) * np.dtype(dtype).itemsize
         records = np.fromfile(folder / "index.bin", _RECORD)
         expected, size = records["row_crc"], (folder / name).stat().st_size
