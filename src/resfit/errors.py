@@ -122,10 +122,18 @@ def _meant(name: str) -> tuple[str, ...]:
 
 
 def _spelled_alike(name: str, known: Sequence[str]) -> list[str]:
-    """Returns the nearest names, those that are as near in the order in which they are known."""
-    near = difflib.get_close_matches(name, known, n=8)
-    likeness = {one: difflib.SequenceMatcher(None, one, name).ratio() for one in near}
-    return [one for one in known if one in likeness and likeness[one] == max(likeness.values())]
+    """Returns the nearest name; of those that are as near the one whose number is, then the first."""
+
+    def distance(one: str) -> tuple[float, int]:
+        return -difflib.SequenceMatcher(None, one, name).ratio(), abs(_number(one) - _number(name))
+
+    return sorted(difflib.get_close_matches(name, known, n=8), key=lambda one: (*distance(one), known.index(one)))[:1]
+
+
+def _number(name: str) -> int:
+    """Returns the first number in a name; 0 for none."""
+    found = re.search(r"[0-9]{1,9}", name)
+    return int(found[0]) if found else 0
 
 
 def _look(name: str) -> str:
