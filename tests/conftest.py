@@ -19,7 +19,7 @@ LONG = Path(__file__).with_name("long.csv")
 #: Seconds from which ``--record-long`` notes a test.
 _MOMENT = 1.0
 #: Seconds after which ``--fast`` begins no further test.
-_BUDGET = 190.0
+_BUDGET = 170.0
 _BEGUN = time.monotonic()
 
 # what `make test-fast` does without

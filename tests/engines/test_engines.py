@@ -114,7 +114,7 @@ def test_conversion_is_kept_and_made_again_when_damaged(body, images, tmp_path, 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(body, images, tmp_path):
     (tmp_path / "engines").write_text("a file where a folder should be")
-    with pytest.warns(UserWarning, match="cannot be kept"):
+    with pytest.warns(UserWarning, match="nothing is kept for the next run"):
         engine = engines.create(body, "openvino", cache=tmp_path)
     np.testing.assert_allclose(engine.run(images), body.predict(images, verbose=0), rtol=1e-4, atol=1e-5)
     assert engine.name == "openvino"
