@@ -7,16 +7,16 @@ begins with :func:`opened`, and tells :func:`report_unusable` of an error that c
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
-import shutil
 import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import tempfile
 
 #: Environment variable that moves the cache elsewhere.
 VARIABLE = "RESFIT_CACHE"
@@ -44,8 +44,7 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resfit"
 
 
-@dataclasses.dataclass(frozen=True)
-class Opened:
+class Opened(NamedTuple):
     """A folder to work in.
 
     Attributes:
@@ -122,6 +121,8 @@ def scratch() -> Iterator[Path]:
     Raises:
         OSError: No place for temporary files can be written.
     """
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="resfit-", ignore_cleanup_errors=True, dir=_roomiest()) as folder:
         yield Path(folder)
 
@@ -138,6 +139,8 @@ def place(root: Path, name: str) -> Path:
     """
     if (root / name).exists() or is_writable(root):
         return root / name
+    import tempfile
+
     with _keeping:
         if not _lasting:
             _lasting.append(tempfile.TemporaryDirectory(prefix="resfit-", ignore_cleanup_errors=True, dir=_roomiest()))
@@ -146,6 +149,9 @@ def place(root: Path, name: str) -> Path:
 
 def _roomiest() -> str | None:
     """Returns the place for temporary files; that in memory where the usual one cannot be written or is nearly full."""
+    import shutil
+    import tempfile
+
     memory = Path("/dev/shm")
     try:
         usual = Path(tempfile.gettempdir())
@@ -168,6 +174,8 @@ def _try(folder: Path) -> None:
     Raises:
         OSError: It cannot be made or written.
     """
+    import tempfile
+
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(_TRIED))
