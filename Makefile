@@ -2,8 +2,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+FAST := .venv-fast
+FAST_STAMP := $(FAST)/.installed
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-fast test-slow lint clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -11,11 +13,21 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[cpu,test]"
 	touch $(STAMP)
 
+$(FAST_STAMP): pyproject.toml
+	$(PYTHON) -m venv $(FAST)
+	$(FAST)/bin/python -m pip install --quiet --upgrade pip
+	$(FAST)/bin/python -m pip install --quiet -e ".[cpu,fast]"
+	touch $(FAST_STAMP)
+
 demo: $(STAMP)
 	$(BIN)/resfit demo
 
 test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+# the base install and pytest alone; what needs more, or more than a moment, is left out and says why
+test-fast: $(FAST_STAMP)
+	$(FAST)/bin/python -m pytest -q --fast -n 2 --dist worksteal
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
@@ -25,6 +37,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check src tests benchmarks tools
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry src
 
 clean:
-	rm -rf $(VENV) demo build dist
+	rm -rf $(VENV) $(FAST) demo build dist

@@ -53,7 +53,7 @@ def main() -> None:
     import keras
     from scipy.ndimage import gaussian_filter
     from scipy.stats import spearmanr
-    from tests.numbers import randomize
+    from tests.numeric import randomize
 
     from resfit.explain import METHODS, attribute, quality
 

@@ -89,7 +89,7 @@ def in_turn(first: Callable[[], int], second: Callable[[], int], rounds: int) ->
 
 def compare(arguments: argparse.Namespace, folder: Path) -> None:
     import keras
-    from tests.numbers import randomize
+    from tests.numeric import randomize
 
     import resfit
     from resfit import engines

@@ -21,7 +21,7 @@ import numpy as np
 from resfit import applications
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from tests.numbers import randomize, relative_error
+from tests.numeric import randomize, relative_error
 
 NAMES = ("ResNet50", "ResNet101", "ResNet152", "ResNet50V2", "ResNet101V2", "ResNet152V2")
 CASES = (

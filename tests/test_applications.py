@@ -20,7 +20,7 @@ from resfit.checkpoints import canonical, registry, store, write
 from resfit.checkpoints.readers import keras_h5
 from resfit.errors import ArgumentError, CheckpointError, DownloadError
 from resfit.preprocessing import TORCH
-from tests.numbers import images, randomize, relative_error
+from tests.numeric import images, randomize, relative_error
 
 SIX = ["ResNet50", "ResNet101", "ResNet152", "ResNet50V2", "ResNet101V2", "ResNet152V2"]
 

@@ -463,3 +463,14 @@ def test_who_waits_for_a_lock_gets_the_new_one(tmp_path):
     waiting.communicate("")
     with cache.unused(lock) as free:
         assert free
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
+def test_rows_of_every_format_are_verified(tmp_path, dtype):
+    kept = FeatureStore(tmp_path / "features", StoreKey.of({"of": dtype}), 8, dtype)
+    kept.append([bytes([number]) * 32 for number in range(5)], np.arange(40).reshape(5, 8))
+    (item,) = housekeeping.find(cache=tmp_path, kinds=["features"])
+    assert housekeeping.faults(item) == []
+    (rows,) = kept.folder.glob("rows.*")
+    rows.write_bytes(rows.read_bytes()[:-1] + b"\xff")
+    assert housekeeping.faults(item) == ["1 of 5 rows have another checksum"]

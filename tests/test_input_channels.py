@@ -12,7 +12,7 @@ import resfit
 from resfit import engines, preprocessing, zoo
 from resfit.checkpoints import canonical, convert, write
 from resfit.errors import ArgumentError
-from tests.numbers import images, relative_error
+from tests.numeric import images, relative_error
 
 NAME = "resnet10_tiny"
 CONTRACTS = {

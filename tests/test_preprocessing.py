@@ -14,7 +14,7 @@ from resfit.architecture import catalog
 from resfit.architecture.network import build
 from resfit.errors import ArgumentError
 from resfit.preprocessing import InputSpec
-from tests.numbers import images, relative_error
+from tests.numeric import images, relative_error
 
 MODES = {
     "CAFFE": keras.applications.resnet.preprocess_input,

@@ -15,7 +15,7 @@ from resfit.checkpoints import namings
 from resfit.checkpoints.readers import safetensors
 from resfit.checkpoints.readers import torch as torch_reader
 from resfit.errors import ArtifactError, CheckpointError
-from tests.numbers import randomize
+from tests.numeric import randomize
 from tests.pictures import write_picture
 
 SPEC = ArchitectureSpec(

@@ -11,7 +11,7 @@ import pytest
 import resfit
 from resfit.architecture import arithmetic, catalog
 from resfit.errors import ArgumentError
-from tests.numbers import randomize
+from tests.numeric import randomize
 
 NAME = "resnet10_tiny"
 

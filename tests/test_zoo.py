@@ -21,7 +21,7 @@ from resfit.checkpoints import canonical, convert, registry, store
 from resfit.checkpoints.readers import keras_h5, safetensors
 from resfit.errors import ArgumentError, CheckpointError, DownloadError, UnknownNameError
 from resfit.preprocessing import CAFFE, TF, InputSpec
-from tests.numbers import images, randomize, relative_error
+from tests.numeric import images, randomize, relative_error
 
 NAME = "resnet10_tiny"
 

@@ -8,7 +8,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from resfit import cache, telemetry
+
 __version__ = "0.1.0"
+
+telemetry.switch_off()
+telemetry.keep_fonts_in(cache.cache_root())
 
 _EXPORTS = {
     "load": "resfit.zoo",
@@ -25,6 +30,8 @@ _EXPORTS = {
     "pretrain": "resfit.transfer.pretrain",
 }
 _MODULES = ("applications", "hub")
+#: Names that need Keras and so TensorFlow, which the user chooses: resfit[cpu] or resfit[gpu].
+_NEED_KERAS = frozenset({"load", "summary", "fit", "Classifier", "pretrain", "applications", "hub"})
 
 __all__ = ["__version__", *_EXPORTS, *_MODULES]
 
@@ -46,6 +53,10 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _NEED_KERAS:
+        from resfit.dependencies import require_backend
+
+        require_backend()
     if name in _MODULES:
         return importlib.import_module(f"resfit.{name}")
     if name in _EXPORTS:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from resfit.errors import ArgumentError, ArtifactError
-from resfit.files import sync, umask, write_json
+from resfit.files import full_disks_named, sync, umask, write_json
 
 FORMAT = 1
 KIND = "resfit classifier"
@@ -120,7 +120,8 @@ def atomic_folder(out: Path) -> Iterator[Path]:
     _sweep(out)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name[:80]}{_MARK}{os.getpid()}-", dir=out.parent))
     try:
-        yield temporary
+        with full_disks_named(out, temporary):
+            yield temporary
         for path in temporary.rglob("*"):
             sync(path)
         sync(temporary)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit import processors
+from resfit import dependencies, processors
 from resfit.data import checks, privacy
-from resfit.errors import ArgumentError, DataError, MissingDependencyError
+from resfit.errors import ArgumentError, DataError
 from resfit.transfer import features as feature_store
 
 if TYPE_CHECKING:
@@ -591,12 +591,10 @@ def check_label_method(method: str) -> None:
         ArgumentError: It is unknown.
         MissingDependencyError: It needs a package that is not installed.
     """
-    import importlib.util
-
     if method not in LABEL_METHODS:
         raise ArgumentError(f"label_method must be one of {LABEL_METHODS}. Received: {method!r}.")
-    if method == "cleanlab" and importlib.util.find_spec("cleanlab") is None:
-        raise MissingDependencyError('cleanlab is not installed. Install it: pip install "resfit[checks]".')
+    if method == "cleanlab":
+        dependencies.require('label_method="cleanlab"', "cleanlab")
 
 
 def left_out(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -29,14 +33,43 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        with full_disks_named(target, temporary):
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, target)
         sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def full_disks_named(target: Path, work: Path) -> Iterator[None]:
+    """Turns the error of a full disk into one that says which file or folder it was for, and what there is room for.
+
+    Args:
+        target: What is to be written.
+        work: The file or folder in which it is written first.
+
+    Raises:
+        OSError: The disk is full; its ``filename`` is the target.
+    """
+    try:
+        yield
+    except OSError as error:
+        # HDF5 and others have a text alone
+        if error.errno not in _FULL and "no space left" not in str(error).lower():
+            raise
+        written = sum(path.stat().st_size for path in [work, *work.rglob("*")] if path.is_file())
+        free = shutil.disk_usage(target.parent).free
+        text = f"the disk is full: more than {megabytes(written)} are needed, and {megabytes(free + written)} were free"
+        raise OSError(errno.ENOSPC, text, str(target)) from error
+
+
+def megabytes(count: int) -> str:
+    """Returns a number of bytes as text."""
+    return f"{count / 2**20:.1f} MB"
 
 
 @contextlib.contextmanager

@@ -20,10 +20,11 @@ from typing import Any
 
 from resfit import files, processors
 from resfit.architecture import arithmetic, catalog
-from resfit.cache import cache_root
+from resfit.cache import cache_root, report_unusable, scratch
 from resfit.checkpoints import registry
 from resfit.checkpoints.registry import CheckpointInfo
-from resfit.errors import ArgumentError, MissingDependencyError, closest
+from resfit.drawing import new_figure
+from resfit.errors import ArgumentError, closest
 
 #: Told what is being done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -212,7 +213,10 @@ def latency(architecture: str, size: int, *, engine: str = "auto", seed: int = 0
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or damaged: measure again
     seconds = _measure(architecture, size, engine, seed)
-    files.write_json(path, {"seconds": seconds, "architecture": architecture, **about})
+    try:
+        files.write_json(path, {"seconds": seconds, "architecture": architecture, **about})
+    except OSError as error:
+        report_unusable(cache_root(), error)
     return seconds
 
 
@@ -245,20 +249,15 @@ def plot(suggestions: Sequence[Suggestion], target: str | os.PathLike[str]) -> P
 
     Raises:
         ArgumentError: There is nothing to draw, or the suffix is none of these.
-        MissingDependencyError: matplotlib is not installed.
     """
     target = Path(target)
     if target.suffix not in (".png", ".svg", ".pdf"):
         raise ArgumentError(f"a plot must end in .png, .svg or .pdf. Received: {target}.")
     if not suggestions:
         raise ArgumentError("a plot needs at least one suggestion. Received: none.")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingDependencyError('a plot needs matplotlib: pip install "resfit[plot]".') from None
     measured = suggestions[0].latency is not None
     unit = 1000 if measured else 1
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = new_figure((9, 6))
     axes = figure.add_subplot()
     others = [one for one in suggestions if not one.pareto]
     front = sorted((one for one in suggestions if one.pareto), key=lambda one: one.cost)
@@ -328,8 +327,6 @@ def _measured(found: Sequence[Suggestion], engine: str, progress: Progress | Non
 
 
 def _measure(architecture: str, size: int, engine: str, seed: int) -> float:
-    import tempfile
-
     import numpy as np
 
     from resfit import engines
@@ -341,8 +338,8 @@ def _measure(architecture: str, size: int, engine: str, seed: int) -> float:
     model = build(spec, input_shape=(size, size, spec.in_channels), input_spec=contract, preprocess=True)
     image = np.random.default_rng(seed).integers(0, 256, (1, size, size, spec.in_channels), dtype=np.uint8)
     # in a folder of its own, since a network of random weights is not worth keeping
-    with tempfile.TemporaryDirectory(prefix="resfit-") as folder:
-        ready = engines.create(model, engine, cache=Path(folder))
+    with scratch() as folder:
+        ready = engines.create(model, engine, cache=folder)
         taken = []
         for _ in range(_WARM_UPS + _RUNS):
             begin = time.perf_counter()

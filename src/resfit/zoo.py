@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
+import inspect
 import json
 import os
 import zipfile
@@ -227,6 +228,7 @@ def load(
     for argument, value in (("classes", classes), ("in_channels", in_channels)):
         if value is not None and value < 1:
             raise ArgumentError(f"{argument} must be at least 1. Received: {value!r}.")
+    _check_reading(reading)
     path = _as_path(source)
     if path is not None and path.suffix == ".keras":
         given = (classes, include_top, pooling, tuple(taps), preprocess, input_shape, in_channels, weights, dtype, name)
@@ -357,6 +359,28 @@ def read(
     if path is not None:
         return _of_path(path, weights, {**({} if needs_top else {"include_top": False}), **(reading or {})})
     return read_named(str(source), weights, reading, needs_top=needs_top, classes=classes)
+
+
+def _check_reading(reading: Mapping[str, Any]) -> None:
+    """Makes sure that further arguments of :func:`load` are some that exist.
+
+    Raises:
+        ArgumentError: One does not.
+    """
+    from resfit.checkpoints import convert
+
+    own, further = (
+        [
+            name
+            for name, parameter in inspect.signature(function).parameters.items()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        for function in (load, convert.read_source)
+    )
+    further += [field.name for field in dataclasses.fields(ArchitectureSpec)]
+    for name in reading:
+        if name not in further:
+            raise ArgumentError(f"load has no argument {name!r}.{closest(name, [*own, *further])}")
 
 
 def _of_path(path: Path, weights: Any, reading: Mapping[str, Any]) -> Source:

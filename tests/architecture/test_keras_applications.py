@@ -8,7 +8,7 @@ import pytest
 
 from resfit.architecture import catalog
 from resfit.architecture.network import build
-from tests.numbers import randomize, relative_error
+from tests.numeric import randomize, relative_error
 
 LAYERS = {
     "ResNet50": (177, 175),

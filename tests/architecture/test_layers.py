@@ -16,7 +16,7 @@ from resfit.architecture.layers import (
 )
 from resfit.architecture.network import build
 from resfit.errors import ArgumentError
-from tests.numbers import randomize
+from tests.numeric import randomize
 
 RANDOM = np.random.default_rng(0)
 

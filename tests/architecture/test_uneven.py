@@ -8,7 +8,7 @@ import pytest
 from resfit.architecture import catalog, plan
 from resfit.architecture.layers import EvoNormS0
 from resfit.errors import ArgumentError
-from tests.numbers import randomize
+from tests.numeric import randomize
 from tests.torchside import library
 
 RANDOM = np.random.default_rng(0)

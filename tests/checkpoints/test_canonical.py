@@ -11,7 +11,7 @@ from resfit.checkpoints import canonical
 from resfit.checkpoints.readers import keras_h5
 from resfit.checkpoints.readers.keras_h5 import H5Layer
 from resfit.errors import CheckpointError
-from tests.numbers import randomize
+from tests.numeric import randomize
 
 TINY = catalog.get("resnet10_tiny").spec.replace(
     widths=(4, 6, 8, 10), inner_widths=(4, 6, 8, 10), stem=(catalog.StemConv(4, 3, 2),), classes=7

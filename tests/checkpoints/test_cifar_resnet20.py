@@ -15,7 +15,7 @@ from PIL import Image
 
 from resfit.checkpoints.convert import load_source, read_source
 from resfit.preprocessing import TORCH
-from tests.numbers import relative_error
+from tests.numeric import relative_error
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 WEIGHTS, IMAGES = DATA / "cifar-resnet20.th", DATA / "cifar10-jpeg.tar.gz"

@@ -11,7 +11,7 @@ import resfit
 from resfit import engines
 from resfit.checkpoints import attention, convert
 from resfit.errors import ArgumentError, CheckpointError
-from tests.numbers import relative_error
+from tests.numeric import relative_error
 from tests.torchside import library
 
 torch = pytest.importorskip("torch")

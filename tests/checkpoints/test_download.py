@@ -186,7 +186,11 @@ def test_what_was_whole_but_not_renamed_needs_no_network(site, place):
         (Reply(length=-1), {"size": len(BODY) - 1}, "more than 2999999 bytes"),
         (Reply(), {"max_bytes": len(BODY) - 1}, "over the limit of 2999999"),
         (Reply(chunked=True), {"max_bytes": len(BODY) - 1}, "more than 2999999 bytes"),
-        (Reply(length=10**17), {"max_bytes": 10**18}, "bytes of disk"),
+        (
+            Reply(length=10**17),
+            {"max_bytes": 10**18},
+            r"bytes in .+ are free; make room, or set RESFIT_CACHE",
+        ),
         (Reply(status=401), {}, "401, it asks for credentials"),
         (Reply(status=403), {}, "403, it denies access"),
         (Reply(status=404), {}, "404, there is no such file"),

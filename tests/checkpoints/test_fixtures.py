@@ -12,7 +12,7 @@ import pytest
 
 from resfit.checkpoints.convert import Source, load_source, read_source
 from resfit.checkpoints.readers import torch as torch_reader
-from tests.numbers import relative_error
+from tests.numeric import relative_error
 
 FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
 TIMM = (

@@ -13,7 +13,7 @@ from resfit.checkpoints.convert import load_source, read_source
 from resfit.checkpoints.identify import catalog_name, identify, nearest
 from resfit.checkpoints.readers import safetensors
 from resfit.errors import ArgumentError, CheckpointError
-from tests.numbers import randomize, relative_error
+from tests.numeric import randomize, relative_error
 
 BASIC = ArchitectureSpec(
     depths=(2, 1, 1, 2),

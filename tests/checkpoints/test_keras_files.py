@@ -24,7 +24,7 @@ from resfit.checkpoints.readers import keras_archive, keras_h5, keras_weights, k
 from resfit.errors import CheckpointError, ResfitError
 from resfit.preprocessing import CAFFE, TF
 from tests import fuzzing
-from tests.numbers import randomize, relative_error
+from tests.numeric import randomize, relative_error
 
 LIMIT = 1e-4
 NAMES = ("ResNet50", "ResNet101", "ResNet152", "ResNet50V2", "ResNet101V2", "ResNet152V2")

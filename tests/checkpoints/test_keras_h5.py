@@ -11,7 +11,7 @@ from keras.src.legacy.saving import legacy_h5_format
 from resfit.checkpoints.readers import keras_h5
 from resfit.checkpoints.readers.keras_h5 import H5Layer
 from resfit.errors import CheckpointError
-from tests.numbers import randomize
+from tests.numeric import randomize
 
 
 @pytest.fixture

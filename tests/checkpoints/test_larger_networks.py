@@ -10,7 +10,7 @@ import pytest
 from resfit.checkpoints import namings
 from resfit.checkpoints.convert import load_source, read_source
 from resfit.errors import CheckpointError
-from tests.numbers import relative_error
+from tests.numeric import relative_error
 from tests.torchside import library
 
 TOLERANCE = 1e-4

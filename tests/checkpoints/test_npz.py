@@ -16,7 +16,7 @@ from resfit.errors import CheckpointError
 from tests import fuzzing
 from tests.checkpoints import tf_sources
 from tests.checkpoints.test_saved_model import TOLERANCE, _formats, logits, pixels  # noqa: F401
-from tests.numbers import relative_error
+from tests.numeric import relative_error
 
 
 @pytest.mark.parametrize("size", [(64, 64), (49, 63)])

@@ -20,7 +20,7 @@ from resfit.preprocessing import CAFFE, TF, TORCH
 from tests.checkpoints import onnx_sources as sources
 from tests.checkpoints import tf_sources
 from tests.contract.test_catalog import reduced
-from tests.numbers import randomize, relative_error
+from tests.numeric import randomize, relative_error
 
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -15,7 +15,7 @@ from resfit.checkpoints.convert import load_source, read_source
 from resfit.checkpoints.readers import keras_h5
 from resfit.errors import CheckpointError
 from tests.checkpoints import pickles
-from tests.numbers import randomize, relative_error
+from tests.numeric import randomize, relative_error
 
 SPEC = ArchitectureSpec(
     depths=(2, 1),

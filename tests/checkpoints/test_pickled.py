@@ -16,7 +16,7 @@ from resfit.errors import CheckpointError
 from tests import fuzzing
 from tests.checkpoints import pickles
 from tests.checkpoints.test_saved_model import TOLERANCE, pixels
-from tests.numbers import relative_error
+from tests.numeric import relative_error
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from resfit.checkpoints import convert
 from resfit.checkpoints.readers import saved_model
 from resfit.errors import CheckpointError
 from tests.checkpoints import tf_sources
-from tests.numbers import images as random_images
-from tests.numbers import relative_error
+from tests.numeric import images as random_images
+from tests.numeric import relative_error
 
 TOLERANCE = 1e-4
 

@@ -13,7 +13,7 @@ import pytest
 from resfit.architecture.network import build
 from resfit.architecture.spec import ArchitectureSpec, StemConv
 from resfit.checkpoints import canonical, convert, namings
-from tests.numbers import randomize, relative_error
+from tests.numeric import randomize, relative_error
 
 torch = pytest.importorskip("torch")
 

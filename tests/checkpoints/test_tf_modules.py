@@ -15,8 +15,8 @@ from resfit.errors import CheckpointError
 from tests import fuzzing
 from tests.checkpoints import reading
 from tests.checkpoints.test_saved_model import TOLERANCE, pixels
-from tests.numbers import images as random_images
-from tests.numbers import relative_error
+from tests.numeric import images as random_images
+from tests.numeric import relative_error
 
 tf_modules = pytest.importorskip("tests.checkpoints.tf_modules", reason="the Keras that these programs used")
 

@@ -17,7 +17,7 @@ from resfit.checkpoints.readers.saved_model import Objects
 from resfit.errors import CheckpointError, ResfitError
 from tests.checkpoints import tf_sources
 from tests.checkpoints.test_saved_model import TOLERANCE, _formats, logits, pixels  # noqa: F401
-from tests.numbers import randomize, relative_error
+from tests.numeric import randomize, relative_error
 
 
 def save(model: Any, how: str, folder: Path) -> Path:

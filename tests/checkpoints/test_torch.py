@@ -24,7 +24,7 @@ from resfit.checkpoints import namings
 from resfit.checkpoints.convert import load_source, read_source
 from resfit.checkpoints.readers import torch as reader
 from resfit.errors import CheckpointError, ResfitError
-from tests.numbers import randomize
+from tests.numeric import randomize
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch")
 

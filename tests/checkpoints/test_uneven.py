@@ -18,7 +18,7 @@ from resfit.checkpoints import convert, namings, write
 from resfit.checkpoints.identify import identify
 from resfit.errors import ArgumentError, CheckpointError
 from tests.contract import synthetic
-from tests.numbers import randomize, relative_error
+from tests.numeric import randomize, relative_error
 from tests.specs import shortened
 from tests.torchside import library
 

@@ -17,7 +17,7 @@ from resfit.checkpoints import canonical, namings, write
 from resfit.checkpoints.readers import safetensors
 from resfit.errors import ArgumentError
 from resfit.preprocessing import CAFFE, TORCH, InputSpec
-from tests.numbers import relative_error
+from tests.numeric import relative_error
 from tests.test_zoo import randomize
 from tests.torchside import library
 

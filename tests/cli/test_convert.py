@@ -17,7 +17,7 @@ from resfit.checkpoints import namings
 from resfit.checkpoints.readers import safetensors
 from resfit.cli import main
 from tests.checkpoints import tf_sources
-from tests.numbers import relative_error
+from tests.numeric import relative_error
 from tests.test_zoo import randomize
 
 SPEC = ArchitectureSpec(

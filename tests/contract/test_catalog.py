@@ -14,7 +14,7 @@ import pytest
 from resfit.architecture import arithmetic, catalog, plan
 from resfit.architecture.network import build
 from resfit.architecture.spec import ArchitectureSpec, StemConv
-from tests.numbers import randomize, relative_error
+from tests.numeric import randomize, relative_error
 
 DEEP = 400  # convolutions from which a row is built in the slow run alone
 PADDED = ("resnet50_simclr", "resnet50_haiku")  # two rows of those that differ from others in paddings alone

@@ -7,8 +7,8 @@ import pytest
 from resfit import engines, housekeeping
 from resfit.engines import int8
 from resfit.errors import ArgumentError, MissingDependencyError
-from tests.numbers import images as random_images
-from tests.numbers import randomize
+from tests.numeric import images as random_images
+from tests.numeric import randomize
 from tests.pictures import tiny_body
 from tests.specs import shortened
 
@@ -115,7 +115,7 @@ def test_conversion_is_kept_and_made_again_when_damaged(body, images, tmp_path, 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(body, images, tmp_path):
     (tmp_path / "engines").write_text("a file where a folder should be")
-    with pytest.warns(UserWarning, match="cannot be kept"):
+    with pytest.warns(UserWarning, match="nothing is kept for the next run"):
         engine = engines.create(body, "openvino", cache=tmp_path)
     np.testing.assert_allclose(engine.run(images), body.predict(images, verbose=0), rtol=1e-4, atol=1e-5)
     assert engine.name == "openvino"

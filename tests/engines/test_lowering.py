@@ -9,8 +9,8 @@ from resfit.architecture import catalog, network
 from resfit.architecture import layers as own
 from resfit.engines import lowering, openvino_graph
 from resfit.preprocessing import CAFFE
-from tests.numbers import images as random_images
-from tests.numbers import randomize, relative_error
+from tests.numeric import images as random_images
+from tests.numeric import randomize, relative_error
 from tests.specs import shortened
 
 

@@ -7,7 +7,7 @@ from resfit.explain.graph import Graph
 from resfit.transfer import heads
 from resfit.transfer.linear import LinearHead
 from resfit.transfer.mlp import MlpHead
-from tests.numbers import images, relative_error
+from tests.numeric import images, relative_error
 from tests.transfer.networks import small_body
 
 CAMS = tuple(name for name, method in METHODS.items() if method.reads_maps)

@@ -7,7 +7,7 @@ from resfit.explain import attribute, quality
 from resfit.explain.methods import _blurred
 from resfit.explain.overlays import enlarged
 from tests.explain.cues import cue_pictures, fit_cues
-from tests.numbers import images, randomize
+from tests.numeric import images, randomize
 
 
 @pytest.fixture(scope="module")

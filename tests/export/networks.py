@@ -109,7 +109,7 @@ def network(family: str, seed: int = 0) -> Any:
 
     from resfit.architecture.network import build
     from resfit.architecture.spec import ArchitectureSpec
-    from tests.numbers import randomize
+    from tests.numeric import randomize
 
     fields, contract = families()[family]
     spec = ArchitectureSpec(**{**fields, "classes": CLASSES})

@@ -16,8 +16,8 @@ import resfit
 from resfit import hub
 from resfit.errors import CheckpointError, UnknownNameError
 from tests.checkpoints import tf_sources
-from tests.numbers import images as random_images
-from tests.numbers import relative_error
+from tests.numeric import images as random_images
+from tests.numeric import relative_error
 
 HUB = "https://tfhub.dev"
 KAGGLE = "https://www.kaggle.com/models"

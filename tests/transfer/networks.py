@@ -15,7 +15,7 @@ def small_body(seed: int = 0, *, block: str = "bottleneck", preactivation: bool 
     from resfit.architecture.network import build
     from resfit.architecture.spec import ArchitectureSpec, StemConv
     from resfit.preprocessing import TORCH
-    from tests.numbers import randomize
+    from tests.numeric import randomize
 
     keras.utils.set_random_seed(seed)
     spec = ArchitectureSpec(

@@ -7,7 +7,7 @@ import pytest
 
 from resfit.errors import ArgumentError
 from resfit.transfer import augment
-from tests.numbers import images
+from tests.numeric import images
 
 BATCH = images(64, 16, 20, 3, seed=1)
 ONE_HOT = np.eye(4, dtype=np.float32)[np.arange(64) % 4]

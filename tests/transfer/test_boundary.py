@@ -7,7 +7,7 @@ import pytest
 
 from resfit.errors import ArgumentError
 from resfit.transfer import boundary
-from tests.numbers import images, randomize
+from tests.numeric import images, randomize
 from tests.transfer.networks import small_body
 
 

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from resfit.transfer import convolution
-from tests.numbers import relative_error
+from tests.numeric import relative_error
 
 CASES = [
     (1, 7, 1, "valid"),

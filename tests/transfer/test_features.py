@@ -440,7 +440,7 @@ def test_int8_is_calibrated_once(paths, tmp_path, monkeypatch):
     pytest.importorskip("nncf")
     from resfit.architecture import catalog, network
     from resfit.preprocessing import TORCH
-    from tests.numbers import randomize
+    from tests.numeric import randomize
 
     monkeypatch.setenv("RESFIT_CACHE", str(tmp_path / "own"))
     spec = catalog.get("resnet18").spec.replace(depths=(1, 1, 1, 1))

@@ -10,7 +10,7 @@ from resfit.errors import ArgumentError, DataError
 from resfit.preprocessing import InputSpec
 from resfit.transfer.augment import crop_at
 from resfit.transfer.soft_targets import SoftTargets
-from tests.numbers import images
+from tests.numeric import images
 
 CLASSES = ("a", "b", "c")
 PIXELS = images(70, 1, 1, 3, seed=3) // 2 + images(70, 12, 12, 3, seed=4) // 2  # each has a colour of its own

@@ -28,6 +28,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from resfit import files
+from resfit.cache import VARIABLE
 from resfit.errors import ArgumentError, DownloadError
 
 #: Environment variable that, set to 1, forbids every download.
@@ -386,7 +387,10 @@ class _Attempt:
             raise DownloadError(f"the server's file has {total} bytes, over the limit of {self.limit}")
         free = shutil.disk_usage(self.part.parent).free
         if total is not None and total - start > free:
-            raise DownloadError(f"the file needs {total - start} bytes of disk, of which {free} are free")
+            raise DownloadError(
+                f"the file needs {total - start} bytes in {self.part.parent}, of which {free} are free; make room, or "
+                f"set {VARIABLE} (for Keras' weights KERAS_HOME) to a folder with more"
+            )
         if not start:
             self.part.unlink(missing_ok=True)
             files.write_json(self.note, {**described, "total": total})

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from resfit import files
+from resfit import cache, files
 from resfit.cache import USERS, cache_root, keep
 from resfit.checkpoints import archives, download, registry, tfhub
 from resfit.checkpoints.readers import saved_model
@@ -214,7 +214,8 @@ class _Entry:
     @property
     def folder(self) -> Path:
         digest = hashlib.sha256(self.source.encode("utf-8", "surrogateescape")).hexdigest()
-        return weights_root() / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', self.name)[:60]}-{digest[:12]}"
+        name = f"{re.sub(r'[^A-Za-z0-9.-]+', '_', self.name)[:60]}-{digest[:12]}"
+        return weights_root() / name if download.is_offline() else cache.place(weights_root(), name)
 
     def whole(self, inner: str) -> bool:
         """Whether what the entry should hold is there, by the sizes that it notes."""

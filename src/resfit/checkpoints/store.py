@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from resfit import cache
 from resfit.checkpoints import download, handles, registry
 from resfit.checkpoints.download import OFFLINE, is_offline
 from resfit.checkpoints.registry import CheckpointInfo
@@ -82,7 +83,8 @@ def fetch_file(url: str, md5: str) -> Path:
         DownloadError: The file is not here and cannot be brought, or what came has another digest.
     """
     name = _file_name(url)
-    return download.fetch(url, keras_cache() / name, hashes={"md5": md5}, what=name)
+    target = keras_cache() / name if is_offline() else cache.place(keras_cache(), name)
+    return download.fetch(url, target, hashes={"md5": md5}, what=name)
 
 
 def is_good(path: Path, md5: str) -> bool:

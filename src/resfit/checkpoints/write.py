@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from resfit import dependencies
 from resfit.architecture import arithmetic, catalog
 from resfit.architecture.spec import ArchitectureSpec
 from resfit.checkpoints import canonical, convert, identify, namings, registry
@@ -73,12 +74,7 @@ def write(model: Any, target: str | os.PathLike[str], *, naming: str | None = No
         OSError: The disk is full or cannot be written.
     """
     target = Path(target)
-    kind = next((suffix for suffix in SUFFIXES if target.name.lower().endswith(suffix)), None)
-    if kind is None and target.suffix:
-        raise ArgumentError(
-            f"the target must end in one of {', '.join(SUFFIXES)}, or be a folder. Received: {target}."
-            f"{closest(target.suffix, SUFFIXES)}"
-        )
+    kind = check_target(target)
     if kind in (".keras", ".weights.h5", ".h5"):
         if naming is not None:
             raise ArgumentError(f"a {kind} file has Keras' names. Received: naming={naming!r}.")
@@ -105,6 +101,30 @@ def write(model: Any, target: str | os.PathLike[str], *, naming: str | None = No
     else:
         _write_folder(target, arrays, config, portable, naming)
     return target
+
+
+def check_target(target: Path) -> str | None:
+    """Makes sure that :func:`write` knows the format of a file and has what it needs, before anything is read.
+
+    Args:
+        target: As :func:`write` takes it.
+
+    Returns:
+        The suffix that names the format; ``None`` for a folder.
+
+    Raises:
+        ArgumentError: The suffix is unknown.
+        MissingDependencyError: A ``.pth`` file is asked for and torch is not installed.
+    """
+    kind = next((suffix for suffix in SUFFIXES if target.name.lower().endswith(suffix)), None)
+    if kind is None and target.suffix:
+        raise ArgumentError(
+            f"the target must end in one of {', '.join(SUFFIXES)}, or be a folder. Received: {target}."
+            f"{closest(target.suffix, SUFFIXES)}"
+        )
+    if kind in (".pth", ".pt"):
+        dependencies.require(f"writing {target}", "torch")
+    return kind
 
 
 def _write_keras(model: Any, target: Path, kind: str) -> None:

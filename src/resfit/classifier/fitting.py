@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from resfit.classifier.outcome import FitRun
 from resfit.classifier.trained import Classifier
 from resfit.data import image_set as image_sets
 from resfit.data import privacy, scans
-from resfit.errors import ArgumentError, DataError
+from resfit.errors import ArgumentError, DataError, closest
 from resfit.evaluation import kept as kept_images
 from resfit.evaluation import references as reference_images
 from resfit.evaluation.calibrated import calibrate
@@ -155,6 +156,9 @@ def fit(
     journal = Journal(say)
     minutes = check_arguments(strategy, budget, max_skipped, test_share, val_share, out)
     check_choice("head", head, heads.KINDS)
+    engines.check_name(engine)
+    engines.check_precision(precision)
+    engines.check_installed(engine, precision)
     images = image_sets.scan(source, label_separator=label_separator, **_scan_options(reading, scan_options))
     image_sets.check_trainable(images)
     for assumed in images.notes:
@@ -172,7 +176,6 @@ def fit(
     choice = Choice(body, strategy, minutes, trainable_from, tuning, seed, head, lr_find, options, teacher is not None)
     if choice.tunes and head not in ("linear", "mlp"):
         raise ArgumentError(f"heads that are trained with the network are 'linear' and 'mlp'. Received: {head!r}.")
-    engines.check_precision(precision)
     if precision != "float32" and not choice.probes:
         raise ArgumentError(f"precision is of a probe's features. Received: {precision!r} for strategy={strategy!r}.")
     running = strategies.Running(
@@ -335,4 +338,19 @@ def plan(
 
 
 def _scan_options(reading: Reading | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the scan is given.
+
+    Raises:
+        ArgumentError: It knows no such option.
+    """
+    known = inspect.signature(image_sets.scan).parameters
+    settings = [field.name for field in dataclasses.fields(Tuning)]
+    for name in options:
+        if name in known:
+            continue
+        if name in settings:
+            raise ArgumentError(f"{name} is a setting of the fine-tuning. Pass tuning={{{name!r}: …}}.")
+        raise ArgumentError(
+            f"fit has no argument {name!r}.{closest(name, [*inspect.signature(fit).parameters, *known, *settings])}"
+        )
     return options if reading is None else {**options, "reading": reading}

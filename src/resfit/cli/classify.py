@@ -149,6 +149,10 @@ def evaluate(
     from resfit import report as reports
     from resfit.classifier import Classifier
 
+    if report is not None:
+        from resfit.report.templates import check_installed
+
+        check_installed()
     classifier = asking.opened(Classifier.load, artifact)
     with console.progress() as progress:
         found = reports.measure(

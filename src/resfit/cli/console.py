@@ -164,11 +164,12 @@ def load_tensorflow() -> None:
         os.dup2(nowhere, 2)
         import tensorflow  # noqa: F401
     except ImportError as error:
+        from resfit import dependencies
         from resfit.errors import MissingDependencyError
 
-        raise MissingDependencyError(
-            f"this command needs TensorFlow ({error}). Install it: pip install 'resfit[cpu]'"
-        ) from error
+        if error.name != "tensorflow":
+            raise MissingDependencyError(f"TensorFlow cannot be imported: {error}") from error
+        raise MissingDependencyError(dependencies.message("this command", "tensorflow")) from error
     finally:
         os.dup2(kept, 2)
         os.close(nowhere)

@@ -62,6 +62,7 @@ def convert(
     from resfit import zoo
     from resfit.checkpoints import convert, write
 
+    write.check_target(destination)
     reading: dict[str, Any] = {
         "architecture": architecture,
         "prefix": prefix,

@@ -32,6 +32,14 @@ def demo(
     port: Annotated[int, typer.Option("--port", help="Port for --serve; 0 takes a free one.")] = 8080,
 ) -> None:
     """Fit a classifier to 2,000 images that ship with resfit, and show what it does."""
+    from resfit.cli import serve as server
+
+    if serve:
+        server.check_installed()
+    if report or serve:
+        from resfit.report.templates import check_installed
+
+        check_installed()
     from resfit.classifier import Classifier
     from resfit.data import samples
     from resfit.data.image_set import scan
@@ -71,9 +79,7 @@ def demo(
         typer.echo(f"Report: {page}")
     console.message(f"The whole demo took {time.monotonic() - begin:.0f} s.")
     if serve:
-        from resfit.cli.serve import serve as serve_folder
-
         shutil.copy(page, artifact / "report.html")  # the page shows it
 
         console.message(f"$ resfit serve {artifact} --port {port}")
-        serve_folder(artifact, port=port)
+        server.serve(artifact, port=port)

@@ -29,9 +29,7 @@ def export(
     ],
     format: Annotated[
         list[str] | None,
-        typer.Option(
-            help="tf_saved_model, tf_hub, keras, onnx, openvino, litert, torch or tfjs; can be repeated with --all."
-        ),
+        typer.Option(help="tf_saved_model, tf_hub, keras, onnx, openvino, litert or torch; repeatable with --all."),
     ] = None,
     precision: Annotated[
         list[str] | None, typer.Option(help="float32, float16 or int8; can be repeated with --all. Default: float32.")

@@ -13,7 +13,14 @@ from resfit.cli import console
 from resfit.cli.options import Engine
 from resfit.serving.settings import Settings, read_token
 
-_MODULES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
+_MODULES = ("fastapi", "h11", "prometheus_client", "python_multipart", "starlette", "uvicorn")
+
+
+def check_installed() -> None:
+    """Makes sure that the server can start, before any work is done for it."""
+    from resfit import dependencies
+
+    dependencies.require("the server", *_MODULES)
 
 
 def register(app: typer.Typer) -> None:
@@ -80,15 +87,9 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="Print where it listens as JSON.")] = False,
 ) -> None:
     """Serve a classifier: a web page, TensorFlow Serving's API and the Open Inference Protocol. Ends on Ctrl-C."""
-    import importlib.util
+    from resfit.errors import ArgumentError
 
-    from resfit.errors import ArgumentError, MissingDependencyError
-
-    missing = [module for module in _MODULES if importlib.util.find_spec(module) is None]
-    if missing:
-        raise MissingDependencyError(
-            f"the server needs {', '.join(missing)}, which cannot be found. Install it: pip install 'resfit[serve]'"
-        )
+    check_installed()
     from resfit.serving import logs
 
     settings = Settings(

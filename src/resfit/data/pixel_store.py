@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from resfit import processors
-from resfit.cache import USERS, cache_root, keep
+from resfit.cache import USERS, cache_root, keep, report_unusable, scratch
 from resfit.data.decode import decode_image, read_file
 from resfit.errors import DataError, ImageError
 from resfit.preprocessing import InputSpec
@@ -69,10 +69,24 @@ def open_store(source: str | os.PathLike[str], size: int, *, folder: Path | None
     source = Path(source)
     if not source.exists():
         raise DataError(f"source must be a folder or a tar archive. Received: {str(source)!r}, which does not exist.")
-    root = (folder or cache_root() / "pixels") / _key(source, size)
+    key = _key(source, size)
+    root = (folder or cache_root() / "pixels") / key
     if not all((root / name).is_file() for name in _PARTS):
-        _write(source, size, root)
+        try:
+            _write(source, size, root)
+        except OSError as error:
+            if folder is not None:
+                raise
+            report_unusable(cache_root(), error)
+            with scratch() as temporary:  # an open file stays readable when its name is gone
+                _write(source, size, temporary / key)
+                return _opened(temporary / key)
     keep(root / USERS)
+    return _opened(root)
+
+
+def _opened(root: Path) -> PixelStore:
+    """Opens a store that is whole."""
     with contextlib.suppress(OSError):
         os.utime(root / "store.json")
     facts = json.loads((root / "store.json").read_text("utf-8"))

@@ -12,10 +12,8 @@ import dataclasses
 import functools
 import hashlib
 import importlib
-import importlib.util
 import itertools
 import json
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import numpy as np
 
+from resfit import dependencies
+from resfit.cache import cache_root, is_writable, report_unusable, scratch
 from resfit.engines import compiled
 from resfit.engines.prefix import cut
 from resfit.errors import ArgumentError, MissingDependencyError, closest
@@ -37,6 +37,7 @@ __all__ = [
     "PRECISIONS",
     "Engine",
     "agreement",
+    "check_installed",
     "check_name",
     "check_precision",
     "create",
@@ -62,11 +63,11 @@ AGREEMENT = 0.9999
 BFLOAT16_AGREEMENT = 0.999
 _CHECKED_IMAGES = 4
 
-# engine -> what must be installed, how to get it, the class that runs it
-_RUNTIMES: dict[str, tuple[tuple[str, ...], str, str]] = {
-    "openvino": (("openvino",), "openvino", "OpenVinoEngine"),
-    "onnxruntime": (("onnx", "onnxruntime"), '"resfit[onnx]"', "OnnxRuntimeEngine"),
-    "litert": (("ai_edge_litert",), '"resfit[litert]"', "LiteRtEngine"),
+# engine -> what must be installed beside the base, the class that runs it
+_RUNTIMES: dict[str, tuple[tuple[str, ...], str]] = {
+    "openvino": ((), "OpenVinoEngine"),
+    "onnxruntime": (("onnx", "onnxruntime"), "OnnxRuntimeEngine"),
+    "litert": (("ai_edge_litert",), "LiteRtEngine"),
 }
 
 # what an engine can compute in; every other one in float32
@@ -179,6 +180,7 @@ def create(
     check_precision(precision)
     if not isinstance(engine, str):
         return engine
+    check_installed(engine)
     model = cut(model, until)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ArgumentError(
@@ -189,8 +191,6 @@ def create(
 
     plain = KerasEngine(model)
     name = engine if engine != "auto" else ("openvino" if _openvino_pays(model, images, precision) else "keras")
-    if name != "keras":
-        _check_installed(name)
     if not has_precision(name, precision):
         if engine != "auto" or not has_precision("auto", precision):  # a few images do not need it
             warnings.warn(f"{name} has no {precision} on this machine. Going on in float32.", stacklevel=2)
@@ -199,9 +199,15 @@ def create(
         return plain
     if precision == "int8" and samples is None and calibration is None:
         raise ArgumentError('precision="int8" is calibrated on images. Pass samples=, an array of some 48 of them.')
-    maker = _Maker(model, name, threads, cache)
+    folder = cache or cache_root()
     try:
-        return maker.int8(plain, samples, calibration) if precision == "int8" else maker.floats(plain, precision)
+        if is_writable(folder):
+            try:
+                return _Maker(model, name, threads, cache).made(plain, precision, samples, calibration)
+            except OSError as error:
+                report_unusable(folder, error)
+        with scratch() as temporary:  # it lives in memory alone
+            return _Maker(model, name, threads, temporary).made(plain, precision, samples, calibration)
     except (ArgumentError, MissingDependencyError):
         raise
     except Exception as error:
@@ -232,6 +238,24 @@ def check_name(engine: str | Engine) -> None:
     """
     if isinstance(engine, str) and engine not in NAMES:
         raise ArgumentError(f"engine must be one of {NAMES}. Received: {engine!r}.{closest(engine, NAMES)}")
+
+
+def check_installed(engine: str | Engine, precision: str = "float32") -> None:
+    """Makes sure that the packages of an engine and a precision are installed, before any work is done.
+
+    Args:
+        engine: As :func:`create` takes it.
+        precision: As :func:`create` takes it.
+
+    Raises:
+        MissingDependencyError: The runtime, or NNCF for int8, is not installed.
+    """
+    if isinstance(engine, str) and engine in _RUNTIMES:
+        dependencies.require(f'engine="{engine}"', *_RUNTIMES[engine][0])
+    if precision == "int8" and engine in ("auto", "openvino", "onnxruntime"):  # LiteRT has its own converter
+        from resfit.engines import int8
+
+        int8.check_installed()
 
 
 def has_precision(engine: str, precision: str) -> bool:
@@ -321,8 +345,11 @@ class _Maker:
     def __init__(self, model: keras.Model, name: str, threads: int | None, cache: Path | None):
         self._model, self._name, self._threads, self._cache = model, name, threads, cache
         self._module = importlib.import_module(f"resfit.engines.{name}")
-        self._class = getattr(self._module, _RUNTIMES[name][2])
+        self._class = getattr(self._module, _RUNTIMES[name][1])
         self._fingerprint = fingerprint(model)
+
+    def made(self, plain: Engine, precision: str, samples: Samples | None, calibration: str | None) -> Engine:
+        return self.int8(plain, samples, calibration) if precision == "int8" else self.floats(plain, precision)
 
     def floats(self, plain: Engine, precision: str = "float32") -> Engine:
         entry = self._entry("float32", None)  # the same file: bfloat16 is how it is run
@@ -387,15 +414,7 @@ class _Maker:
         return entry_of(self._model, self._name, precision, calibration, self._fingerprint, self._cache)
 
     def _open(self, entry: compiled.Entry, precision: str, write: Callable[[Path], dict[str, Any]]) -> Any:
-        try:
-            entry.make(write)
-        except OSError as error:  # no room for it in the cache: it lives in memory alone
-            if precision == "int8":
-                raise
-            warnings.warn(f"the converted network cannot be kept ({error}).", stacklevel=5)
-            with tempfile.TemporaryDirectory(prefix="resfit-") as folder:
-                write(Path(folder))
-                return self._class(Path(folder), precision=precision, threads=self._threads)
+        entry.make(write)
         try:
             fast = self._class(entry.folder, precision=precision, threads=self._threads)
         except Exception:  # damaged: make it again
@@ -519,8 +538,7 @@ def is_installed(name: str) -> bool:
     Args:
         name: An engine other than ``"auto"``.
     """
-    modules = _RUNTIMES[name][0] if name in _RUNTIMES else ("keras",)
-    return all(importlib.util.find_spec(module) is not None for module in modules)
+    return name not in _RUNTIMES or dependencies.is_installed(*_RUNTIMES[name][0])
 
 
 def macs_per_image(model: keras.Model, size: tuple[int, int] | None = None) -> float | None:
@@ -541,15 +559,8 @@ def macs_per_image(model: keras.Model, size: tuple[int, int] | None = None) -> f
     return float(arithmetic.count(architecture, input_size=size or own, include_top=False).macs)
 
 
-def _check_installed(name: str) -> None:
-    modules, source, _ = _RUNTIMES[name]
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    if missing:
-        raise MissingDependencyError(f'engine="{name}" needs {" and ".join(missing)}. Install it: pip install {source}')
-
-
 def _openvino_pays(model: keras.Model, images: int | None, precision: str) -> bool:
-    if importlib.util.find_spec("openvino") is None or _has_gpu():
+    if _has_gpu():
         return False
     if precision == "int8" or images is None:
         return True

@@ -6,14 +6,14 @@ import contextlib
 import io
 import logging
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from resfit.errors import ArgumentError, MissingDependencyError
+from resfit import dependencies
+from resfit.errors import ArgumentError
 
 #: Smallest cosine between a row in int8 and in float32.
 AGREEMENT = 0.99
@@ -114,16 +114,11 @@ def check_installed() -> None:
     Raises:
         MissingDependencyError: It is not.
     """
-    import importlib.util
-
-    if importlib.util.find_spec("nncf") is None:
-        raise MissingDependencyError('precision="int8" needs nncf. Install it: pip install "resfit[int8]"')
+    dependencies.require('precision="int8"', "nncf")
 
 
 def _nncf() -> Any:
     check_installed()
-    # it reports each use to its maker otherwise
-    os.environ.setdefault("NNCF_CI", "1")
     import nncf
 
     return nncf

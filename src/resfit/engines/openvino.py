@@ -103,7 +103,8 @@ def _traced(model: keras.Model) -> Any:
     import tensorflow as tf
 
     signature = [tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32, name="images")]
-    return openvino.convert_model(tf.function(lambda images: model(images, training=False), input_signature=signature))
+    graph = tf.function(lambda images: model(images, training=False), input_signature=signature)
+    return openvino.convert_model(graph)
 
 
 class OpenVinoEngine:

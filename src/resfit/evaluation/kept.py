@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from resfit import artifact
-from resfit.cache import cache_root
+from resfit.cache import folder_of, is_writable
 from resfit.data.thumbnails import thumbnails
 from resfit.evaluation import references as kept_images
 from resfit.evaluation.unlike import fit_unlike
@@ -53,7 +53,8 @@ def attachments(
     files: dict[str, bytes] = {}
     rows, bank = features(chosen), None
     if references:
-        root = None if cache is False else (cache_root() if cache is True else Path(cache))
+        root = folder_of(cache)
+        root = root if root is not None and is_writable(root) else None
         own = [paths[position] for position in chosen]
         digests = [entry.digest for entry in digest_files(own, None if root is None else root / "digests.sqlite")]
         images = list(thumbnails(own)) if root is None else _kept_thumbnails(own, digests, root)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from resfit.errors import MissingDependencyError
+from resfit.drawing import new_figure
 from resfit.files import atomic_path
 
 _RIGHT, _WRONG = "#1a7f37", "#c62828"
@@ -41,7 +41,6 @@ def contact_sheet(
         seed: Of the draw.
 
     Raises:
-        MissingDependencyError: matplotlib is not installed.
         ImageError: An image cannot be read.
     """
     from sklearn.metrics import confusion_matrix
@@ -50,13 +49,11 @@ def contact_sheet(
     from resfit.data.deep import eight_bits
     from resfit.preprocessing import InputSpec
 
-    figure_class, canvas_class = _matplotlib()
     truth = np.asarray(labels)
     guesses = probabilities.argmax(axis=1)
     generator = np.random.default_rng(seed)
     rows = len(classes)
-    figure = figure_class(figsize=(1.15 * each + 8.2, max(1.25 * rows, 5.0)), layout="constrained")
-    canvas_class(figure)
+    figure = new_figure((1.15 * each + 8.2, max(1.25 * rows, 5.0)))
     figure.suptitle(title, fontsize=13)
     sheet, matrix = figure.subfigures(1, 2, width_ratios=(1.15 * each, 7.2))
     axes = sheet.subplots(rows, each, squeeze=False)
@@ -99,14 +96,3 @@ def _draw_matrix(figure: Any, counts: np.ndarray, classes: Sequence[str]) -> Non
             if counts[row, column]:
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 axis.text(column, row, counts[row, column], ha="center", va="center", fontsize=8, color=colour)
-
-
-def _matplotlib() -> tuple[Any, Any]:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError(
-            'Pictures need matplotlib, which is not installed. Install it: pip install "resfit[plot]".'
-        ) from error
-    return Figure, FigureCanvasAgg

@@ -12,19 +12,18 @@ import dataclasses
 import importlib
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from resfit import artifact
+from resfit import artifact, dependencies
 from resfit.data import decode
 from resfit.engines.keras import KerasEngine
 from resfit.errors import ArgumentError, ExportError, MissingDependencyError, ResfitError, closest
 from resfit.export import card, folder, images, snippet, verification
-from resfit.export.base import Format, Job, Written, check_installed, version
+from resfit.export.base import Format, Job, Written, version
 from resfit.export.images import Images
 from resfit.export.subject import Subject, subject_of
 from resfit.export.verification import Check, Verification
@@ -141,7 +140,7 @@ def export(
     _check_arguments(format, precision, version)
     out = Path(os.path.abspath(out))
     folder.check_target(out)
-    _installed(format)
+    _installed(format, precision)
     return _Exporter(subject_of(source, name=name), images, seed, version).run(format, precision, out)
 
 
@@ -218,13 +217,10 @@ def export_all(
             say(line(row))
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / TABLE, [row.to_dict() for row in found])
-    try:
-        from resfit.export import picture
+    from resfit.export import picture
 
-        about = f"{exporter.subject.name}: {exporter.images.source}"
-        picture.accuracy_over_latency(out / PICTURE, found, about)
-    except MissingDependencyError as error:
-        warnings.warn(f"there is no {PICTURE}: {error}", stacklevel=2)
+    about = f"{exporter.subject.name}: {exporter.images.source}"
+    picture.accuracy_over_latency(out / PICTURE, found, about)
     return found
 
 
@@ -254,7 +250,7 @@ class _Exporter:
         self._expected: np.ndarray = verification.rows(KerasEngine(subject.scores).run, self.images.checking)
 
     def run(self, format: str, precision: str, out: Path) -> Export:
-        module = _installed(format)
+        module = _installed(format, precision)
         with artifact.atomic_folder(out) as work:
             found, size = self._written(module, format, precision, work)
             folder.check_target(out)
@@ -379,9 +375,11 @@ def _module(format: str) -> Format:
     return cast(Format, importlib.import_module(f"resfit.export.{format}"))
 
 
-def _installed(format: str) -> Format:
+def _installed(format: str, precision: str) -> Format:
     module = _module(format)
-    check_installed(f'format="{format}"', module.MODULES, module.EXTRA)
+    more = module.INT8_MODULES if precision == "int8" else ()
+    what = f'format="{format}"' + (f' with precision="{precision}"' if more else "")
+    dependencies.require(what, *module.MODULES, *more)
     return module
 
 

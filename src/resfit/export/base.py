@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import importlib.util
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from resfit.errors import MissingDependencyError
 from resfit.export.subject import Subject
 
 #: For the model card.
@@ -73,8 +71,8 @@ class Format(Protocol):
     PRECISIONS: tuple[str, ...]
     #: Modules that it needs.
     MODULES: tuple[str, ...]
-    #: The extra of resfit that brings them.
-    EXTRA: str
+    #: Modules that int8 needs beside them.
+    INT8_MODULES: tuple[str, ...]
     #: The distribution whose version is stated as the runtime's.
     RUNTIME: str
 
@@ -178,22 +176,6 @@ photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("{mode}")
 scores = classify(images)[0]
 {shown}
 {more}'''
-
-
-def check_installed(what: str, modules: tuple[str, ...], extra: str) -> None:
-    """Makes sure that packages are there, without importing them.
-
-    Args:
-        what: What needs them.
-        modules: Their modules.
-        extra: The extra of resfit that brings them.
-
-    Raises:
-        MissingDependencyError: One is not.
-    """
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    if missing:
-        raise MissingDependencyError(f'{what} needs {" and ".join(missing)}. Install it: pip install "resfit[{extra}]"')
 
 
 def version(package: str) -> str:

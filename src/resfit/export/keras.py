@@ -8,8 +8,8 @@ from resfit.errors import ExportError
 from resfit.export.base import Job, Written, image_input, scores_output, usage
 
 PRECISIONS = ("float32",)
-MODULES = ("keras", "tensorflow")
-EXTRA = "cpu"
+MODULES = ("tensorflow",)
+INT8_MODULES = ()
 RUNTIME = "keras"
 
 _FILE = "model.keras"

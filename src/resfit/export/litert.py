@@ -10,7 +10,7 @@ from resfit.export.base import FOLDED, Job, Written, image_input, int8_note, sco
 
 PRECISIONS = ("float32", "float16", "int8")
 MODULES = ("tensorflow", "ai_edge_litert", "flatbuffers")
-EXTRA = "litert"
+INT8_MODULES = ()
 RUNTIME = "ai-edge-litert"
 
 _FILE = "model.tflite"

@@ -10,7 +10,7 @@ from resfit.export.base import FOLDED, Job, Written, image_input, int8_note, sco
 
 PRECISIONS = ("float32", "int8")
 MODULES = ("onnx", "onnxruntime")
-EXTRA = "onnxruntime"
+INT8_MODULES = ("nncf",)
 RUNTIME = "onnxruntime"
 
 _FILE = "model.onnx"

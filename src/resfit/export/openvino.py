@@ -15,7 +15,7 @@ from resfit.export.verification import Check, difference, rows
 
 PRECISIONS = ("float32", "float16", "int8")
 MODULES = ("openvino",)
-EXTRA = "cpu"
+INT8_MODULES = ("nncf",)
 RUNTIME = "openvino"
 
 _FILE = "model.xml"

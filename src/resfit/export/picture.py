@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from resfit.export.base import check_installed
+from resfit.drawing import new_figure
 from resfit.files import atomic_path
 
 if TYPE_CHECKING:
@@ -22,19 +22,12 @@ def accuracy_over_latency(path: str | os.PathLike[str], rows: Sequence[Export], 
         path: PNG file to write.
         rows: The exports; those that failed are left out.
         title: Printed above.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
     """
-    check_installed("a picture", ("matplotlib",), "plot")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
-
     good = [row for row in rows if row.verification is not None and not row.problem]
     labelled = all(row.verification and row.verification.accuracy is not None for row in good)
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((8, 5))
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
     axes = figure.subplots()
     points = []
     for row in good:

@@ -17,7 +17,7 @@ from resfit.export.verification import Check, difference, rows
 
 PRECISIONS = ("float32",)
 MODULES = ("tensorflow",)
-EXTRA = "cpu"
+INT8_MODULES = ()
 RUNTIME = "tensorflow"
 
 _FEATURES = "feature_vector"

@@ -14,7 +14,7 @@ from resfit.preprocessing import InputSpec
 
 PRECISIONS = ("float32",)
 MODULES = ("torch", "timm")
-EXTRA = "torch"
+INT8_MODULES = ()
 RUNTIME = "timm"
 
 _FILE = "model.safetensors"
@@ -83,8 +83,8 @@ def _run_loader(folder: Path) -> dict[str, Any]:
         return runpy.run_path(str(folder / _LOADER))
     except (ImportError, RuntimeError) as error:  # a torchvision that was built for another torch breaks timm
         raise MissingDependencyError(
-            f'format="torch" is checked with torch and timm, which cannot be imported ({error}). '
-            f'Install them: pip install timm "resfit[{EXTRA}]"'
+            f'format="torch" is checked with torch and timm, which cannot be imported: {error}. '
+            'Install with: pip install "resfit[timm]"'
         ) from error
 
 

@@ -6,11 +6,15 @@ know the residual networks among the handles; ``publish`` writes a network as su
 Importing this package imports Keras and TensorFlow, so that Keras knows the layer when it reads a saved model.
 """
 
+from resfit import dependencies
 from resfit.checkpoints.tfhub import HandleError
-from resfit.hub.layer import KerasLayer
-from resfit.hub.loading import load
-from resfit.hub.models import HubModel, describe, list_models, to_keras
-from resfit.hub.publish import publish
-from resfit.hub.resolver import resolve
+
+dependencies.require_backend()
+
+from resfit.hub.layer import KerasLayer  # noqa: E402
+from resfit.hub.loading import load  # noqa: E402
+from resfit.hub.models import HubModel, describe, list_models, to_keras  # noqa: E402
+from resfit.hub.publish import publish  # noqa: E402
+from resfit.hub.resolver import resolve  # noqa: E402
 
 __all__ = ["HandleError", "HubModel", "KerasLayer", "describe", "list_models", "load", "publish", "resolve", "to_keras"]

@@ -58,7 +58,7 @@ def write(findings: Findings, path: str | os.PathLike[str], **options: Any) -> N
         **options: As :func:`render` takes them.
 
     Raises:
-        MissingDependencyError: jinja2 or matplotlib is not installed.
+        MissingDependencyError: jinja2 is not installed.
         OSError: The file cannot be written.
 
     Example:
@@ -77,7 +77,7 @@ def render(findings: Findings, *, names: bool | None = None, explain: bool = Tru
         explain: Whether to show what the classifier looked at.
 
     Raises:
-        MissingDependencyError: jinja2 or matplotlib is not installed.
+        MissingDependencyError: jinja2 is not installed.
     """
     page = template("page.html.j2", percent=cards.percent, figure=_figure, figure_row=_row)
     judged = findings.judged

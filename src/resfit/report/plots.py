@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from resfit.evaluation.pictures import _matplotlib
+from resfit.drawing import new_figure
 from resfit.report.findings import Findings
 
 _INK = "#010203"  # becomes the colour of the text
@@ -103,9 +103,7 @@ def _curves(findings: Findings) -> list[tuple[str, np.ndarray, np.ndarray]]:
 
 
 def _axes(x: str, y: str, size: tuple[float, float] = (4.4, 4.0)) -> tuple[Any, Any]:
-    figure_class, canvas_class = _matplotlib()
-    figure = figure_class(figsize=size, layout="constrained")
-    canvas_class(figure)
+    figure = new_figure(size)
     axes = figure.subplots()
     axes.set_xlabel(x, color=_INK, fontsize=9)
     axes.set_ylabel(y, color=_INK, fontsize=9)

@@ -8,9 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from resfit.errors import MissingDependencyError
+from resfit import dependencies
 
 _FOLDER = Path(__file__).parent
+
+
+def check_installed() -> None:
+    """Makes sure that reports can be written, before anything is measured for one.
+
+    Raises:
+        MissingDependencyError: jinja2 is not installed.
+    """
+    dependencies.require("a report", "jinja2")
 
 
 def template(name: str, **filters: Callable[[Any], str]) -> Any:
@@ -23,12 +32,9 @@ def template(name: str, **filters: Callable[[Any], str]) -> Any:
     Raises:
         MissingDependencyError: jinja2 is not installed.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingDependencyError(
-            'Reports need jinja2, which is not installed. Install it: pip install "resfit[report]".'
-        ) from error
+    check_installed()
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import engines
+from resfit.cache import report_unusable
 from resfit.data import decode
 from resfit.engines import int8
 from resfit.errors import DataError
@@ -66,7 +67,10 @@ def prepared_engine(
     )
     if chosen.record is not None:
         entry = {"precision": running.precision, "digests": chosen.digests}
-        write_json(chosen.record, {**_record(chosen.record), chosen.name: entry})
+        try:
+            write_json(chosen.record, {**_record(chosen.record), chosen.name: entry})
+        except OSError as error:
+            report_unusable(root, error)
     return running, kept if running.precision == "int8" else "float32"
 
 

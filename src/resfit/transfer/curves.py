@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resfit.errors import MissingDependencyError
+from resfit.drawing import new_figure
 from resfit.files import atomic_path
 
 if TYPE_CHECKING:
@@ -23,11 +23,8 @@ def draw_training(
         history: Rows of the log.
         kept: The epoch whose weights were kept.
         title: Printed above.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
     """
-    figure = _figure((9.0, 3.6))
+    figure = new_figure((9.0, 3.6))
     for axis, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for side, colour in (("train", "#8a8a8a"), ("val", "#1f5fa8")):
             rows = [row for row in history if f"{side}_{name}" in row]
@@ -50,11 +47,8 @@ def draw_rates(path: Path, curve: RateCurve) -> None:
     Args:
         path: PNG file to write.
         curve: What was measured.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
     """
-    figure = _figure((6.0, 3.6))
+    figure = new_figure((6.0, 3.6))
     axis = figure.subplots()
     axis.plot(curve.rates, curve.losses, color="#1f5fa8")
     axis.axvline(curve.suggestion, color="#1a7f37", linestyle=":", label=f"steepest: {curve.suggestion:.1e}")
@@ -64,19 +58,6 @@ def draw_rates(path: Path, curve: RateCurve) -> None:
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     _save(figure, path)
-
-
-def _figure(size: tuple[float, float]) -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError(
-            'Pictures need matplotlib, which is not installed. Install it: pip install "resfit[plot]".'
-        ) from error
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import engines
-from resfit.cache import cache_root
+from resfit.cache import opened
 from resfit.data import checks, decode
 from resfit.data.image_set import ImageSet, Skipped
 from resfit.data.views import Views, plain
@@ -119,7 +118,6 @@ def extract(
         ArgumentError: The model does not give one vector for each image, has no input contract, or an argument is
             outside its choices.
         DataError: The network gives infinite or undefined features.
-        OSError: The cache cannot be written.
 
     Example:
         >>> body = resfit.load("resnet10_tiny", include_top=False, pooling="avg")
@@ -129,6 +127,7 @@ def extract(
     files = [Path(path) for path in (images.paths if isinstance(images, ImageSet) else images)]
     engines.check_name(engine)
     engines.check_precision(precision)
+    engines.check_installed(engine, precision)
     check_dtype(dtype)
     contract = _contract(model, input_spec)
     model = engines.cut(model, until)
@@ -153,12 +152,8 @@ def extract(
         thumbnails=thumbnails,
         decoded=pixels,
     )
-    with engines.unchanged(model):
-        if cache is False:
-            with tempfile.TemporaryDirectory(prefix="resfit-", ignore_cleanup_errors=True) as folder:
-                return _extract(job, Path(folder), None)
-        root = cache_root() if cache is True else Path(cache)
-        return _extract(job, root, root / "digests.sqlite")
+    with engines.unchanged(model), opened(cache) as place:
+        return _extract(job, place.folder, place.folder / "digests.sqlite" if place.kept else None)
 
 
 def store_key(

@@ -12,14 +12,13 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit.cache import USERS, cache_root, keep, locked
+from resfit.cache import USERS, Opened, keep, locked, opened, report_unusable, scratch
 from resfit.data import checks, decode
 from resfit.data.image_set import Skipped
 from resfit.files import write_json
@@ -152,27 +151,45 @@ def decoded(
         records: Whether they are measured in the same pass.
         thumbnails: Positions of the images of which a thumbnail is kept in the same pass.
     """
-    memory = None if cache is False else (cache_root() if cache is True else Path(cache)) / "digests.sqlite"
-    known = digest_files(list(files), memory)
+    given = list(files)
+    with opened(cache) as place:
+        try:
+            return _decoded(given, contract, place, progress, records, thumbnails)
+        except OSError as error:
+            if not place.kept:
+                raise
+            report_unusable(place.folder, error)
+    with scratch() as folder:
+        return _decoded(given, contract, Opened(folder, False), progress, records, thumbnails)
+
+
+def _decoded(
+    files: list[Path],
+    contract: InputSpec,
+    place: Opened,
+    progress: feature_store.Progress | None,
+    records: bool,
+    thumbnails: Collection[int],
+) -> Decoded:
+    known = digest_files(files, place.folder / "digests.sqlite" if place.kept else None)
     reasons = {position: entry.reason for position, entry in enumerate(known) if entry.reason}
     readable = [position for position in range(len(files)) if position not in reasons]
     digests = [known[position].digest.hex() for position in readable]
     paths = [Path(files[position]) for position in readable]
-    with _cache_folder(cache) as folder:
-        places = {position: number for number, position in enumerate(readable)}
-        pictured = [places[position] for position in thumbnails if position in places]
-        sights = Sights(folder, records=records, thumbnails=pictured)
-        images, failures = pixels(paths, digests, contract, folder / "pixels", progress=progress, sights=sights)
-        reasons.update({readable[number]: reason for number, reason in failures.items()})
-        used = [position for position in range(len(files)) if position not in reasons]
-        found = [known[position].digest for position in used]
-        return Decoded(
-            images=np.array(images) if cache is False else images,
-            indices=np.asarray(used, np.int64),
-            skipped=tuple(Skipped(Path(files[position]), reasons[position]) for position in sorted(reasons)),
-            digests=tuple(digest.hex() for digest in found),
-            records=np.zeros(0, checks.RECORD) if sights.records is None else sights.records.rows(found),
-        )
+    numbers = {position: number for number, position in enumerate(readable)}
+    pictured = [numbers[position] for position in thumbnails if position in numbers]
+    sights = Sights(place.folder, records=records, thumbnails=pictured)
+    images, failures = pixels(paths, digests, contract, place.folder / "pixels", progress=progress, sights=sights)
+    reasons.update({readable[number]: reason for number, reason in failures.items()})
+    used = [position for position in range(len(files)) if position not in reasons]
+    found = [known[position].digest for position in used]
+    return Decoded(
+        images=images if place.kept else np.array(images),
+        indices=np.asarray(used, np.int64),
+        skipped=tuple(Skipped(Path(files[position]), reasons[position]) for position in sorted(reasons)),
+        digests=tuple(digest.hex() for digest in found),
+        records=np.zeros(0, checks.RECORD) if sights.records is None else sights.records.rows(found),
+    )
 
 
 def pixels(
@@ -329,15 +346,6 @@ def _position(rows: int, failures: dict[int, str]) -> int:
         else:
             del failures[failed]
     return position
-
-
-@contextlib.contextmanager
-def _cache_folder(cache: bool | str | Path) -> Iterator[Path]:
-    if cache is False:
-        with tempfile.TemporaryDirectory(prefix="resfit-", ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
-    else:
-        yield cache_root() if cache is True else Path(cache)
 
 
 def _free(folder: Path) -> int:

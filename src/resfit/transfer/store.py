@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resfit.cache import USERS, hold, locked
+from resfit.cache import USERS, hold, locked, report_unusable
 from resfit.errors import ArgumentError, DataError
 from resfit.files import write_json
 
@@ -39,6 +39,7 @@ _FILES = {**DTYPES, BYTES: ("rows.u8", "u1")}
 ABOUT = "about.json"
 
 _RECORD = np.dtype([("digest", "V32"), ("row_crc", "<u4"), ("record_crc", "<u4")])
+_HELD = 2**62  # positions from here on are of rows in memory
 _MOST_RECENT = 8192  # rows that are looked up in a dictionary, at ten times the memory of a sorted one
 _CHECKED_AT_ONCE = 8 * 2**20  # bytes of rows
 
@@ -80,7 +81,6 @@ class FeatureStore:
 
     Raises:
         ArgumentError: ``dtype`` is unknown.
-        OSError: The folder cannot be written.
     """
 
     def __init__(self, folder: Path, key: StoreKey, width: int, dtype: str = "float32"):
@@ -95,6 +95,17 @@ class FeatureStore:
         self._sorted = _SortedDigests(np.zeros(0, _RECORD))
         self._recent: dict[bytes, int] = {}  # newer than what is sorted
         self._dropped: set[int] = set()
+        self._cache = folder.parent
+        self._in_memory: OSError | None = None
+        self._held: dict[bytes, int] = {}  # in memory, since the disk took no more
+        self._held_rows: list[np.ndarray] = []
+        try:
+            self._open(key, dtype)
+        except OSError as error:
+            self._hold_from_now_on(error)
+
+    def _open(self, key: StoreKey, dtype: str) -> None:
+        """Makes or reads the files."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if held := hold(self.folder / USERS):
             weakref.finalize(self, held.close)
@@ -104,7 +115,7 @@ class FeatureStore:
                 with contextlib.suppress(OSError):
                     os.utime(about)
             else:
-                write_json(about, {**key.description, "width": width, "dtype": dtype})
+                write_json(about, {**key.description, "width": self.width, "dtype": dtype})
             self._rows.touch()
             self._index.touch()
             records = self._new_records()
@@ -114,7 +125,7 @@ class FeatureStore:
 
     def __len__(self) -> int:
         """Number of rows, of which some may be of the same image."""
-        return self._count
+        return self._count + len(self._held_rows)
 
     def __contains__(self, digest: bytes) -> bool:
         """Whether there is a row for the image with this digest."""
@@ -128,10 +139,13 @@ class FeatureStore:
                 positions[place] = self._recent.get(digest, positions[place])
         if self._dropped:
             positions[np.isin(positions, list(self._dropped))] = -1
+        if self._held:
+            for place, digest in enumerate(digests):
+                positions[place] = self._held.get(digest, positions[place])
         return positions
 
     def append(self, digests: Sequence[bytes], rows: np.ndarray) -> None:
-        """Adds rows, on disk when this returns.
+        """Adds rows, on disk when this returns; where the disk takes no more, in memory from then on.
 
         Args:
             digests: 32 bytes for each row.
@@ -139,7 +153,6 @@ class FeatureStore:
 
         Raises:
             DataError: A number does not fit the format.
-            OSError: The disk is full or cannot be written.
         """
         rows = np.asarray(rows)
         if rows.shape != (len(digests), self.width):
@@ -153,12 +166,30 @@ class FeatureStore:
         records["digest"] = np.frombuffer(b"".join(digests), "V32")
         records["row_crc"] = [zlib.crc32(row) for row in kept]
         records["record_crc"] = _record_crcs(records)
+        try:
+            self._append(kept, records)
+        except OSError as error:
+            self._hold_from_now_on(error)
+            for digest, row in zip(digests, kept, strict=True):
+                self._held[digest] = _HELD + len(self._held_rows)
+                self._held_rows.append(row)
+
+    def _append(self, kept: np.ndarray, records: np.ndarray) -> None:
+        """Writes rows, then their records."""
+        if self._in_memory is not None:
+            raise self._in_memory
         with locked(self.folder / "lock"):
             self._take_in_new()
             self._truncate(self._count)
             _write(self._rows, kept.tobytes())
             _write(self._index, records.tobytes())
             self._take_in_new()
+
+    def _hold_from_now_on(self, error: OSError) -> None:
+        """Goes on in memory; what is on disk already stays in use."""
+        if self._in_memory is None:
+            self._in_memory = error
+            report_unusable(self._cache, error)
 
     def drop_damaged(self, digests: Sequence[bytes]) -> int:
         """Forgets the rows of these images whose checksum is wrong, so that they are computed again.
@@ -170,7 +201,7 @@ class FeatureStore:
             How many were damaged.
         """
         positions = np.unique(self.find(digests))
-        positions = positions[positions >= 0]
+        positions = positions[(positions >= 0) & (positions < _HELD)]
         if len(positions) == 0:
             return 0
         expected = np.memmap(self._index, _RECORD, mode="r", shape=(self._count,))["row_crc"]
@@ -204,10 +235,24 @@ class FeatureStore:
             return np.zeros((0, self.width), self._dtype)
         if positions.min() < 0:
             raise KeyError(f"no row for {int((positions < 0).sum())} of the images")
+        if positions.max() >= _HELD:
+            return self._together(positions)
         everything = np.memmap(self._rows, self._dtype, mode="r", shape=(self._count, self.width))
         if np.array_equal(positions, np.arange(positions[0], positions[0] + len(positions))):
             return everything[positions[0] : positions[0] + len(positions)]
         return _gathered(everything, positions, self.folder)
+
+    def _together(self, positions: np.ndarray) -> np.ndarray:
+        """Returns rows of which some are in memory alone."""
+        found = np.empty((len(positions), self.width), self._dtype)
+        written = np.flatnonzero(positions < _HELD)
+        if len(written):
+            everything = np.memmap(self._rows, self._dtype, mode="r", shape=(self._count, self.width))
+            found[written] = everything[positions[written]]
+        for place in np.flatnonzero(positions >= _HELD):
+            found[place] = self._held_rows[positions[place] - _HELD]
+        found.setflags(write=False)
+        return found
 
     def _new_records(self) -> np.ndarray:
         """Returns the good records on disk behind those that are known."""
@@ -247,7 +292,7 @@ def faults(folder: Path) -> list[str]:
     """
     try:
         about = json.loads((folder / ABOUT).read_text("utf-8"))
-        name, dtype = DTYPES[about["dtype"]]
+        name, dtype = _FILES[about["dtype"]]
         row_bytes = int(about["width"]) * np.dtype(dtype).itemsize
         records = np.fromfile(folder / "index.bin", _RECORD)
         expected, size = records["row_crc"], (folder / name).stat().st_size
@@ -351,11 +396,16 @@ def _write(path: Path, content: bytes) -> None:
 def _gathered(everything: np.ndarray, positions: np.ndarray, folder: Path) -> np.ndarray:
     import tempfile
 
-    with tempfile.TemporaryFile(dir=folder) as file:
-        step = max(1, _CHECKED_AT_ONCE // max(1, everything.shape[1] * everything.itemsize))
-        for start in range(0, len(positions), step):
-            file.write(np.ascontiguousarray(everything[positions[start : start + step]]).tobytes())
-        file.flush()
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(tempfile.TemporaryFile(dir=folder))
+            step = max(1, _CHECKED_AT_ONCE // max(1, everything.shape[1] * everything.itemsize))
+            for start in range(0, len(positions), step):
+                file.write(np.ascontiguousarray(everything[positions[start : start + step]]).tobytes())
+            file.flush()
+        except OSError as error:
+            report_unusable(folder.parent, error)
+            return np.asarray(everything[positions])
         try:
             return np.memmap(file, everything.dtype, mode="r", shape=(len(positions), everything.shape[1]))
         except OSError as error:

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import engines
-from resfit.cache import USERS, cache_root, keep
+from resfit.cache import USERS, cache_root, folder_of, is_writable, keep
 from resfit.data import checks
 from resfit.data.image_set import Skipped
 from resfit.data.views import Views
-from resfit.errors import MissingDependencyError
 from resfit.files import write_json
 from resfit.transfer import boundary, feeds, finetune, heads, storage, training
 from resfit.transfer.features import extract
@@ -289,10 +288,9 @@ def tune(task: Task, prepared: Prepared, head: heads.Head, tuning: Tuning, runni
         )
     finally:
         log.close()
-    with contextlib.suppress(MissingDependencyError):
-        from resfit.transfer.curves import draw_training
+    from resfit.transfer.curves import draw_training
 
-        draw_training(running.folder / CURVES, learned.history, kept=learned.epoch, title=prepared.body.name)
+    draw_training(running.folder / CURVES, learned.history, kept=learned.epoch, title=prepared.body.name)
     body, final = finetune.body_of(model, layers), heads.from_layers(layers, head)
     if _policy(tuning):  # what is measured is what is kept: float32
         body = boundary.copy(body, dtype="float32")
@@ -377,9 +375,9 @@ def run_folder(out: Path | None, described: dict[str, Any], cache: bool | str | 
     """Returns where a run keeps its checkpoints: beside the output, else in the cache; ``None`` for neither."""
     if out is not None:
         return out.with_name(f"{out.name}.run")
-    if cache is False:
+    root = folder_of(cache)
+    if root is None or not is_writable(root):
         return None
-    root = cache_root() if cache is True else Path(cache)
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     folder = root / "runs" / digest[:24]
     keep(folder / USERS)
@@ -443,10 +441,9 @@ def _found_rate(trainer: finetune.Trainer, running: Running) -> float:
     curve = trainer.find_rate()
     running.say(f"learning rate {curve.suggestion:.2g}: the loss falls fastest there")
     running.folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(MissingDependencyError):
-        from resfit.transfer.curves import draw_rates
+    from resfit.transfer.curves import draw_rates
 
-        draw_rates(running.folder / RATES, curve)
+    draw_rates(running.folder / RATES, curve)
     write_json(path, {"suggestion": curve.suggestion, "rates": curve.rates, "losses": curve.losses})
     return curve.suggestion
 
