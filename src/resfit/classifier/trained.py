@@ -120,8 +120,10 @@ class Classifier:
         """Says what is on each image.
 
         Args:
-            images: A file; a folder, with all that is below it; a list of files; or an array of shape
-                ``(height, width, 3)`` or ``(n, height, width, 3)``, RGB, values 0..255; or a list of such.
+            images: A file; a folder, with all that is below it; the bytes of a file; a file that is open for reading
+                in binary; a PIL image; an array of shape ``(height, width, 3)`` or ``(n, height, width, 3)``, RGB,
+                values 0..255; or a list of any of these. Grey arrays, RGBA, channels first, 16 bits and floats 0..1
+                are recognised where that is certain (:func:`resfit.data.inputs.listed`).
             top: How many classes each prediction lists; ``None`` is all.
             views: Over how many views of each image the probabilities are averaged, 1 to 10 (test-time augmentation):
                 2 adds the mirror image, more add crops (:func:`resfit.transfer.augment.prediction_views`).
@@ -133,11 +135,16 @@ class Classifier:
             progress: Called as images get done.
 
         Returns:
-            One prediction an image, in order. An image that cannot be used has an ``error`` in place of a label.
+            One prediction an image, in order. An image that cannot be used has an ``error`` in place of a label; so
+            has a missing file in a list.
+
+        Warns:
+            InputWarning: An array was rescaled, or its axes reordered.
 
         Raises:
-            ArgumentError: ``images`` is none of these, or the classifier cannot make sets of that coverage.
-            DataError: A folder without images.
+            ArgumentError: ``images`` is none of these, an array has values or axes that are no image's or have two
+                readings, or the classifier cannot make sets of that coverage.
+            DataError: A folder without images, or a single path that does not exist.
 
         Example:
             >>> clf.predict("a.jpg")[0].label
@@ -194,7 +201,8 @@ class Classifier:
         rows: list[np.ndarray] = []
         for path, probabilities, _, error in self._run(images, engine, batch_size, None, views):
             if probabilities is None:
-                raise DataError(f"every image must be readable. Received: {path}: {str(error).rstrip('.')}.")
+                where = f"image {len(rows)}" if path is None else path
+                raise DataError(f"every image must be readable. Received: {where}: {str(error).rstrip('.')}.")
             rows.append(probabilities)
         return np.stack(rows) if rows else np.zeros((0, len(self.classes)), np.float32)
 
@@ -289,7 +297,7 @@ class Classifier:
             >>> clf.explain("a.jpg", method="grad-cam++")[0].overlay.shape
             (224, 224, 3)
         """
-        paths, arrays = inputs.listed(images, self.input_spec)
+        sources = inputs.listed(images, self.input_spec)
         size = batch_size or feature_store.default_batch_size(self.input_spec.size)
         alike = None
         if examples:
@@ -297,9 +305,9 @@ class Classifier:
             alike = lambda batch: neighbours.nearest(known, running.run(batch), examples)  # noqa: E731
         return results.explain_batches(
             self.model,
-            inputs.batches(paths, arrays, self.input_spec, size),
+            inputs.batches(sources, self.input_spec, size),
             self.classes,
-            paths=paths,
+            paths=sources.paths,
             method=method,
             target=target,
             stage=stage,
@@ -308,7 +316,7 @@ class Classifier:
             calibrate=lambda shares: tempered(
                 shares, self.temperature, "sigmoid" if self.recipe.several else "softmax"
             ),
-            total=len(paths) or len(arrays),
+            total=len(sources),
             progress=progress,
             **options,
         )
@@ -409,12 +417,12 @@ class Classifier:
         self, images: Any, engine: str, batch_size: int | None, progress: feature_store.Progress | None, views: int = 1
     ) -> Iterator[tuple[Path | None, np.ndarray | None, float | None, str]]:
         """Yields path, probabilities (or none), unlikeness (or none) and error of each image, in order."""
-        paths, arrays = inputs.listed(images, self.input_spec)
-        count = len(paths) or len(arrays)
+        sources = inputs.listed(images, self.input_spec)
+        count, paths = len(sources), sources.paths
         size = batch_size or feature_store.default_batch_size(self.input_spec.size)
         running, head = self._engine(engine, count * views), self._head
         done = 0
-        for batch in inputs.batches(paths, arrays, self.input_spec, size):
+        for batch in inputs.batches(sources, self.input_spec, size):
             errors = dict(batch.failures)
             found: dict[int, tuple[np.ndarray, float | None]] = {}
             if len(batch.indices):
@@ -423,7 +431,7 @@ class Classifier:
                 pairs = zip(seen, self._unlikeness(rows[0]), strict=True)
                 found = dict(zip(batch.indices.tolist(), pairs, strict=True))
             for index in sorted((*found, *errors)):
-                yield paths[index] if paths else None, *found.get(index, (None, None)), errors.get(index, "")
+                yield paths[index], *found.get(index, (None, None)), errors.get(index, "")
                 done += 1
             if progress is not None:
                 progress("network", done, count)

@@ -73,7 +73,7 @@ def explain_batches(
     batches: Iterable[DecodedBatch],
     classes: Sequence[str],
     *,
-    paths: Sequence[Path] = (),
+    paths: Sequence[Path | None] = (),
     method: str = "grad-cam",
     target: str | int | None = None,
     stage: str | None = None,
@@ -90,7 +90,7 @@ def explain_batches(
         model: A network with probabilities for the classes.
         batches: The images, as :func:`resfit.data.decode.decode_many` gives them.
         classes: Names of the classes.
-        paths: The files; empty for arrays.
+        paths: The files; ``None`` for what was handed over otherwise, empty if all was.
         method: As :func:`resfit.explain.methods.attribute` takes it, as are ``stage``, ``batch_size`` and ``options``.
         target: The class to explain, by name or index; ``None`` is the most probable one of each image.
         stage: Which feature map.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit.errors import ImageError
+from resfit.errors import ArgumentError, ImageError
 from resfit.serving.problems import unusable
 
 if TYPE_CHECKING:
@@ -139,19 +139,20 @@ class Served:
         Raises:
             Problem: It cannot be used.
         """
-        from resfit.classifier.inputs import fit_array
-        from resfit.data import decode
+        from resfit.data import decode, inputs
 
         try:
-            image = fit_array(image, self.classifier.input_spec)
+            image = inputs.fit_array(image, self.classifier.input_spec)
             decode.check_size(image, self.classifier.input_spec)
-        except ImageError as error:
+        except (ArgumentError, ImageError) as error:
             raise unusable(str(error)) from error
         return image
 
     def predict(self, images: Sequence[np.ndarray]) -> Sequence[Prediction]:
         """Says what is on images of the network's size."""
-        return self.classifier.predict(list(images), engine=self._body, batch_size=len(images))
+        from resfit.data.inputs import NetworkInput
+
+        return self.classifier.predict(NetworkInput(images), engine=self._body, batch_size=len(images))
 
     def embed(self, images: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         """Returns the features of images of the network's size."""
@@ -174,9 +175,10 @@ class Served:
 
     def explain(self, image: np.ndarray, method: str) -> Explanation:
         """Draws where on an image the most probable class was seen."""
+        from resfit.data.inputs import NetworkInput
         from resfit.explain import overlays
 
-        (found,) = self.classifier.explain([image], method=method)
+        (found,) = self.classifier.explain(NetworkInput([image]), method=method)
         return Explanation(str(found.label), image, overlays.layer(found.map), found.overlay)
 
     def nearest(self, image: np.ndarray) -> list[Neighbour] | None:
