@@ -22,6 +22,7 @@ from resfit.classifier.outcome import FitRun
 from resfit.classifier.trained import Classifier
 from resfit.data import image_set as image_sets
 from resfit.data import privacy, scans
+from resfit.data.inputs import takes_arrays
 from resfit.errors import ArgumentError, DataError
 from resfit.evaluation import kept as kept_images
 from resfit.evaluation import references as reference_images
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     import keras
 
 
+@takes_arrays
 def fit(
     source: Any,
     *,
@@ -85,7 +87,8 @@ def fit(
 
     Args:
         source: A folder of class folders, one with ``train``, ``val`` and ``test`` in it, or a CSV file of
-            ``path,label[,split,group]``.
+            ``path,label[,split,group]``; or a pair ``(images, labels)``, images as :meth:`Classifier.predict` takes
+            them and for each a label, text or a whole number.
         model: A name of the zoo or a source that :func:`resfit.load` takes, or a Keras model that gives one vector an
             image and has an ``input_spec``. It is not changed.
         out: Folder to write the classifier to; ``None`` keeps it in memory.
@@ -289,6 +292,7 @@ def fit(
     return classifier
 
 
+@takes_arrays
 def plan(
     source: Any,
     *,

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from resfit import artifact
-from resfit.classifier.outcome import Recipe
-from resfit.errors import ArtifactError
-from resfit.evaluation.calibrated import Calibration
-from resfit.preprocessing import InputSpec
+from resfit.checkpoints.readers import keras_archive
+from resfit.classifier import schema
+from resfit.data import class_names
+from resfit.errors import ArgumentError, ArtifactError
 
-if TYPE_CHECKING:
-    pass
+_SPARE = 100_000  # variables that Keras keeps in no file, such as seeds
 
 
 def write(folder: Path, classifier: Any, attachments: dict[str, bytes]) -> None:
@@ -25,9 +25,10 @@ def write(folder: Path, classifier: Any, attachments: dict[str, bytes]) -> None:
         attachments: Its further files.
 
     Raises:
-        ArgumentError: Something else stands there.
+        ArgumentError: Something else stands there, or names of classes are none.
         OSError: It cannot be written.
     """
+    class_names.check(classifier.classes, alike=False, error=ArgumentError)
     architecture = getattr(classifier.model, "architecture", None)
     description = {
         "classes": list(classifier.classes),
@@ -53,33 +54,56 @@ def read(folder: Path) -> dict[str, Any]:
         ArtifactError: It is missing, incomplete, damaged or of another format.
     """
     description, attachments = artifact.read(folder)
+    try:
+        found = schema.read(description, strict=description["format"] != 1)
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder / artifact.DESCRIPTION} cannot be read: {error} Fit it again.") from error
     import keras
 
     from resfit.architecture import layers, network
-    from resfit.architecture.spec import ArchitectureSpec
     from resfit.transfer import head_layers
 
     del layers, head_layers  # imported so that the layers of its own are registered
+    path = folder / artifact.MODEL
     try:
-        model = keras.saving.load_model(folder / artifact.MODEL, compile=False, safe_mode=True)
-        contract = InputSpec.from_dict(description["input"])
-        if description["architecture"] is not None:
-            network.attach(model, ArchitectureSpec.from_dict(description["architecture"]), contract)
-        classes = tuple(str(name) for name in description["classes"])
-        if model.output_shape[-1] != len(classes):
-            raise ArtifactError(f"the model has {model.output_shape[-1]} outputs for {len(classes)} classes.")
-        return {
-            "model": model,
-            "classes": classes,
-            "input_spec": contract,
-            "recipe": Recipe(**description["recipe"]),
-            "metrics": description["metrics"],
-            "fingerprint": description["data"],
-            "versions": description["versions"],
-            "attachments": attachments,
-            # classifiers of before have neither
-            "calibration": Calibration.from_dict(description.get("temperature", 1.0), description.get("calibration")),
-        }
+        _check_size(*keras_archive.check(path))
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        if found.architecture is not None:
+            network.attach(model, found.architecture, found.input_spec)
+        outputs = tuple(getattr(model, "output_shape", ()) or ())
+        if len(outputs) != 2 or outputs[-1] != len(found.classes):
+            raise ArtifactError(f"the model must have an output for each of {len(found.classes)} classes: {outputs}.")
+        if found.recipe.features and found.recipe.features not in {layer.name for layer in model.layers}:
+            raise ArtifactError(f"the model must have a layer {found.recipe.features!r:.100}. Received: none.")
     except Exception as error:
-        text = f"missing entry {error}" if isinstance(error, KeyError) else error
-        raise ArtifactError(f"the classifier {str(folder)!r} cannot be read: {text}. Fit it again.") from error
+        raise ArtifactError(f"the classifier {str(folder)!r} cannot be read: {error} Fit it again.") from error
+    return {
+        "model": model,
+        "classes": found.classes,
+        "input_spec": found.input_spec,
+        "recipe": found.recipe,
+        "metrics": found.metrics,
+        "fingerprint": found.fingerprint,
+        "versions": found.versions,
+        "attachments": attachments,
+        "calibration": found.calibration,
+    }
+
+
+def _check_size(config: Any, elements: int) -> None:
+    """Makes sure that a network has as many weights as its file holds, before any of them is made.
+
+    Args:
+        config: The configuration of a Keras model.
+        elements: Numbers in the file.
+
+    Raises:
+        ArtifactError: It has more.
+    """
+    import keras
+
+    with keras.StatelessScope(initialize_variables=False):  # variables have shapes there, and no values
+        model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+        wanted = sum(math.prod(variable.shape) for variable in model.variables)
+    if wanted > elements + _SPARE:
+        raise ArtifactError(f"the network has {wanted} weights, and its file holds {elements}.")

@@ -222,7 +222,7 @@ class Classifier:
         """Measures the classifier on labelled images.
 
         Args:
-            source: A folder of class folders or a CSV file, as :func:`fit` takes them.
+            source: A folder of class folders, a CSV file or a pair ``(images, labels)``, as :func:`fit` takes them.
             part: ``"train"``, ``"val"`` or ``"test"`` for one part of a split that the source states; ``None`` is all.
             intervals: Whether ``figures`` of the result holds every figure with its interval.
             seed: Of the resamples behind the intervals.

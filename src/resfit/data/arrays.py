@@ -20,6 +20,8 @@ from resfit.errors import ArgumentError, ImageError
 
 #: How files of one array, ``.npy``, begin.
 NPY = b"\x93NUMPY"
+#: How files begin that :func:`to_file` writes: what follows is an array of values 0..255.
+MARK = b"resfit pixels\0"
 
 _TOLERANCE = 1e-3  # what rounding may add to a range of values
 _BLACK = 8.0  # a picture of fractions no brighter than this is worth a word
@@ -170,11 +172,23 @@ def check_values(arrays: Iterable[np.ndarray], notes: set[str], *, where: str = 
     return 1 / _SIXTEEN_BITS
 
 
+def to_file(pixels: Pixels) -> bytes:
+    """Returns the content of a file that is decoded to the same pixels, whatever their range is.
+
+    Args:
+        pixels: Any but a network's input.
+    """
+    file = io.BytesIO()
+    file.write(MARK)
+    np.lib.format.write_array(file, np.ascontiguousarray(pixels.scaled()), allow_pickle=False)
+    return file.getvalue()
+
+
 def of_npy(data: bytes, channels: int, most: int) -> tuple[Pixels, set[str]]:
     """Reads a file of one array as an image; nothing in it is executed, and no more is allocated than it holds.
 
     Args:
-        data: All of its bytes.
+        data: All of its bytes, as ``numpy.save`` or :func:`to_file` wrote them.
         channels: Number of the network's input channels.
         most: Most pixels.
 
@@ -186,6 +200,7 @@ def of_npy(data: bytes, channels: int, most: int) -> tuple[Pixels, set[str]]:
     """
     try:
         file = io.BytesIO(data)
+        file.seek(len(MARK) if data.startswith(MARK) else 0)
         shape, fortran, dtype = _header(file)
         if dtype.hasobject or len(shape) > _MOST_AXES:
             raise ImageError(f"an array of shape {shape}, dtype {dtype}, which is no image")
@@ -194,6 +209,8 @@ def of_npy(data: bytes, channels: int, most: int) -> tuple[Pixels, set[str]]:
             raise ImageError("damaged, truncated or too large")
         array = np.frombuffer(data, dtype, count, file.tell()).reshape(shape, order="F" if fortran else "C")
         notes: set[str] = set()
+        if data.startswith(MARK) and array.ndim == 3 and array.size and np.isfinite(array).all():
+            return Pixels(array), notes
         return image_of(array, channels, notes), notes
     except ArgumentError as error:
         raise ImageError(str(error).rstrip(".")) from error
@@ -203,6 +220,15 @@ def of_npy(data: bytes, channels: int, most: int) -> tuple[Pixels, set[str]]:
         raise ImageError(f"damaged or truncated ({' '.join(str(error).split())[:100]})") from error
 
 
+def is_file(data: bytes) -> bool:
+    """Says whether a file holds one array, by how it begins.
+
+    Args:
+        data: Its first bytes.
+    """
+    return data.startswith((NPY, MARK))
+
+
 def is_eight_bits(data: bytes) -> bool:
     """Says whether a file of one array holds bytes or truth values.
 
@@ -210,7 +236,7 @@ def is_eight_bits(data: bytes) -> bool:
         data: As many bytes from its beginning as its header takes.
     """
     try:
-        return _header(io.BytesIO(data))[2] in (np.uint8, np.bool_)
+        return _header(io.BytesIO(data.removeprefix(MARK)))[2] in (np.uint8, np.bool_)
     except Exception:  # damaged
         return False
 

@@ -325,7 +325,7 @@ def is_deep(path: str | os.PathLike[str]) -> bool:
                 data += file.read(MAX_BYTES)
     except OSError:
         return False
-    if data.startswith(arrays.NPY):
+    if arrays.is_file(data):
         return not arrays.is_eight_bits(data)
     return scans.is_scan(data) or deep.is_deep(data)
 
@@ -385,7 +385,7 @@ def _decode(
     from PIL import Image
 
     data, frame = frames.unmarked(data)
-    if data.startswith(arrays.NPY) and not frame:
+    if arrays.is_file(data) and not frame:
         pixels, notes = arrays.of_npy(data, spec.channels, min(max_pixels, deep.MOST_PIXELS))
         for note in sorted(notes):
             warnings.warn(note, InputWarning, stacklevel=2)
@@ -530,6 +530,17 @@ def _eight_bits(image: Image, mode: str) -> Image:
         white = Images.new("RGBA", colour.size, (255, 255, 255, 255))
         image = Images.alpha_composite(white, colour)
     return image if image.mode == mode else image.convert(mode)
+
+
+def as_colours(image: Image) -> Image:
+    """Returns a PIL image of any mode as RGB, what is transparent over white.
+
+    Args:
+        image: The image, upright or not; what its EXIF data say is kept.
+    """
+    colours = _eight_bits(image, "RGB")
+    colours.info.update({key: value for key, value in image.info.items() if key == "exif"})
+    return colours
 
 
 def resize(image: Image, spec: InputSpec) -> Image:

@@ -7,14 +7,13 @@ import dataclasses
 import hashlib
 import io
 import os
-import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from resfit.data import cohort, dicomdir, frames
+from resfit.data import class_names, cohort, dicomdir, frames
 from resfit.data.cohort import Entry
 from resfit.errors import DataError, closest
 from resfit.preprocessing import Reading
@@ -118,7 +117,7 @@ class ImageSet:
 
 
 def scan(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | ImageSet,
     *,
     path_column: str = "path",
     label_column: str = "label",
@@ -135,7 +134,7 @@ def scan(
 
     Args:
         source: One folder for each class; or ``train``, ``val`` and ``test`` (any of them) with class folders inside;
-            or a CSV file whose relative paths start at its own folder.
+            or a CSV file whose relative paths start at its own folder. An :class:`ImageSet` is returned as it is.
         path_column: Column of a CSV file with the path.
         label_column: Column with the class.
         split_column: Column with ``train``, ``val`` or ``test``; may be missing.
@@ -151,6 +150,8 @@ def scan(
         >>> scan("photos/").counts()  # doctest: +SKIP
         {'cat': 120, 'dog': 98}
     """
+    if isinstance(source, ImageSet):
+        return source
     path = Path(source)
     if not path.exists():
         raise DataError(f"source must be a folder or a CSV file. Received: {str(source)!r}, which does not exist.")
@@ -194,6 +195,22 @@ def scan_images(sources: Iterable[str | os.PathLike[str]], *, reading: Reading =
             _collect([root], None, None, entries, skipped)
     root = roots[0] if len(roots) == 1 and roots[0].is_dir() else Path(".")
     return _image_set(root, entries, skipped, warnings + _not_followed(circles), reading)
+
+
+def of_files(root: Path, paths: Sequence[Path], labels: Sequence[str], *, reading: Reading = _PLAIN) -> ImageSet:
+    """Returns files with their labels as a set; which of them can be used is seen when they are decoded.
+
+    Args:
+        root: The folder that most of them stand in.
+        paths: The files, no two the same.
+        labels: For each its class.
+        reading: Which frames of scans, and which files of their series, are images.
+
+    Raises:
+        DataError: Two labels are too much alike.
+    """
+    entries = [Entry(path, label) for path, label in zip(paths, labels, strict=True)]
+    return _image_set(root, entries, [], [], reading)
 
 
 def is_several(path: Path, reading: Reading) -> bool:
@@ -523,7 +540,7 @@ def _image_set(
     if found.medical:  # a file's name may be a patient's
         warnings = [text.partition(f", {_EXAMPLE}")[0] for text in warnings]
     classes = sorted({entry.label for entry in entries if entry.label is not None})
-    _check_distinct(classes)
+    class_names.check(classes)
     number = {name: index for index, name in enumerate(classes)}
     labels = np.array([-1 if entry.label is None else number[entry.label] for entry in entries], np.int64)
     # as split() does: where a split is stated for some, the rest is for training
@@ -557,18 +574,6 @@ def _size(path: Path) -> int:
         return frames.parted(path)[0].stat().st_size
     except OSError:  # gone since it was found: decoding will say so
         return -1
-
-
-def _check_distinct(classes: Sequence[str]) -> None:
-    """Refuses two labels that a reader would take for one."""
-    known: dict[str, str] = {}
-    for name in classes:
-        key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-        if key in known:
-            raise DataError(
-                f"classes must differ by more than case and spaces. Received: {known[key]!r} and {name!r}. Rename one."
-            )
-        known[key] = name
 
 
 def _some(names: Sequence[str]) -> str:

@@ -8,12 +8,16 @@ the network's input.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
+import io
 import os
 import sys
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -23,13 +27,17 @@ from resfit.data.arrays import NetworkInput, Pixels
 from resfit.errors import ArgumentError, InputWarning
 from resfit.preprocessing import InputSpec
 
-__all__ = ["NetworkInput", "Sources", "batches", "is_path", "listed"]
+__all__ = ["NetworkInput", "Sources", "batches", "fit_array", "is_path", "listed", "takes_arrays"]
 
 _FORMS = (
     "images must be files, folders, bytes of files, open files, PIL images, or arrays of shape (height, width, {}) "
     "with numbers 0..255; or a list of these"
 )
 _WIDE_MODES = ("I", "F")  # of PIL images: 32 bits
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,6 +95,70 @@ def listed(images: Any, contract: InputSpec) -> Sources:
     if notes:
         warnings.warn("; ".join(sorted(notes)) + ".", InputWarning, stacklevel=4)
     return Sources(tuple(items))
+
+
+def takes_arrays(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+    """Lets a function whose ``source`` names labelled images take ``(images, labels)`` too.
+
+    It is called with an :class:`resfit.data.image_set.ImageSet` then, whose images lie in a temporary folder.
+
+    Args:
+        function: Has a parameter ``source``, and may have ``channels`` or ``classifier``, which says how many channels
+            arrays have.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def wrapped(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        bound = signature.bind(*args, **kwargs)
+        source = bound.arguments.get("source")
+        if not isinstance(source, tuple):
+            return function(*args, **kwargs)
+        classifier = bound.arguments.get("classifier")
+        stated = bound.arguments.get("channels") or getattr(getattr(classifier, "input_spec", None), "channels", None)
+        channels = int(stated or 3)
+        with tempfile.TemporaryDirectory(prefix="resfit-") as folder:
+            bound.arguments["source"] = _to_files(source, channels, Path(folder))
+            return function(*bound.args, **bound.kwargs)
+
+    return wrapped
+
+
+def _to_files(source: tuple[Any, ...], channels: int, folder: Path) -> image_sets.ImageSet:
+    """Returns ``(images, labels)`` as a set of files; those that are files already stay where they are."""
+    if len(source) != 2 or is_path(source[1]) or not hasattr(source[1], "__len__"):
+        raise ArgumentError(
+            "labelled images must be a folder, a CSV file or a pair (images, labels). Received: a tuple."
+        )
+    sources = listed(source[0], InputSpec(channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels))
+    names = arrays.as_array(source[1]).tolist() if _is_array(source[1]) else list(source[1])
+    if len(names) != len(sources):
+        raise ArgumentError(f"each image must have a label. Received: {len(sources)} images and {len(names)} labels.")
+    wrong = [name for name in names if not isinstance(name, str | int) or name == ""]
+    if wrong:
+        raise ArgumentError(f"labels must be text or whole numbers, one for each image. Received: {wrong[0]!r}.")
+    paths = []
+    for number, item in enumerate(sources.items):
+        if isinstance(item, Path):
+            paths.append(item)
+            continue
+        path = folder / f"image-{number:07}"
+        path.write_bytes(_file_of(item))
+        paths.append(path)
+    return image_sets.of_files(folder, paths, [str(name) for name in names])
+
+
+def _file_of(item: Any) -> bytes:
+    """Returns the content of a file that is decoded as an image is."""
+    found = item if isinstance(item, bytes | Pixels) else decode.read_open(item)
+    if isinstance(found, Pixels):
+        return arrays.to_file(found)
+    if isinstance(found, bytes):
+        return found
+    file = io.BytesIO()
+    upright = found if found.mode in _PNG_MODES else decode.as_colours(found)
+    upright.save(file, "PNG")
+    return file.getvalue()
 
 
 def batches(sources: Sources, contract: InputSpec, size: int) -> Iterator[decode.DecodedBatch]:
