@@ -21,10 +21,8 @@ ones. So every file is read as one that nobody vouches for: sizes, types and ran
 from __future__ import annotations
 
 import contextlib
-import csv
 import ctypes
 import hashlib
-import io
 import json
 import os
 import re
@@ -33,7 +31,7 @@ import stat
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +55,7 @@ CHECKSUMS = "SHA256SUMS"
 
 # Further files that a classifier may have, and the most bytes that are read of one and of all.
 _ATTACHMENTS = (SKIPPED, TEST_PREDICTIONS, REFERENCES, UNLIKE, TRAINING, CURVES, RATES)
+_CLUTTER = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
 _MOST_ATTACHED = 1 << 30
 _MOST_FILES = 10_000
 _MOST_SUMS = 4_000_000
@@ -68,16 +67,32 @@ _MARK = ".resfit-partial-"
 _ASIDE = "-old"
 
 
-def check_target(out: Path) -> None:
+def check_target(out: Path, *, force: bool = False) -> str:
     """Makes sure that a classifier may be written here, before hours of work.
+
+    Args:
+        out: The folder.
+        force: Whether files of others that lie in the folder of an earlier classifier may be deleted with it.
+
+    Returns:
+        Which classifier is replaced, as a sentence; empty where none is.
 
     Raises:
         ArgumentError: There is something else that must not be overwritten.
     """
-    if not out.exists() and not out.is_symlink():
-        return
-    if out.is_dir() and (is_artifact(out) or _holds_nothing_else(out)):
-        return
+    if not os.path.lexists(out) or (out.is_dir() and _holds_nothing_else(out)):
+        return ""
+    if out.is_dir() and is_artifact(out):
+        others = _others(out)
+        if others and not force:
+            some = ", ".join(others[:5]) + (", …" if len(others) > 5 else "")
+            raise ArgumentError(
+                "an earlier classifier is replaced with its folder, and nothing else is. "
+                f"Received: {str(out)!r}, which also holds {some}. Move what is yours elsewhere, or delete it too with "
+                "force=True (--force)."
+            )
+        also = f" and, as asked for, {len(others)} other files in its folder" if others else ""
+        return f"{out} holds an earlier classifier, which is replaced{also} when the new one is written"
     raise ArgumentError(
         "the output must be a new or empty folder, or an earlier resfit classifier. "
         f"Received: {str(out)!r}, which holds something else. Name another folder or remove it."
@@ -97,6 +112,8 @@ def write(
     save_model: Callable[[Path], None],
     description: dict[str, Any],
     attachments: dict[str, bytes],
+    *,
+    force: bool = False,
 ) -> None:
     """Writes a classifier folder. A kill at any moment leaves what was there before, or the new one.
 
@@ -105,13 +122,14 @@ def write(
         save_model: Writes the Keras model to a path.
         description: JSON-ready content of ``classifier.json``; format and checksums are added.
         attachments: Further files, by name; a name may have one folder in it.
+        force: As :func:`check_target` takes it.
 
     Raises:
         ArgumentError: There is something else that must not be overwritten.
         OSError: The disk is full or cannot be written.
     """
     out = Path(os.path.abspath(out))
-    check_target(out)
+    check_target(out, force=force)
     with atomic_folder(out) as temporary:
         save_model(temporary / MODEL)
         for name, content in attachments.items():
@@ -280,17 +298,20 @@ def _contents(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
     return found
 
 
-def csv_bytes(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
-    """Returns a table as CSV in UTF-8. Names of files that are no UTF-8 keep their bytes."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")
-
-
 def _holds_nothing_else(folder: Path) -> bool:
     return {path.name for path in folder.iterdir()} <= {SKIPPED}
+
+
+def _others(out: Path) -> list[str]:
+    """Returns what lies in the folder of a classifier and is none of its files."""
+    own = {MODEL, DESCRIPTION, CHECKSUMS, *_ATTACHMENTS}
+    found = []
+    for path in sorted(out.iterdir()):
+        if path.name == TENSORBOARD and path.is_dir():
+            found += [f"{TENSORBOARD}/{log.name}" for log in sorted(path.iterdir()) if "tfevents" not in log.name]
+        elif path.name not in own and path.name.lower() not in _CLUTTER:
+            found.append(path.name + ("/" if path.is_dir() else ""))
+    return found
 
 
 def _put_in_place(temporary: Path, out: Path) -> None:

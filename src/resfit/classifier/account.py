@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from resfit import artifact, checking
+from resfit import checking
 from resfit.classifier.learning import Kept
 from resfit.classifier.material import Material
 from resfit.classifier.outcome import Recipe
-from resfit.data import privacy, scans
+from resfit.data import csv_cells, privacy, scans
 from resfit.data.image_set import Skipped
 from resfit.evaluation.labels import LabelEvaluation
 from resfit.evaluation.metrics import Evaluation
@@ -115,7 +115,7 @@ def skipped_table(skipped: Sequence[Skipped]) -> bytes:
     Args:
         skipped: These.
     """
-    return artifact.csv_bytes(("path", "reason"), ((item.path, item.reason) for item in skipped))
+    return csv_cells.table(("path", "reason"), ((item.path, item.reason) for item in skipped))
 
 
 def test_table(data: Material, probabilities: np.ndarray) -> bytes:
@@ -130,7 +130,7 @@ def test_table(data: Material, probabilities: np.ndarray) -> bytes:
         best = int(row.argmax())
         label = images.classes[images.labels[position]]
         rows.append((privacy.shown(images, images.paths[position]), label, data.classes[best], f"{row[best]:.6f}"))
-    return artifact.csv_bytes(("path", "label", "predicted", "probability"), rows)
+    return csv_cells.table(("path", "label", "predicted", "probability"), rows)
 
 
 def package_versions() -> dict[str, str]:

@@ -45,6 +45,7 @@ def fit(
     *,
     model: str | keras.Model = networks.DEFAULT_MODEL,
     out: str | os.PathLike[str] | None = None,
+    force: bool = False,
     strategy: str = "auto",
     head: str = "linear",
     budget: str | float | None = None,
@@ -91,7 +92,9 @@ def fit(
             them and for each a label, text or a whole number.
         model: A name of the zoo or a source that :func:`resfit.load` takes, or a Keras model that gives one vector an
             image and has an ``input_spec``. It is not changed.
-        out: Folder to write the classifier to; ``None`` keeps it in memory.
+        out: Folder to write the classifier to; ``None`` keeps it in memory. An earlier classifier there is replaced,
+            which is said in ``run.notes``; anything else is refused.
+        force: Whether files of yours that lie in an earlier classifier's folder may be deleted with it.
         strategy: ``"probe"``; ``"finetune"``, the last stages or those from ``trainable_from`` on; ``"full"``, the
             whole network; or ``"auto"``: the probe first (of up to 10,000 images where the whole network is to follow),
             then, given a ``budget``, fine-tuning within it, and the one that is better on the validation images.
@@ -155,7 +158,7 @@ def fit(
         0.93
     """
     journal = Journal(say)
-    minutes = check_arguments(strategy, budget, max_skipped, test_share, val_share, out)
+    minutes = check_arguments(strategy, budget, max_skipped, test_share, val_share, out, force, journal.warn)
     check_choice("head", head, heads.KINDS)
     separator = label_separator or ""
     images = image_sets.scan(source, **_scan_options(reading, scan_options))
@@ -274,7 +277,7 @@ def fit(
         calibration=calibration,
     )
     if out is not None:
-        classifier.save(out)
+        classifier.save(out, force=force)
     if tuned is not None and learner.folder is not None:  # the run is in the classifier now
         shutil.rmtree(learner.folder, ignore_errors=True)
     journal.lap("save")

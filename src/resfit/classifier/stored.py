@@ -16,13 +16,14 @@ from resfit.errors import ArgumentError, ArtifactError
 _SPARE = 100_000  # variables that Keras keeps in no file, such as seeds
 
 
-def write(folder: Path, classifier: Any, attachments: dict[str, bytes]) -> None:
+def write(folder: Path, classifier: Any, attachments: dict[str, bytes], *, force: bool = False) -> None:
     """Writes the parts of a classifier, whole or not at all.
 
     Args:
         folder: A new or empty folder, or an earlier classifier, which is replaced.
         classifier: A :class:`resfit.Classifier`.
         attachments: Its further files.
+        force: As :func:`resfit.artifact.check_target` takes it.
 
     Raises:
         ArgumentError: Something else stands there, or names of classes are none.
@@ -41,7 +42,7 @@ def write(folder: Path, classifier: Any, attachments: dict[str, bytes]) -> None:
         "data": classifier.fingerprint,
         "versions": classifier.versions,
     }
-    artifact.write(folder, classifier.model.save, description, attachments)
+    artifact.write(folder, classifier.model.save, description, attachments, force=force)
 
 
 def read(folder: Path) -> dict[str, Any]:

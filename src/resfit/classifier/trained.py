@@ -363,17 +363,18 @@ class Classifier:
         name = self.recipe.features
         return self.model.get_layer(name).output if name else self.model.layers[-1].input
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Writes the classifier as a folder, whole or not at all.
 
         Args:
             path: A new or empty folder, or an earlier classifier, which is replaced.
+            force: Whether files that are not a classifier's may be deleted with the earlier one's folder.
 
         Raises:
             ArgumentError: Something else stands there.
             OSError: It cannot be written.
         """
-        stored.write(Path(path), self, self._attachments)
+        stored.write(Path(path), self, self._attachments, force=force)
 
     def export(self, out: str | os.PathLike[str], *, format: str = "tf_saved_model", **options: Any) -> Any:
         """Writes the classifier for another runtime, and compares the result with Keras there.

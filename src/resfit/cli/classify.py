@@ -259,7 +259,7 @@ def _best(prediction: Prediction) -> tuple[str, ...]:
 
 
 def _write_csv(path: Path, predictions: list[Prediction]) -> None:
-    from resfit.artifact import csv_bytes
+    from resfit.data import csv_cells
     from resfit.files import atomic_open
 
     rows = [
@@ -267,7 +267,7 @@ def _write_csv(path: Path, predictions: list[Prediction]) -> None:
         for item in predictions
     ]
     with atomic_open(path) as file:
-        file.write(csv_bytes(("path", "label", "probability", "error"), rows))
+        file.write(csv_cells.table(("path", "label", "probability", "error"), rows))
 
 
 def _prediction_json(item: Prediction) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resfit.data import class_names, cohort, dicomdir, frames
+from resfit.data import class_names, cohort, csv_cells, dicomdir, frames
 from resfit.data.cohort import Entry
 from resfit.errors import DataError, closest
 from resfit.preprocessing import Reading
@@ -518,7 +518,7 @@ def _read_table(path: Path, columns: dict[str, str]) -> list[tuple[int, dict[str
                     f"each row must have as many fields as the header. "
                     f"Received: another number in line {reader.line_num}."
                 )
-            rows.append((reader.line_num, row))
+            rows.append((reader.line_num, {name: csv_cells.unescaped(cell) for name, cell in row.items()}))
     except csv.Error as error:
         raise DataError(f"{path.name} must be a CSV file. Received: {error}.") from error
     if not rows:

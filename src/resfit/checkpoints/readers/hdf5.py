@@ -7,6 +7,7 @@ Nothing is followed out of the file, and nothing is allocated that the file does
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import math
@@ -44,6 +45,7 @@ _Verdict = tuple[type[Exception] | None, str]
 
 _lock = threading.Lock()
 _worker: subprocess.Popen[str] | None = None
+_owner = 0  # the process that started it
 _seen: dict[tuple[Any, ...], _Verdict] = {}
 
 
@@ -221,16 +223,16 @@ def _inspect(path: str, offset: int | None, size: int | None) -> None:
 
 
 def _asked(request: list[Any], seconds: float) -> _Verdict:
-    global _worker
+    global _worker, _owner
     line = ""
     late = (
         CheckpointError,
         (f"the file must be read within {seconds:.0f} seconds. Received: one that HDF5 does not get through."),
     )
     for _ in range(2):  # the one that is there may have gone in this moment, for want of work
-        fresh = _worker is None or _worker.poll() is not None
+        fresh = _worker is None or _owner != os.getpid() or _worker.poll() is not None  # a fork has one of its own
         if fresh:
-            _worker = _started()
+            _worker, _owner = _started(), os.getpid()
         worker: Any = _worker
         answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         try:
@@ -267,6 +269,13 @@ def _started() -> subprocess.Popen[str]:
         encoding="utf-8",
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HDF5_USE_FILE_LOCKING": "FALSE"},
     )
+
+
+@atexit.register
+def _end() -> None:
+    """Ends the worker with the process that started it, and closes its pipes."""
+    if _worker is not None and _owner == os.getpid():
+        _stop(_worker)
 
 
 def _stop(worker: subprocess.Popen[str]) -> None:
