@@ -65,9 +65,10 @@ def predict(
     from resfit import published
 
     classifier = asking.opened(published.load, source)
+    asked = asking.given(images)
     with console.progress() as progress:
         predictions = classifier.predict(
-            images,
+            asked,
             top=top,
             views=views,
             coverage=coverage,
@@ -75,6 +76,7 @@ def predict(
             batch_size=batch_size,
             progress=progress,
         )
+    predictions = asking.with_names(predictions)
     if csv is not None:
         _write_csv(csv, predictions)
     if as_json:
@@ -90,7 +92,7 @@ def predict(
     for item in predictions:
         if item.unlike_training:
             console.message(f"Unlike the training images, not to be relied on: {console.printable(item.path)}")
-    asking.end_with_unusable(predictions, images)
+    asking.end_with_unusable(predictions, asked)
 
 
 def evaluate(

@@ -46,9 +46,10 @@ def explain(
     from resfit.classifier import Classifier
 
     classifier = asking.opened(Classifier.load, artifact)
+    asked = asking.given(images)
     with console.progress() as progress:
         found = classifier.explain(
-            images,
+            asked,
             method=method,
             target=target,
             stage=stage,
@@ -57,6 +58,7 @@ def explain(
             batch_size=batch_size,
             progress=progress,
         )
+    found = asking.with_names(found)
     rows = _write(medical.without_names(found, classifier.metrics), out)
     if as_json:
         console.print_json(rows)
@@ -67,7 +69,7 @@ def explain(
             if not row["error"]
         ]
         console.print_table("", ("image", "class", "explained", ">probability", "picture"), cells)
-    asking.end_with_unusable(found, images)
+    asking.end_with_unusable(found, asked)
 
 
 def _write(found: list[Explanation], out: Path) -> list[dict[str, Any]]:
@@ -102,7 +104,7 @@ def _write(found: list[Explanation], out: Path) -> list[dict[str, Any]]:
 
 def _name(path: Path | None, taken: set[str]) -> str:
     """Returns a name for the files of an image that no other image has."""
-    stem = (path.stem if path is not None else "image")[:100]
+    stem = (path.stem if path is not None and path != asking.STDIN else "image")[:100]
     name, number = stem, 1
     while name.casefold() in taken:
         number += 1
