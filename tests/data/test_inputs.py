@@ -271,7 +271,13 @@ def test_a_network_input_is_left_as_it_is():
     np.testing.assert_array_equal(read(inputs.NetworkInput(image))[0], image)
     # a tensor in a request of the network's size is one, but for its scale
     np.testing.assert_array_equal(inputs.fit_array(COLOUR[:16, :16], SPEC), COLOUR[:16, :16])
-    np.testing.assert_array_equal(inputs.fit_array(COLOUR[:16, :16] / 255, SPEC), COLOUR[:16, :16])
+    with pytest.warns(InputWarning, match="multiplied by 255"):
+        np.testing.assert_array_equal(inputs.fit_array(COLOUR[:16, :16] / 255, SPEC), COLOUR[:16, :16])
+    with pytest.warns(InputWarning, match="channels first"):
+        batch = inputs.batch_of(np.moveaxis(np.stack([COLOUR[:16, :16]] * 5), -1, 1), SPEC)
+    np.testing.assert_array_equal(batch, np.stack([COLOUR[:16, :16]] * 5))
+    with pytest.raises(ArgumentError, match="shape"):
+        inputs.batch_of(COLOUR[None], SPEC)
 
 
 def npy(array, **options):

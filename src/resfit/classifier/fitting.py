@@ -20,14 +20,14 @@ from resfit.classifier.learner import Learner, look
 from resfit.classifier.material import Checker, check_skipped, likely_references, material_of, split
 from resfit.classifier.outcome import FitRun
 from resfit.classifier.trained import Classifier
+from resfit.data import class_names, privacy, scans
 from resfit.data import image_set as image_sets
-from resfit.data import privacy, scans
 from resfit.data.inputs import takes_arrays
 from resfit.errors import ArgumentError, DataError
 from resfit.evaluation import kept as kept_images
 from resfit.evaluation import references as reference_images
 from resfit.evaluation.calibrated import calibrate
-from resfit.evaluation.judged import measured
+from resfit.evaluation.judged import label_names, measured
 from resfit.preprocessing import Reading
 from resfit.transfer import features as feature_store
 from resfit.transfer import heads, recipes, strategies
@@ -163,6 +163,7 @@ def fit(
     separator = label_separator or ""
     images = image_sets.scan(source, **_scan_options(reading, scan_options))
     image_sets.check_trainable(images, least=1 if separator else 3)
+    class_names.check(label_names(images, separator))
     journal.lap("scan")
     body, name = networks.body_of(model, channels, reading)
     journal.lap("load network")

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from resfit import artifact, checking
-from resfit.data import class_names
 from resfit.data import split as splits
 from resfit.data.image_set import ImageSet, Skipped
 from resfit.errors import DataError
@@ -122,10 +121,9 @@ def material_of(images: ImageSet, parts: splits.Split, separator: str) -> Materi
         separator: What stands between the labels of an image; empty for one label an image.
 
     Raises:
-        DataError: A class has no image to learn from, or names of classes are none.
+        DataError: A class has no image to learn from.
     """
     classes = label_names(images, separator)
-    class_names.check(classes)  # of several labels each by itself, too
     found = Material(images, parts, classes, targets(images, classes, separator), separator)
     counts = found.targets[found.everything].sum(axis=0)
     empty = [name for name, count in zip(classes, counts, strict=True) if count == 0]

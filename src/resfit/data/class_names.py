@@ -21,8 +21,7 @@ def check(
 
     Args:
         names: The names.
-        alike: Whether names are refused that differ by case, spaces and the way in which Unicode writes them alone;
-            otherwise equal ones are.
+        alike: As :func:`check_distinct` takes it.
         controls: Whether names with control characters are refused; lone surrogates are in any case.
         error: What is raised.
 
@@ -36,6 +35,21 @@ def check(
             "class names must be text without control characters, line breaks and lone surrogates. Received: "
             f"{_listed(broken)}. Rename these classes."
         )
+    check_distinct(names, alike=alike, error=error)
+
+
+def check_distinct(names: Sequence[str], *, alike: bool = True, error: type[ResfitError] = DataError) -> None:
+    """Makes sure that a reader can tell names apart.
+
+    Args:
+        names: The names.
+        alike: Whether names are refused that differ by case, spaces and the way in which Unicode writes them alone;
+            otherwise equal ones are.
+        error: What is raised.
+
+    Raises:
+        ResfitError: They cannot be told apart.
+    """
     known: dict[str, str] = {}
     for name in names:
         key = " ".join(unicodedata.normalize("NFKC", name).casefold().split()) if alike else name

@@ -540,7 +540,7 @@ def _image_set(
     if found.medical:  # a file's name may be a patient's
         warnings = [text.partition(f", {_EXAMPLE}")[0] for text in warnings]
     classes = sorted({entry.label for entry in entries if entry.label is not None})
-    class_names.check(classes)
+    class_names.check_distinct(classes)
     number = {name: index for index, name in enumerate(classes)}
     labels = np.array([-1 if entry.label is None else number[entry.label] for entry in entries], np.int64)
     # as split() does: where a split is stated for some, the rest is for training

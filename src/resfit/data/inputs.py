@@ -27,7 +27,7 @@ from resfit.data.arrays import NetworkInput, Pixels
 from resfit.errors import ArgumentError, InputWarning
 from resfit.preprocessing import InputSpec
 
-__all__ = ["NetworkInput", "Sources", "batches", "fit_array", "is_path", "listed", "takes_arrays"]
+__all__ = ["NetworkInput", "Sources", "batch_of", "batches", "fit_array", "is_path", "listed", "takes_arrays"]
 
 _FORMS = (
     "images must be files, folders, bytes of files, open files, PIL images, or arrays of shape (height, width, {}) "
@@ -92,9 +92,30 @@ def listed(images: Any, contract: InputSpec) -> Sources:
         items = [_encoded(images, contract, notes)]
     else:
         items = _several(images, contract, notes)
-    if notes:
-        warnings.warn("; ".join(sorted(notes)) + ".", InputWarning, stacklevel=4)
+    _warn(notes, stacklevel=5)
     return Sources(tuple(items))
+
+
+def batch_of(array: Any, contract: InputSpec) -> np.ndarray:
+    """Returns an array of images that have the network's size as its input, which is scaled to 0..255 at most.
+
+    Args:
+        array: Of shape ``(n, height, width, channels)`` or ``(n, channels, height, width)``.
+        contract: The network's input contract.
+
+    Raises:
+        ArgumentError: They are no images, or of another size.
+    """
+    notes: set[str] = set()
+    found = arrays.images_of(arrays.as_array(array), contract.channels, notes)
+    wrong = [pixels.values.shape for pixels in found if pixels.values.shape != (*contract.size, contract.channels)]
+    if wrong or not found:
+        raise ArgumentError(
+            f"images must be files, or an array of shape (n, {', '.join(map(str, contract.size))}, "
+            f"{contract.channels}) with values 0..255. Received: {f'shape {wrong[0]}' if wrong else 'no image'}."
+        )
+    _warn(notes, stacklevel=4)
+    return np.stack([pixels.scaled() for pixels in found])
 
 
 def takes_arrays(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
@@ -185,10 +206,17 @@ def fit_array(array: np.ndarray, contract: InputSpec) -> np.ndarray:
         ArgumentError: It is no image.
         ImageError: It cannot be used.
     """
-    pixels = arrays.image_of(array, contract.channels, set())
+    notes: set[str] = set()
+    pixels = arrays.image_of(array, contract.channels, notes)
+    _warn(notes, stacklevel=3)
     if pixels.values.shape == (*contract.size, contract.channels):
         return pixels.scaled()
     return decode.decode_image(pixels, contract)
+
+
+def _warn(notes: set[str], stacklevel: int) -> None:
+    if notes:
+        warnings.warn("; ".join(sorted(notes)) + ".", InputWarning, stacklevel=stacklevel)
 
 
 def _several(images: Any, contract: InputSpec, notes: set[str]) -> list[Any]:
