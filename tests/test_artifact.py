@@ -256,7 +256,7 @@ def set_units(members):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_units, "its file holds"),
+        (set_units, "its weights in its file"),
         (lambda members: members.update({"config.json": b"[" * 10**6}), "levels deep"),
         (lambda members: members.update({"config.json": b'{"a": ' + b"9" * 400 + b"}"}), "400 characters"),
         (lambda members: members.pop("config.json") and None, "must hold config.json"),

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
 from resfit import artifact
-from resfit.checkpoints.readers import keras_archive
+from resfit.checkpoints import keras_models
 from resfit.classifier import schema
 from resfit.data import class_names
 from resfit.errors import ArgumentError, ArtifactError
-
-_SPARE = 100_000  # variables that Keras keeps in no file, such as seeds
 
 
 def write(folder: Path, classifier: Any, attachments: dict[str, bytes], *, force: bool = False) -> None:
@@ -59,16 +56,13 @@ def read(folder: Path) -> dict[str, Any]:
         found = schema.read(description, strict=description["format"] != 1)
     except ArtifactError as error:
         raise ArtifactError(f"{folder / artifact.DESCRIPTION} cannot be read: {error} Fit it again.") from error
-    import keras
-
     from resfit.architecture import layers, network
     from resfit.transfer import head_layers
 
     del layers, head_layers  # imported so that the layers of its own are registered
     path = folder / artifact.MODEL
     try:
-        _check_size(*keras_archive.check(path))
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        model = keras_models.load(path)
         if found.architecture is not None:
             network.attach(model, found.architecture, found.input_spec)
         outputs = tuple(getattr(model, "output_shape", ()) or ())
@@ -89,22 +83,3 @@ def read(folder: Path) -> dict[str, Any]:
         "attachments": attachments,
         "calibration": found.calibration,
     }
-
-
-def _check_size(config: Any, elements: int) -> None:
-    """Makes sure that a network has as many weights as its file holds, before any of them is made.
-
-    Args:
-        config: The configuration of a Keras model.
-        elements: Numbers in the file.
-
-    Raises:
-        ArtifactError: It has more.
-    """
-    import keras
-
-    with keras.StatelessScope(initialize_variables=False):  # variables have shapes there, and no values
-        model = keras.saving.deserialize_keras_object(config, safe_mode=True)
-        wanted = sum(math.prod(variable.shape) for variable in model.variables)
-    if wanted > elements + _SPARE:
-        raise ArtifactError(f"the network has {wanted} weights, and its file holds {elements}.")
