@@ -19,8 +19,11 @@ from resfit import artifact, bounded_json
 from resfit.checkpoints.readers import keras_archive
 from resfit.classifier import Classifier, fit, schema
 from resfit.data import class_names
+from resfit.data.decode import decode_image
 from resfit.errors import ArgumentError, ArtifactError, ArtifactWarning, CheckpointError, DataError, ResfitWarning
+from resfit.preprocessing import InputSpec
 
+from . import fuzzing
 from .pictures import picture, tiny_body, write_folder
 
 ROOT = Path(__file__).parents[1]
@@ -340,6 +343,61 @@ def test_a_file_of_any_size_is_not_read_into_memory(mine):
         artifact.read(mine)
     with pytest.raises(OSError, match="more than the"):
         bounded_json.read_file(mine / artifact.DESCRIPTION)
+
+
+# damage at random, in a process of its own
+
+
+def read_description(path):
+    """What a load does with ``classifier.json``, whatever its checksum."""
+    description = artifact._described(alone(path, artifact.DESCRIPTION))
+    schema.read(description, strict=description["format"] != 1)
+
+
+def read_sums(path):
+    artifact._sums(alone(path, artifact.CHECKSUMS))
+
+
+def alone(path, name):
+    """Returns a folder that holds a copy of a file under the name that it has in a classifier."""
+    folder = path.parent / f"alone-{name}" if path.name != name else path.parent
+    if folder != path.parent:
+        folder.mkdir(exist_ok=True)
+        shutil.copy(path, folder / name)
+    return folder
+
+
+def read_npy(path):
+    decode_image(path, InputSpec(size=(16, 16)))
+
+
+FUZZED = {
+    "read_description": artifact.DESCRIPTION,
+    "read_sums": artifact.CHECKSUMS,
+    "check": artifact.MODEL,
+    "read_npy": "a.npy",
+}
+
+
+def survived(name, out, folder, count, seed=0):
+    np.save(folder / "a.npy", np.random.default_rng(0).uniform(0, 255, (9, 9, 3)))
+    source = folder / FUZZED[name] if name == "read_npy" else out / FUZZED[name]
+    module = "resfit.checkpoints.readers.keras_archive" if name == "check" else "tests.test_artifact"
+    (folder / "copies").mkdir()
+    return fuzzing.survive(f"{module}:{name}", [source], folder / "copies", count, seed)
+
+
+@pytest.mark.parametrize("name", ["read_description", "check"])
+def test_damaged_files_are_refused_or_read(name, out, tmp_path):
+    found = survived(name, out, tmp_path, 300)
+    assert found["refused"] > 30
+    assert found["read"] > 0  # some damage is to what nothing depends on, such as a figure
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FUZZED)
+def test_many_damaged_files(name, out, tmp_path):
+    print(name, survived(name, out, tmp_path, 50_000, seed=1))
 
 
 # names of classes

@@ -97,7 +97,7 @@ def check(path: Path) -> tuple[Any, int]:
                 f"the archive must unpack to at most {_room(path)} bytes. Received: {_room(path) - room}."
             )
         for name, most in ((_METADATA, _MOST_METADATA), (_CONFIG, _MOST_JSON)):
-            config = bounded_json.parse(_content(archive, _member(archive, name), most))
+            config = bounded_json.parse(_content(archive, _member(archive, name), most), allow_nan=True)
         member = _member(archive, _WEIGHTS)
         if member.compress_type == zipfile.ZIP_STORED:
             return config, hdf5.count_numbers(path, _offset(path, member), member.file_size)
