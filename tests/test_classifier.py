@@ -22,7 +22,7 @@ from resfit import artifact, classifier, processors
 from resfit.cache import keep
 from resfit.classifier import Classifier, fit
 from resfit.data import decode, privacy
-from resfit.errors import ArgumentError, ArtifactError, DataError
+from resfit.errors import ArgumentError, ArtifactError, DataError, InputWarning
 from resfit.transfer.features import extract
 from tests.pictures import picture, tiny_body, write_folder, write_picture
 from tests.transfer.networks import small_body
@@ -695,6 +695,55 @@ def test_arrays_that_are_no_images(fitted):
     assert fitted.predict([]) == []
 
 
+def test_arrays_in_other_forms_say_what_the_file_says_everywhere(fitted, folder):
+    import io
+
+    from PIL import Image
+
+    path = folder / "red" / "000.png"
+    array = picture("red", 0)
+    forms = [path, array, Image.open(path), path.read_bytes(), io.BytesIO(path.read_bytes()), folder / "none.png"]
+    predictions = fitted.predict(forms)
+    assert [item.path for item in predictions] == [path, None, None, None, None, folder / "none.png"]
+    assert {item.probability for item in predictions[:5]} == {predictions[0].probability}
+    assert (predictions[5].label, predictions[5].error) == (None, "no such file")
+    with pytest.warns(InputWarning, match="multiplied by 255"):
+        assert fitted.predict(array / 255)[0].probability == predictions[0].probability
+    deep = array.astype(np.uint16) * 257
+    for said in (lambda: fitted.predict(deep), lambda: fitted.explain(deep), lambda: fitted.embed([deep, path])):
+        with pytest.warns(InputWarning, match="divided by 257"):
+            assert len(said()) if not hasattr(said(), "features") else said().paths == (None, path)
+    for bad in (np.where(array > 50, np.nan, array), array / 127.5 - 1, array.astype(object)):
+        for ask in (fitted.predict, fitted.explain, fitted.embed):
+            with pytest.raises(ArgumentError, match="images must"):
+                ask(bad)
+    embedded = fitted.embed([array, path])
+    np.testing.assert_allclose(embedded.features[0], embedded.features[1], atol=1e-6)
+    missing = fitted.embed([path, folder / "none.png"])
+    assert missing.paths == (path,)
+    assert [(item.path, item.reason) for item in missing.skipped] == [(folder / "none.png", "no such file")]
+    assert [item.error for item in fitted.explain([array, folder / "none.png"])] == ["", "no such file"]
+
+
+def test_fit_and_evaluate_take_images_with_labels(body, fitted, folder):
+    paths = sorted(folder.glob("*/*.png"))
+    labels = [path.parent.name for path in paths]
+    arrays = np.stack([picture(path.parent.name, int(path.stem)) for path in paths])
+    from_arrays = fit((arrays, labels), model=body, seed=1, cache=False)
+    np.testing.assert_allclose(from_arrays.head().kernel, fitted.head().kernel, rtol=1e-4, atol=1e-4)
+    mixed = [*paths[:20], *arrays[20:]]
+    expected = fitted.evaluate(folder)
+    found = fitted.evaluate((mixed, np.array(labels)))
+    assert found.confusion.tolist() == expected.confusion.tolist()
+    assert found.log_loss == pytest.approx(expected.log_loss, abs=1e-5)
+    numbers = fit((arrays.transpose(0, 3, 1, 2)[:, :, :24], [0] * 15 + [1] * 30), model=body, cache=False, check=False)
+    assert numbers.classes == ("0", "1")
+    with pytest.raises(ArgumentError, match="45 images and 44 labels"):
+        fit((arrays, labels[1:]), model=body)
+    with pytest.raises(ArgumentError, match="text or whole numbers"):
+        fitted.evaluate((arrays, [*labels[1:], None]))
+
+
 # evaluate and embed
 
 
@@ -769,9 +818,10 @@ def test_saved_again_it_is_the_same(out, tmp_path):
         "unlike.npz",
         "skipped.csv",
         "test_predictions.csv",
+        "SHA256SUMS",
     }
     one, two = (json.loads((path / "classifier.json").read_text()) for path in (out, tmp_path / "copy"))
-    assert {**one, "files": None} == {**two, "files": None}
+    assert one == two
     assert (tmp_path / "copy" / "test_predictions.csv").read_bytes() == (out / "test_predictions.csv").read_bytes()
 
 
@@ -821,9 +871,15 @@ def test_model_loads_in_plain_keras(fitted, out):
         ("classifier.json", lambda content: None, "which has none"),
         ("classifier.json", lambda content: content[:300], "classifier.json cannot be read"),
         ("classifier.json", lambda content: b"[]", "does not describe"),
-        ("classifier.json", lambda content: content.replace(b'"format": 1', b'"format": 99'), "format 99"),
-        ("classifier.json", lambda content: content.replace(b'"recipe"', b'"other"'), "missing entry 'recipe'"),
-        ("classifier.json", lambda content: content.replace(b'"files"', b'"other"'), "damaged or was changed"),
+        ("classifier.json", lambda content: content.replace(b'"format": 2', b'"format": 99'), "format 99"),
+        ("classifier.json", lambda content: content.replace(b'"format": 2', b'"format": 1'), "damaged or was changed"),
+        ("classifier.json", lambda content: content.replace(b'"recipe"', b'"other"'), "damaged or was changed"),
+        ("classifier.json", lambda content: content.replace(b'"red"', b'"rot"'), "json is damaged or was changed"),
+        ("test_predictions.csv", lambda content: content.replace(b"red", b"rot"), "csv is damaged or was changed"),
+        ("references.npz", lambda content: None, "references.npz cannot be read"),
+        ("SHA256SUMS", lambda content: None, "SHA256SUMS cannot be read"),
+        ("SHA256SUMS", lambda content: content[:70], "a line of SHA-256"),
+        ("SHA256SUMS", lambda content: content.replace(b"skipped", b"../../x"), "a line of SHA-256"),
     ],
 )
 def test_damaged_artifact(out, tmp_path, file, change, message):
@@ -849,7 +905,7 @@ def test_artifact_replaces_an_artifact_and_nothing_else(tmp_path):
     artifact.write(out, lambda path: path.write_bytes(b"one"), {}, {"skipped.csv": b"a"})
     artifact.write(out, lambda path: path.write_bytes(b"two"), {}, {})
     assert (out / "model.keras").read_bytes() == b"two"
-    assert sorted(path.name for path in out.iterdir()) == ["classifier.json", "model.keras"]
+    assert sorted(path.name for path in out.iterdir()) == ["SHA256SUMS", "classifier.json", "model.keras"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     (tmp_path / "file").write_text("x")
     with pytest.raises(ArgumentError, match="something else"):

@@ -3,7 +3,7 @@
 ::
 
     model.keras            the network with its head: RGB 0..255 in, probabilities out
-    classifier.json        classes, input contract, recipe, temperature and prediction sets, metrics, versions, SHA-256
+    classifier.json        classes, input contract, recipe, temperature and prediction sets, metrics, versions
     references.npz         some training images: features, classes, thumbnails, no names (`references=False`: none)
     unlike.npz             what tells images that are unlike the training images
     skipped.csv            images that were left out, with the reason
@@ -12,28 +12,34 @@
     training.png           the same as curves
     tensorboard/           the same for TensorBoard
     learning_rates.png     the range test of the learning rate, where there was one
+    SHA256SUMS             a checksum of every file above, as ``sha256sum -c SHA256SUMS`` reads it
+
+Checksums tell damage and changes by hand; they are no signature, and whoever changes a file on purpose can write new
+ones. So every file is read as one that nobody vouches for: sizes, types and ranges are checked before they are used.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import ctypes
 import hashlib
-import io
 import json
 import os
+import re
 import shutil
+import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from resfit.errors import ArgumentError, ArtifactError
-from resfit.files import full_disks_named, sync, umask, write_json
+from resfit import bounded_json
+from resfit.errors import ArgumentError, ArtifactError, ArtifactWarning
+from resfit.files import full_disks_named, sync, umask, write_text
 
-FORMAT = 1
+FORMAT = 2  # 1 had a checksum of the model alone
 KIND = "resfit classifier"
 MODEL = "model.keras"
 DESCRIPTION = "classifier.json"
@@ -45,6 +51,15 @@ RATES = "learning_rates.png"
 TENSORBOARD = "tensorboard"
 REFERENCES = "references.npz"
 UNLIKE = "unlike.npz"
+CHECKSUMS = "SHA256SUMS"
+
+# Further files that a classifier may have, and the most bytes that are read of one and of all.
+_ATTACHMENTS = (SKIPPED, TEST_PREDICTIONS, REFERENCES, UNLIKE, TRAINING, CURVES, RATES)
+_CLUTTER = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
+_MOST_ATTACHED = 1 << 30
+_MOST_FILES = 10_000
+_MOST_SUMS = 4_000_000
+_SUM = re.compile(r"([0-9a-f]{64}) [ *]([^\x00-\x1f\x7f\\]{1,1000})")
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -52,16 +67,32 @@ _MARK = ".resfit-partial-"
 _ASIDE = "-old"
 
 
-def check_target(out: Path) -> None:
+def check_target(out: Path, *, force: bool = False) -> str:
     """Makes sure that a classifier may be written here, before hours of work.
+
+    Args:
+        out: The folder.
+        force: Whether files of others that lie in the folder of an earlier classifier may be deleted with it.
+
+    Returns:
+        Which classifier is replaced, as a sentence; empty where none is.
 
     Raises:
         ArgumentError: There is something else that must not be overwritten.
     """
-    if not out.exists() and not out.is_symlink():
-        return
-    if out.is_dir() and (is_artifact(out) or _holds_nothing_else(out)):
-        return
+    if not os.path.lexists(out) or (out.is_dir() and _holds_nothing_else(out)):
+        return ""
+    if out.is_dir() and is_artifact(out):
+        others = _others(out)
+        if others and not force:
+            some = ", ".join(others[:5]) + (", …" if len(others) > 5 else "")
+            raise ArgumentError(
+                "an earlier classifier is replaced with its folder, and nothing else is. "
+                f"Received: {str(out)!r}, which also holds {some}. Move what is yours elsewhere, or delete it too with "
+                "force=True (--force)."
+            )
+        also = f" and, as asked for, {len(others)} other files in its folder" if others else ""
+        return f"{out} holds an earlier classifier, which is replaced{also} when the new one is written"
     raise ArgumentError(
         "the output must be a new or empty folder, or an earlier resfit classifier. "
         f"Received: {str(out)!r}, which holds something else. Name another folder or remove it."
@@ -71,8 +102,8 @@ def check_target(out: Path) -> None:
 def is_artifact(folder: Path) -> bool:
     """Says whether a folder holds a classifier, whole or damaged."""
     try:
-        return json.loads((folder / DESCRIPTION).read_text("utf-8")).get("kind") == KIND
-    except (OSError, ValueError, AttributeError):
+        return bool(bounded_json.parse(bounded_json.read_file(folder / DESCRIPTION), allow_nan=True)["kind"] == KIND)
+    except (OSError, ValueError, LookupError, TypeError):
         return False
 
 
@@ -81,6 +112,8 @@ def write(
     save_model: Callable[[Path], None],
     description: dict[str, Any],
     attachments: dict[str, bytes],
+    *,
+    force: bool = False,
 ) -> None:
     """Writes a classifier folder. A kill at any moment leaves what was there before, or the new one.
 
@@ -89,20 +122,23 @@ def write(
         save_model: Writes the Keras model to a path.
         description: JSON-ready content of ``classifier.json``; format and checksums are added.
         attachments: Further files, by name; a name may have one folder in it.
+        force: As :func:`check_target` takes it.
 
     Raises:
         ArgumentError: There is something else that must not be overwritten.
         OSError: The disk is full or cannot be written.
     """
     out = Path(os.path.abspath(out))
-    check_target(out)
+    check_target(out, force=force)
     with atomic_folder(out) as temporary:
         save_model(temporary / MODEL)
         for name, content in attachments.items():
             (temporary / name).parent.mkdir(exist_ok=True)
             (temporary / name).write_bytes(content)
-        full = {"kind": KIND, "format": FORMAT, **description, "files": {MODEL: _sha256(temporary / MODEL)}}
-        write_json(temporary / DESCRIPTION, full)
+        full = bounded_json.without_nan({"kind": KIND, "format": FORMAT, **description})
+        write_text(temporary / DESCRIPTION, json.dumps(full, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        names = sorted(path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file())
+        write_text(temporary / CHECKSUMS, "".join(f"{_sha256(temporary / name)}  {name}\n" for name in names))
 
 
 @contextlib.contextmanager
@@ -146,50 +182,137 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     """
     if not folder.is_dir():
         raise ArtifactError(f"a classifier is a folder that `resfit fit` wrote. Received: {str(folder)!r}: no folder.")
-    try:
-        description = json.loads((folder / DESCRIPTION).read_text("utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(
-            f"a classifier is a folder with {DESCRIPTION} in it. Received: {str(folder)!r}, which has none."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder / DESCRIPTION} cannot be read ({error}). Fit the classifier again.") from error
-    if not isinstance(description, dict) or description.get("kind") != KIND:
-        raise ArtifactError(f"{folder / DESCRIPTION} does not describe a resfit classifier.")
-    if description.get("format") != FORMAT:
-        raise ArtifactError(
-            f"this resfit reads classifiers of format {FORMAT}. Received: format {description.get('format')!r}, "
-            f"written by resfit {description.get('versions', {}).get('resfit', 'unknown')}. Use that version."
-        )
-    for name, expected in {MODEL: None, **description.get("files", {})}.items():
-        path = folder / Path(name).name
+    description = _described(folder)
+    if description["format"] == 1:
+        sums = _sums_of_before(folder, description)
+    else:
+        sums = _sums(folder)
+    attached = [name for name in _attached(folder) if os.path.lexists(folder / name)]
+    for name in attached:
+        if name not in sums and description["format"] != 1:
+            raise ArtifactError(
+                f"every part of a classifier must have its checksum in {CHECKSUMS}. Received: {str(folder)!r} with "
+                f"{name!r}, which has none. Remove it, or fit the classifier again."
+            )
+    for name, expected in sums.items():
+        path = folder / name
         try:
             found = _sha256(path)
         except OSError as error:
             raise ArtifactError(
-                f"{path} cannot be read: {error.strerror or error}. Fit the classifier again."
+                f"{path} cannot be read: {error.strerror or error}. Copy the folder again or fit the classifier again."
             ) from error
         if found != expected:
             raise ArtifactError(
                 f"{path} is damaged or was changed: its SHA-256 must be {expected}. Received: {found}. "
                 "Copy the folder again or fit the classifier again."
             )
-    names = [SKIPPED, TEST_PREDICTIONS, REFERENCES, UNLIKE, TRAINING, CURVES, RATES]
-    names += [f"{TENSORBOARD}/{path.name}" for path in sorted(folder.glob(f"{TENSORBOARD}/*"))]
-    return description, {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+    return description, _contents(folder, attached)
 
 
-def csv_bytes(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
-    """Returns a table as CSV in UTF-8. Names of files that are no UTF-8 keep their bytes."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")
+def _described(folder: Path) -> dict[str, Any]:
+    """Returns what ``classifier.json`` says; whether it is as it was written, the checksums tell."""
+    path = folder / DESCRIPTION
+    try:
+        data = bounded_json.read_file(path)
+        # Python's writer made NaN of what is undefined before; what is written now has none
+        description = bounded_json.parse(data, allow_nan=b'"format": 1,' in data[:200])
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"a classifier is a folder with {DESCRIPTION} in it. Received: {str(folder)!r}, which has none."
+        ) from None
+    except (OSError, ValueError, MemoryError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}). Fit the classifier again.") from error
+    if not isinstance(description, dict) or description.get("kind") != KIND:
+        raise ArtifactError(f"{path} does not describe a resfit classifier.")
+    number = description.get("format")
+    if type(number) is not int or not 1 <= number <= FORMAT:
+        versions = description.get("versions")
+        writer = versions.get("resfit", "unknown") if isinstance(versions, dict) else "unknown"
+        raise ArtifactError(
+            f"this resfit reads classifiers of format 1 to {FORMAT}. Received: format {number!r:.40}, "
+            f"written by resfit {writer!s:.40}. Use that version."
+        )
+    return description
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """Returns the checksums of all files by name."""
+    path = folder / CHECKSUMS
+    try:
+        text = bounded_json.read_file(path, most=_MOST_SUMS).decode("utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ArtifactError(
+            f"{path} cannot be read: {reason}. Copy the folder again or fit the classifier again."
+        ) from error
+    found = [_SUM.fullmatch(line) for line in text.splitlines()]
+    sums = {match[2]: match[1] for match in found if match}
+    odd = [name for name in sums if ".." in name.split("/") or name.startswith("/") or ":" in name]
+    if len(sums) != len(found) or odd or len(sums) > _MOST_FILES or not {MODEL, DESCRIPTION} <= set(sums):
+        raise ArtifactError(
+            f"{path} must have a line of SHA-256 and name for each file, {MODEL} and {DESCRIPTION} among them. "
+            "Received: another content. Copy the folder again or fit the classifier again."
+        )
+    return sums
+
+
+def _sums_of_before(folder: Path, description: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the checksum of the model of a classifier of format 1, and says that nothing else has one."""
+    files = description.get("files")
+    if not isinstance(files, dict) or set(files) != {MODEL} or (folder / CHECKSUMS).exists():
+        raise ArtifactError(
+            f"{folder / DESCRIPTION} is damaged or was changed: 'files' must hold the SHA-256 of {MODEL}, "
+            f"and {CHECKSUMS} belongs to newer classifiers. Copy the folder again or fit the classifier again."
+        )
+    warnings.warn(
+        f"{folder} was written by an earlier resfit: its checksum covers {MODEL} only, so that a change of the other "
+        "files would not be seen. Load it and save it again to cover them.",
+        ArtifactWarning,
+        stacklevel=5,
+    )
+    return {MODEL: str(files[MODEL])}
+
+
+def _attached(folder: Path) -> list[str]:
+    """Returns the names of the further files that a classifier may have."""
+    try:
+        logs = sorted(path.name for path in (folder / TENSORBOARD).iterdir())
+    except OSError:
+        logs = []
+    if len(logs) > _MOST_FILES:
+        raise ArtifactError(f"{folder / TENSORBOARD} must have at most {_MOST_FILES} files. Received: {len(logs)}.")
+    return [*_ATTACHMENTS, *(f"{TENSORBOARD}/{name}" for name in logs)]
+
+
+def _contents(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
+    """Reads further files, so many bytes of all together."""
+    found: dict[str, bytes] = {}
+    room = _MOST_ATTACHED
+    for name in names:
+        try:
+            found[name] = bounded_json.read_file(folder / name, most=room)
+        except OSError as error:
+            reason = error.strerror or error
+            raise ArtifactError(f"{folder / name} cannot be read: {reason}. Fit the classifier again.") from error
+        room -= len(found[name])
+    return found
 
 
 def _holds_nothing_else(folder: Path) -> bool:
     return {path.name for path in folder.iterdir()} <= {SKIPPED}
+
+
+def _others(out: Path) -> list[str]:
+    """Returns what lies in the folder of a classifier and is none of its files."""
+    own = {MODEL, DESCRIPTION, CHECKSUMS, *_ATTACHMENTS}
+    found = []
+    for path in sorted(out.iterdir()):
+        if path.name == TENSORBOARD and path.is_dir():
+            found += [f"{TENSORBOARD}/{log.name}" for log in sorted(path.iterdir()) if "tfevents" not in log.name]
+        elif path.name not in own and path.name.lower() not in _CLUTTER:
+            found.append(path.name + ("/" if path.is_dir() else ""))
+    return found
 
 
 def _put_in_place(temporary: Path, out: Path) -> None:
@@ -249,5 +372,8 @@ def _is_running(process: int) -> bool:
 
 
 def _sha256(path: Path) -> str:
+    """Returns the SHA-256 of a regular file; nothing else is opened."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("not a regular file")
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from resfit import engines
+from resfit.data import frames, inputs, privacy
 from resfit.data import image_set as image_sets
-from resfit.data import privacy
 from resfit.data.image_set import ImageSet, Skipped
 from resfit.errors import ArgumentError, DataError
 from resfit.files import atomic_open, atomic_path
@@ -32,7 +34,8 @@ class Embedding:
 
     Attributes:
         features: Float32 array of shape ``(n, features)``.
-        paths: The ``n`` files; in medical sets their pseudonyms (:mod:`resfit.data.privacy`).
+        paths: The ``n`` files; in medical sets their pseudonyms (:mod:`resfit.data.privacy`); ``None`` for an image
+            that was handed over otherwise.
         labels: The ``n`` classes by name; ``None`` for an image without one.
         skipped: Images that could not be used, with the reason.
         computed: Images that went through the network now; the others were in the cache.
@@ -40,7 +43,7 @@ class Embedding:
     """
 
     features: np.ndarray
-    paths: tuple[Path, ...]
+    paths: tuple[Path | None, ...]
     labels: tuple[str | None, ...]
     skipped: tuple[Skipped, ...] = ()
     computed: int = 0
@@ -88,8 +91,8 @@ def embed_images(
 
     Args:
         body: A network that gives one vector an image.
-        source: A folder or CSV file as :func:`resfit.fit` takes it, a folder of images without classes, one image, or a
-            list of images and folders.
+        source: A folder or CSV file as :func:`resfit.fit` takes it, a folder of images without classes, or images as
+            :meth:`resfit.Classifier.predict` takes them: arrays, PIL images, bytes, lists of these and of files.
         input_spec: How images become the network's input; ``None`` takes ``body.input_spec``.
         engine: As :func:`resfit.engines.create` takes it.
         cache: ``True`` for resfit's own cache folder, ``False`` for none, or a folder.
@@ -98,9 +101,21 @@ def embed_images(
         **scan_options: Of a folder or CSV file, further options of :func:`resfit.data.image_set.scan`.
 
     Raises:
+        ArgumentError: Something is no image, as :func:`resfit.data.inputs.listed` says.
         DataError: No image can be used.
     """
     contract = input_spec or getattr(body, "input_spec", None)
+    missing: tuple[Skipped, ...] = ()
+    if contract is not None and not inputs.is_path(source):
+        sources = inputs.listed(source, contract)
+        paths = [path for path in sources.paths if path is not None]
+        if len(paths) < len(sources) or not paths:
+            return _embed_sources(body, sources, contract, engine, batch_size, progress)
+        lost = [path for path in paths if not os.path.lexists(frames.parted(path)[0])]
+        missing = tuple(Skipped(path, "no such file") for path in lost)
+        source = [path for path in paths if path not in set(lost)]
+        if not source:
+            raise _none_usable(missing)
     images = scan_any(source, reading=getattr(contract, "reading", _PLAIN), **scan_options)
     extracted = feature_store.extract(
         body,
@@ -111,10 +126,9 @@ def embed_images(
         batch_size=batch_size,
         progress=progress,
     )
-    skipped = privacy.shown_skipped(images, (*images.skipped, *extracted.skipped))
+    skipped = (*missing, *privacy.shown_skipped(images, (*images.skipped, *extracted.skipped)))
     if not len(extracted.indices):
-        reason = f", such as {skipped[0].path}: {skipped[0].reason}" if skipped else ""
-        raise DataError(f"at least one image must be usable. Received: {len(skipped)} unusable{reason}.")
+        raise _none_usable(skipped)
     named = [images.label_text(int(position)) for position in extracted.indices]
     return Embedding(
         features=extracted.rows,
@@ -124,6 +138,38 @@ def embed_images(
         computed=extracted.computed,
         notes=images.notes,
     )
+
+
+def _embed_sources(
+    body: keras.Model,
+    sources: inputs.Sources,
+    contract: InputSpec,
+    engine: str,
+    batch_size: int | None,
+    progress: feature_store.Progress | None,
+) -> Embedding:
+    """Returns the features of images that are not all files; nothing of them is cached."""
+    running = engines.create(body, engine, images=len(sources))
+    size = batch_size or feature_store.default_batch_size(contract.size)
+    rows: list[np.ndarray] = []
+    paths: list[Path | None] = []
+    skipped: list[Skipped] = []
+    for batch in inputs.batches(sources, contract, size):
+        for index, reason in batch.failures:
+            skipped.append(Skipped(sources.paths[index] or Path(f"image {index}"), reason))
+        if len(batch.indices):
+            rows.append(np.asarray(running.run(batch.images)))
+            paths += [sources.paths[index] for index in batch.indices]
+        if progress is not None:
+            progress("network", len(paths) + len(skipped), len(sources))
+    if not rows:
+        raise _none_usable(skipped)
+    return Embedding(np.concatenate(rows), tuple(paths), (None,) * len(paths), tuple(skipped), len(paths))
+
+
+def _none_usable(skipped: Sequence[Skipped]) -> DataError:
+    reason = f", such as {skipped[0].path}: {skipped[0].reason}" if skipped else ""
+    return DataError(f"at least one image must be usable. Received: {len(skipped)} unusable{reason}.")
 
 
 def scan_any(source: Any, *, reading: Reading = _PLAIN, **options: Any) -> ImageSet:
@@ -187,9 +233,9 @@ def _write_npz(embedding: Embedding, target: Path) -> None:
         )
 
 
-def _text(path: Path) -> str:
+def _text(path: Path | None) -> str:
     # a name that is no UTF-8 keeps a readable form
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "" if path is None else os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 _WRITERS = {".parquet": _write_parquet, ".npz": _write_npz}

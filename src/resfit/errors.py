@@ -47,6 +47,18 @@ class DownloadError(ResfitError, OSError):
     """A file could not be fetched. The text names file, URL and where to put it."""
 
 
+class ResfitWarning(UserWarning):
+    """Base of every warning that resfit gives."""
+
+
+class InputWarning(ResfitWarning):
+    """Images were handed over in a form that needed an assumption; the text says which, and what avoids it."""
+
+
+class ArtifactWarning(ResfitWarning):
+    """A saved classifier could be read, but not all of it could be verified."""
+
+
 def closest(name: str, candidates: Iterable[str]) -> str:
     """Returns `` Did you mean 'x'?`` for the nearest candidate, or an empty string.
 

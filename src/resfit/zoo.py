@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from resfit.architecture import arithmetic, catalog
 from resfit.architecture.arithmetic import StageCount
 from resfit.architecture.spec import ArchitectureSpec
-from resfit.checkpoints import registry
+from resfit.checkpoints import keras_models, registry
 from resfit.checkpoints.registry import CheckpointInfo
 from resfit.errors import ArgumentError, CheckpointError, UnknownNameError, closest
 
@@ -269,8 +269,6 @@ def load_keras(path: str | os.PathLike[str]) -> keras.Model:
     Raises:
         CheckpointError: The file is missing, damaged or not safe to load.
     """
-    import keras
-
     from resfit.architecture import layers as _layers  # noqa: F401  # registers them
     from resfit.architecture.network import attach
 
@@ -279,7 +277,7 @@ def load_keras(path: str | os.PathLike[str]) -> keras.Model:
     if _names_hub_layer(Path(path)):
         from resfit import hub as _hub  # noqa: F401  # registers its layer
     try:
-        model = keras.models.load_model(path, compile=False)
+        model = keras_models.load(Path(path))
     except Exception as error:  # Keras raises many kinds for a damaged file
         raise CheckpointError(
             f"{os.fspath(path)}: the file must be a .keras model, and whole. Received: {error}."

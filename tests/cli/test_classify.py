@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 import os
 import subprocess
@@ -49,8 +50,14 @@ def test_fit_with_the_embedded_network(resfit, folder, tmp_path):
     assert result["test"]["accuracy"] == 1.0
     assert result["recipe"]["model"] == "resnet10_tiny"
     assert (tmp_path / "out" / "model.keras").exists()
-    code, text, _ = resfit("fit", folder, "-o", tmp_path / "out")  # the earlier one is replaced
+    code, text, errors = resfit("fit", folder, "-o", tmp_path / "out")
     assert code == 0
+    assert f"{tmp_path / 'out'} holds an earlier classifier, which is replaced" in errors
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    code, _, errors = resfit("fit", folder, "-o", tmp_path / "out")
+    assert code == 2
+    assert "notes.txt" in errors
+    assert "--force" in errors
     for part in (
         "30 found = 30 images used + 0 skipped + 0 ignored",
         "30 in 3 classes",
@@ -158,6 +165,37 @@ def test_predict_as_table_json_and_csv(resfit, out, folder, tmp_path):
         (str(blue), "blue", ""),
     ]
     assert float(rows[0]["probability"]) == pytest.approx(found[0]["probability"], abs=1e-6)
+
+
+def test_predict_from_a_pipe_and_by_patterns(resfit, out, folder, tmp_path, monkeypatch):
+    image = folder / "red" / "001.png"
+
+    def piped(data, *more):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        code, text, errors = resfit("predict", out, "-", *more, "--json")
+        return code, [(item["path"], item["label"]) for item in json.loads(text or "[]")], errors
+
+    assert piped(image.read_bytes())[:2] == (0, [("-", "red")])
+    both = [(str(image), "red"), (str(folder / "blue" / "001.png"), "blue")]
+    for between in ("\n", "\r\n", "\0"):
+        assert piped(between.join(path for path, _ in both).encode())[:2] == (0, both)
+    code, found, errors = piped(f"{image}\nnone.png\n".encode())
+    assert (code, found) == (1, [(str(image), "red"), ("none.png", None)])
+    assert "none.png: no such file" in errors
+    assert piped(b"\x89PNG damaged")[:2] == (1, [("-", None)])
+    assert "Received: nothing" in piped(b"")[2]
+    code, text, _ = resfit("predict", out, folder / "*" / "00[12].png", "--json")
+    assert (code, [item["label"] for item in json.loads(text)]) == (0, ["blue"] * 2 + ["green"] * 2 + ["red"] * 2)
+    assert resfit("predict", out, tmp_path / "*.png")[0] == 1
+
+
+def test_cells_that_begin_like_formulas_are_escaped(resfit, out, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("=1+1.png").write_bytes((folder / "red" / "001.png").read_bytes())
+    assert resfit("predict", out, "=1+1.png", "--csv", "p.csv")[0] == 0
+    (row,) = csv.DictReader(io.StringIO(Path("p.csv").read_text()))
+    assert (row["path"], row["label"]) == ("'=1+1.png", "red")
+    assert 0 < float(row["probability"]) <= 1
 
 
 def test_predict_with_a_published_network(resfit, folder):

@@ -25,6 +25,9 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "output_stride": (8, 16, 32),
 }
 
+# More than any network that was ever trained has; files that nobody vouches for may state anything.
+_MOST_BLOCKS, _MOST_CHANNELS = 10_000, 10_000_000
+
 # Fields that came later: at their defaults they are left out of the dict form, which is that of before.
 _LATER = ("stage_blocks", "block_widths")
 
@@ -160,6 +163,11 @@ class ArchitectureSpec:
         counts = (*self.depths, *self.widths, *self.inner_widths, self.groups, self.in_channels, self.classes)
         if min(counts) < 1:
             raise ArgumentError(f"depths, widths, groups, channels and classes must be at least 1: {self!r}.")
+        if sum(self.depths) > _MOST_BLOCKS or max(counts) > _MOST_CHANNELS:
+            raise ArgumentError(
+                f"a network must have at most {_MOST_BLOCKS} blocks and {_MOST_CHANNELS} channels. "
+                f"Received: {sum(self.depths)} blocks, up to {max(*self.widths, *self.inner_widths)} channels."
+            )
         if not self.stem:
             raise ArgumentError("stem must have at least one convolution. Received: ().")
         if (self.attention is None) != (self.attention_sizes is None):

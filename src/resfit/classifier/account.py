@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from resfit import artifact, checking
+from resfit import checking
 from resfit.classifier.learning import Kept
 from resfit.classifier.material import Material
 from resfit.classifier.outcome import Recipe
-from resfit.data import privacy, scans
+from resfit.data import csv_cells, privacy, scans
 from resfit.data.image_set import Skipped
 from resfit.evaluation.labels import LabelEvaluation
 from resfit.evaluation.metrics import Evaluation
@@ -132,7 +132,7 @@ def skipped_table(skipped: Sequence[Skipped], ignored: Sequence[Skipped] = (), *
     """
     rows: list[tuple[Path | str, str]] = [(item.path, item.reason) for item in skipped]
     rows += [("" if medical else item.path, f"ignored: {item.reason}") for item in ignored]
-    return artifact.csv_bytes(("path", "reason"), rows)
+    return csv_cells.table(("path", "reason"), rows)
 
 
 def by_rule(ignored: Sequence[Skipped]) -> dict[str, int]:
@@ -159,7 +159,7 @@ def test_table(data: Material, probabilities: np.ndarray) -> bytes:
         label = images.label_text(int(position))
         rows.append((privacy.shown(images, images.paths[position]), label, names, shares, *every))
     more = [f"probability of {name}" for name in data.classes] if data.several else []
-    return artifact.csv_bytes(("path", "label", "predicted", "probability", *more), rows)
+    return csv_cells.table(("path", "label", "predicted", "probability", *more), rows)
 
 
 def package_versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +35,12 @@ def check_arguments(
     test_share: float,
     val_share: float,
     out: str | os.PathLike[str] | None,
+    force: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> float | None:
     """Checks what can be checked before any work, and returns the budget in minutes.
 
-    The arguments are those of :func:`resfit.fit`.
+    The arguments are those of :func:`resfit.fit`; ``say`` is told of an earlier classifier that is replaced.
 
     Raises:
         ArgumentError: One breaks its rule, or ``out`` holds something else.
@@ -50,7 +52,9 @@ def check_arguments(
         if not 0 < share < 1:
             raise ArgumentError(f"{name} must lie in (0, 1). Received: {share}.")
     if out is not None:
-        artifact.check_target(Path(out))
+        replaced = artifact.check_target(Path(out), force=force)
+        if replaced and say is not None:
+            say(replaced)
     return recipes.parse_minutes(budget)
 
 

@@ -21,8 +21,9 @@ from resfit.classifier.learner import Learner, look
 from resfit.classifier.material import Checker, check_skipped, likely_references, material_of, split
 from resfit.classifier.outcome import FitRun
 from resfit.classifier.trained import Classifier
+from resfit.data import class_names, privacy, scans
 from resfit.data import image_set as image_sets
-from resfit.data import privacy, scans
+from resfit.data.inputs import takes_arrays
 from resfit.errors import ArgumentError, DataError, closest
 from resfit.evaluation import kept as kept_images
 from resfit.evaluation import references as reference_images
@@ -39,11 +40,13 @@ if TYPE_CHECKING:
     import keras
 
 
+@takes_arrays
 def fit(
     source: Any,
     *,
     model: str | keras.Model = networks.DEFAULT_MODEL,
     out: str | os.PathLike[str] | None = None,
+    force: bool = False,
     strategy: str = "auto",
     head: str = "linear",
     budget: str | float | None = None,
@@ -86,10 +89,13 @@ def fit(
 
     Args:
         source: A folder of class folders, one with ``train``, ``val`` and ``test`` in it, or a CSV file of
-            ``path,label[,split,group]``.
+            ``path,label[,split,group]``; or a pair ``(images, labels)``, images as :meth:`Classifier.predict` takes
+            them and for each a label, text or a whole number.
         model: A name of the zoo or a source that :func:`resfit.load` takes, or a Keras model that gives one vector an
             image and has an ``input_spec``. It is not changed.
-        out: Folder to write the classifier to; ``None`` keeps it in memory.
+        out: Folder to write the classifier to; ``None`` keeps it in memory. An earlier classifier there is replaced,
+            which is said in ``run.notes``; anything else is refused.
+        force: Whether files of yours that lie in an earlier classifier's folder may be deleted with it.
         strategy: ``"probe"``; ``"finetune"``, the last stages or those from ``trainable_from`` on; ``"full"``, the
             whole network; or ``"auto"``: the probe first (of up to 10,000 images where the whole network is to follow),
             then, given a ``budget``, fine-tuning within it, and the one that is better on the validation images.
@@ -154,13 +160,14 @@ def fit(
         0.93
     """
     journal = Journal(say)
-    minutes = check_arguments(strategy, budget, max_skipped, test_share, val_share, out)
+    minutes = check_arguments(strategy, budget, max_skipped, test_share, val_share, out, force, journal.warn)
     check_choice("head", head, heads.KINDS)
     engines.check_name(engine)
     engines.check_precision(precision)
     engines.check_installed(engine, precision)
     images = image_sets.scan(source, label_separator=label_separator, **_scan_options(reading, scan_options))
     image_sets.check_trainable(images)
+    class_names.check(images.classes)
     for assumed in images.notes:
         journal.note(assumed)
     journal.lap("scan")
@@ -278,7 +285,7 @@ def fit(
         calibration=calibration,
     )
     if out is not None:
-        classifier.save(out)
+        classifier.save(out, force=force)
     if tuned is not None and learner.folder is not None:  # the run is in the classifier now
         shutil.rmtree(learner.folder, ignore_errors=True)
     journal.lap("save")
@@ -296,6 +303,7 @@ def fit(
     return classifier
 
 
+@takes_arrays
 def plan(
     source: Any,
     *,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
+
+from resfit.errors import ResfitWarning
 
 
 class Journal:
@@ -40,3 +43,9 @@ class Journal:
         self.notes.append(text)
         if self._say is not None:
             self._say(text)
+
+    def warn(self, text: str) -> None:
+        """Keeps a sentence that must not go unheard: where nobody listens, it is a warning."""
+        self.note(text)
+        if self._say is None:
+            warnings.warn(text, ResfitWarning, stacklevel=5)

@@ -5,30 +5,29 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from resfit import artifact
-from resfit.classifier.outcome import Recipe
-from resfit.errors import ArtifactError
-from resfit.evaluation.calibrated import Calibration
-from resfit.preprocessing import InputSpec
-
-if TYPE_CHECKING:
-    pass
+from resfit.checkpoints import keras_models
+from resfit.classifier import schema
+from resfit.data import class_names
+from resfit.errors import ArgumentError, ArtifactError
 
 
-def write(folder: Path, classifier: Any, attachments: dict[str, bytes]) -> None:
+def write(folder: Path, classifier: Any, attachments: dict[str, bytes], *, force: bool = False) -> None:
     """Writes the parts of a classifier, whole or not at all.
 
     Args:
         folder: A new or empty folder, or an earlier classifier, which is replaced.
         classifier: A :class:`resfit.Classifier`.
         attachments: Its further files.
+        force: As :func:`resfit.artifact.check_target` takes it.
 
     Raises:
-        ArgumentError: Something else stands there.
+        ArgumentError: Something else stands there, or names of classes are none.
         OSError: It cannot be written.
     """
+    class_names.check(classifier.classes, alike=False, error=ArgumentError)
     architecture = getattr(classifier.model, "architecture", None)
     description = {
         "classes": list(classifier.classes),
@@ -41,7 +40,7 @@ def write(folder: Path, classifier: Any, attachments: dict[str, bytes]) -> None:
         "data": classifier.fingerprint,
         "versions": classifier.versions,
     }
-    artifact.write(folder, classifier.model.save, description, attachments)
+    artifact.write(folder, classifier.model.save, description, attachments, force=force)
 
 
 def packed(classifier: Any) -> dict[str, bytes]:
@@ -84,33 +83,34 @@ def read(folder: Path) -> dict[str, Any]:
         ArtifactError: It is missing, incomplete, damaged or of another format.
     """
     description, attachments = artifact.read(folder)
-    import keras
-
+    try:
+        found = schema.read(description, strict=description["format"] != 1)
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder / artifact.DESCRIPTION} cannot be read: {error} Fit it again.") from error
     from resfit.architecture import layers, network
-    from resfit.architecture.spec import ArchitectureSpec
     from resfit.transfer import head_layers
 
     del layers, head_layers  # imported so that the layers of its own are registered
+    path = folder / artifact.MODEL
     try:
-        model = keras.saving.load_model(folder / artifact.MODEL, compile=False, safe_mode=True)
-        contract = InputSpec.from_dict(description["input"])
-        if description["architecture"] is not None:
-            network.attach(model, ArchitectureSpec.from_dict(description["architecture"]), contract)
-        classes = tuple(str(name) for name in description["classes"])
-        if model.output_shape[-1] != len(classes):
-            raise ArtifactError(f"the model has {model.output_shape[-1]} outputs for {len(classes)} classes.")
-        return {
-            "model": model,
-            "classes": classes,
-            "input_spec": contract,
-            "recipe": Recipe(**description["recipe"]),
-            "metrics": description["metrics"],
-            "fingerprint": description["data"],
-            "versions": description["versions"],
-            "attachments": attachments,
-            # classifiers of before have neither
-            "calibration": Calibration.from_dict(description.get("temperature", 1.0), description.get("calibration")),
-        }
+        model = keras_models.load(path)
+        if found.architecture is not None:
+            network.attach(model, found.architecture, found.input_spec)
+        outputs = tuple(getattr(model, "output_shape", ()) or ())
+        if len(outputs) != 2 or outputs[-1] != len(found.classes):
+            raise ArtifactError(f"the model must have an output for each of {len(found.classes)} classes: {outputs}.")
+        if found.recipe.features and found.recipe.features not in {layer.name for layer in model.layers}:
+            raise ArtifactError(f"the model must have a layer {found.recipe.features!r:.100}. Received: none.")
     except Exception as error:
-        text = f"missing entry {error}" if isinstance(error, KeyError) else error
-        raise ArtifactError(f"the classifier {str(folder)!r} cannot be read: {text}. Fit it again.") from error
+        raise ArtifactError(f"the classifier {str(folder)!r} cannot be read: {error} Fit it again.") from error
+    return {
+        "model": model,
+        "classes": found.classes,
+        "input_spec": found.input_spec,
+        "recipe": found.recipe,
+        "metrics": found.metrics,
+        "fingerprint": found.fingerprint,
+        "versions": found.versions,
+        "attachments": attachments,
+        "calibration": found.calibration,
+    }

@@ -124,8 +124,10 @@ class Classifier:
         """Says what is on each image.
 
         Args:
-            images: A file; a folder, with all that is below it; a list of files; or an array of shape
-                ``(height, width, 3)`` or ``(n, height, width, 3)``, RGB, values 0..255; or a list of such.
+            images: A file; a folder, with all that is below it; the bytes of a file; a file that is open for reading
+                in binary; a PIL image; an array of shape ``(height, width, 3)`` or ``(n, height, width, 3)``, RGB,
+                values 0..255; or a list of any of these. Grey arrays, RGBA, channels first, 16 bits and floats 0..1
+                are recognised where that is certain (:func:`resfit.data.inputs.listed`).
             top: How many classes each prediction lists, and in any case all labels decided on; ``None`` is all.
             views: Over how many views of each image the probabilities are averaged, 1 to 10 (test-time augmentation):
                 2 adds the mirror image, more add crops (:func:`resfit.transfer.augment.prediction_views`).
@@ -137,11 +139,16 @@ class Classifier:
             progress: Called as images get done.
 
         Returns:
-            One prediction an image, in order. An image that cannot be used has an ``error`` in place of a label.
+            One prediction an image, in order. An image that cannot be used has an ``error`` in place of a label; so
+            has a missing file in a list.
+
+        Warns:
+            InputWarning: An array was rescaled, or its axes reordered.
 
         Raises:
-            ArgumentError: ``images`` is none of these, or the classifier cannot make sets of that coverage.
-            DataError: A folder without images.
+            ArgumentError: ``images`` is none of these, an array has values or axes that are no image's or have two
+                readings, or the classifier cannot make sets of that coverage.
+            DataError: A folder without images, or a single path that does not exist.
 
         Example:
             >>> clf.predict("a.jpg")[0].label
@@ -199,7 +206,8 @@ class Classifier:
         rows: list[np.ndarray] = []
         for path, probabilities, _, error in self._run(images, engine, batch_size, None, views):
             if probabilities is None:
-                raise DataError(f"every image must be readable. Received: {path}: {str(error).rstrip('.')}.")
+                where = f"image {len(rows)}" if path is None else path
+                raise DataError(f"every image must be readable. Received: {where}: {str(error).rstrip('.')}.")
             rows.append(probabilities)
         return np.stack(rows) if rows else np.zeros((0, len(self.classes)), np.float32)
 
@@ -219,7 +227,7 @@ class Classifier:
         """Measures the classifier on labelled images.
 
         Args:
-            source: A folder of class folders or a CSV file, as :func:`fit` takes them.
+            source: A folder of class folders, a CSV file or a pair ``(images, labels)``, as :func:`fit` takes them.
             part: ``"train"``, ``"val"`` or ``"test"`` for one part of a split that the source states; ``None`` is all.
             intervals: Whether ``figures`` of the result holds every figure with its interval.
             seed: Of the resamples behind the intervals.
@@ -297,7 +305,7 @@ class Classifier:
             >>> clf.explain("a.jpg", method="grad-cam++")[0].overlay.shape  # that of the photo
             (1200, 1600, 3)
         """
-        paths, arrays = inputs.listed(images, self.input_spec)
+        sources = inputs.listed(images, self.input_spec)
         size = batch_size or feature_store.default_batch_size(self.input_spec.size)
         alike = None
         if examples:
@@ -305,10 +313,10 @@ class Classifier:
             alike = lambda batch: neighbours.nearest(known, running.run(batch), examples)  # noqa: E731
         return results.explain_batches(
             self.model,
-            inputs.batches(paths, arrays, self.input_spec, size),
+            inputs.batches(sources, self.input_spec, size),
             self.classes,
-            paths=paths,
-            sources=paths or arrays,
+            paths=sources.paths,
+            sources=sources.items,
             contract=self.input_spec,
             method=method,
             target=target,
@@ -318,7 +326,7 @@ class Classifier:
             calibrate=lambda shares: tempered(
                 shares, self.temperature, "sigmoid" if self.recipe.several else "softmax"
             ),
-            total=len(paths) or len(arrays),
+            total=len(sources),
             progress=progress,
             **options,
         )
@@ -365,17 +373,18 @@ class Classifier:
         name = self.recipe.features
         return self.model.get_layer(name).output if name else self.model.layers[-1].input
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Writes the classifier as a folder, whole or not at all.
 
         Args:
             path: A new or empty folder, or an earlier classifier, which is replaced.
+            force: Whether files that are not a classifier's may be deleted with the earlier one's folder.
 
         Raises:
             ArgumentError: Something else stands there.
             OSError: It cannot be written.
         """
-        stored.write(Path(path), self, self._attachments)
+        stored.write(Path(path), self, self._attachments, force=force)
 
     def export(self, out: str | os.PathLike[str], *, format: str = "tf_saved_model", **options: Any) -> Any:
         """Writes the classifier for another runtime, and compares the result with Keras there.
@@ -419,12 +428,12 @@ class Classifier:
         self, images: Any, engine: str, batch_size: int | None, progress: feature_store.Progress | None, views: int = 1
     ) -> Iterator[tuple[Path | None, np.ndarray | None, float | None, str]]:
         """Yields path, probabilities (or none), unlikeness (or none) and error of each image, in order."""
-        paths, arrays = inputs.listed(images, self.input_spec)
-        count = len(paths) or len(arrays)
+        sources = inputs.listed(images, self.input_spec)
+        count, paths = len(sources), sources.paths
         size = batch_size or feature_store.default_batch_size(self.input_spec.size)
         running, head = self._engine(engine, count * views), self._head
         done = 0
-        for batch in inputs.batches(paths, arrays, self.input_spec, size):
+        for batch in inputs.batches(sources, self.input_spec, size):
             errors = dict(batch.failures)
             found: dict[int, tuple[np.ndarray, float | None]] = {}
             if len(batch.indices):
@@ -433,7 +442,7 @@ class Classifier:
                 pairs = zip(seen, self._unlikeness(rows[0]), strict=True)
                 found = dict(zip(batch.indices.tolist(), pairs, strict=True))
             for index in sorted((*found, *errors)):
-                yield paths[index] if paths else None, *found.get(index, (None, None)), errors.get(index, "")
+                yield paths[index], *found.get(index, (None, None)), errors.get(index, "")
                 done += 1
             if progress is not None:
                 progress("network", done, count)

@@ -73,9 +73,10 @@ def predict(
     from resfit import published
 
     classifier = asking.opened(published.load, source)
+    asked = asking.given(images)
     with console.progress() as progress:
         predictions = classifier.predict(
-            images,
+            asked,
             top=top,
             views=views,
             coverage=coverage,
@@ -83,6 +84,7 @@ def predict(
             batch_size=batch_size,
             progress=progress,
         )
+    predictions = asking.with_names(predictions)
     if csv is not None:
         _write_csv(csv, predictions)
     if as_json:
@@ -98,7 +100,7 @@ def predict(
     for item in predictions:
         if item.unlike_training:
             console.message(f"Unlike the training images, not to be relied on: {console.printable(item.path)}")
-    asking.end_with_unusable(predictions, images)
+    asking.end_with_unusable(predictions, asked)
 
 
 def evaluate(
@@ -324,7 +326,7 @@ def _best(prediction: Prediction) -> tuple[str, ...]:
 
 
 def _write_csv(path: Path, predictions: list[Prediction]) -> None:
-    from resfit.artifact import csv_bytes
+    from resfit.data import csv_cells
     from resfit.files import atomic_open
 
     rows = [
@@ -332,7 +334,7 @@ def _write_csv(path: Path, predictions: list[Prediction]) -> None:
         for item in predictions
     ]
     with atomic_open(path) as file:
-        file.write(csv_bytes(("path", "label", "probability", "error"), rows))
+        file.write(csv_cells.table(("path", "label", "probability", "error"), rows))
 
 
 def _prediction_json(item: Prediction) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def demo(
     samples.unpack(images)
 
     console.message(f"$ resfit fit {images} -o {artifact}")
-    fit.fit(images, out=artifact)
+    fit.fit(images, out=artifact, force=True)  # with the report of an earlier demo
 
     found = scan(images)
     test = found.subset([row for row, part in enumerate(found.splits) if part == "test"])

@@ -49,9 +49,10 @@ def explain(
     from resfit.classifier import Classifier
 
     classifier = asking.opened(Classifier.load, artifact)
+    asked = asking.given(images)
     with console.progress() as progress:
         found = classifier.explain(
-            images,
+            asked,
             method=method,
             target=target,
             stage=stage,
@@ -60,6 +61,7 @@ def explain(
             batch_size=batch_size,
             progress=progress,
         )
+    found = asking.with_names(found)
     rows = _write(medical.without_names(found, classifier.metrics), out)
     if as_json:
         console.print_json(rows)
@@ -80,7 +82,7 @@ def explain(
     for row in rows:
         if row["note"]:
             console.message(console.printable(f"{row['path'] or 'image'}: {row['note']}."))
-    asking.end_with_unusable(found, images)
+    asking.end_with_unusable(found, asked)
 
 
 def _write(found: list[Explanation], out: Path) -> list[dict[str, Any]]:
@@ -115,7 +117,7 @@ def _write(found: list[Explanation], out: Path) -> list[dict[str, Any]]:
 
 def _name(path: Path | None, taken: set[str]) -> str:
     """Returns a name for the files of an image that no other image has."""
-    stem = (path.stem if path is not None else "image")[:100]
+    stem = (path.stem if path is not None and path != asking.STDIN else "image")[:100]
     name, number = stem, 1
     while name.casefold() in taken:
         number += 1

@@ -49,6 +49,10 @@ def fit(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write the classifier to; needed but for --dry-run.")
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace an earlier classifier in OUT even where its folder holds other files."),
+    ] = False,
     model: Annotated[str, typer.Option(help="Network, as `resfit models` lists it.")] = "resnet10_tiny",
     strategy: Annotated[
         str,
@@ -158,6 +162,7 @@ def fit(
             folder,
             model=model,
             out=out,
+            force=force,
             strategy=strategy,
             head=head,
             budget=budget,

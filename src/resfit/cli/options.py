@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 Artifact = Annotated[Path, typer.Argument(help="A folder that `resfit fit` wrote.", metavar="OUT")]
-Images = Annotated[list[Path], typer.Argument(help="Images, and folders of images.")]
+Images = Annotated[
+    list[Path], typer.Argument(help="Images, folders and patterns; - reads an image, or a list of paths.")
+]
 Labelled = Annotated[
     Path,
     typer.Argument(

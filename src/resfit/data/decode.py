@@ -13,17 +13,18 @@ import itertools
 import os
 import re
 import stat
+import threading
 import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
 from resfit import processors
-from resfit.data import deep, frames, scans
-from resfit.errors import ArgumentError, ImageError, MissingDependencyError
+from resfit.data import arrays, deep, frames, scans
+from resfit.errors import ArgumentError, ImageError, InputWarning, MissingDependencyError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,6 +57,10 @@ _FOREIGN = (
     (0, b"%PDF", "PDF"),
     (0, b"%!PS", "PostScript"),
 )
+_NO_FILES = "a network with {} input channels takes arrays, not image files"
+_NO_SPACING = "no pixel spacing, and the images are scaled to millimetres"
+_FORMATS_AND_MPO = (*FORMATS, "MPO")
+_open_files = threading.Lock()
 _PICTURES = ("HEIC", "AVIF", "JPEG 2000", "JPEG XL", "PSD")
 _BITMAP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # sizes of the second header of a BMP file
 _BEGINNING = 300  # bytes in which a drawing says that it is SVG
@@ -106,7 +111,7 @@ Look = Callable[[Header, "Image"], None]
 
 
 def decode_image(
-    source: str | os.PathLike[str] | bytes,
+    source: str | os.PathLike[str] | bytes | BinaryIO | Image | arrays.Pixels,
     input_spec: InputSpec,
     *,
     max_pixels: int = MAX_PIXELS,
@@ -120,7 +125,9 @@ def decode_image(
     DICOM and NIfTI, become pictures as ``input_spec.reading`` says.
 
     Args:
-        source: A file, one frame of a file (:mod:`resfit.data.frames`), or the bytes of one.
+        source: A file, one frame of a file (:mod:`resfit.data.frames`), the bytes of one, one that is open for reading
+            in binary, a PIL image, or pixels. All give the same for the same content, but for JPEG files of more than
+            twice the size that is needed: their decoder works at a fraction of it, and pixels have been decoded.
         input_spec: Size, resize rule, crop and number of channels (1 or 3).
         max_pixels: Most pixels, width times height, that are decoded. Pillow's own limit, by default 178,956,970,
             holds too.
@@ -140,7 +147,7 @@ def decode_image(
 
 
 def decode_renderings(
-    source: str | os.PathLike[str] | bytes,
+    source: str | os.PathLike[str] | bytes | BinaryIO | Image | arrays.Pixels,
     input_spec: InputSpec,
     renderings: Sequence[Rendering],
     *,
@@ -150,7 +157,7 @@ def decode_renderings(
     """Decodes one image once and makes several arrays of it.
 
     Args:
-        source: A file, or the bytes of one.
+        source: As :func:`decode_image` takes it.
         input_spec: As :func:`decode_image` takes it.
         renderings: Each is called with the upright image, a JPEG perhaps at a fraction of its size, and returns an
             image of its own.
@@ -166,6 +173,13 @@ def decode_renderings(
     """
     data = b""
     try:
+        if isinstance(source, arrays.Pixels):
+            return _of_pixels(source, input_spec, max_pixels, renderings, look)
+        if not isinstance(source, bytes | str | os.PathLike):
+            found = read_open(source)
+            if not isinstance(found, bytes):
+                return _of_image(found, None, input_spec, max_pixels, renderings, look)
+            source = found
         data = source if isinstance(source, bytes) else read_file(source)
         if not data:
             raise ImageError("empty file")
@@ -203,8 +217,47 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         raise ImageError(f"cannot be read: {error.strerror or error}") from error
 
 
+def read_open(source: BinaryIO | Image) -> bytes | Image:
+    """Returns all bytes of an open file, from its beginning where that can be reached, or those behind a PIL image.
+
+    Args:
+        source: A file that is open for reading in binary, or a PIL image.
+
+    Returns:
+        The bytes; a PIL image that is in memory, or at a later frame, is returned as it is.
+
+    Raises:
+        ImageError: It cannot be read, or is larger than ``MAX_BYTES``.
+    """
+    from PIL import Image as Images
+
+    image = source if isinstance(source, Images.Image) else None
+    file: Any = getattr(image, "fp", None) if image is not None else source
+    with _open_files:  # one file may stand for several images, and is read by several threads
+        if image is not None:
+            first = image.tell() == 0 if hasattr(image, "tell") else True
+            if file is None or not getattr(image, "tile", None) or image.format not in _FORMATS_AND_MPO or not first:
+                image.load()
+                return image
+        try:
+            seekable = file.seekable()
+            place = file.tell() if seekable else 0
+            if seekable:
+                file.seek(0)
+            data = file.read(MAX_BYTES + 1)
+            if seekable and image is not None:
+                file.seek(place)
+        except (OSError, ValueError) as error:
+            raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise ImageError(f"not open in binary: reading gives {type(data).__name__}")
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"more than the {MAX_BYTES} bytes that are allowed")
+    return bytes(data)
+
+
 def decode_many(
-    sources: Sequence[str | os.PathLike[str] | bytes],
+    sources: Sequence[Any],
     input_spec: InputSpec,
     *,
     batch_size: int = 64,
@@ -215,7 +268,7 @@ def decode_many(
     """Decodes images in parallel, in order, a few batches ahead of the reader.
 
     Args:
-        sources: Files or bytes.
+        sources: Images, each as :func:`decode_image` takes it.
         input_spec: As :func:`decode_image` takes it; its resize mode must give one size.
         batch_size: Images a batch, failures included.
         workers: Threads. Default: one a core.
@@ -238,7 +291,7 @@ def decode_many(
 
 
 def _batches(
-    sources: Sequence[str | os.PathLike[str] | bytes],
+    sources: Sequence[Any],
     input_spec: InputSpec,
     batch_size: int,
     workers: int,
@@ -275,6 +328,8 @@ def is_deep(path: str | os.PathLike[str]) -> bool:
                 data += file.read(MAX_BYTES)
     except OSError:
         return False
+    if arrays.is_file(data):
+        return not arrays.is_eight_bits(data)
     return scans.is_scan(data) or deep.is_deep(data)
 
 
@@ -347,49 +402,106 @@ def _batch(start: int, results: list[np.ndarray | str], input_spec: InputSpec) -
 def _decode(
     data: bytes, spec: InputSpec, max_pixels: int, renderings: Sequence[Rendering], look: Look | None = None
 ) -> list[np.ndarray]:
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    if spec.channels not in (1, 3):
-        raise ImageError(f"a network with {spec.channels} input channels takes arrays, not image files")
     data, frame = frames.unmarked(data)
+    if arrays.is_file(data) and not frame:
+        pixels, notes = arrays.of_npy(data, spec.channels, min(max_pixels, deep.MOST_PIXELS))
+        for note in sorted(notes):
+            warnings.warn(note, InputWarning, stacklevel=2)
+        return _of_pixels(pixels, spec, max_pixels, renderings, look)
+    if spec.channels not in (1, 3):
+        raise ImageError(_NO_FILES.format(spec.channels))
     scan = scans.read_picture(data, spec.reading, frame, min(max_pixels, deep.MOST_PIXELS))
     if scan is not None:
         height, width = scan.planes[0].shape
         return _deep(scan, spec, renderings, look, Header("scan", width, height, len(data), 0, 0, 0))
-    if spec.reading.spacing is not None:
-        raise ImageError("no pixel spacing, and the images are scaled to millimetres")
     if frame:
         raise ImageError(f"it has one frame, and frame {frame} is asked for (the first is 0)")
     _quieten()
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        width, height = image.size
-        if width * height > max_pixels:
-            raise ImageError(f"{width}x{height} pixels, more than the {max_pixels} that are allowed")
-        if image.format in ("JPEG", "MPO"):
-            _shrink(image, spec)
-        colours = deep.of_file(image, data)
-        if colours is not None:
-            return _deep(colours, spec, renderings, look, _header(image, width, height, len(data)))
-        image.load()
-        upright: Image.Image = ImageOps.exif_transpose(image)
-        if upright.mode in deep.MODES:
-            deep.check_pixels(*upright.size)
-            picture = deep.of_grey(np.asarray(upright))
-            return _deep(picture, spec, renderings, look, _header(image, width, height, len(data)))
-        plain = _eight_bits(upright, "RGB" if spec.channels == 3 else "L")
-        arrays = [np.asarray(rendering(plain)) for rendering in renderings]
-        if look is not None:
-            look(_header(image, width, height, len(data)), plain)
-    return [array if array.ndim == 3 else array[:, :, None] for array in arrays]
+        return _of_image(image, data, spec, max_pixels, renderings, look)
+
+
+def _of_image(
+    image: Image,
+    data: bytes | None,
+    spec: InputSpec,
+    max_pixels: int,
+    renderings: Sequence[Rendering],
+    look: Look | None,
+) -> list[np.ndarray]:
+    """Makes arrays of a PIL image: one just opened from ``data``, or without data one that is in memory."""
+    from PIL import ImageOps
+
+    if spec.channels not in (1, 3):
+        raise ImageError(_NO_FILES.format(spec.channels))
+    if spec.reading.spacing is not None:
+        raise ImageError(_NO_SPACING)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(f"{width}x{height} pixels, more than the {max_pixels} that are allowed")
+    if not width * height:
+        raise ImageError(f"{width}x{height} pixels")
+    size = 0 if data is None else len(data)
+    if data is not None and image.format in ("JPEG", "MPO"):
+        _shrink(image, spec)
+    colours = None if data is None else deep.of_file(image, data)
+    if colours is not None:
+        return _deep(colours, spec, renderings, look, _header(image, width, height, size))
+    image.load()
+    upright: Image = ImageOps.exif_transpose(image)
+    if upright.mode in deep.MODES:
+        deep.check_pixels(*upright.size)
+        picture = deep.of_grey(np.asarray(upright))
+        return _deep(picture, spec, renderings, look, _header(image, width, height, size))
+    return _plain(upright, spec, renderings, look, _header(image, width, height, size))
+
+
+def _of_pixels(
+    pixels: arrays.Pixels, spec: InputSpec, max_pixels: int, renderings: Sequence[Rendering], look: Look | None
+) -> list[np.ndarray]:
+    """Makes arrays of pixels, as of a file that holds them."""
+    from PIL import Image as Images
+
+    if pixels.is_ready:
+        return [pixels.values for _ in renderings]
+    if spec.reading.spacing is not None:
+        raise ImageError(_NO_SPACING)
+    height, width, channels = pixels.values.shape
+    if width * height > max_pixels:
+        raise ImageError(f"{width}x{height} pixels, more than the {max_pixels} that are allowed")
+    values = pixels.scaled()
+    header = Header("array", width, height, pixels.values.nbytes, 0, 0, 0)
+    if values.dtype == np.uint8 and spec.channels in (1, 3):
+        image = Images.fromarray(np.ascontiguousarray(values[..., 0] if channels == 1 else values))
+        return _plain(image, spec, renderings, look, header)
+    deep.check_pixels(width, height)
+    if spec.channels in (1, 3) and channels in (2, 4):
+        alpha = values[..., -1:].astype(np.float32) / 255
+        values = values[..., :-1] * alpha + 255 * (1 - alpha)
+    picture = deep.Picture(tuple(values[..., channel].astype(np.float32) for channel in range(values.shape[-1])))
+    return _deep(picture, spec, renderings, look, header)
+
+
+def _plain(
+    image: Image, spec: InputSpec, renderings: Sequence[Rendering], look: Look | None, header: Header
+) -> list[np.ndarray]:
+    """Makes arrays of an upright image of eight bits."""
+    plain = _eight_bits(image, "RGB" if spec.channels == 3 else "L")
+    made = [np.asarray(rendering(plain)) for rendering in renderings]
+    if look is not None:
+        look(header, plain)
+    return [array if array.ndim == 3 else array[:, :, None] for array in made]
 
 
 def _deep(
     picture: deep.Picture, spec: InputSpec, renderings: Sequence[Rendering], look: Look | None, header: Header
 ) -> list[np.ndarray]:
-    arrays = deep.rendered(picture, spec, renderings)
+    made = deep.rendered(picture, spec, renderings)
     if look is not None:
         look(header, deep.as_image(picture))
-    return arrays
+    return made
 
 
 def _header(image: Any, width: int, height: int, size: int) -> Header:
@@ -431,11 +543,24 @@ def _eight_bits(image: Image, mode: str) -> Image:
 
     if image.mode == mode:
         return image
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode in ("La", "RGBa"):  # colours that alpha has been multiplied into
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         colour = image.convert("RGBA")
         white = Images.new("RGBA", colour.size, (255, 255, 255, 255))
         image = Images.alpha_composite(white, colour)
     return image if image.mode == mode else image.convert(mode)
+
+
+def as_colours(image: Image) -> Image:
+    """Returns a PIL image of any mode as RGB, what is transparent over white.
+
+    Args:
+        image: The image, upright or not; what its EXIF data say is kept.
+    """
+    colours = _eight_bits(image, "RGB")
+    colours.info.update({key: value for key, value in image.info.items() if key == "exif"})
+    return colours
 
 
 def resize(image: Image, spec: InputSpec) -> Image:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from resfit.data import cohort, dicomdir, folders, frames, tables
+from resfit.data import class_names, cohort, dicomdir, folders, frames, tables
 from resfit.data.cohort import Entry
 from resfit.data.folders import LAYOUTS, LayoutError, Source, some
 from resfit.data.walk import SUFFIXES, TABLE, Skipped, Walk, files_of, has_images, is_image_name, unusable
@@ -133,7 +132,7 @@ class ImageSet:
 
 
 def scan(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | ImageSet,
     *,
     path_column: str | None = None,
     label_column: str | None = None,
@@ -158,7 +157,8 @@ def scan(
 
     Args:
         source: One folder for each class; or ``train``, ``val`` and ``test`` (any of them, under the usual names) with
-            class folders or a table inside; or a CSV file whose relative paths start at its own folder.
+            class folders or a table inside; or a CSV file whose relative paths start at its own folder. An
+            :class:`ImageSet` is returned as it is.
         path_column: Column of a table with the path, or its number from 1 where there is no header; ``None`` finds the
             columns by what they hold, and says so in ``notes``.
         label_column: Column with the class or labels; ``None`` finds it, or takes columns of 0 and 1 as a label each.
@@ -185,6 +185,8 @@ def scan(
         >>> scan("photos/").counts()  # doctest: +SKIP
         {'cat': 120, 'dog': 98}
     """
+    if isinstance(source, ImageSet):
+        return source
     path = Path(source)
     if not path.exists():
         raise DataError(f"source must be a folder or a CSV file. Received: {str(source)!r}, which does not exist.")
@@ -457,6 +459,22 @@ def scan_images(sources: Iterable[str | os.PathLike[str]], *, reading: Reading =
     return _image_set(root, entries, skipped, warnings + _not_followed(walked.circles), reading, ignored=ignored)
 
 
+def of_files(root: Path, paths: Sequence[Path], labels: Sequence[str], *, reading: Reading = _PLAIN) -> ImageSet:
+    """Returns files with their labels as a set; which of them can be used is seen when they are decoded.
+
+    Args:
+        root: The folder that most of them stand in.
+        paths: The files, no two the same.
+        labels: For each its class.
+        reading: Which frames of scans, and which files of their series, are images.
+
+    Raises:
+        DataError: Two labels are too much alike.
+    """
+    entries = [Entry(path, label) for path, label in zip(paths, labels, strict=True)]
+    return _image_set(root, entries, [], [], reading)
+
+
 def is_several(path: Path, reading: Reading) -> bool:
     """Says whether a file may stand for several images: a DICOMDIR, or a scan of which each frame is one."""
     return dicomdir.is_dicomdir(path) or reading.frame == "each"
@@ -591,7 +609,7 @@ def _image_set(
         notes = [text.partition(f", {_EXAMPLE}")[0] for text in notes]
     shown = [_labels_of(entry, multilabel) for entry in entries]
     classes = sorted({label for labels in shown for label in labels})
-    _check_distinct(classes)
+    class_names.check_distinct(classes)
     if multilabel:
         warnings = [*warnings, *_rare(shown, sorted({*stated} - {*classes}))]
         separator = separator or next(sign for sign in _SEPARATORS if not any(sign in name for name in classes))
@@ -655,15 +673,3 @@ def _size(path: Path) -> int:
         return frames.parted(path)[0].stat().st_size
     except OSError:  # gone since it was found: decoding will say so
         return -1
-
-
-def _check_distinct(classes: Sequence[str]) -> None:
-    """Refuses two labels that a reader would take for one."""
-    known: dict[str, str] = {}
-    for name in classes:
-        key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-        if key in known:
-            raise DataError(
-                f"classes must differ by more than case and spaces. Received: {known[key]!r} and {name!r}. Rename one."
-            )
-        known[key] = name

@@ -16,7 +16,7 @@ import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
-from resfit.data import cohort, frames, walk
+from resfit.data import cohort, csv_cells, frames, walk
 from resfit.data.folders import part_of, some
 from resfit.errors import DataError, closest
 
@@ -221,7 +221,7 @@ def parse(path: Path) -> Table:
     else:
         try:
             reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-            records = [(reader.line_num + skipped, tuple(row)) for row in reader if row]
+            records = [(reader.line_num + skipped, tuple(map(csv_cells.unescaped, row))) for row in reader if row]
         except csv.Error as error:
             raise DataError(f"{path.name} must be a CSV file. Received: {error}.") from error
     first = tuple(cell.strip() for cell in records[0][1])

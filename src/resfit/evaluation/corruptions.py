@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from resfit.data import decode
+from resfit.data.arrays import NetworkInput
 from resfit.errors import ArgumentError, closest
 from resfit.evaluation.judged import Judged
 from resfit.evaluation.metrics import wilson_interval
@@ -145,7 +146,7 @@ def robustness(
     rows = []
     for number, (name, strength) in enumerate([("none", 0), *cases]):
         changed = corrupt(images, name, strength, seed=seed) if strength else deep
-        shares = classifier.predict_proba(changed, engine=engine)
+        shares = classifier.predict_proba(NetworkInput(changed), engine=engine)
         if judged.several:
             right = ((shares > 0.5) == known).all(axis=1)
         else:

@@ -13,6 +13,7 @@ import numpy as np
 from resfit.data import image_set as image_sets
 from resfit.data import privacy
 from resfit.data.image_set import ImageSet, Skipped
+from resfit.data.inputs import takes_arrays
 from resfit.errors import ArgumentError, DataError, closest
 from resfit.evaluation.labels import LabelEvaluation, evaluate_labels
 from resfit.evaluation.metrics import Evaluation, evaluate
@@ -72,6 +73,7 @@ class Judged:
         return dataclasses.replace(self, images=self.images.subset(positions), skipped=(), **tables)
 
 
+@takes_arrays
 def judge(
     classifier: Any,
     source: Any,
@@ -87,7 +89,7 @@ def judge(
 
     Args:
         classifier: A :class:`resfit.Classifier`.
-        source: A folder of class folders or a CSV file, as :func:`resfit.fit` takes them.
+        source: A folder of class folders, a CSV file or a pair ``(images, labels)``, as :func:`resfit.fit` takes them.
         part: ``"train"``, ``"val"`` or ``"test"`` for one part of a split that the source states; ``None`` is all.
         engine: As :func:`resfit.engines.create` takes it.
         cache: Where features are kept, as :func:`resfit.fit` takes it.

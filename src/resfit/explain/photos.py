@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit.data import decode, deep
+from resfit.data import arrays, decode, deep
 from resfit.explain.overlays import as_rgb
 from resfit.preprocessing import InputSpec
 
@@ -33,7 +32,7 @@ class Photo:
 
 
 def read(
-    source: str | os.PathLike[str] | bytes | np.ndarray,
+    source: Any,
     contract: InputSpec,
     *,
     longest: int = LONGEST,
@@ -42,8 +41,8 @@ def read(
     """Returns a photo at its own size.
 
     Args:
-        source: What was explained: a file, one frame of a file, the bytes of one, or an array
-            ``(height, width, channels)``.
+        source: What was explained: a file, one frame of a file, the bytes of one, an open file, a PIL image,
+            :class:`resfit.data.arrays.Pixels`, or an array ``(height, width, channels)``.
         contract: How it became the network's input.
         longest: Its longest side at most, in pixels.
         max_pixels: As :func:`resfit.data.decode.decode_image` takes it.
@@ -51,6 +50,8 @@ def read(
     Raises:
         ImageError: It cannot be read.
     """
+    if isinstance(source, arrays.Pixels) and source.is_ready:
+        source = source.scaled()
     if isinstance(source, np.ndarray):
         return _of_array(source, contract, longest)
     whole = dataclasses.replace(contract, resize_mode="none")

@@ -126,7 +126,7 @@ def explain_batches(
     batches: Iterable[DecodedBatch],
     classes: Sequence[str],
     *,
-    paths: Sequence[Path] = (),
+    paths: Sequence[Path | None] = (),
     sources: Sequence[Any] = (),
     contract: InputSpec | None = None,
     method: str = "grad-cam",
@@ -145,7 +145,7 @@ def explain_batches(
         model: A network with probabilities for the classes.
         batches: The images, as :func:`resfit.data.decode.decode_many` gives them.
         classes: Names of the classes.
-        paths: The files; empty for arrays.
+        paths: The files; ``None`` for what was handed over otherwise, empty if all was.
         sources: The images before they were brought to the network's size, as :func:`resfit.explain.photos.read`
             takes them; empty draws maps over what the network saw.
         contract: How they were brought to it.

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from resfit.data import decode, samples
+from resfit.data import decode, deep, inputs, samples
 from resfit.data import image_set as image_sets
-from resfit.errors import ArgumentError, DataError
+from resfit.errors import DataError
 from resfit.export.subject import Subject
 
 #: Images that exports are compared on, at most.
@@ -76,18 +76,19 @@ def gather(subject: Subject, source: Any = None, *, seed: int = 0, count: int = 
 
     Args:
         subject: What is exported; its contract says how they are decoded.
-        source: A folder (of class folders or not), a list of files, a CSV file of labelled images, or a uint8 array
-            ``(n, height, width, channels)`` of the contract's size. Default: the images that a classifier was tested
-            on, where they are still there; otherwise images that ship with resfit.
+        source: A folder (of class folders or not), a list of files, a CSV file of labelled images, or an array
+            ``(n, height, width, channels)`` of the contract's size, as :func:`resfit.data.inputs.batch_of` takes it.
+            Default: the images that a classifier was tested on, where they are still there; otherwise images that
+            ship with resfit.
         seed: Of the choice among many.
         count: Most images to compare on.
 
     Raises:
-        ArgumentError: The array does not fit the contract.
+        ArgumentError: The array does not fit the contract, or holds no images.
         DataError: No image can be used.
     """
     if hasattr(source, "__array__"):
-        return _of_array(subject, np.asarray(source), seed, count)
+        return _of_array(subject, source, seed, count)
     if source is not None:
         paths, labels, words = _of_source(subject, source)
         return _decoded(subject, paths, labels, words, seed, count)
@@ -105,16 +106,11 @@ def gather(subject: Subject, source: Any = None, *, seed: int = 0, count: int = 
         return _decoded(subject, shipped.paths, unknown, words, seed, count)
 
 
-def _of_array(subject: Subject, array: np.ndarray, seed: int, count: int) -> Images:
-    shape = (*subject.input_spec.size, subject.input_spec.channels)
-    if array.ndim != 4 or array.shape[1:] != shape or not len(array) or array.dtype.kind not in "uif":
-        raise ArgumentError(
-            f"images must be files, or an array of shape (n, {', '.join(map(str, shape))}) with values 0..255. "
-            f"Received: shape {array.shape}, dtype {array.dtype}."
-        )
-    order = np.random.default_rng(seed).permutation(len(array))
+def _of_array(subject: Subject, array: Any, seed: int, count: int) -> Images:
+    pixels = inputs.batch_of(array, subject.input_spec)
+    order = np.random.default_rng(seed).permutation(len(pixels))
     checking, calibrating = _parts(order, count)
-    pixels = np.rint(np.clip(array, 0, 255)).astype(np.uint8)
+    pixels = deep.eight_bits(pixels)
     unknown = np.full(len(checking), -1)
     words = _chosen("images that were passed as an array", len(array), len(checking), len(calibrating), seed)
     return Images(pixels[checking], unknown, {}, pixels[calibrating], words)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from resfit import artifact
 from resfit.classifier import Classifier
+from resfit.data import csv_cells
 from resfit.errors import ArgumentError
 from resfit.preprocessing import InputSpec
 
@@ -128,7 +129,11 @@ def _published(name: str) -> dict[str, Any]:
 
 def _of_classifier(classifier: Classifier, name: str | None) -> Subject:
     table = classifier.attachment(artifact.TEST_PREDICTIONS).decode("utf-8", "surrogateescape")
-    tests = [(Path(row["path"]), row["label"]) for row in csv.DictReader(io.StringIO(table, newline=""))]
+    try:
+        rows = [row for row in csv.DictReader(io.StringIO(table, newline="")) if row.get("path") and row.get("label")]
+    except csv.Error:  # no table that resfit wrote: then there are no images to compare on
+        rows = []
+    tests = [(Path(csv_cells.unescaped(row["path"])), csv_cells.unescaped(row["label"])) for row in rows]
     return Subject(
         name=name or _clean(classifier.model.name),
         network=_single(classifier.model),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit.errors import ArtifactError, ImageError
+from resfit.errors import ArgumentError, ArtifactError, ImageError
 from resfit.serving import folders, logs
 from resfit.serving.problems import Problem, unusable
 
@@ -164,19 +164,20 @@ class Served:
         Raises:
             Problem: It cannot be used.
         """
-        from resfit.classifier.inputs import fit_array
-        from resfit.data import decode
+        from resfit.data import decode, inputs
 
         try:
-            image = fit_array(image, self.classifier.input_spec)
+            image = inputs.fit_array(image, self.classifier.input_spec)
             decode.check_size(image, self.classifier.input_spec)
-        except ImageError as error:
+        except (ArgumentError, ImageError) as error:
             raise unusable(str(error)) from error
         return image
 
     def predict(self, images: Sequence[np.ndarray]) -> Sequence[Prediction | Problem]:
         """Says what is on images of the network's size; an image whose scores are not finite is a problem."""
-        found = self.classifier.predict(list(images), engine=self._body, batch_size=len(images))
+        from resfit.data.inputs import NetworkInput
+
+        found = self.classifier.predict(NetworkInput(images), engine=self._body, batch_size=len(images))
         return [one if all(map(math.isfinite, one.probabilities.values())) else _not_finite() for one in found]
 
     def embed(self, images: Sequence[np.ndarray]) -> Sequence[np.ndarray | Problem]:
@@ -210,9 +211,10 @@ class Served:
             max_pixels: Most pixels of the file that are decoded.
         """
         from resfit.data.decode import MAX_PIXELS
+        from resfit.data.inputs import NetworkInput
         from resfit.explain import overlays, photos
 
-        (found,) = self.classifier.explain([image], method=method)
+        (found,) = self.classifier.explain(NetworkInput([image]), method=method)
         contract = self.classifier.input_spec
         whole = image if source is None else source
         try:

@@ -156,6 +156,7 @@ def mark_of(folder: Path) -> tuple[Any, ...]:
     """Returns what changes when a classifier is written again; empty while it is being replaced."""
     try:
         status = [(folder / name).stat() for name in (artifact.DESCRIPTION, artifact.MODEL)]
+        status += [(folder / name).stat() for name in (artifact.CHECKSUMS,) if (folder / name).exists()]
     except OSError:
         return ()
     return tuple((one.st_ino, one.st_size, one.st_mtime_ns) for one in status)

@@ -7,6 +7,7 @@ Nothing is followed out of the file, and nothing is allocated that the file does
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import math
@@ -44,6 +45,7 @@ _Verdict = tuple[type[Exception] | None, str]
 
 _lock = threading.Lock()
 _worker: subprocess.Popen[str] | None = None
+_owner = 0  # the process that started it
 _seen: dict[tuple[Any, ...], _Verdict] = {}
 
 
@@ -138,6 +140,48 @@ def read_array(group: Any, name: str, room: int) -> np.ndarray:
     return np.asarray(dataset[()])
 
 
+def count_numbers(path: str | os.PathLike[str], offset: int | None = None, size: int | None = None) -> int:
+    """Returns how many numbers a file, or a part of one, holds; none of them is read.
+
+    Args:
+        path: The file.
+        offset: Where the HDF5 begins in it, if it is a part.
+        size: The bytes of the part.
+
+    Raises:
+        CheckpointError: Something lies in another file, or is larger than the file holds.
+        OSError: It is no HDF5, or damaged. (Other errors of h5py too; see :func:`told`.)
+    """
+    room = most_bytes(os.path.getsize(path) if size is None else size)
+    numbers = 0
+    with opened(path, offset, size) as file:
+        waiting, seen = [("", file)], set()
+        while waiting:
+            place, group = waiting.pop()
+            address = h5py.h5o.get_info(group.id).addr
+            if address in seen:  # a group that holds itself
+                raise CheckpointError(f"each group must stand in one place. Received: {place!r} in two.")
+            seen.add(address)
+            for name in group:
+                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    raise CheckpointError(f"weights must lie in the file itself. Received: a link at {place}/{name}.")
+                item = group[name]
+                if isinstance(item, h5py.Group):
+                    waiting.append((f"{place}/{name}", item))
+                    continue
+                dataset = child(group, name, h5py.Dataset)
+                count = math.prod(dataset.shape or ())
+                stored = dataset.id.get_storage_size()
+                is_whole = bool(stored) or not count
+                if dataset.chunks is None:
+                    is_whole = stored >= count * dataset.dtype.itemsize
+                room -= count * dataset.dtype.itemsize
+                if dataset.external or dataset.is_virtual or not is_whole or room < 0:
+                    raise CheckpointError(f"the file must hold all it declares. Received: {place}/{name}.")
+                numbers += count
+    return numbers
+
+
 def child(parent: Any, path: str, kind: type) -> Any:
     """Walks to a group or dataset, link by link, over links inside the file only.
 
@@ -179,16 +223,16 @@ def _inspect(path: str, offset: int | None, size: int | None) -> None:
 
 
 def _asked(request: list[Any], seconds: float) -> _Verdict:
-    global _worker
+    global _worker, _owner
     line = ""
     late = (
         CheckpointError,
         (f"the file must be read within {seconds:.0f} seconds. Received: one that HDF5 does not get through."),
     )
     for _ in range(2):  # the one that is there may have gone in this moment, for want of work
-        fresh = _worker is None or _worker.poll() is not None
+        fresh = _worker is None or _owner != os.getpid() or _worker.poll() is not None  # a fork has one of its own
         if fresh:
-            _worker = _started()
+            _worker, _owner = _started(), os.getpid()
         worker: Any = _worker
         answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         try:
@@ -225,6 +269,13 @@ def _started() -> subprocess.Popen[str]:
         encoding="utf-8",
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HDF5_USE_FILE_LOCKING": "FALSE"},
     )
+
+
+@atexit.register
+def _end() -> None:
+    """Ends the worker with the process that started it, and closes its pipes."""
+    if _worker is not None and _owner == os.getpid():
+        _stop(_worker)
 
 
 def _stop(worker: subprocess.Popen[str]) -> None:

@@ -14,11 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from resfit import bounded_json
+from resfit.checkpoints import archives
 from resfit.checkpoints.readers import hdf5, keras_config, keras_weights
 from resfit.checkpoints.readers.base import Tensors
 from resfit.errors import CheckpointError
 
-_CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
+_CONFIG, _WEIGHTS, _METADATA = "config.json", "model.weights.h5", "metadata.json"
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_MOST_METADATA = 1_000_000
 _MOST_JSON = 50_000_000
 _MOST_MEMBERS = 100_000
 _MOST_EXPANSION = 4
@@ -56,13 +60,57 @@ def read(path: Path) -> Tensors:
         if member.compress_type == zipfile.ZIP_STORED:  # as Keras writes it: read where it lies
             arrays, other = keras_weights.read_file(path, _offset(path, member), member.file_size)
         else:
-            limit = min(_MOST_EXPANSION * path.stat().st_size + _FREE_BYTES, 1100 * path.stat().st_size)
             with tempfile.TemporaryDirectory(prefix="resfit-") as folder:
                 unpacked = Path(folder, _WEIGHTS)
-                unpacked.write_bytes(_content(archive, member, limit))
+                unpacked.write_bytes(_content(archive, member, _room(path)))
                 arrays, other = keras_weights.read_file(unpacked)
     layers = keras_config.config_layers(config)
     return Tensors(path, arrays, {"keras_layers": layers} if layers else {}, graph=keras_weights.Layers(other))
+
+
+def check(path: Path) -> tuple[Any, int]:
+    """Makes sure that Keras can open a file in bounded time and memory, without making anything of it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The configuration of the model, and how many numbers the weights are.
+
+    Raises:
+        CheckpointError: It is missing, damaged, holds or unpacks to more than a network, or refers to something outside
+            itself.
+    """
+    path = Path(path)
+    with hdf5.told(path), _opened(path) as archive:
+        room = _room(path)
+        names = set()
+        for member in archive.infolist():
+            name = member.filename
+            if member.flag_bits & _ENCRYPTED or member.compress_type not in _METHODS or name in names:
+                raise CheckpointError(f"members must be plain, and each be there once. Received: {name!r:.100}.")
+            archives.parts(name)
+            names.add(name)
+            room -= member.file_size
+        if room < 0:
+            raise CheckpointError(
+                f"the archive must unpack to at most {_room(path)} bytes. Received: {_room(path) - room}."
+            )
+        for name, most in ((_METADATA, _MOST_METADATA), (_CONFIG, _MOST_JSON)):
+            config = bounded_json.parse(_content(archive, _member(archive, name), most), allow_nan=True)
+        member = _member(archive, _WEIGHTS)
+        if member.compress_type == zipfile.ZIP_STORED:
+            return config, hdf5.count_numbers(path, _offset(path, member), member.file_size)
+        with tempfile.TemporaryDirectory(prefix="resfit-") as folder:
+            unpacked = Path(folder, _WEIGHTS)
+            unpacked.write_bytes(_content(archive, member, _room(path)))
+            return config, hdf5.count_numbers(unpacked)
+
+
+def _room(path: Path) -> int:
+    """Returns the bytes that an archive may unpack to: weights hardly shrink."""
+    size = path.stat().st_size
+    return min(_MOST_EXPANSION * size + _FREE_BYTES, 1100 * size)
 
 
 @contextmanager
