@@ -164,7 +164,7 @@ def load(
     preprocess: bool = True,
     input_shape: tuple[int | None, int | None, int] | None = None,
     in_channels: int | None = None,
-    classifier_activation: Any = "softmax",
+    classifier_activation: Any = "default",
     dtype: Any = None,
     seed: int | None = None,
     name: str | None = None,
@@ -192,7 +192,8 @@ def load(
         input_shape: ``(height, width, channels)``; height and width may be None, which is the default.
         in_channels: Input channels, if ``input_shape`` does not say. Weights for RGB are adapted by timm's
             rule: the sum of the filters for one channel, repeated and scaled filters for more.
-        classifier_activation: Activation of the classifier; None for logits.
+        classifier_activation: Activation of the classifier; None for logits. Default: that of the file where its graph
+            states one (whole models of Keras, ONNX), else softmax.
         dtype: Dtype policy of the layers, such as ``"mixed_float16"``. Default: Keras' global policy.
         seed: Makes fresh weights the same in every run. Default: they follow Keras' global seed.
         name: Name of the model. Default: the architecture's.

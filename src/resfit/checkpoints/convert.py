@@ -14,7 +14,8 @@ import numpy as np
 
 from resfit.architecture import arithmetic, catalog
 from resfit.architecture.spec import ArchitectureSpec
-from resfit.checkpoints import attention, namings, registry
+from resfit.checkpoints import attention, heads, namings, registry
+from resfit.checkpoints.heads import End
 from resfit.checkpoints.identify import Identified, identify, nearest
 from resfit.checkpoints.readers import safetensors
 from resfit.checkpoints.readers.base import Tensors
@@ -93,6 +94,7 @@ class Source:
             found, one sentence each.
         file: In place of ``arrays``: a file that is matched to the network once that is built.
         attention: Weights of CLIP's attention pooling (:mod:`resfit.checkpoints.attention`), if it has one.
+        end: What follows the body, where the source's graph says it.
     """
 
     path: Path | None
@@ -106,6 +108,7 @@ class Source:
     assumptions: tuple[str, ...]
     file: WeightsFile | None = None
     attention: Mapping[str, np.ndarray] | None = None
+    end: End | None = None
 
     @property
     def weights(self) -> WeightsFile | None:
@@ -200,6 +203,7 @@ def read_source(
         convention=translation.convention,
         assumptions=(*identified.assumptions, *assumed, *translation.remarks, *translation.left_out),
         attention=translation.attention,
+        end=translation.end,
     )
 
 
@@ -213,7 +217,7 @@ def load_source(
     preprocess: bool = True,
     input_shape: tuple[int | None, int | None, int] | None = None,
     in_channels: int | None = None,
-    classifier_activation: Any = "softmax",
+    classifier_activation: Any = "default",
     dtype: Any = None,
     seed: int | None = None,
     name: str | None = None,
@@ -231,7 +235,8 @@ def load_source(
         preprocess: Whether the model takes RGB images 0..255 and normalises them itself.
         input_shape: ``(height, width, channels)``; weights for RGB are adapted to other numbers of channels.
         in_channels: Input channels, if ``input_shape`` does not say.
-        classifier_activation: Activation of the classifier; None for logits.
+        classifier_activation: Activation of the classifier; None for logits. Default: the source's where its graph
+            states one, else softmax.
         dtype: Dtype policy of the layers. Default: Keras' global policy.
         seed: Makes fresh weights the same in every run.
         name: Name of the model.
@@ -256,10 +261,15 @@ def load_source(
         read = source
     else:
         read = read_source(source, **reading)
-    file = read.weights
-    top = (read.has_top or classes is not None) if include_top is None else include_top
+    file, end = read.weights, read.end or End()
+    has_head = read.has_top or end.head is not None
+    top = (has_head or bool(end.refused) or classes is not None) if include_top is None else include_top
     headless = bool(taps) or not top
-    if not headless and not read.has_top and classes is None:
+    if not headless and end.refused and classes is None:
+        raise CheckpointError(
+            f"{read.path}: {end.refused}. Pass include_top=False for the body alone, or classes for a fresh classifier."
+        )
+    if not headless and not has_head and classes is None:
         raise CheckpointError(
             f"{read.path}: the file must hold the classifier 'predictions'. Received: none. "
             "Pass include_top=False for the body alone, or classes for a fresh classifier."
@@ -270,12 +280,20 @@ def load_source(
         raise ArgumentError('pooling="attention" takes the place of the classifier. Pass include_top=False.')
     side = attention.image_size(read.attention, read.spec.output_stride) if attends else None
     spec = read.spec.replace(classes=classes or read.spec.classes, in_channels=channels)
+    own_head = end.head if not headless and classes in (None, end.head and end.head.classes) else None
+    if own_head is not None and classifier_activation not in ("default", "softmax"):
+        raise ArgumentError(
+            "a head that is kept as the source has it keeps its activations. Received: "
+            f"classifier_activation={classifier_activation!r}. Pass include_top=False for the body alone."
+        )
+    if classifier_activation == "default":
+        classifier_activation = end.activation if read.has_top and spec.classes == read.spec.classes else "softmax"
     with _policy(dtype), _seeded(seed):
         model = build(
             spec,
             input_shape=input_shape or (side, side, channels),
-            include_top=top,
-            pooling=None if attends else pooling,
+            include_top=top and own_head is None,
+            pooling=None if attends or own_head else pooling,
             classifier_activation=classifier_activation,
             taps=tuple(taps),
             input_spec=read.input_spec.with_channels(channels),
@@ -285,6 +303,9 @@ def load_source(
     keeps_head = not headless and read.has_top and spec.classes == read.spec.classes
     if file is not None:
         canonical.fill_from_file(model, file, channel_order=read.input_spec.channel_order, keeps_head=keeps_head)
+    if own_head is not None:
+        with _policy(dtype):
+            model = attach(_with_head(read, model, own_head), spec, model.input_spec)
     if attends and not taps:
         with _policy(dtype):
             model = attach(attention.attach(model, read.attention), spec, model.input_spec)
@@ -292,6 +313,16 @@ def load_source(
     model.class_names = read.class_names if known else None
     model.assumptions = tuple(text for text in read.assumptions if not (attends and attention.REASON in text))
     return model
+
+
+def _with_head(read: Source, model: keras.Model, head: heads.Head) -> keras.Model:
+    try:
+        return heads.attach(model, head)
+    except Exception as error:  # Keras raises many kinds
+        raise CheckpointError(
+            f"{read.path}: the layers of the head must fit each other. Received: {error}. Pass include_top=False for "
+            "the body alone."
+        ) from error
 
 
 def _own_metadata(path: Path) -> dict[str, Any] | None:

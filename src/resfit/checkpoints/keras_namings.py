@@ -19,6 +19,7 @@ from resfit.architecture.spec import StemConv
 from resfit.checkpoints import tf_namings
 from resfit.checkpoints.namings import Translation
 from resfit.checkpoints.readers.base import Tensors
+from resfit.checkpoints.readers.keras_config import SavedModel, layers_of
 from resfit.checkpoints.readers.keras_weights import Layers
 from resfit.checkpoints.readers.saved_model import Objects
 from resfit.errors import ArgumentError, CheckpointError
@@ -41,7 +42,12 @@ def translate(tensors: Tensors, *, ignore: Sequence[str] = ()) -> Translation:
     Raises:
         CheckpointError: No known residual network is there, or several are.
     """
-    other = tensors.graph.other if isinstance(tensors.graph, Layers) else ()
+    if isinstance(tensors.graph, SavedModel) and not tensors.graph.own:
+        from resfit.checkpoints.graph import keras_models
+
+        if layers_of(tensors.graph.config) is not None:
+            return keras_models.translate(tensors, ignore=ignore)
+    other = tensors.graph.other if isinstance(tensors.graph, Layers | SavedModel) else ()
     graph = Objects({}, False, other)
     hub = tensors.config.get("kerashub")
     if isinstance(hub, Mapping):

@@ -18,6 +18,7 @@ import numpy as np
 
 from resfit.architecture.plan import NORM_SUFFIXES
 from resfit.checkpoints import attention
+from resfit.checkpoints.heads import End
 from resfit.checkpoints.readers.base import Tensors
 from resfit.errors import ArgumentError, CheckpointError, closest
 from resfit.preprocessing import InputSpec
@@ -168,6 +169,7 @@ class Translation:
         remarks: Choices that were made, one sentence each.
         input_spec: The input contract of networks of this convention, where it has one of its own.
         attention: Weights of CLIP's attention pooling (:mod:`resfit.checkpoints.attention`), where there is one.
+        end: What follows the body, where the source's graph says it.
     """
 
     convention: str
@@ -179,6 +181,7 @@ class Translation:
     remarks: tuple[str, ...]
     input_spec: InputSpec | None = None
     attention: Mapping[str, np.ndarray] | None = None
+    end: End | None = None
 
 
 def _stem_of_sequence(name: str) -> tuple[Rule, ...]:

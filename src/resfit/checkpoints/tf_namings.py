@@ -186,6 +186,16 @@ def _translated(source: Mapping[str, np.ndarray], paths: Mapping[str, str]) -> t
     )
 
 
+def is_left_out(name: str, ignore: Sequence[str] = ()) -> bool:
+    """Whether an array is no weight of a network, or one that is asked to be left out.
+
+    Args:
+        name: The source's name of it.
+        ignore: Patterns of names to leave out.
+    """
+    return _reason(name, name, ignore) is not None
+
+
 def _reason(name: str, path: str, ignore: Sequence[str]) -> str | None:
     """Why a tensor is left out, or None where it must have its place."""
     if any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore):

@@ -184,6 +184,8 @@ def _portable(model: Any) -> _Portable:
         spec = spec.replace(stem_pool_padding="lowest")  # nothing is below zero there
     if spec.norm == "none" or spec.folded:
         spec, arrays = _unfolded(spec, arrays)
+    if not spec.shortcut_norm and spec.norm == "batch":
+        spec, arrays = _unfolded(spec, arrays)  # a norm that adds the bias, or nothing, behind projections too
     if spec.norm == "batch":
         if spec.conv_bias == "all" and not spec.preactivation:
             for name in [name for name in arrays if name.endswith("_conv/bias")]:
@@ -205,13 +207,17 @@ def _unfolded(
 ) -> tuple[ArchitectureSpec, dict[str, np.ndarray]]:
     """Gives every convolution into which a batch norm was folded one of mean 0 and variance 1 that adds its bias."""
     bias = spec.conv_bias if spec.preactivation else "none"
-    whole = spec.replace(norm="batch", folded=False, conv_bias=bias)
+    if not spec.shortcut_norm:
+        bias = spec.conv_bias
+    whole = spec.replace(norm="batch", folded=False, shortcut_norm=True, conv_bias=bias)
     found = dict(arrays)
     for layer in arithmetic.count(whole).layers:
         if layer.kind != "norm" or f"{layer.name}/gamma" in found:
             continue
         width = layer.shape[-1]
         moved = found.pop(f"{layer.name.removesuffix('_bn')}_conv/bias", np.zeros(width, np.float32))
+        if whole.conv_bias == "all":
+            found[f"{layer.name.removesuffix('_bn')}_conv/bias"] = np.zeros(width, np.float32)
         found |= {
             f"{layer.name}/gamma": np.full(width, np.sqrt(1 + spec.norm_epsilon), np.float32),
             f"{layer.name}/beta": moved,
