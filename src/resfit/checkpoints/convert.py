@@ -182,6 +182,8 @@ def read_source(
             facts=translation.facts,
             config=read.config if config is None else config,
             architecture=architecture,
+            assumed_facts=translation.assumed,
+            program=translation.program,
             **overrides,
         )
         _check(translation, identified)
@@ -286,6 +288,8 @@ def load_source(
             "a head that is kept as the source has it keeps its activations. Received: "
             f"classifier_activation={classifier_activation!r}. Pass include_top=False for the body alone."
         )
+    if own_head is not None and own_head.needs_size and input_shape is None:
+        input_shape = (*spec.input_size, channels)
     if classifier_activation == "default":
         classifier_activation = end.activation if read.has_top and spec.classes == read.spec.classes else "softmax"
     with _policy(dtype), _seeded(seed):
@@ -444,7 +448,7 @@ def _usual_contract(spec: ArchitectureSpec) -> tuple[InputSpec, list[str]]:
     mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (contract.mean, contract.std))
     return contract, [
         f"images of {spec.input_size[0]}x{spec.input_size[1]}, scaled to 0..1, less {mean}, over {std} (torch's usual; "
-        "the source states no input contract)"
+        "the source states no input contract, and input_spec= sets one)"
     ]
 
 

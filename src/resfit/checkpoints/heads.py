@@ -101,6 +101,11 @@ class Head:
             layer = self.layers[before] if before != _BODY and is_last else None
         return int(layer.options["units"]) if layer is not None else None
 
+    @property
+    def needs_size(self) -> bool:
+        """Whether its layers take maps of one size only."""
+        return any(layer.kind in ("Flatten", "Reshape", "Permute", "PReLU") for layer in self.layers)
+
     def __str__(self) -> str:
         """Lists its layers as messages do."""
         return ", ".join(f"{layer.name!r} ({layer.kind})" for layer in self.layers)

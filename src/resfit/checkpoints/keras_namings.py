@@ -53,15 +53,20 @@ def translate(tensors: Tensors, *, ignore: Sequence[str] = ()) -> Translation:
     if isinstance(hub, Mapping):
         renamed = _renamed(tensors.arrays, hub)
         found = tf_namings.translate(dataclasses.replace(tensors, arrays=renamed, graph=graph), ignore=ignore)
-        return dataclasses.replace(found, convention="kerashub", facts=_hub_facts(hub), remarks=(), input_spec=None)
-    found = tf_namings.translate(dataclasses.replace(tensors, graph=graph), ignore=ignore)
+        facts = _hub_facts(hub)
+        return dataclasses.replace(
+            found, convention="kerashub", facts=facts, remarks=(), input_spec=None, assumed=(), program=""
+        )
+    found = tf_namings.translate(dataclasses.replace(tensors, graph=graph), ignore=ignore, by_keras=True)
     layers = tensors.config.get("keras_layers")
     if not isinstance(layers, Mapping):
         return found
     contract, remarks = _rescaled(layers, found.arrays)
+    told = _facts(layers, found.arrays)
     return dataclasses.replace(
         found,
-        facts={**found.facts, **_facts(layers, found.arrays)},
+        facts={**found.facts, **told},
+        assumed=tuple(field for field in found.assumed if field not in told),
         input_spec=contract or found.input_spec,
         # what was assumed of the contract is stated after all
         remarks=(*(text for text in found.remarks if not (contract and text.startswith("images "))), *remarks),

@@ -170,6 +170,8 @@ class Translation:
         input_spec: The input contract of networks of this convention, where it has one of its own.
         attention: Weights of CLIP's attention pooling (:mod:`resfit.checkpoints.attention`), where there is one.
         end: What follows the body, where the source's graph says it.
+        assumed: Those of ``facts`` that are not told by the source but done by the program that it is named after.
+        program: What that program is called in sentences.
     """
 
     convention: str
@@ -182,6 +184,8 @@ class Translation:
     input_spec: InputSpec | None = None
     attention: Mapping[str, np.ndarray] | None = None
     end: End | None = None
+    assumed: tuple[str, ...] = ()
+    program: str = ""
 
 
 def _stem_of_sequence(name: str) -> tuple[Rule, ...]:

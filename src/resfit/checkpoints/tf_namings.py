@@ -113,13 +113,16 @@ class _Convention:
     layer: Callable[[str], str | None]
 
 
-def translate(tensors: Tensors | Mapping[str, np.ndarray], *, ignore: Sequence[str] = ()) -> Translation:
+def translate(
+    tensors: Tensors | Mapping[str, np.ndarray], *, ignore: Sequence[str] = (), by_keras: bool = False
+) -> Translation:
     """Brings the tensors of a TensorFlow source to canonical names.
 
     Args:
         tensors: What the reader of SavedModels and checkpoints or that of ``.npz`` returned, or arrays under the
             source's names. Not changed.
         ignore: Patterns of names to leave out, beside :data:`LEFT_OUT`.
+        by_keras: Whether Keras wrote the source, and not TensorFlow.
 
     Raises:
         CheckpointError: No known residual network is there, or several are.
@@ -138,7 +141,7 @@ def translate(tensors: Tensors | Mapping[str, np.ndarray], *, ignore: Sequence[s
             source.pop(name)
     if objects.other:
         left_out["what is no number"] = list(objects.other)
-    convention, named = _translated(source, objects.paths)
+    convention, named = _translated(source, objects.paths, by_keras=by_keras)
     if convention == "simclr" and tf_objects.PROJECTION in left_out:
         named = _without_foreign_head(named, tensors.path)
     arrays = {name: _squeezed(name, array) for name, array in named.arrays.items()}
@@ -156,17 +159,22 @@ def translate(tensors: Tensors | Mapping[str, np.ndarray], *, ignore: Sequence[s
         left_out=tuple(f"left out {reason}: {_few(names)}" for reason, names in left_out.items()),
         remarks=tuple(remarks),
         input_spec=habits.input_spec,
+        assumed=tuple(habits.facts),
+        program=tf_habits.PROGRAM_NAMES.get(convention, ""),
     )
 
 
-def _translated(source: Mapping[str, np.ndarray], paths: Mapping[str, str]) -> tuple[str, _Named]:
+def _translated(
+    source: Mapping[str, np.ndarray], paths: Mapping[str, str], *, by_keras: bool = False
+) -> tuple[str, _Named]:
     for convention in _CONVENTIONS:
         prefixes = _prefixes(convention.anchor, source)
         if prefixes:
             named = _by_name(convention, source, _only(prefixes))
             if convention.name in ("keras", "keras-legacy"):
                 named = _with_head(named)
-            if convention.name == "keras-legacy" and not any(name.endswith("_conv/bias") for name in named.arrays):
+            biased = by_keras or any(name.endswith("_conv/bias") for name in named.arrays)
+            if convention.name == "keras-legacy" and not biased:
                 return "model-garden-1", named
             return convention.name, named
     for program in tf_objects.PROGRAMS:

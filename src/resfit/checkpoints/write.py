@@ -131,7 +131,15 @@ def _write_own(model: Any, target: Path) -> None:
         metadata["input_spec"] = json.dumps(contract.to_dict())
     if names := _class_names(model):
         metadata["labels"] = json.dumps(names)
-    safetensors.write_arrays(target, canonical.arrays(model), metadata)
+    arrays = canonical.arrays(model)
+    counted = {layer.name for layer in arithmetic.count(model.architecture).layers}
+    foreign = sorted({name.partition("/")[0] for name in arrays} - counted)
+    if foreign:
+        raise ArgumentError(
+            f"a .safetensors file holds a network with one classifier. Received: a head of {', '.join(foreign[:5])}. "
+            "Write a .keras file, or load the source with include_top=False."
+        )
+    safetensors.write_arrays(target, arrays, metadata)
 
 
 def _write_pickle(target: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -43,6 +43,11 @@ INERT: Mapping[str, str] = {
     "Identity": "",
     "InputLayer": "",
 }
+# Layers that Keras 3 notes the use in training of by itself, and that are told otherwise when a model is used.
+_PREPROCESSING = (
+    *(name for name, what in INERT.items() if what == "augmentation"),
+    *("Resizing", "CenterCrop", "RandomCrop", "Rescaling", "Normalization"),
+)
 # Augmentations that work in inference too.
 _WORKS_ALWAYS = ("Solarization", "AutoContrast", "Equalization")
 _MODELS = ("Functional", "Model", "Sequential")
@@ -294,7 +299,7 @@ class _Lifter:
         try:
             if strange is not None:
                 raise Unfit("it reads what another layer made that does not fit")
-            if options.get("training") is not None:
+            if options.pop("training", None) is not None and layer.kind not in _PREPROCESSING:
                 raise Unfit("it is used as in training")
             result = self._made(layer, label, node, options, maps)
         except Unfit as reason:
@@ -1017,6 +1022,9 @@ def _get_item(layer: Layer, label: str, values: list[Any], options: Mapping[str,
     if Ellipsis in key:
         at = key.index(Ellipsis)
         key[at : at + 1] = [slice(None)] * (len(x.axes) - len(key) + 1)
+    if len(key) == len(x.axes) and type(key[-1]) is int and all(one == slice(None) for one in key[:-1]) and x.axes[-1] == "C":
+        made = Step("channel", [x.step], label, 1, x.step.size, {"index": key[-1], "letters": x.axes})
+        return Map(made, x.axes[:-1])
     if len(key) > len(x.axes) or not all(isinstance(one, slice) for one in key):
         raise Unfit("it must take every axis whole, or turn the order of the channels")
     turned = [letter for letter, one in zip(x.axes, key, strict=False) if one == slice(None, None, -1)]
@@ -1024,6 +1032,23 @@ def _get_item(layer: Layer, label: str, values: list[Any], options: Mapping[str,
     if rest or turned not in ([], ["C"]):
         raise Unfit("it must take every axis whole, or turn the order of the channels")
     return _next(x, label, "flip") if turned else x
+
+
+def _stack(layer: Layer, label: str, values: list[Any], options: Mapping[str, Any]) -> Map:
+    """Channels that were taken one by one, in their order or turned."""
+    maps = _flat(values)
+    steps = [value.step for value in maps if isinstance(value, Map) and value.step.kind == "channel"]
+    if len(steps) != len(maps) or not steps or layer.config.get("axis") not in (-1, 3) or options:
+        raise Unfit("it must turn the order of the channels")
+    source, order = steps[0].inputs[0], [step.values["index"] for step in steps]
+    if any(step.inputs[0] is not source for step in steps) or source.channels not in (0, len(order)):
+        raise Unfit("it must turn the order of the channels")
+    x, count = Map(source, steps[0].values["letters"]), len(order)
+    if order == list(range(count)):
+        return x
+    if order != list(range(count))[::-1]:
+        raise Unfit("it must turn the order of the channels")
+    return _next(x, label, "flip")
 
 
 def _mean(layer: Layer, label: str, values: list[Any], options: Mapping[str, Any]) -> Map:
@@ -1083,6 +1108,7 @@ _HANDLERS: Mapping[str, Handler] = {
     **dict.fromkeys(("Resizing", "CenterCrop", "RandomCrop"), _resizing),
     "Flip": _flip,
     "GetItem": _get_item,
+    "Stack": _stack,
     "Mean": _mean,
     "Cast": _cast,
     **{name.title().replace("_", ""): _function(name) for name in ("relu", "relu6", "silu", "sigmoid")},

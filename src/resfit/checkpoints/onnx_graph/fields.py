@@ -337,6 +337,13 @@ def _strides(network: Network) -> dict[str, Any]:
             reached *= step.values["strides"][0]
         for block in network.blocks:
             reached *= block.stride
+        if reached not in (8, 16, 32):
+            dilated = next(unit.conv for block in network.blocks for unit in block.units if unit.dilation > 1)
+            raise Misfit(
+                dilated,
+                f"dilation {dilated.values['dilations'][0]} in a network that ends at stride {reached}; it may take the "
+                "place of a stride from 8 on",
+            )
         fields["output_stride"] = reached
     return fields
 
@@ -400,6 +407,8 @@ def _pads_of(units: Sequence[Unit], prefers: str = "symmetric") -> str:
 def _is_symmetric(step: Step) -> bool:
     values = step.values
     half = values["dilations"][0] * (values["kernel_shape"][0] - 1) // 2
+    if values["kernel_shape"] == (1, 1) and values["same"]:
+        return True  # however it strides
     if values["pads"] is None:
         return values["strides"] == (1, 1) and values["kernel_shape"][0] % 2 == 1
     return values["pads"] == (half, half, half, half)

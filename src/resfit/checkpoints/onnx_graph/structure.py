@@ -207,7 +207,8 @@ class _Walk:
             waiting, at = self.follow(network.blocks[-1].add)
             if not network.preactivated:
                 waiting = self._activated(waiting, network.blocks[-1].add)
-            if waiting and len(self.readers(at)) > 1 and not network.preactivated:
+            forks = len(self.readers(at)) > 1 and not self._is_head(at)
+            if waiting and forks and not network.preactivated:
                 raise Misfit(waiting[0], "between two blocks there is nothing but an activation")
         if not network.blocks:
             step = self.readers(at)[0] if self.readers(at) else at
