@@ -232,7 +232,7 @@ def load(
     if path is not None and path.suffix == ".keras":
         given = (classes, include_top, pooling, tuple(taps), preprocess, input_shape, in_channels, weights, dtype, name)
         if given == (None, None, None, (), True, None, None, "default", None, None) and not reading:
-            return load_keras(path)
+            return _as_saved(path)
 
     from resfit.checkpoints import convert
 
@@ -253,6 +253,21 @@ def load(
         seed=seed,
         name=name,
     )
+
+
+def _as_saved(path: Path) -> keras.Model:
+    """Loads a ``.keras`` file so that it takes what it was saved to take; of Keras 2, which Keras 3 cannot load, anew."""
+    from resfit.checkpoints import convert
+    from resfit.checkpoints.readers import keras_archive
+
+    if not path.is_file() or not zipfile.is_zipfile(path) or keras_archive.version(path) == 3:
+        return load_keras(path)
+    source = _of_path(path, "default", {})
+    takes = source.end.takes if source.end is not None else None
+    if takes == 1:
+        contract = dataclasses.replace(source.input_spec, scale=source.input_spec.scale * 255)
+        source = dataclasses.replace(source, input_spec=contract)
+    return convert.load_source(source, preprocess=takes is not None)
 
 
 def load_keras(path: str | os.PathLike[str]) -> keras.Model:
@@ -459,6 +474,9 @@ def _filled(named: Source, path: Path, reading: Mapping[str, Any]) -> Source:
     if path.suffix.lower() in _KERAS_SUFFIXES and not reading:
         if not path.is_file():
             raise CheckpointError(f"weights file must exist. Received: {path}.")
+        whole = _whole(named, path)
+        if whole is not None:
+            return whole
         file = canonical.read(path)
         spec = named.spec.replace(
             classes=file.classes or named.spec.classes, in_channels=file.channels or named.spec.in_channels
@@ -481,6 +499,72 @@ def _filled(named: Source, path: Path, reading: Mapping[str, Any]) -> Source:
         )
     contract = found.input_spec if own else named.input_spec.with_channels(found.spec.in_channels)
     return dataclasses.replace(found, name=named.name, input_spec=contract)
+
+
+def _whole(named: Source, path: Path) -> Source | None:
+    """Reads a file of Keras that is more than the bare weights of a network; None where it is not more.
+
+    Raises:
+        CheckpointError: It is damaged, or of another network.
+    """
+    from resfit.checkpoints import canonical, convert, identify
+    from resfit.checkpoints.readers import keras_h5, keras_weights
+    from resfit.checkpoints.readers.keras_config import SavedModel
+
+    is_new = path.name.endswith(keras_weights.ENDING) and not keras_h5.is_legacy(path)
+    if is_new:
+        try:
+            found = convert.read_source(path, architecture=named.name)
+            if found.convention in ("keras", "keras-legacy"):
+                return _compared(named, found, path)
+        except CheckpointError:
+            pass  # its names mean nothing, or there are none
+        groups = keras_weights.read_unnamed(path)
+        file = canonical.WeightsFile(path, groups=groups)
+        spec = named.spec.replace(
+            classes=file.classes or named.spec.classes, in_channels=file.channels or named.spec.in_channels
+        )
+        told = "layers are matched by their order within each class, as Keras does (the file does not name them)"
+        return dataclasses.replace(
+            named,
+            path=path,
+            spec=spec,
+            has_top=file.classes is not None,
+            input_spec=named.input_spec.with_channels(spec.in_channels),
+            assumptions=(told,),
+            file=file,
+        )
+    kind = convert.find_format(path)
+    read = kind.read(path) if kind else None
+    if read is None or not isinstance(read.graph, SavedModel):
+        is_nested = read is not None and any(name.count("/") > 1 for name in read.arrays)
+        return _compared(named, convert.read_source(path, architecture=named.name), path) if is_nested else None
+    found = _of_path(path, "default", {})
+    shapes = identify.differences(found.spec, named.spec, ("depths", "widths", "inner_widths", "block", "preactivation"))
+    if shapes:
+        raise CheckpointError(
+            f"{path}: the weights must be those of {named.name!r}. Received: {found.name!r}, which differs in "
+            f"{' + '.join(shapes)}. Load the path itself, or the name that it stands for."
+        )
+    return _compared(named, found, path)
+
+
+def _compared(named: Source, found: Source, path: Path) -> Source:
+    """Returns what was read under a name, and says in what it is another network than the one of this name."""
+    from resfit.checkpoints import convert, identify
+
+    told: tuple[str, ...] = ()
+    usual = {field: getattr(named.spec, field) for field in ("norm_momentum", "zero_init_last", "drop_path_rate")}
+    if not convert.is_like(found.spec.replace(**usual), named.spec):
+        differences = identify.differences(found.spec.replace(**usual), named.spec)
+        kept = [text for text in differences if not text.startswith(("classes ", "input_size ", "in_channels "))]
+        told = (f"the file's network is not quite {named.name!r}, and is built as the file has it: {', '.join(kept)}",)
+    states = found.end is not None and found.end.takes is not None
+    contract = found.input_spec if states else named.input_spec.with_channels(found.spec.in_channels)
+    assumptions = tuple(text for text in found.assumptions if states or not text.startswith("images "))
+    return dataclasses.replace(
+        found, path=path, name=named.name, input_spec=contract, assumptions=(*assumptions, *told)
+    )
 
 
 def _resolve(name: str) -> tuple[catalog.CatalogRow, CheckpointInfo | None]:

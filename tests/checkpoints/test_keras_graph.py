@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +14,8 @@ import numpy as np
 import pytest
 
 import resfit
-from resfit.checkpoints import convert
-from resfit.errors import ArgumentError, CheckpointError
+from resfit.checkpoints import convert, keras_namings
+from resfit.errors import ArgumentError, CheckpointError, ResfitError
 from tests.checkpoints.keras_networks import cifar, images, randomize, small
 from tests.numbers import relative_error
 
@@ -328,3 +332,105 @@ def test_heads_of_other_packages_are_refused_by_name(tmp_path):
 def test_what_is_read_is_what_convert_reads(tmp_path):
     small(keras).save(tmp_path / "net.keras")
     assert convert.read_source(tmp_path / "net.keras").convention == "keras-graph"
+
+
+# Configurations of others.
+
+
+JUNK = (None, True, -1, 0, 10**12, 1e400, float("nan"), "", "Lambda", "Functional", [], {}, [[]], [["a", 0, 0]], "same", "same\0")
+
+
+def damaged(value: Any, chance: Any) -> Any:
+    """A copy of a configuration in which one to three places hold something else."""
+    value = json.loads(json.dumps(value))
+    for _ in range(chance.randint(1, 3)):
+        at, key, parent = value, None, None
+        while isinstance(at, (dict, list)) and at and (parent is None or chance.random() < 0.9):
+            parent, key = at, chance.choice(list(at) if isinstance(at, dict) else range(len(at)))
+            at = at[key]
+        if parent is None:
+            return chance.choice(JUNK)
+        kind = chance.randrange(4)
+        if kind == 0:
+            del parent[key]
+        elif kind == 1 and type(at) is int:
+            parent[key] = at + chance.choice((-1, 1, 7, 2**31))
+        elif kind == 2 and isinstance(parent, list):
+            parent.insert(key, at)
+        else:
+            parent[key] = chance.choice((*JUNK, at, value))
+    return json.loads(json.dumps(value)) if len(json.dumps(value)) < 10**6 else None
+
+
+def survive(path: Path, count: int, seed: int) -> int:
+    """Reads as many damaged configurations; returns how many were refused. Nothing but resfit's errors may come out."""
+    chance = random.Random(seed)
+    whole = convert.find_format(path).read(path)
+    refused = 0
+    for _ in range(count):
+        with contextlib.suppress(ValueError):  # circular, or too long
+            config = damaged(whole.graph.config, chance)
+            graph = dataclasses.replace(whole.graph, config=config)
+            try:
+                keras_namings.translate(dataclasses.replace(whole, graph=graph))
+            except ResfitError:
+                refused += 1
+    return refused
+
+
+@pytest.mark.parametrize(("count", "seed"), [(300, 0), pytest.param(50_000, 1, marks=pytest.mark.slow)])
+def test_damaged_configurations_are_refused_or_read(count, seed, tmp_path):
+    base = small(keras, head=lambda x: x)
+    inputs = keras.Input((16, 16, 3))
+    x = layers.GlobalMaxPooling2D()(base(layers.Rescaling(0.5)(inputs[..., ::-1] - 1.0)))
+    keras.Model(inputs, [layers.Dense(3)(x), layers.Dense(2, "sigmoid")(x)]).save(tmp_path / "net.keras")
+    assert survive(tmp_path / "net.keras", count, seed) > count / 10
+
+
+# Files of Keras 2.
+
+
+@pytest.fixture(scope="module")
+def nested(tmp_path_factory) -> tuple[Path, Any, np.ndarray]:
+    """A network of keras.applications inside a model of Keras 2 with a classifier of its own, in every format."""
+    theirs = pytest.importorskip("tf_keras")
+    folder = tmp_path_factory.mktemp("nested")
+    base = theirs.applications.ResNet50(weights=None, include_top=False, input_shape=(64, 64, 3))
+    inputs = theirs.layers.Input((64, 64, 3))
+    x = theirs.layers.GlobalAveragePooling2D()(base(inputs, training=False))
+    model = randomize(theirs.Model(inputs, theirs.layers.Dense(5, activation="softmax")(x)))
+    for name in ("nested.keras", "nested.h5", "nested.weights.h5"):
+        model.save_weights(folder / name) if "weights" in name else model.save(folder / name)
+    base.save_weights(folder / "bare.weights.h5")
+    return folder, model, images(64)
+
+
+@pytest.mark.parametrize("form", ["nested.keras", "nested.h5", "nested.weights.h5"])
+def test_a_nested_network_of_keras_2_by_its_name(form, nested):
+    folder, model, x = nested
+    expected = model(x, training=False)
+    for classes in (5, None):
+        found = resfit.load("resnet50", weights=folder / form, classes=classes, preprocess=False)
+        assert relative_error(found(x, training=False), expected) < LIMIT
+        assert found.name == "resnet50"
+    assert resfit.load("resnet50", weights=folder / form, classes=7).output_shape == (None, 7)
+
+
+def test_bare_weights_of_keras_2_by_their_network(nested):
+    folder, model, x = nested
+    found = resfit.load("resnet50", weights=folder / "bare.weights.h5", include_top=False, preprocess=False)
+    assert relative_error(found(x, training=False), model.layers[1](x, training=False)) < LIMIT
+
+
+def test_a_whole_file_of_keras_2_alone(nested):
+    """Which Keras 3 cannot load: it is built anew, and takes what it took."""
+    folder, model, x = nested
+    found = resfit.load(folder / "nested.keras")
+    assert relative_error(found(x, training=False), model(x, training=False)) < LIMIT
+
+
+def test_a_file_of_another_network_than_the_name(nested):
+    with pytest.raises(CheckpointError, match="the weights must be those of 'resnet18'"):
+        resfit.load("resnet18", weights=nested[0] / "nested.h5")
+    with pytest.raises(CheckpointError, match="must have the layers of 'resnet18'"):
+        resfit.load("resnet18", weights=nested[0] / "nested.weights.h5", classes=5)

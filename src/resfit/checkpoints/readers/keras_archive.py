@@ -72,6 +72,19 @@ def read(path: Path) -> Tensors:
     return Tensors(path, arrays, {"keras_layers": layers} if layers else {}, graph=graph)
 
 
+def version(path: Path) -> int:
+    """Returns the version of Keras that wrote a file, 2 or 3; 3 where it does not say.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: It is no archive.
+    """
+    with hdf5.told(path), _opened(path) as archive:
+        return _version(archive)
+
+
 def _version(archive: zipfile.ZipFile) -> int:
     """Returns the version of Keras that wrote an archive, 2 or 3."""
     try:

@@ -169,7 +169,7 @@ def read_file(
             for number, name in enumerate(sorted(present, key=_number)):
                 array = hdf5.read_array(group, name, room)
                 room -= array.nbytes
-                target = _target(place, group, number, len(present), name, names or {})
+                target = _target(place, group, number, len(present), name, {} if names is None else names)
                 if target in arrays:
                     raise CheckpointError(f"every layer must have a name of its own. Received: {target!r} twice.")
                 arrays[target] = array
