@@ -228,7 +228,7 @@ def load(
     for argument, value in (("classes", classes), ("in_channels", in_channels)):
         if value is not None and value < 1:
             raise ArgumentError(f"{argument} must be at least 1. Received: {value!r}.")
-    path = _as_path(source)
+    path = as_path(source)
     if path is not None and path.suffix == ".keras":
         given = (classes, include_top, pooling, tuple(taps), preprocess, input_shape, in_channels, weights, dtype, name)
         if given == (None, None, None, (), True, None, None, "default", None, None) and not reading:
@@ -369,7 +369,7 @@ def read(
     Raises:
         ResfitError: As :func:`load`.
     """
-    path = _as_path(source)
+    path = as_path(source)
     if path is not None:
         return _of_path(path, weights, reading or {})
     return read_named(str(source), weights, reading, needs_top=needs_top, classes=classes)
@@ -426,7 +426,7 @@ def read_named(
 
     row, checkpoint = _resolve(name)
     checkpoint = checkpoint or registry.default_for(row.name)
-    given, reading = _as_path(weights), reading or {}
+    given, reading = as_path(weights), reading or {}
     if reading and given is None:
         raise ArgumentError(f"only a file or handle can be read in other ways. Received: {sorted(reading)}.")
     named = convert.Source(
@@ -639,8 +639,12 @@ def _labels(value: Any) -> tuple[str, ...] | None:
     return tuple(map(str, value)) if isinstance(value, list) and value else None
 
 
-def _as_path(source: Any) -> Path | None:
-    """Returns a source as a local path if it is one by its type, its suffix or a folder of this name, or a handle."""
+def as_path(source: Any) -> Path | None:
+    """Returns a source as a local path if it is one by its type, its suffix or a folder of this name, or a handle.
+
+    Args:
+        source: What a user gave. A handle is brought.
+    """
     if isinstance(source, os.PathLike):
         return Path(source)
     if not isinstance(source, str):

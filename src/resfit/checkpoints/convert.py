@@ -169,7 +169,7 @@ def read_source(
         return _own_source(path, own, architecture, input_spec)
     kind = find_format(path)
     if kind is None:
-        raise CheckpointError(_unknown(path))
+        raise unknown(path)
     read = kind.read(path)
     hints = {key: value for key, value in {"prefix": prefix, "averaged": averaged}.items() if value}
     if hints and kind.name != "torch":
@@ -383,11 +383,17 @@ def _own_source(
     )
 
 
-def _unknown(path: Path) -> str:
+def unknown(path: Path) -> CheckpointError:
+    """Returns the error that a path is of no known kind, or is not there.
+
+    Args:
+        path: The path.
+    """
     kinds = ", ".join(kind.name for kind in FORMATS)
     if not path.exists():
-        return f"weights file must exist. Received: {path}."
-    return f"{path}: the source must be one of these kinds: {kinds}. Received: a {path.suffix or 'folder or file'}."
+        return CheckpointError(f"weights file must exist. Received: {path}.")
+    received = path.suffix or "folder or file"
+    return CheckpointError(f"{path}: the source must be one of these kinds: {kinds}. Received: a {received}.")
 
 
 def _check(translation: namings.Translation, identified: Identified) -> None:
