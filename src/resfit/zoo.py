@@ -256,7 +256,7 @@ def load(
 
 
 def _as_saved(path: Path) -> keras.Model:
-    """Loads a ``.keras`` file so that it takes what it was saved to take; of Keras 2, which Keras 3 cannot load, anew."""
+    """Loads a ``.keras`` file as it was saved. One of Keras 2, which Keras 3 cannot load, is built anew."""
     from resfit.checkpoints import convert
     from resfit.checkpoints.readers import keras_archive
 
@@ -540,7 +540,9 @@ def _whole(named: Source, path: Path) -> Source | None:
         is_nested = read is not None and any(name.count("/") > 1 for name in read.arrays)
         return _compared(named, convert.read_source(path, architecture=named.name), path) if is_nested else None
     found = _of_path(path, "default", {})
-    shapes = identify.differences(found.spec, named.spec, ("depths", "widths", "inner_widths", "block", "preactivation"))
+    shapes = identify.differences(
+        found.spec, named.spec, ("depths", "widths", "inner_widths", "block", "preactivation")
+    )
     if shapes:
         raise CheckpointError(
             f"{path}: the weights must be those of {named.name!r}. Received: {found.name!r}, which differs in "

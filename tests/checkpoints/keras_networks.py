@@ -29,7 +29,9 @@ def images(side: int = 16, channels: int = 3, *, first: bool = False) -> np.ndar
     return np.random.default_rng(0).normal(size=shape).astype("float32")
 
 
-def cifar(library: Any, version: int = 1, *, blocks: int = 1, side: int = 16, widths: tuple[int, ...] = (8, 16, 32)) -> Any:
+def cifar(
+    library: Any, version: int = 1, *, blocks: int = 1, side: int = 16, widths: tuple[int, ...] = (8, 16, 32)
+) -> Any:
     """``resnet_v1`` and ``resnet_v2`` of Keras' own example for CIFAR, in few and narrow blocks.
 
     Args:

@@ -90,12 +90,17 @@ ACTIVATIONS = {
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_and_their_slopes(name, tmp_path):
-    compared(small(keras, act=ACTIVATIONS[name], stem=lambda x: layers.MaxPooling2D(3, 2, padding="same")(x)),
-             tmp_path / "net.keras", images())
+    compared(
+        small(keras, act=ACTIVATIONS[name], stem=lambda x: layers.MaxPooling2D(3, 2, padding="same")(x)),
+        tmp_path / "net.keras",
+        images(),
+    )
 
 
 def test_activations_inside_layers(tmp_path):
-    model = small(keras, conv={"use_bias": True}, head=lambda x: layers.Dense(3, "sigmoid")(layers.GlobalAveragePooling2D()(x)))
+    model = small(
+        keras, conv={"use_bias": True}, head=lambda x: layers.Dense(3, "sigmoid")(layers.GlobalAveragePooling2D()(x))
+    )
     assert compared(model, tmp_path / "net.h5", images()).layers[-1].activation.__name__ == "sigmoid"
 
 
@@ -147,8 +152,14 @@ REFUSED = {
     "layer norm": ({"norm": layers.LayerNormalization}, r"\(LayerNormalization\): no residual network has it"),
     "pool of 8": ({"stem": lambda x: layers.MaxPooling2D(8, 2, padding="same")(x)}, "square window of 2 to 7"),
     "pool of stride 3": ({"stem": lambda x: layers.MaxPooling2D(3, 3, padding="same")(x)}, r"max_pooling2d"),
-    "resizing": ({"before": lambda x: layers.Resizing(12, 12)(x), "side": 20}, r"\(Resizing\): it makes images of 12x12"),
-    "lambda": ({"before": lambda x: layers.Lambda(lambda y: y * 2)(x)}, r"\(Lambda\): code of the file, which is never run"),
+    "resizing": (
+        {"before": lambda x: layers.Resizing(12, 12)(x), "side": 20},
+        r"\(Resizing\): it makes images of 12x12",
+    ),
+    "lambda": (
+        {"before": lambda x: layers.Lambda(lambda y: y * 2)(x)},
+        r"\(Lambda\): code of the file, which is never run",
+    ),
 }
 
 
@@ -337,7 +348,24 @@ def test_what_is_read_is_what_convert_reads(tmp_path):
 # Configurations of others.
 
 
-JUNK = (None, True, -1, 0, 10**12, 1e400, float("nan"), "", "Lambda", "Functional", [], {}, [[]], [["a", 0, 0]], "same", "same\0")
+JUNK = (
+    None,
+    True,
+    -1,
+    0,
+    10**12,
+    1e400,
+    float("nan"),
+    "",
+    "Lambda",
+    "Functional",
+    [],
+    {},
+    [[]],
+    [["a", 0, 0]],
+    "same",
+    "same\0",
+)
 
 
 def damaged(value: Any, chance: Any) -> Any:

@@ -157,7 +157,10 @@ def test_info_of_files_builds_nothing(tmp_path):
 
     from resfit.checkpoints.readers import safetensors
 
-    arrays = {"backbone.body.conv1.weight": np.ones((8, 3, 7, 7), np.float32), "rpn.head.weight": np.ones(3, np.float32)}
+    arrays = {
+        "backbone.body.conv1.weight": np.ones((8, 3, 7, 7), np.float32),
+        "rpn.head.weight": np.ones(3, np.float32),
+    }
     safetensors.write_arrays(tmp_path / "half.safetensors", arrays, {})
     script = (
         "import sys; from resfit.cli import main\n"
@@ -192,10 +195,15 @@ def test_info_of_a_whole_keras_file(run, tmp_path):
 def test_info_of_a_classifier_is_its_card(run, tmp_path):
     from resfit import artifact
 
-    description = {"classes": ["cat", "dog"], "input": {"size": [64, 64], "channel_order": "rgb"}, "recipe": {},
-                   "metrics": {"accuracy": 0.5}, "versions": {"resfit": "1"}}
+    description = {
+        "classes": ["cat", "dog"],
+        "input": {"size": [64, 64], "channel_order": "rgb"},
+        "recipe": {},
+        "metrics": {"accuracy": 0.5},
+        "versions": {"resfit": "1"},
+    }
     artifact.write(tmp_path / "pets.resfit", lambda path: path.write_bytes(b"model"), description, {})
     text = run("info", str(tmp_path / "pets.resfit")).stdout
     assert "2: cat, dog" in text
     assert "accuracy    0.5" in text
-    assert json.loads(run("info", str(tmp_path / "pets.resfit"), "--json").stdout)["kind"] == "classifier"
+    assert json.loads(run("info", str(tmp_path / "pets.resfit"), "--json").stdout)["kind"] == "resfit classifier"

@@ -274,8 +274,7 @@ def from_groups(groups: Mapping[str, tuple[np.ndarray, ...]], model: Any) -> dic
     body: dict[str, list[Any]] = {}
     for layer in model.layers:
         if layer.weights and layer.name != "predictions":
-            kind = {"StandardizedConv2D": "standardized_conv2d"}.get(type(layer).__name__)
-            body.setdefault(kind or _CLASSES.get(type(layer).__name__, type(layer).__name__.lower()), []).append(layer)
+            body.setdefault(_CLASSES.get(type(layer).__name__, type(layer).__name__), []).append(layer)
     fits = [outer for outer, found in containers.items() if all(_fits(found.get(k, {}), body[k]) for k in body)]
     if len(fits) != 1:
         counted = {outer: {kind: len(found) for kind, found in kinds.items()} for outer, kinds in containers.items()}
@@ -297,7 +296,11 @@ def from_groups(groups: Mapping[str, tuple[np.ndarray, ...]], model: Any) -> dic
     return values
 
 
-_CLASSES = {"Conv2D": "conv2d", "BatchNormalization": "batch_normalization", "Conv1D": "conv1d"}
+_CLASSES = {
+    **{"Conv2D": "conv2d", "BatchNormalization": "batch_normalization", "Conv1D": "conv1d"},
+    **{"StandardizedConv2D": "standardized_conv2d", "GroupNormalization": "group_normalization"},
+    "EvoNormS0": "evo_norm_s0",
+}
 
 
 def _class_of(place: str) -> tuple[str, int]:

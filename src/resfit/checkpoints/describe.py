@@ -145,10 +145,13 @@ def text(found: FileDescription) -> str:
         f"format      {found.format}, {found.bytes:,} bytes, {found.arrays} arrays of {found.numbers:,} numbers",
     ]
     if found.prefixes:
-        lines.append("networks    " + ", ".join(f"under {prefix!r}" if prefix else "by plain names" for prefix in found.prefixes))
+        lines.append(
+            "networks    " + ", ".join(f"under {prefix!r}" if prefix else "by plain names" for prefix in found.prefixes)
+        )
     if spec is not None and contract is not None:
         lines += [
-            f"network     {found.network}: depths {spec['depths']}, widths {spec['widths']}, {found.parameters:,} parameters",
+            f"network     {found.network}: depths {spec['depths']}, widths {spec['widths']}, "
+            f"{found.parameters:,} parameters",
             f"head        {found.head}",
             f"input       {contract['channel_order'].upper()} at {contract['size'][0]}x{contract['size'][1]}, "
             f"(x * {contract['scale']:.6g} - {contract['mean']}) / {contract['std']}",

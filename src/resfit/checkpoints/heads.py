@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 #: Layers that a head may have, and their arguments that change what they compute.
 LAYERS: Mapping[str, tuple[str, ...]] = {
     "Dense": ("units", "activation", "use_bias"),
-    "Conv2D": (
-        *("filters", "kernel_size", "strides", "padding", "dilation_rate", "groups", "activation", "use_bias"),
-    ),
+    "Conv2D": (*("filters", "kernel_size", "strides", "padding", "dilation_rate", "groups", "activation", "use_bias"),),
     "BatchNormalization": ("momentum", "epsilon", "center", "scale"),
     "LayerNormalization": ("epsilon", "center", "scale"),
     "GroupNormalization": ("groups", "epsilon", "center", "scale"),

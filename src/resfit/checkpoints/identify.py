@@ -116,8 +116,8 @@ def identify(
     if habits:
         listed = ", ".join(f"{field}={_short(values[field])}" for field in habits)
         assumptions.append(
-            f"{listed} (as {program or 'the program of these names'} does; weights alone do not say so, and arguments of "
-            "these names change it)"
+            f"{listed} (as {program or 'the program of these names'} does; weights alone do not say so, and "
+            "arguments of these names change it)"
         )
     if row_fields:
         changed = {

@@ -1,7 +1,8 @@
 """Compares a network that was read with the source itself, where something can run the source.
 
-Keras runs a whole model, onnxruntime an ONNX file, TensorFlow a SavedModel that was looked through before. Whatever runs
-does so in a process of its own, with limits on memory and time, since a file may ask for more than any network needs.
+Keras runs a whole model, onnxruntime an ONNX file, TensorFlow a SavedModel that was looked through before. Whatever
+runs does so in a process of its own, with limits on memory and time, since a file may ask for more than any network
+needs.
 """
 
 from __future__ import annotations
@@ -150,7 +151,9 @@ def _foreign(config: Any) -> Iterator[str]:
 
 def _images(model: keras.Model, source: Source) -> np.ndarray:
     """Images that both can take: of the source's own size where it states one, else small ones."""
-    sides = [side or min(own, _MOST_SIDE) for side, own in zip(model.input_shape[1:3], source.spec.input_size, strict=True)]
+    sides = [
+        side or min(own, _MOST_SIDE) for side, own in zip(model.input_shape[1:3], source.spec.input_size, strict=True)
+    ]
     if source.end is not None:  # a graph may hold for one size only
         sides = list(source.spec.input_size)
     shape = (1, *sides, model.input_shape[-1])
@@ -203,7 +206,13 @@ def _run(kind: str, path: Path, images: np.ndarray) -> list[np.ndarray]:
 
 
 def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else list(value.values()) if isinstance(value, dict) else [value]
+    return (
+        list(value)
+        if isinstance(value, (list, tuple))
+        else list(value.values())
+        if isinstance(value, dict)
+        else [value]
+    )
 
 
 def _difference(ours: list[np.ndarray], theirs: list[np.ndarray], source: Source) -> float | None:
@@ -238,4 +247,3 @@ def _apart(ours: np.ndarray, theirs: np.ndarray, source: Source) -> float | None
         return None
     largest = max(float(np.abs(ours).max()), 1e-30)
     return min(float(np.abs(ours - form).max()) / largest for form in forms)
-

@@ -22,7 +22,8 @@ def main(kind: str, path: str, memory: str, seconds: str, given: str, made: str)
     _limit(int(memory), int(seconds))
     images = np.load(given)
     outputs = {"keras": _keras, "onnx": _onnx, "tensorflow": _tensorflow}[kind](path, images)
-    np.savez(made, **{f"{number:04d}": np.asarray(output, np.float32) for number, output in enumerate(outputs)})
+    named: dict[str, Any] = {f"{number:04d}": np.asarray(one, np.float32) for number, one in enumerate(outputs)}
+    np.savez(made, **named)
 
 
 def _limit(memory: int, seconds: int) -> None:

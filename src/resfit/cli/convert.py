@@ -98,7 +98,8 @@ def convert(
     typer.echo(f"{destination}: {model.name}, {model.count_params():,} parameters{_shape(model.architecture)}")
     if difference is not None:
         typer.echo(
-            f"Read back, the outputs differ by {difference:.1e} of the largest (what was written against what was read)."
+            f"Read back, the outputs differ by {difference:.1e} of the largest "
+            "(what was written against what was read)."
         )
     if compared is not None:
         typer.echo(console.printable(str(compared)))
@@ -161,7 +162,9 @@ def _difference(model: Any, destination: Path, preprocess: bool) -> float | None
     if not preprocess:
         images = images / 127.5 - 1
     expected, received = (one(images, training=False) for one in (model, again))
-    pairs = zip(*(value if isinstance(value, (list, tuple)) else [value] for value in (expected, received)), strict=True)
+    pairs = zip(
+        *(value if isinstance(value, (list, tuple)) else [value] for value in (expected, received)), strict=True
+    )
     found = [(np.asarray(one), np.asarray(other)) for one, other in pairs]
     return max(float(abs(one - other).max() / abs(one).max()) for one, other in found)
 

@@ -116,7 +116,7 @@ def _file(path: Path, as_json: bool) -> None:
     if path.is_dir() and artifact.is_artifact(path):
         description, _ = artifact.read(path)
         if as_json:
-            typer.echo(json.dumps({"kind": "classifier", "path": str(path), **description}, indent=2))
+            typer.echo(json.dumps({"path": str(path), **description}, indent=2))
         else:
             typer.echo("\n".join(printable(line) for line in _classifier_card(path, description)))
         return
@@ -139,7 +139,10 @@ def _classifier_card(path: Path, description: dict[str, Any]) -> list[str]:
         f"classes     {len(classes)}: {shown}",
         f"network     {recipe.get('model') or recipe.get('network') or 'unknown'}, {recipe.get('strategy', 'unknown')}",
         f"input       {str(contract.get('channel_order')).upper()} at {size[0]}x{size[1]}",
-        *(f"{key:<11} {value:.6g}" if isinstance(value, float) else f"{key:<11} {value}" for key, value in plain.items()),
+        *(
+            f"{key:<11} {value:.6g}" if isinstance(value, float) else f"{key:<11} {value}"
+            for key, value in plain.items()
+        ),
         f"written by  resfit {(description.get('versions') or {}).get('resfit', 'unknown')}",
     ]
 

@@ -202,9 +202,7 @@ def _ignored(model: LiftedModel, found: graphs.Assembled, ignore: Sequence[str])
     return [name for name in names if tf_namings.is_left_out(name, ignore)]
 
 
-def _without_state(
-    arrays: Mapping[str, np.ndarray], ignore: Sequence[str]
-) -> tuple[dict[str, np.ndarray], list[str]]:
+def _without_state(arrays: Mapping[str, np.ndarray], ignore: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
     """Arrays that no layer of the graph has: those that are to be left out, and the rest."""
     kept = {name: array for name, array in arrays.items() if not tf_namings.is_left_out(name, ignore)}
     gone = [name for name in arrays if name not in kept]

@@ -1,9 +1,9 @@
 """The layers of a whole Keras model as steps on maps of features, read off its configuration.
 
 Nothing is made of the configuration, and no function of it is called: each layer of Keras' own that a residual network
-may have is translated by the table at the end; any other becomes a step of the kind ``"strange"`` with its reason, which
-matters only if it stands on the way from the images to the features. What every layer was called with is kept, so that
-the layers of a head can be made again.
+may have is translated by the table at the end. Any other becomes a step of the kind ``"strange"`` with its reason,
+which matters only if it stands on the way from the images to the features. What every layer was called with is kept, so
+that the layers of a head can be made again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,13 @@ INERT: Mapping[str, str] = {
         (
             *("RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation", "RandomContrast", "RandomBrightness"),
             *("RandomHeight", "RandomWidth", "RandomShear", "RandomHue", "RandomSaturation", "RandomGrayscale"),
-            *("RandomColorJitter", "RandomColorDegeneration", "RandomSharpness", "RandomPosterization", "RandomErasing"),
+            *(
+                "RandomColorJitter",
+                "RandomColorDegeneration",
+                "RandomSharpness",
+                "RandomPosterization",
+                "RandomErasing",
+            ),
             *("RandomGaussianBlur", "RandomPerspective", "RandomElasticTransform", "RandomInvert", "RandAugment"),
             *("AugMix", "CutMix", "MixUp", "Solarization", "AutoContrast", "Equalization"),
         ),
@@ -285,7 +291,8 @@ class _Lifter:
         options = {
             key: value
             for key, value in node.options.items()
-            if not (key == "mask" and value is None) and not (key == "training" and value in (None, False))
+            if not (key == "mask" and value is None)
+            and not (key == "training" and value in (None, False))
             and not (key == "name" and (value is None or isinstance(value, str)))
         }
         maps = [value for value in _flat([*node.values, *options.values()]) if isinstance(value, Map)]
@@ -378,8 +385,11 @@ def _listed(entry: Mapping[str, Any]) -> list[Any]:
 
 def _data_format(config: Any) -> str:
     """The order of axes that the first layer which states one works on."""
-    stated = (entry.get("config", {}).get("data_format") for _, entry in keras_config.inner_layers(config)
-              if isinstance(entry.get("config"), Mapping))
+    stated = (
+        entry.get("config", {}).get("data_format")
+        for _, entry in keras_config.inner_layers(config)
+        if isinstance(entry.get("config"), Mapping)
+    )
     return next((value for value in stated if value in ("channels_first", "channels_last")), "channels_last")
 
 
@@ -669,7 +679,7 @@ def _group_norm(layer: Layer, label: str, values: list[Any], options: Mapping[st
         raise Unfit(f"{groups} groups of {channels} channels")
     names = [*(["gamma"] if config.get("scale", True) else []), *(["beta"] if config.get("center", True) else [])]
     found = dict(zip(names, layer.weights(*names), strict=True))
-    made = {
+    made: dict[str, Any] = {
         "gamma": found.get("gamma", np.ones(channels, np.float32)),
         "beta": found.get("beta", np.zeros(channels, np.float32)),
         "groups": groups,
@@ -960,7 +970,9 @@ def _arithmetic(operation: str) -> Handler:
 
 def _rescaling(layer: Layer, label: str, values: list[Any], options: Mapping[str, Any]) -> Map:
     x = _one(values, options)
-    scale, shift = (_vector(_plain(layer.config.get(key, usual)), x) for key, usual in (("scale", 1.0), ("offset", 0.0)))
+    scale, shift = (
+        _vector(_plain(layer.config.get(key, usual)), x) for key, usual in (("scale", 1.0), ("offset", 0.0))
+    )
     return _affine(x, label, scale, shift)
 
 
@@ -985,8 +997,9 @@ def _normalization(layer: Layer, label: str, values: list[Any], options: Mapping
         if len(found) not in (2, 3):
             raise Unfit("its mean and variance must be there")
         mean, variance = (array.astype(np.float64) for array in found[:2])
-    mean, variance = (_vector(value.reshape(-1) if value.size > 1 else value, Map(x.step, "NHWC")) for value in
-                      (mean, variance))
+    mean, variance = (
+        _vector(value.reshape(-1) if value.size > 1 else value, Map(x.step, "NHWC")) for value in (mean, variance)
+    )
     deviation = np.maximum(np.sqrt(variance), 1e-7)
     if config.get("invert"):
         return _affine(x, label, deviation, mean)
@@ -998,8 +1011,8 @@ def _resizing(layer: Layer, label: str, values: list[Any], options: Mapping[str,
     target = (layer.config.get("height"), layer.config.get("width"))
     if x.step.size != target:
         raise Unfit(
-            f"it makes images of {target[0]}x{target[1]}, which a network here leaves to whoever decodes them; save the "
-            "model without it"
+            f"it makes images of {target[0]}x{target[1]}, which a network here leaves to whoever decodes them; save "
+            "the model without it"
         )
     return x
 
@@ -1022,7 +1035,12 @@ def _get_item(layer: Layer, label: str, values: list[Any], options: Mapping[str,
     if Ellipsis in key:
         at = key.index(Ellipsis)
         key[at : at + 1] = [slice(None)] * (len(x.axes) - len(key) + 1)
-    if len(key) == len(x.axes) and type(key[-1]) is int and all(one == slice(None) for one in key[:-1]) and x.axes[-1] == "C":
+    if (
+        len(key) == len(x.axes)
+        and type(key[-1]) is int
+        and all(one == slice(None) for one in key[:-1])
+        and x.axes[-1] == "C"
+    ):
         made = Step("channel", [x.step], label, 1, x.step.size, {"index": key[-1], "letters": x.axes})
         return Map(made, x.axes[:-1])
     if len(key) > len(x.axes) or not all(isinstance(one, slice) for one in key):

@@ -12,7 +12,6 @@ from resfit.checkpoints.onnx_graph.constants import Unfit, argument, whole
 from resfit.checkpoints.onnx_graph.steps import Map, Pads, Size, Step, after, same_pads
 from resfit.checkpoints.readers.onnx import Node
 
-
 Handler = Callable[[int, Node, Sequence[Any]], Any]
 
 

@@ -209,7 +209,7 @@ def _stem_pool(network: Network, remarks: list[str]) -> dict[str, Any]:
         return {"stem_pool": "blur", "stem_pool_padding": _max_padding(pools[0], remarks)}
     kind, window, strides = kinds[0]
     square = window is not None and window[0] == window[1] and 2 <= window[0] <= 7
-    if len(kinds) > 1 or kind == "blur" or strides != (2, 2) or not square:
+    if len(kinds) > 1 or kind == "blur" or strides != (2, 2) or not square or window is None:
         raise Misfit(
             pools[-1],
             "the pooling of a stem must be one with a square window of 2 to 7 pixels and stride 2, or a 3x3 maximum "
@@ -341,8 +341,8 @@ def _strides(network: Network) -> dict[str, Any]:
             dilated = next(unit.conv for block in network.blocks for unit in block.units if unit.dilation > 1)
             raise Misfit(
                 dilated,
-                f"dilation {dilated.values['dilations'][0]} in a network that ends at stride {reached}; it may take the "
-                "place of a stride from 8 on",
+                f"dilation {dilated.values['dilations'][0]} in a network that ends at stride {reached}; it may take "
+                "the place of a stride from 8 on",
             )
         fields["output_stride"] = reached
     return fields

@@ -11,13 +11,13 @@ import dataclasses
 import fnmatch
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from resfit.architecture.spec import ArchitectureSpec
-from resfit.checkpoints.identify import nearest
 from resfit.checkpoints.heads import End
+from resfit.checkpoints.identify import nearest
 from resfit.checkpoints.namings import LEFT_OUT, Translation
 from resfit.checkpoints.onnx_graph import fields, lift, simplify, structure
 from resfit.checkpoints.onnx_graph.constants import Unfit
@@ -350,9 +350,7 @@ def _of_attention(network: Network) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _contract(
-    network: Network, told: dict[str, Any], remarks: list[str]
-) -> tuple[InputSpec | None, int | None]:
+def _contract(network: Network, told: dict[str, Any], remarks: list[str]) -> tuple[InputSpec | None, int | None]:
     """The input contract, as far as the graph begins with one, and the largest value of the images that it takes."""
     channels, size = told["in_channels"], told.get("input_size", (224, 224))
     if not network.before:
@@ -371,7 +369,7 @@ def _contract(
         "the graph normalises images itself, which the input contract does here; from its numbers it takes "
         f"{'0..255' if by_255 else '0..1'}"
     )
-    order = "bgr" if turned else "rgb"
+    order: Literal["rgb", "bgr"] = "bgr" if turned else "rgb"
     contract = InputSpec(
         size=size,
         channels=channels,

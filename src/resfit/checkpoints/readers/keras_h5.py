@@ -99,7 +99,7 @@ def read(path: Path) -> Tensors:
         stated = file.attrs.get("model_config")
         config = None if stated is None else json.loads(hdf5.text(stated))
         layers = keras_config.config_layers(config)
-        if keras_config.layers_of(config) is not None:
+        if config is not None and keras_config.layers_of(config) is not None:
             version = 2 if hdf5.text(file.attrs.get("keras_version", "2.")).startswith(("1.", "2.")) else 3
             graph = keras_config.SavedModel(config, _variables(config, held), version)
     return Tensors(path, arrays, {"keras_layers": layers} if layers else {}, graph=graph)
