@@ -516,7 +516,7 @@ def _whole(named: Source, path: Path) -> Source | None:
         try:
             found = convert.read_source(path, architecture=named.name)
             if found.convention in ("keras", "keras-legacy"):
-                return _compared(named, found, path)
+                return _of_name(named, found, path)
         except CheckpointError:
             pass  # its names mean nothing, or there are none
         groups = keras_weights.read_unnamed(path)
@@ -538,7 +538,7 @@ def _whole(named: Source, path: Path) -> Source | None:
     read = kind.read(path) if kind else None
     if read is None or not isinstance(read.graph, SavedModel):
         is_nested = read is not None and any(name.count("/") > 1 for name in read.arrays)
-        return _compared(named, convert.read_source(path, architecture=named.name), path) if is_nested else None
+        return _of_name(named, convert.read_source(path, architecture=named.name), path) if is_nested else None
     found = _of_path(path, "default", {})
     shapes = identify.differences(
         found.spec, named.spec, ("depths", "widths", "inner_widths", "block", "preactivation")
@@ -549,6 +549,18 @@ def _whole(named: Source, path: Path) -> Source | None:
             f"{' + '.join(shapes)}. Load the path itself, or the name that it stands for."
         )
     return _compared(named, found, path)
+
+
+def _of_name(named: Source, found: Source, path: Path) -> Source:
+    """Returns weights that were told by their names for the network that was named, which says all that they do not."""
+    spec = found.spec
+    own = named.spec.replace(classes=spec.classes, in_channels=spec.in_channels)
+    assumed = ("weights alone do not say so", "the tensors do not tell", "as the architecture")
+    kept = tuple(
+        text for text in found.assumptions if not text.startswith("images ") and not any(a in text for a in assumed)
+    )
+    contract = named.input_spec.with_channels(spec.in_channels)
+    return dataclasses.replace(found, path=path, name=named.name, spec=own, input_spec=contract, assumptions=kept)
 
 
 def _compared(named: Source, found: Source, path: Path) -> Source:
