@@ -74,8 +74,8 @@ def _check_head(text: str, read: convert.Source) -> None:
         received = f"a classifier that ends in {end.activation}"
     if received:
         raise CheckpointError(
-            f"{text}: a classifier must give one probability for each class, which add up to one. Received: {received}. "
-            "resfit.load runs the network as it is."
+            f"{text}: a classifier must give one probability for each class, which add up to one. Received: "
+            f"{received}. resfit.load runs the network as it is."
         )
 
 

@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 
 import resfit
+from resfit.architecture import catalog
+from resfit.architecture.network import build
 from resfit.checkpoints import convert, keras_namings
 from resfit.errors import ArgumentError, CheckpointError, ResfitError
 from tests.checkpoints.keras_networks import cifar, images, randomize, small
+from tests.contract.test_catalog import reduced
 from tests.numbers import relative_error
 
 LIMIT = 1e-4
@@ -413,6 +416,21 @@ def test_damaged_configurations_are_refused_or_read(count, seed, tmp_path):
     x = layers.GlobalMaxPooling2D()(base(layers.Rescaling(0.5)(inputs[..., ::-1] - 1.0)))
     keras.Model(inputs, [layers.Dense(3)(x), layers.Dense(2, "sigmoid")(x)]).save(tmp_path / "net.keras")
     assert survive(tmp_path / "net.keras", count, seed) > count / 10
+
+
+# Networks of resfit's own, written by Keras without a note of what they are.
+
+
+KINDS = ("seresnet50", "ecaresnet50d", "resnetblur50", "resnet20", "resnext50_32x4d", "resnetv2_50x1_bit")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "seresnet50" else pytest.param(name, marks=pytest.mark.slow) for name in KINDS]
+)
+def test_networks_of_every_kind_come_back(name, tmp_path):
+    spec = reduced(catalog.get(name).spec)
+    model = randomize(build(spec, input_shape=(None, None, 3)))
+    compared(model, tmp_path / "net.h5", images(72))
 
 
 # Files of Keras 2.

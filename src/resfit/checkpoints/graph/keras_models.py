@@ -80,6 +80,8 @@ def translate(tensors: Tensors, *, ignore: Sequence[str] = ()) -> Translation:
         std = contract.std[0]
         means = tuple(mean / std for mean in contract.mean)
         contract = dataclasses.replace(contract, scale=contract.scale / std, mean=means, std=(1.0,) * len(means))
+    if not model.lifted.channels_last:
+        remarks.append("the model takes images with the channels first, the network here with the channels last")
     if contract is None:
         contract, more = _habit(tensors, found.size)
         remarks += more

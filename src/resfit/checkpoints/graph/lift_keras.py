@@ -593,7 +593,9 @@ def _window(
 
 
 def _conv(layer: Layer, label: str, values: list[Any], options: Mapping[str, Any]) -> Map:
-    x, config = _maps(layer, values, options), layer.config
+    x, config = _one(values, options), layer.config
+    if x.axes not in ("N11C", "NC11"):  # vectors of squeeze-excite
+        x = _maps(layer, values, options)
     biased = config.get("use_bias", True)
     kernel, *rest = layer.weights("kernel", "bias") if biased else layer.weights("kernel")
     groups = config.get("groups", 1) or 1
@@ -621,9 +623,13 @@ def _conv(layer: Layer, label: str, values: list[Any], options: Mapping[str, Any
 
 
 def _standardized(layer: Layer, label: str, values: list[Any], options: Mapping[str, Any]) -> Map:
+    """A convolution whose kernel is standardised: it is taken as it is used."""
     result = _conv(layer, label, values, options)
-    step = next(step for step in (result.step, *result.step.inputs) if step.kind == "conv")
-    step.values["standardized"] = float(layer.config.get("standardization_epsilon", 1e-8))
+    step = next(step for step in (result.step, *result.step.inputs) if step.kind in ("conv", "dense"))
+    kernel = step.values["kernel"].astype(np.float64)
+    axes, epsilon = tuple(range(kernel.ndim - 1)), float(layer.config.get("standardization_epsilon", 1e-8))
+    scale = 1 / np.sqrt(kernel.var(axes, keepdims=True) + epsilon)
+    step.values["kernel"] = ((kernel - kernel.mean(axes, keepdims=True)) * scale).astype(np.float32)
     return result
 
 
