@@ -10,7 +10,7 @@ from resfit import artifact, zoo
 from resfit.architecture import catalog
 from resfit.checkpoints import convert, handles, registry
 from resfit.classifier import Classifier, Recipe
-from resfit.errors import ArtifactError, closest
+from resfit.errors import ArtifactError, CheckpointError, closest
 
 
 def load(source: str | os.PathLike[str], **reading: Any) -> Classifier:
@@ -40,7 +40,10 @@ def load(source: str | os.PathLike[str], **reading: Any) -> Classifier:
                 f"{text!r}, which is neither.{closest(text, [*catalog.rows(), *registry.rows()])}"
             )
         return Classifier.load(source)
-    model = convert.load_source(zoo.read(source, reading=reading), include_top=True)
+    read = zoo.read(source, reading=reading)
+    _check_head(text, read)
+    kept = read.end is not None and read.end.head is not None
+    model = convert.load_source(read, include_top=True, classifier_activation="default" if kept else "softmax")
     names = model.class_names or [f"class {number}" for number in range(model.architecture.classes)]
     return Classifier(
         model=model,
@@ -51,6 +54,29 @@ def load(source: str | os.PathLike[str], **reading: Any) -> Classifier:
         fingerprint="",
         versions={},
     )
+
+
+def _check_head(text: str, read: convert.Source) -> None:
+    """Makes sure that a network gives one probability for each class, or can be made to.
+
+    Raises:
+        CheckpointError: Its graph says that it gives something else.
+    """
+    end = read.end
+    if end is None or end.refused:
+        return
+    received = ""
+    if end.head is not None:
+        last = end.head.layers[end.head.outputs[0]] if len(end.head.outputs) == 1 else None
+        is_softmax = last is not None and (last.kind == "Softmax" or last.options.get("activation") == "softmax")
+        received = "" if is_softmax and end.head.classes else f"a head of {end.head}"
+    elif read.has_top and end.activation not in ("softmax", "linear"):
+        received = f"a classifier that ends in {end.activation}"
+    if received:
+        raise CheckpointError(
+            f"{text}: a classifier must give one probability for each class, which add up to one. Received: "
+            f"{received}. resfit.load runs the network as it is."
+        )
 
 
 def _is_network(source: str) -> bool:

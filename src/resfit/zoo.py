@@ -165,7 +165,7 @@ def load(
     preprocess: bool = True,
     input_shape: tuple[int | None, int | None, int] | None = None,
     in_channels: int | None = None,
-    classifier_activation: Any = "softmax",
+    classifier_activation: Any = "default",
     dtype: Any = None,
     seed: int | None = None,
     name: str | None = None,
@@ -193,7 +193,8 @@ def load(
         input_shape: ``(height, width, channels)``; height and width may be None, which is the default.
         in_channels: Input channels, if ``input_shape`` does not say. Weights for RGB are adapted by timm's
             rule: the sum of the filters for one channel, repeated and scaled filters for more.
-        classifier_activation: Activation of the classifier; None for logits.
+        classifier_activation: Activation of the classifier; None for logits. Default: that of the file where its graph
+            states one (whole models of Keras, ONNX), else softmax.
         dtype: Dtype policy of the layers, such as ``"mixed_float16"``. Default: Keras' global policy.
         seed: Makes fresh weights the same in every run. Default: they follow Keras' global seed.
         name: Name of the model. Default: the architecture's.
@@ -229,11 +230,11 @@ def load(
         if value is not None and value < 1:
             raise ArgumentError(f"{argument} must be at least 1. Received: {value!r}.")
     _check_reading(reading)
-    path = _as_path(source)
+    path = as_path(source)
     if path is not None and path.suffix == ".keras":
         given = (classes, include_top, pooling, tuple(taps), preprocess, input_shape, in_channels, weights, dtype, name)
         if given == (None, None, None, (), True, None, None, "default", None, None) and not reading:
-            return load_keras(path)
+            return _as_saved(path)
 
     from resfit.checkpoints import convert
 
@@ -254,6 +255,21 @@ def load(
         seed=seed,
         name=name,
     )
+
+
+def _as_saved(path: Path) -> keras.Model:
+    """Loads a ``.keras`` file as it was saved. One of Keras 2, which Keras 3 cannot load, is built anew."""
+    from resfit.checkpoints import convert
+    from resfit.checkpoints.readers import keras_archive
+
+    if not path.is_file() or not zipfile.is_zipfile(path) or keras_archive.version(path) == 3:
+        return load_keras(path)
+    source = _of_path(path, "default", {})
+    takes = source.end.takes if source.end is not None else None
+    if takes == 1:
+        contract = dataclasses.replace(source.input_spec, scale=source.input_spec.scale * 255)
+        source = dataclasses.replace(source, input_spec=contract)
+    return convert.load_source(source, preprocess=takes is not None)
 
 
 def load_keras(path: str | os.PathLike[str]) -> keras.Model:
@@ -353,7 +369,7 @@ def read(
     Raises:
         ResfitError: As :func:`load`.
     """
-    path = _as_path(source)
+    path = as_path(source)
     if path is not None:
         return _of_path(path, weights, {**({} if needs_top else {"include_top": False}), **(reading or {})})
     return read_named(str(source), weights, reading, needs_top=needs_top, classes=classes)
@@ -432,7 +448,7 @@ def read_named(
 
     row, checkpoint = _resolve(name)
     checkpoint = checkpoint or registry.default_for(row.name)
-    given, reading = _as_path(weights), reading or {}
+    given, reading = as_path(weights), reading or {}
     if reading and given is None:
         raise ArgumentError(f"only a file or handle can be read in other ways. Received: {sorted(reading)}.")
     named = convert.Source(
@@ -480,6 +496,9 @@ def _filled(named: Source, path: Path, reading: Mapping[str, Any], *, needs_top:
     if path.suffix.lower() in _KERAS_SUFFIXES and not reading:
         if not path.is_file():
             raise CheckpointError(f"weights file must exist. Received: {path}.")
+        whole = _whole(named, path)
+        if whole is not None:
+            return whole
         file = canonical.read(path)
         spec = named.spec.replace(
             classes=file.classes or named.spec.classes, in_channels=file.channels or named.spec.in_channels
@@ -504,6 +523,86 @@ def _filled(named: Source, path: Path, reading: Mapping[str, Any], *, needs_top:
         )
     contract = found.input_spec if own else named.input_spec.with_channels(found.spec.in_channels)
     return dataclasses.replace(found, name=named.name, input_spec=contract)
+
+
+def _whole(named: Source, path: Path) -> Source | None:
+    """Reads a file of Keras that is more than the bare weights of a network; None where it is not more.
+
+    Raises:
+        CheckpointError: It is damaged, or of another network.
+    """
+    from resfit.checkpoints import canonical, convert, identify
+    from resfit.checkpoints.readers import keras_h5, keras_weights
+    from resfit.checkpoints.readers.keras_config import SavedModel
+
+    is_new = path.name.endswith(keras_weights.ENDING) and not keras_h5.is_legacy(path)
+    if is_new:
+        try:
+            found = convert.read_source(path, architecture=named.name)
+            if found.convention in ("keras", "keras-legacy"):
+                return _of_name(named, found, path)
+        except CheckpointError:
+            pass  # its names mean nothing, or there are none
+        groups = keras_weights.read_unnamed(path)
+        file = canonical.WeightsFile(path, groups=groups)
+        spec = named.spec.replace(
+            classes=file.classes or named.spec.classes, in_channels=file.channels or named.spec.in_channels
+        )
+        told = "layers are matched by their order within each class, as Keras does (the file does not name them)"
+        return dataclasses.replace(
+            named,
+            path=path,
+            spec=spec,
+            has_top=file.classes is not None,
+            input_spec=named.input_spec.with_channels(spec.in_channels),
+            assumptions=(told,),
+            file=file,
+        )
+    kind = convert.find_format(path)
+    read = kind.read(path) if kind else None
+    if read is None or not isinstance(read.graph, SavedModel):
+        is_nested = read is not None and any(name.count("/") > 1 for name in read.arrays)
+        return _of_name(named, convert.read_source(path, architecture=named.name), path) if is_nested else None
+    found = _of_path(path, "default", {})
+    shapes = identify.differences(
+        found.spec, named.spec, ("depths", "widths", "inner_widths", "block", "preactivation")
+    )
+    if shapes:
+        raise CheckpointError(
+            f"{path}: the weights must be those of {named.name!r}. Received: {found.name!r}, which differs in "
+            f"{' + '.join(shapes)}. Load the path itself, or the name that it stands for."
+        )
+    return _compared(named, found, path)
+
+
+def _of_name(named: Source, found: Source, path: Path) -> Source:
+    """Returns weights that were told by their names for the network that was named, which says all that they do not."""
+    spec = found.spec
+    own = named.spec.replace(classes=spec.classes, in_channels=spec.in_channels)
+    assumed = ("weights alone do not say so", "the tensors do not tell", "as the architecture")
+    kept = tuple(
+        text for text in found.assumptions if not text.startswith("images ") and not any(a in text for a in assumed)
+    )
+    contract = named.input_spec.with_channels(spec.in_channels)
+    return dataclasses.replace(found, path=path, name=named.name, spec=own, input_spec=contract, assumptions=kept)
+
+
+def _compared(named: Source, found: Source, path: Path) -> Source:
+    """Returns what was read under a name, and says in what it is another network than the one of this name."""
+    from resfit.checkpoints import convert, identify
+
+    told: tuple[str, ...] = ()
+    usual = {field: getattr(named.spec, field) for field in ("norm_momentum", "zero_init_last", "drop_path_rate")}
+    if not convert.is_like(found.spec.replace(**usual), named.spec):
+        differences = identify.differences(found.spec.replace(**usual), named.spec)
+        kept = [text for text in differences if not text.startswith(("classes ", "input_size ", "in_channels "))]
+        told = (f"the file's network is not quite {named.name!r}, and is built as the file has it: {', '.join(kept)}",)
+    states = found.end is not None and found.end.takes is not None
+    contract = found.input_spec if states else named.input_spec.with_channels(found.spec.in_channels)
+    assumptions = tuple(text for text in found.assumptions if states or not text.startswith("images "))
+    return dataclasses.replace(
+        found, path=path, name=named.name, input_spec=contract, assumptions=(*assumptions, *told)
+    )
 
 
 def _resolve(name: str) -> tuple[catalog.CatalogRow, CheckpointInfo | None]:
@@ -578,8 +677,12 @@ def _labels(value: Any) -> tuple[str, ...] | None:
     return tuple(map(str, value)) if isinstance(value, list) and value else None
 
 
-def _as_path(source: Any) -> Path | None:
-    """Returns a source as a local path if it is one by its type, its suffix or a folder of this name, or a handle."""
+def as_path(source: Any) -> Path | None:
+    """Returns a source as a local path if it is one by its type, its suffix or a folder of this name, or a handle.
+
+    Args:
+        source: What a user gave. A handle is brought.
+    """
     if isinstance(source, os.PathLike):
         return Path(source)
     if not isinstance(source, str):

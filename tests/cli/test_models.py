@@ -149,3 +149,61 @@ def test_no_tensorflow_is_loaded(arguments):
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert found.stderr.splitlines()[-1] == "[]"
     assert found.stdout
+
+
+def test_info_of_files_builds_nothing(tmp_path):
+    """In a process of its own, to see that TensorFlow stays away."""
+    import numpy as np
+
+    from resfit.checkpoints.readers import safetensors
+
+    arrays = {
+        "backbone.body.conv1.weight": np.ones((8, 3, 7, 7), np.float32),
+        "rpn.head.weight": np.ones(3, np.float32),
+    }
+    safetensors.write_arrays(tmp_path / "half.safetensors", arrays, {})
+    script = (
+        "import sys; from resfit.cli import main\n"
+        "try: main.run(['info', sys.argv[1], '--json'])\n"
+        "except SystemExit as stopped: code = stopped.code\n"
+        "assert not {'tensorflow', 'keras', 'torch'} & set(sys.modules), 'heavy'\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "half.safetensors")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["format"], told["arrays"], told["numbers"]) == ("torch", 2, 8 * 3 * 49 + 3)
+    assert told["problem"]
+    assert told["architecture"] is None
+
+
+def test_info_of_a_whole_keras_file(run, tmp_path):
+    keras = pytest.importorskip("keras")
+    from tests.checkpoints.keras_networks import small
+
+    layers = keras.layers
+    head = lambda x: layers.Dense(3, "sigmoid", name="tags")(layers.Dense(5)(layers.GlobalMaxPooling2D()(x)))  # noqa: E731
+    small(keras, head=head, before=layers.Rescaling(0.01)).save(tmp_path / "net.keras")
+    result = run("info", str(tmp_path / "net.keras"))
+    assert result.exit_code == 0, result.output
+    for part in ("depths [1, 1], widths [8, 12]", "'tags' (Dense)", "RGB at 16x16, (x * 0.01"):
+        assert part in result.stdout
+
+
+def test_info_of_a_classifier_is_its_card(run, tmp_path):
+    from resfit import artifact
+
+    description = {
+        "classes": ["cat", "dog"],
+        "input": {"size": [64, 64], "channel_order": "rgb"},
+        "recipe": {},
+        "metrics": {"accuracy": 0.5},
+        "versions": {"resfit": "1"},
+    }
+    artifact.write(tmp_path / "pets.resfit", lambda path: path.write_bytes(b"model"), description, {})
+    text = run("info", str(tmp_path / "pets.resfit")).stdout
+    assert "2: cat, dog" in text
+    assert "accuracy    0.5" in text
+    assert json.loads(run("info", str(tmp_path / "pets.resfit"), "--json").stdout)["kind"] == "resfit classifier"

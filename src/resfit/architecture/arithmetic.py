@@ -157,7 +157,7 @@ class _Counter:
         last = len(spec.stem)
         for number, conv in enumerate(spec.stem, start=1):
             name = "conv1" if last == 1 else f"conv1_{number}"
-            normalized = not (spec.preactivation and number == last)
+            normalized = spec.normalizes_stem(number == last)
             self._conv(name, conv.width, conv.kernel, stride=conv.stride, normalized=normalized)
             if normalized:
                 self._norm(name)
@@ -166,10 +166,13 @@ class _Counter:
             self._conv("pool1", self.channels, 3, stride=2)
             self._norm("pool1")
         elif spec.stem_pool == "avg":
-            self.height, self.width = self.height // 2 * 2, self.width // 2 * 2
-            self._move(2, 2)
+            if spec.stem_pool_size is None or spec.stem_pool_padding != "same":
+                self._shrink(spec.pool_size)
+            self._move(spec.pool_size, 2)
         elif spec.stem_pool != "none":
-            self._move(3, 2)
+            if spec.stem_pool_padding == "valid":
+                self._shrink(spec.pool_size)
+            self._move(spec.pool_size, 2)
             if spec.stem_pool == "blur":
                 self.field += 2 * (self.stride // 2)
         self._close_stage()
@@ -179,7 +182,7 @@ class _Counter:
         self.stage = self.names[plan.stage + 1]
         if plan.tapped:
             self.taps[self.stage] = self.stride
-        if spec.preactivation:
+        if spec.preactivation and (spec.first_preactivation or not plan.is_first):
             self._norm(f"{plan.name}_preact", behind_convolution=False)
         entering = (self.height, self.width, self.channels, self.stride, self.field)
         if plan.changes_shape and spec.shortcut != "pad":
@@ -198,7 +201,7 @@ class _Counter:
             self._move(2, stride)
             stride = 1
         kernel = spec.shortcut_kernel if plan.reduces else 1
-        normalized = not spec.preactivation
+        normalized = spec.shortcut_norm and not spec.preactivation
         self._conv(f"{plan.name}_0", plan.width, kernel, stride=stride, normalized=normalized)
         if normalized:
             self._norm(f"{plan.name}_0")
@@ -311,6 +314,10 @@ class _Counter:
     ) -> None:
         counts = (parameters, trainable, macs, norm_operations)
         self.layers.append(LayerCount(name, self.stage, kind, shape, *counts, **form))
+
+    def _shrink(self, extent: int) -> None:
+        """Takes off what a pooling of stride 2 that does not pad leaves out."""
+        self.height, self.width = (max((side - extent) // 2 + 1, 0) * 2 for side in (self.height, self.width))
 
     def _move(self, extent: int, stride: int) -> None:
         self.field += (extent - 1) * self.stride

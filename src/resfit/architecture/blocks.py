@@ -90,6 +90,8 @@ def normalization(
 
 def activation(x: Any, spec: ArchitectureSpec, name: str) -> Any:
     """Applies the network's activation under exactly this name."""
+    if spec.activation_slope is not None:
+        return layers.LeakyReLU(negative_slope=spec.activation_slope, name=name)(x)
     return layers.Activation(spec.activation, name=name)(x)
 
 
@@ -107,7 +109,7 @@ def stem(x: Any, spec: ArchitectureSpec) -> tuple[Any, Any]:
     padded = spec.replace(padding=spec.stem_padding) if spec.stem_padding else spec
     for number, conv in enumerate(spec.stem, start=1):
         name = "conv1" if last == 1 else f"conv1_{number}"
-        normalized = not (spec.preactivation and number == last)
+        normalized = spec.normalizes_stem(number == last)
         x = convolution(x, padded, name, conv.width, conv.kernel, stride=conv.stride, normalized=normalized)
         if normalized:
             x = normalization(x, spec, name)
@@ -119,25 +121,26 @@ def stem(x: Any, spec: ArchitectureSpec) -> tuple[Any, Any]:
         x = normalization(x, spec, "pool1")
         x = activation(x, spec, "pool1_relu")
     elif spec.stem_pool == "avg":
-        x = layers.AveragePooling2D(2, strides=2, name="pool1_pool")(x)
+        padding = "same" if spec.stem_pool_size is not None and spec.stem_pool_padding == "same" else "valid"
+        x = layers.AveragePooling2D(spec.pool_size, strides=2, padding=padding, name="pool1_pool")(x)
     elif spec.stem_pool in ("max", "blur"):
         stride = 2 if spec.stem_pool == "max" else 1
-        padding = "same"
+        padding = "valid" if spec.stem_pool_padding == "valid" else "same"
         if spec.stem_pool_padding == "zero" or (_is_never_negative(spec) and spec.stem_pool_padding == "lowest"):
             # after a ReLU no value lies under zero, so that padding with zeros is padding with the lowest
-            x = layers.ZeroPadding2D(1, name="pool1_pad")(x)
+            x = layers.ZeroPadding2D(spec.pool_size // 2, name="pool1_pad")(x)
             padding = "valid"
         elif spec.stem_pool_padding == "lowest":
-            x = LowestPadding2D(1, name="pool1_pad")(x)
+            x = LowestPadding2D(spec.pool_size // 2, name="pool1_pad")(x)
             padding = "valid"
-        x = layers.MaxPooling2D(3, strides=stride, padding=padding, name="pool1_pool")(x)
+        x = layers.MaxPooling2D(spec.pool_size, strides=stride, padding=padding, name="pool1_pool")(x)
         if spec.stem_pool == "blur":
             x = BlurPool2D(2, name="pool1_blur")(x)
     return x, tapped
 
 
 def _is_never_negative(spec: ArchitectureSpec) -> bool:
-    return spec.activation in ("relu", "relu6") and not spec.preactivation
+    return spec.activation in ("relu", "relu6") and spec.normalizes_stem(last=True)
 
 
 def shortcut(x: Any, entering: Any, spec: ArchitectureSpec, plan: BlockPlan) -> Any:
@@ -154,6 +157,8 @@ def shortcut(x: Any, entering: Any, spec: ArchitectureSpec, plan: BlockPlan) -> 
     if not plan.changes_shape:
         return entering
     name = f"{plan.name}_0"
+    if spec.shortcut_input == "raw":
+        x = entering
     if spec.shortcut == "pad":
         return PaddedShortcut(plan.width, plan.stride, name=f"{name}_pad")(x)
     stride = plan.stride
@@ -161,7 +166,7 @@ def shortcut(x: Any, entering: Any, spec: ArchitectureSpec, plan: BlockPlan) -> 
         x = layers.AveragePooling2D(2, strides=stride, padding="same", name=f"{name}_pool")(x)
         stride = 1
     kernel = spec.shortcut_kernel if plan.reduces else 1
-    normalized = not spec.preactivation
+    normalized = spec.shortcut_norm and not spec.preactivation
     x = convolution(x, spec, name, plan.width, kernel, stride=stride, normalized=normalized)
     return normalization(x, spec, name) if normalized else x
 
@@ -199,7 +204,7 @@ def residual_block(x: Any, spec: ArchitectureSpec, plan: BlockPlan) -> Any:
         Tensor of shape ``(batch, height / stride, width / stride, plan.width)``.
     """
     name, entering = plan.name, x
-    if spec.preactivation:
+    if spec.preactivation and (spec.first_preactivation or not plan.is_first):
         x = normalization(x, spec, f"{name}_preact", behind_convolution=False)
         x = activation(x, spec, f"{name}_preact_relu")
     bypass = shortcut(x, entering, spec, plan)

@@ -55,6 +55,11 @@ class BlockPlan:
     tapped: bool
 
     @property
+    def is_first(self) -> bool:
+        """Whether it is the network's first."""
+        return self.name == "conv2_block1"
+
+    @property
     def convolutions(self) -> int:
         """Convolutions on its residual branch."""
         return 2 if self.kind == "basic" else 3

@@ -11,7 +11,8 @@ from resfit.errors import ArgumentError
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "block": ("basic", "bottleneck"),
     "stem_pool": ("max", "none", "conv", "avg", "blur"),
-    "stem_pool_padding": ("zero", "lowest", "same"),
+    "stem_pool_padding": ("zero", "lowest", "same", "valid"),
+    "shortcut_input": ("preactivated", "raw"),
     "stride_in_stage": ("first", "last"),
     "stride_in_block": ("first", "spatial"),
     "shortcut": ("projection", "avgpool", "pad"),
@@ -29,7 +30,16 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 _MOST_BLOCKS, _MOST_CHANNELS = 10_000, 10_000_000
 
 # Fields that came later: at their defaults they are left out of the dict form, which is that of before.
-_LATER = ("stage_blocks", "block_widths")
+_LATER: dict[str, Any] = {
+    "stage_blocks": None,
+    "block_widths": None,
+    "stem_pool_size": None,
+    "stem_activation": False,
+    "first_preactivation": True,
+    "shortcut_norm": True,
+    "shortcut_input": "preactivated",
+    "activation_slope": None,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +78,10 @@ class ArchitectureSpec:
         stem: The convolutions of the stem, in order.
         stem_pool: What follows them: max pooling (3x3, stride 2), nothing, a stride-2 3x3 convolution with norm
             (RS), average pooling (2x2), or max pooling of stride 1 with blur pooling.
-        stem_pool_padding: Padding of the max pooling: zeros, the lowest value, or TensorFlow's SAME.
+        stem_pool_padding: Padding of the max pooling: zeros, the lowest value, TensorFlow's SAME, or none ("valid").
+        stem_pool_size: Side of the pooling's window in pixels; its stride is 2. None for 3, of an average 2.
+        stem_activation: With pre-activation: norm and activation follow the last convolution of the stem, too.
+        first_preactivation: With pre-activation: the first block begins with norm and activation, as all others do.
         stage_strides: Stride of each stage.
         stride_in_stage: Block of the stage that carries the stride.
         stride_in_block: Convolution of a bottleneck that carries it: the first 1x1 (v1) or the 3x3 (v1.5).
@@ -77,6 +90,9 @@ class ArchitectureSpec:
         shortcut_kernel: Side of the projection's kernel.
         shortcut_pool: Where the average pooling of ``"avgpool"`` stands: before the projections that stride, or before
             all of them (Model Garden's ResNet-RS).
+        shortcut_norm: Without pre-activation: a norm follows the projections of shortcuts.
+        shortcut_input: With pre-activation: whether projections read what norm and activation made of the block's
+            input, or that input itself.
         project_first: The first block of each stage has a projection even where it changes no shape.
         norm: Normalisation after (v1) or before (v2) the convolutions. ``"none"`` where batch norm was folded away.
             ``"evo"`` is EvoNorm-S0, norm and activation in one, with which ``activation`` is ``"linear"`` (v2 only).
@@ -86,6 +102,7 @@ class ArchitectureSpec:
         norm_epsilon: Added to the variance.
         norm_momentum: Momentum of the moving statistics, Keras' meaning (share of the old value kept).
         activation: Keras name of the activation.
+        activation_slope: Of ``"leaky_relu"`` below zero. None for Keras' 0.2.
         conv_bias: Which convolutions have a bias: none, all, those that no norm follows, or those of shortcuts alone.
         padding: ``"symmetric"`` pads both sides alike, ``"same"`` as TensorFlow does.
         stem_padding: That of the stem's convolutions, where it is another (Model Garden's first ResNet).
@@ -113,7 +130,7 @@ class ArchitectureSpec:
     groups: int = 1
     stem: tuple[StemConv, ...] = (StemConv(64, 7, 2),)
     stem_pool: Literal["max", "none", "conv", "avg", "blur"] = "max"
-    stem_pool_padding: Literal["zero", "lowest", "same"] = "lowest"
+    stem_pool_padding: Literal["zero", "lowest", "same", "valid"] = "lowest"
     stage_strides: tuple[int, ...] = (1, 2, 2, 2)
     stride_in_stage: Literal["first", "last"] = "first"
     stride_in_block: Literal["first", "spatial"] = "spatial"
@@ -141,6 +158,12 @@ class ArchitectureSpec:
     in_channels: int = 3
     classes: int = 1000
     input_size: tuple[int, int] = (224, 224)
+    stem_pool_size: int | None = None
+    stem_activation: bool = False
+    first_preactivation: bool = True
+    shortcut_norm: bool = True
+    shortcut_input: Literal["preactivated", "raw"] = "preactivated"
+    activation_slope: float | None = None
 
     def __post_init__(self) -> None:
         """Checks that the fields fit together.
@@ -190,8 +213,35 @@ class ArchitectureSpec:
                 "folded needs batch norm and pre-activation; elsewhere nothing is left of the norms, which is "
                 f"norm='none'. Received: norm={self.norm!r}, preactivation={self.preactivation!r}."
             )
+        self._check_later()
         if not 0 <= self.drop_path_rate < 1:
             raise ArgumentError(f"drop_path_rate must lie in [0, 1). Received: {self.drop_path_rate!r}.")
+
+    def _check_later(self) -> None:
+        """Checks the fields that hold for some kinds of networks only."""
+        if not self.preactivation and (
+            self.stem_activation or not self.first_preactivation or self.shortcut_input == "raw"
+        ):
+            raise ArgumentError(
+                "stem_activation, first_preactivation and shortcut_input belong to networks with preactivation=True. "
+                f"Received: {self.stem_activation!r}, {self.first_preactivation!r} and {self.shortcut_input!r}."
+            )
+        if not self.shortcut_norm and (self.preactivation or self.norm == "none"):
+            raise ArgumentError(
+                "shortcut_norm=False needs norms and no pre-activation. Received: "
+                f"norm={self.norm!r}, preactivation={self.preactivation!r}."
+            )
+        if self.activation_slope is not None and self.activation != "leaky_relu":
+            raise ArgumentError(
+                f"activation_slope belongs to activation='leaky_relu'. Received: {self.activation_slope!r} and "
+                f"{self.activation!r}."
+            )
+        if self.stem_pool_size is not None and not 2 <= self.stem_pool_size <= 7:
+            raise ArgumentError(f"stem_pool_size must lie in 2..7. Received: {self.stem_pool_size!r}.")
+        if self.stem_pool_size is not None and self.stem_pool not in ("max", "avg"):
+            raise ArgumentError(
+                f"stem_pool_size needs stem_pool='max' or 'avg'. Received: stem_pool={self.stem_pool!r}."
+            )
 
     def _check_blocks(self) -> None:
         """Checks what differs from stage to stage or from block to block; what does not must not be written so."""
@@ -243,6 +293,19 @@ class ArchitectureSpec:
             return is_shortcut
         return self.conv_bias == "all" or (self.folded if normalized else self.conv_bias == "unnormalized")
 
+    def normalizes_stem(self, last: bool) -> bool:
+        """Whether norm and activation follow a convolution of the stem.
+
+        Args:
+            last: Whether it is the last one.
+        """
+        return not (self.preactivation and last) or self.stem_activation
+
+    @property
+    def pool_size(self) -> int:
+        """Side of the window of the stem's pooling."""
+        return self.stem_pool_size or (2 if self.stem_pool == "avg" else 3)
+
     def replace(self, **changes: Any) -> ArchitectureSpec:
         """Returns a copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)
@@ -250,8 +313,8 @@ class ArchitectureSpec:
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON-ready values."""
         fields = dataclasses.asdict(self)
-        for field in _LATER:
-            if fields[field] is None:
+        for field, usual in _LATER.items():
+            if fields[field] == usual:
                 del fields[field]
         return {key: _listed(value) for key, value in fields.items()}
 

@@ -9,6 +9,7 @@ import dataclasses
 import fnmatch
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,18 +36,21 @@ class WeightsFile:
         path: The file.
         layers: Its layers, if it is of Keras' legacy format.
         arrays: Its arrays by canonical name, if it is safetensors.
+        groups: The weights of each layer by its place (``"layers/conv2d_7"``), if it is Keras' newer format, whose
+            layers have no names, or ones that mean nothing.
 
-    A file of Keras' other formats has neither and is read by Keras itself.
+    A file that has none of them is read by Keras itself.
     """
 
     path: Path
     layers: tuple[H5Layer, ...] | None = None
     arrays: Mapping[str, np.ndarray] | None = None
+    groups: Mapping[str, tuple[np.ndarray, ...]] | None = None
 
     @property
     def tells(self) -> bool:
         """Whether its layers are known before a network is there to be filled."""
-        return self.layers is not None or self.arrays is not None
+        return self.layers is not None or self.arrays is not None or self.groups is not None
 
     @property
     def classes(self) -> int | None:
@@ -54,6 +58,9 @@ class WeightsFile:
         dense = (self.arrays or {}).get("predictions/kernel")
         if self.layers and is_dense(self.layers[-1]):
             dense = self.layers[-1].arrays[0]
+        if self.groups:
+            found = [arrays[0] for place, arrays in self.groups.items() if _class_of(place)[0] == "dense" and arrays]
+            dense = found[0] if len(found) == 1 and found[0].ndim == 2 else None
         return None if dense is None else int(dense.shape[-1])
 
     @property
@@ -63,6 +70,9 @@ class WeightsFile:
         kernel = next((arrays[name] for name in _FIRST_KERNELS if name in arrays), None)
         if self.layers:
             kernel = self.layers[0].arrays[0]
+        if self.groups:
+            first = [arrays[0] for place, arrays in self.groups.items() if _class_of(place) == ("conv2d", 0) and arrays]
+            kernel = first[0] if len(first) == 1 else None
         return int(kernel.shape[2]) if kernel is not None and kernel.ndim == 4 else None
 
 
@@ -132,7 +142,10 @@ def fill_from_file(
 
 def _fill_from_arrays(model: Any, file: WeightsFile, channel_order: str, keeps_head: bool, to_rgb: bool) -> None:
     spec = model.architecture
-    values = dict(file.arrays or {}) if file.layers is None else from_layers(file.layers, model)
+    if file.groups is not None:
+        values = from_groups(file.groups, model)
+    else:
+        values = dict(file.arrays or {}) if file.layers is None else from_layers(file.layers, model)
     for name in _FIRST_KERNELS:
         if name in values and values[name].ndim == 4 and values[name].shape[2] == 3:
             values[name] = adapt_input(values[name], spec.in_channels, channel_order)
@@ -243,6 +256,74 @@ def from_layers(layers: Sequence[H5Layer], model: Any) -> dict[str, np.ndarray]:
                 array = grouped_kernel(array, own[name].groups)
             translated[f"{name}/{variable.name}"] = array
     return translated
+
+
+def from_groups(groups: Mapping[str, tuple[np.ndarray, ...]], model: Any) -> dict[str, np.ndarray]:
+    """Finds a network in a file of Keras' newer format by the order of its layers within each class, as Keras does.
+
+    Args:
+        groups: The weights of each layer by its place. The network may be a model inside another one.
+        model: The network that they are meant for.
+
+    Returns:
+        Arrays by canonical name, not yet checked against the network but for its body.
+
+    Raises:
+        CheckpointError: No model of the file has the layers of the network.
+    """
+    containers: dict[str, dict[str, dict[int, tuple[np.ndarray, ...]]]] = {}
+    for place, arrays in groups.items():
+        outer = place.rpartition("/")[0]
+        kind, number = _class_of(place)
+        containers.setdefault(outer, {}).setdefault(kind, {})[number] = arrays
+    body: dict[str, list[Any]] = {}
+    for layer in model.layers:
+        if layer.weights and layer.name != "predictions":
+            body.setdefault(_CLASSES.get(type(layer).__name__, type(layer).__name__), []).append(layer)
+    fits = [outer for outer, found in containers.items() if all(_fits(found.get(k, {}), body[k]) for k in body)]
+    if len(fits) != 1:
+        counted = {outer: {kind: len(found) for kind, found in kinds.items()} for outer, kinds in containers.items()}
+        raise CheckpointError(
+            f"one model of the file must have the layers of {model.name!r}: "
+            f"{ {kind: len(found) for kind, found in body.items()} }. Received: {counted}."
+        )
+    values: dict[str, np.ndarray] = {}
+    inside = containers[fits[0]]
+    for kind, layers in body.items():
+        for (_, arrays), layer in zip(sorted(inside[kind].items()), layers, strict=True):
+            values |= {f"{layer.name}/{v.name}": a for v, a in zip(layer.weights, arrays, strict=True)}
+    dense = [arrays for kinds in containers.values() for arrays in kinds.get("dense", {}).values()]
+    if len(dense) == 1 and len(dense[0]) in (1, 2):
+        values |= {f"predictions/{name}": array for name, array in zip(("kernel", "bias"), dense[0], strict=False)}
+        values.setdefault("predictions/bias", np.zeros(dense[0][0].shape[-1], np.float32))
+    elif dense:
+        values |= {f"dense_{number}/kernel": arrays[0] for number, arrays in enumerate(dense)}
+    return values
+
+
+_CLASSES = {
+    **{"Conv2D": "conv2d", "BatchNormalization": "batch_normalization", "Conv1D": "conv1d"},
+    **{"StandardizedConv2D": "standardized_conv2d", "GroupNormalization": "group_normalization"},
+    "EvoNormS0": "evo_norm_s0",
+}
+
+
+def _class_of(place: str) -> tuple[str, int]:
+    """The class of a layer and its number among those, by its place."""
+    match = re.fullmatch(r"(.*?)(?:_(\d{1,6}))?", place.rpartition("/")[2])
+    assert match is not None
+    return match[1], int(match[2] or 0)
+
+
+def _fits(found: Mapping[int, tuple[np.ndarray, ...]], layers: Sequence[Any]) -> bool:
+    """Whether layers of a file have the shapes of those of a network, but for the channels of images."""
+    if len(found) != len(layers):
+        return False
+    for (number, arrays), layer in zip(sorted(found.items()), layers, strict=True):
+        shapes, own = [array.shape for array in arrays], [tuple(v.shape) for v in layer.weights]
+        if shapes != own and not (number == 0 and [s[-1:] for s in shapes] == [s[-1:] for s in own]):
+            return False
+    return True
 
 
 def to_layers(model: Any) -> list[H5Layer]:

@@ -14,7 +14,8 @@ import numpy as np
 
 from resfit.architecture import arithmetic, catalog
 from resfit.architecture.spec import ArchitectureSpec
-from resfit.checkpoints import attention, namings, registry
+from resfit.checkpoints import attention, heads, namings, registry
+from resfit.checkpoints.heads import End
 from resfit.checkpoints.identify import Identified, identify, nearest
 from resfit.checkpoints.readers import safetensors
 from resfit.checkpoints.readers.base import Tensors
@@ -96,6 +97,7 @@ class Source:
             found, one sentence each.
         file: In place of ``arrays``: a file that is matched to the network once that is built.
         attention: Weights of CLIP's attention pooling (:mod:`resfit.checkpoints.attention`), if it has one.
+        end: What follows the body, where the source's graph says it.
     """
 
     path: Path | None
@@ -109,6 +111,7 @@ class Source:
     assumptions: tuple[str, ...]
     file: WeightsFile | None = None
     attention: Mapping[str, np.ndarray] | None = None
+    end: End | None = None
 
     @property
     def weights(self) -> WeightsFile | None:
@@ -172,7 +175,7 @@ def read_source(
         return _own_source(path, own, architecture, input_spec)
     kind = find_format(path)
     if kind is None:
-        raise CheckpointError(_unknown(path))
+        raise unknown(path)
     read = kind.read(path)
     hints: dict[str, Any] = {"averaged": True} if averaged else {}
     if prefix is not None:
@@ -192,6 +195,8 @@ def read_source(
             config=read.config if config is None else config,
             architecture=architecture,
             habits=translation.habits,
+            assumed_facts=translation.assumed,
+            program=translation.program,
             **overrides,
         )
         _check(translation, identified)
@@ -219,6 +224,7 @@ def read_source(
             *read.left_out,
         ),
         attention=translation.attention,
+        end=translation.end,
     )
 
 
@@ -232,7 +238,7 @@ def load_source(
     preprocess: bool = True,
     input_shape: tuple[int | None, int | None, int] | None = None,
     in_channels: int | None = None,
-    classifier_activation: Any = "softmax",
+    classifier_activation: Any = "default",
     dtype: Any = None,
     seed: int | None = None,
     name: str | None = None,
@@ -250,7 +256,8 @@ def load_source(
         preprocess: Whether the model takes RGB images 0..255 and normalises them itself.
         input_shape: ``(height, width, channels)``; weights for RGB are adapted to other numbers of channels.
         in_channels: Input channels, if ``input_shape`` does not say.
-        classifier_activation: Activation of the classifier; None for logits.
+        classifier_activation: Activation of the classifier; None for logits. Default: the source's where its graph
+            states one, else softmax.
         dtype: Dtype policy of the layers. Default: Keras' global policy.
         seed: Makes fresh weights the same in every run.
         name: Name of the model.
@@ -275,10 +282,15 @@ def load_source(
         read = source
     else:
         read = read_source(source, include_top=False if include_top is False or taps else None, **reading)
-    file = read.weights
-    top = (read.has_top or classes is not None) if include_top is None else include_top
+    file, end = read.weights, read.end or End()
+    has_head = read.has_top or end.head is not None
+    top = (has_head or bool(end.refused) or classes is not None) if include_top is None else include_top
     headless = bool(taps) or not top
-    if not headless and not read.has_top and classes is None:
+    if not headless and end.refused and classes is None:
+        raise CheckpointError(
+            f"{read.path}: {end.refused}. Pass include_top=False for the body alone, or classes for a fresh classifier."
+        )
+    if not headless and not has_head and classes is None:
         raise CheckpointError(
             f"{read.path}: the file must hold the classifier 'predictions'. Received: none. "
             "Pass include_top=False for the body alone, or classes for a fresh classifier."
@@ -292,12 +304,22 @@ def load_source(
     grey = channels == 1 and read.spec.in_channels == 3 and preprocess
     contract = read.input_spec.for_grey() if grey else read.input_spec.with_channels(channels)
     spec = read.spec.replace(classes=classes or read.spec.classes, in_channels=3 if grey else channels)
+    own_head = end.head if not headless and classes in (None, end.head and end.head.classes) else None
+    if own_head is not None and classifier_activation not in ("default", "softmax"):
+        raise ArgumentError(
+            "a head that is kept as the source has it keeps its activations. Received: "
+            f"classifier_activation={classifier_activation!r}. Pass include_top=False for the body alone."
+        )
+    if own_head is not None and own_head.needs_size and input_shape is None:
+        input_shape = (*spec.input_size, channels)
+    if classifier_activation == "default":
+        classifier_activation = end.activation if read.has_top and spec.classes == read.spec.classes else "softmax"
     with _policy(dtype), _seeded(seed):
         model = build(
             spec,
             input_shape=input_shape or (side, side, channels),
-            include_top=top,
-            pooling=None if attends else pooling,
+            include_top=top and own_head is None,
+            pooling=None if attends or own_head else pooling,
             classifier_activation=classifier_activation,
             taps=tuple(taps),
             input_spec=contract,
@@ -309,6 +331,9 @@ def load_source(
         canonical.fill_from_file(
             model, file, channel_order=read.input_spec.channel_order, keeps_head=keeps_head, to_rgb=grey
         )
+    if own_head is not None:
+        with _policy(dtype):
+            model = attach(_with_head(read, model, own_head), spec, model.input_spec)
     if attends and not taps:
         with _policy(dtype):
             model = attach(attention.attach(model, read.attention), spec, model.input_spec)
@@ -316,6 +341,16 @@ def load_source(
     model.class_names = read.class_names if known else None
     model.assumptions = tuple(text for text in read.assumptions if not (attends and attention.REASON in text))
     return model
+
+
+def _with_head(read: Source, model: keras.Model, head: heads.Head) -> keras.Model:
+    try:
+        return heads.attach(model, head)
+    except Exception as error:  # Keras raises many kinds
+        raise CheckpointError(
+            f"{read.path}: the layers of the head must fit each other. Received: {error}. Pass include_top=False for "
+            "the body alone."
+        ) from error
 
 
 def _own_metadata(path: Path) -> dict[str, Any] | None:
@@ -372,11 +407,17 @@ def _own_source(
     )
 
 
-def _unknown(path: Path) -> str:
+def unknown(path: Path) -> CheckpointError:
+    """Returns the error that a path is of no known kind, or is not there.
+
+    Args:
+        path: The path.
+    """
     kinds = ", ".join(kind.name for kind in FORMATS)
     if not path.exists():
-        return f"weights file must exist. Received: {path}."
-    return f"{path}: the source must be one of these kinds: {kinds}. Received: a {path.suffix or 'folder or file'}."
+        return CheckpointError(f"weights file must exist. Received: {path}.")
+    received = path.suffix or "folder or file"
+    return CheckpointError(f"{path}: the source must be one of these kinds: {kinds}. Received: a {received}.")
 
 
 def _check(translation: namings.Translation, identified: Identified) -> None:
@@ -482,7 +523,7 @@ def _usual_contract(spec: ArchitectureSpec) -> tuple[InputSpec, list[str]]:
     mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (contract.mean, contract.std))
     return contract, [
         f"images of {spec.input_size[0]}x{spec.input_size[1]}, scaled to 0..1, less {mean}, over {std} (torch's usual; "
-        "the source states no input contract)"
+        "the source states no input contract, and input_spec= sets one)"
     ]
 
 

@@ -35,6 +35,9 @@ _TELLING = (
     *("stem_pool", "shortcut", "shortcut_kernel", "norm", "attention", "attention_sizes"),
 )
 
+# Fields that change nothing that a network computes.
+_WITHOUT_EFFECT = ("norm_momentum", "input_size", "zero_init_last", "drop_path_rate")
+
 _ACTIVATIONS = {"swish": "silu", "hard_swish": "hard_swish", "hardswish": "hard_swish", "gelu_new": "gelu"}
 
 
@@ -63,6 +66,8 @@ def identify(
     config: Mapping[str, Any] | None = None,
     architecture: str | None = None,
     habits: Mapping[str, tuple[Any, str]] | None = None,
+    assumed_facts: Sequence[str] = (),
+    program: str = "",
     **overrides: Any,
 ) -> Identified:
     """Recovers the architecture of a network.
@@ -74,6 +79,8 @@ def identify(
         config: The source's ``config.json`` (timm's or transformers').
         architecture: A name of the catalog that says what the tensors do not; wins over the configuration's.
         habits: Fields that networks usually have where this one was found, and why; they are assumed.
+        assumed_facts: Those of ``facts`` that the source does not tell, but a program does.
+        program: What that program is called.
         **overrides: Fields of :class:`ArchitectureSpec`; they win over everything. The stem may be given as tuples of
             width, kernel and stride.
 
@@ -112,6 +119,13 @@ def identify(
         for field, why in assumed.items()
         if field not in known
     ]
+    of_program = [field for field in assumed_facts if field not in (*overrides, *_WITHOUT_EFFECT)]
+    if of_program:
+        listed = ", ".join(f"{field}={_short(values[field])}" for field in of_program)
+        assumptions.append(
+            f"{listed} (as {program or 'the program of these names'} does; weights alone do not say so, and "
+            "arguments of these names change it)"
+        )
     if row_fields:
         changed = {
             key: row_fields[key] for key in assumed if key in row_fields and key not in (*told, *overrides, *stated)

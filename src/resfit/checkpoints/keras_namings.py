@@ -19,6 +19,7 @@ from resfit.architecture.spec import StemConv
 from resfit.checkpoints import tf_namings
 from resfit.checkpoints.namings import Translation
 from resfit.checkpoints.readers.base import Tensors
+from resfit.checkpoints.readers.keras_config import SavedModel, layers_of
 from resfit.checkpoints.readers.keras_weights import Layers
 from resfit.checkpoints.readers.saved_model import Objects
 from resfit.errors import ArgumentError, CheckpointError
@@ -45,22 +46,38 @@ def translate(
     Raises:
         CheckpointError: No known residual network is there, or several are.
     """
-    other = tensors.graph.other if isinstance(tensors.graph, Layers) else ()
+    if isinstance(tensors.graph, SavedModel) and not tensors.graph.own:
+        from resfit.checkpoints.graph import keras_models
+
+        if layers_of(tensors.graph.config) is not None:
+            if prefix is not None or averaged:
+                raise ArgumentError(
+                    f"{'prefix' if prefix is not None else 'averaged'} chooses by names of weights, and a whole Keras "
+                    f"model is read by its graph. Received: {tensors.path}. Leave it out, or save the model that is "
+                    "wanted alone (model.get_layer(NAME).save(...))."
+                )
+            return keras_models.translate(tensors, ignore=ignore)
+    other = tensors.graph.other if isinstance(tensors.graph, Layers | SavedModel) else ()
     graph = Objects({}, False, other)
     options: dict[str, Any] = {"prefix": prefix, "averaged": averaged, "ignore": ignore}
     hub = tensors.config.get("kerashub")
     if isinstance(hub, Mapping):
         renamed = _renamed(tensors.arrays, hub)
         found = tf_namings.translate(dataclasses.replace(tensors, arrays=renamed, graph=graph), **options)
-        return dataclasses.replace(found, convention="kerashub", facts=_hub_facts(hub), remarks=(), input_spec=None)
-    found = tf_namings.translate(dataclasses.replace(tensors, graph=graph), **options)
+        facts = _hub_facts(hub)
+        return dataclasses.replace(
+            found, convention="kerashub", facts=facts, remarks=(), input_spec=None, assumed=(), program=""
+        )
+    found = tf_namings.translate(dataclasses.replace(tensors, graph=graph), **options, by_keras=True)
     layers = tensors.config.get("keras_layers")
     if not isinstance(layers, Mapping):
         return found
     contract, remarks = _rescaled(layers, found.arrays)
+    told = _facts(layers, found.arrays)
     return dataclasses.replace(
         found,
-        facts={**found.facts, **_facts(layers, found.arrays)},
+        facts={**found.facts, **told},
+        assumed=tuple(field for field in found.assumed if field not in told),
         input_spec=contract or found.input_spec,
         # what was assumed of the contract is stated after all
         remarks=(*(text for text in found.remarks if not (contract and text.startswith("images "))), *remarks),

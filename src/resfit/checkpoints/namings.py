@@ -18,6 +18,7 @@ import numpy as np
 
 from resfit.architecture.plan import NORM_SUFFIXES
 from resfit.checkpoints import attention
+from resfit.checkpoints.heads import End
 from resfit.checkpoints.readers.base import Tensors
 from resfit.errors import ArgumentError, CheckpointError, closest
 from resfit.preprocessing import InputSpec
@@ -227,6 +228,9 @@ class Translation:
         beside: Tensors that stand beside the network, in a larger one: those of ``leftover`` that can be no part of
             the network itself.
         habits: Fields of the architecture that networks in such a place usually have, and why; the tensors do not tell.
+        end: What follows the body, where the source's graph says it.
+        assumed: Those of ``facts`` that are not told by the source but done by the program that it is named after.
+        program: What that program is called in sentences.
     """
 
     convention: str
@@ -240,6 +244,9 @@ class Translation:
     attention: Mapping[str, np.ndarray] | None = None
     beside: tuple[str, ...] = ()
     habits: Mapping[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)
+    end: End | None = None
+    assumed: tuple[str, ...] = ()
+    program: str = ""
 
 
 def _stem_of_sequence(name: str) -> tuple[Rule, ...]:

@@ -276,6 +276,22 @@ _PROGRAMS: dict[str, Callable[[Found], Habits]] = {
 }
 
 
+#: What the programs are called in sentences.
+PROGRAM_NAMES: dict[str, str] = {
+    "tf-slim": "TF-Slim",
+    "bit": "BiT",
+    "simclr": "SimCLR",
+    "haiku": "Haiku",
+    "supcon": "SupCon",
+    "keras": "keras.applications",
+    "keras-legacy": "keras.applications before 2019",
+    "model-garden-1": "TensorFlow's first Model Garden",
+    "model-garden": "TensorFlow's Model Garden",
+    "model-garden-rs": "TensorFlow's Model Garden",
+    "official": "TensorFlow's official models",
+}
+
+
 def _common(found: Found) -> dict[str, Any]:
     """What most of them do alike: a strided stem, a pooling, and a stride on the 3x3 of each stage's first block."""
     kernels = _stem_kernels(found.arrays)
@@ -321,4 +337,4 @@ def _about_head(convention: str, found: Found) -> list[str]:
 
 
 def _assumed(how: str) -> str:
-    return f"images {how}; the weights do not say so"
+    return f"images {how}; the weights do not say so, and input_spec= says otherwise"

@@ -132,6 +132,7 @@ def translate(
     prefix: str | None = None,
     averaged: bool = False,
     ignore: Sequence[str] = (),
+    by_keras: bool = False,
 ) -> Translation:
     """Brings the tensors of a TensorFlow source to canonical names.
 
@@ -142,6 +143,7 @@ def translate(
             left out.
         averaged: Take the running averages that the source holds beside the weights.
         ignore: Patterns of names to leave out, beside :data:`LEFT_OUT`.
+        by_keras: Whether Keras wrote the source, and not TensorFlow.
 
     Raises:
         CheckpointError: No known residual network is there, or several are.
@@ -167,7 +169,7 @@ def translate(
             source.pop(name)
     if objects.other:
         left_out["what is no number"] = list(objects.other)
-    convention, named = _translated(source, objects.paths)
+    convention, named = _translated(source, objects.paths, by_keras=by_keras)
     if convention == "simclr" and tf_objects.PROJECTION in left_out:
         named = _without_foreign_head(named, tensors.path)
     arrays = {name: _squeezed(name, array) for name, array in named.arrays.items()}
@@ -185,6 +187,8 @@ def translate(
         left_out=tuple(f"left out {reason}: {_few(names)}" for reason, names in left_out.items()),
         remarks=tuple(remarks),
         input_spec=habits.input_spec,
+        assumed=tuple(habits.facts),
+        program=tf_habits.PROGRAM_NAMES.get(convention, ""),
         beside=_beside(named),
     )
 
@@ -234,14 +238,17 @@ def _networks(names: Iterable[str]) -> set[str]:
     return found | {place for program in tf_objects.PROGRAMS for place in tf_objects.prefixes(program, as_ways)}
 
 
-def _translated(source: Mapping[str, np.ndarray], paths: Mapping[str, str]) -> tuple[str, _Named]:
+def _translated(
+    source: Mapping[str, np.ndarray], paths: Mapping[str, str], *, by_keras: bool = False
+) -> tuple[str, _Named]:
     for convention in _CONVENTIONS:
         prefixes = _prefixes(convention.anchor, source)
         if prefixes:
             named = _by_name(convention, source, _only(prefixes))
             if convention.name in ("keras", "keras-legacy"):
                 named = _with_head(named)
-            if convention.name == "keras-legacy" and not any(name.endswith("_conv/bias") for name in named.arrays):
+            biased = by_keras or any(name.endswith("_conv/bias") for name in named.arrays)
+            if convention.name == "keras-legacy" and not biased:
                 return "model-garden-1", named
             return convention.name, named
     for program in tf_objects.PROGRAMS:
@@ -262,6 +269,16 @@ def _translated(source: Mapping[str, np.ndarray], paths: Mapping[str, str]) -> t
         "the tensors must be named as in TF-Slim, BiT, SimCLR, keras.applications or TensorFlow's official models, "
         f"under any prefix. Received: {described(source)}."
     )
+
+
+def is_left_out(name: str, ignore: Sequence[str] = ()) -> bool:
+    """Whether an array is no weight of a network, or one that is asked to be left out.
+
+    Args:
+        name: The source's name of it.
+        ignore: Patterns of names to leave out.
+    """
+    return _reason(name, name, ignore) is not None
 
 
 def _reason(name: str, path: str, ignore: Sequence[str]) -> str | None:

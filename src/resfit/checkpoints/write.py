@@ -152,7 +152,15 @@ def _write_own(model: Any, target: Path) -> None:
         metadata["input_spec"] = json.dumps(contract.to_dict())
     if names := _class_names(model):
         metadata["labels"] = json.dumps(names)
-    safetensors.write_arrays(target, canonical.arrays(model), metadata)
+    arrays = canonical.arrays(model)
+    counted = {layer.name for layer in arithmetic.count(model.architecture).layers}
+    foreign = sorted({name.partition("/")[0] for name in arrays} - counted)
+    if foreign:
+        raise ArgumentError(
+            f"a .safetensors file holds a network with one classifier. Received: a head of {', '.join(foreign[:5])}. "
+            "Write a .keras file, or load the source with include_top=False."
+        )
+    safetensors.write_arrays(target, arrays, metadata)
 
 
 def _write_pickle(target: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -213,6 +221,8 @@ def _portable(model: Any) -> _Portable:
         spec = spec.replace(stem_pool_padding="lowest")  # nothing is below zero there
     if spec.norm == "none" or spec.folded:
         spec, arrays = _unfolded(spec, arrays)
+    if not spec.shortcut_norm and spec.norm == "batch":
+        spec, arrays = _unfolded(spec, arrays)  # a norm that adds the bias, or nothing, behind projections too
     if spec.norm == "batch":
         if spec.conv_bias in ("all", "shortcut") and not spec.preactivation:
             for name in [name for name in arrays if name.endswith("_conv/bias")]:
@@ -234,13 +244,17 @@ def _unfolded(
 ) -> tuple[ArchitectureSpec, dict[str, np.ndarray]]:
     """Gives every convolution into which a batch norm was folded one of mean 0 and variance 1 that adds its bias."""
     bias = spec.conv_bias if spec.preactivation else "none"
-    whole = spec.replace(norm="batch", folded=False, conv_bias=bias)
+    if not spec.shortcut_norm:
+        bias = spec.conv_bias
+    whole = spec.replace(norm="batch", folded=False, shortcut_norm=True, conv_bias=bias)
     found = dict(arrays)
     for layer in arithmetic.count(whole).layers:
         if layer.kind != "norm" or f"{layer.name}/gamma" in found:
             continue
         width = layer.shape[-1]
         moved = found.pop(f"{layer.name.removesuffix('_bn')}_conv/bias", np.zeros(width, np.float32))
+        if whole.conv_bias == "all":
+            found[f"{layer.name.removesuffix('_bn')}_conv/bias"] = np.zeros(width, np.float32)
         found |= {
             f"{layer.name}/gamma": np.full(width, np.sqrt(1 + spec.norm_epsilon), np.float32),
             f"{layer.name}/beta": moved,

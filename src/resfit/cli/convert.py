@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from resfit.architecture.spec import ArchitectureSpec
 
 
+#: A larger share of the largest output is no rounding.
+_MOST_DIFFERENCE = 1e-3
+
+
 def register(app: typer.Typer) -> None:
     """Adds the command to the application.
 
@@ -60,7 +64,7 @@ def convert(
     """Convert the weights of a residual network, whatever they come in."""
     console.load_tensorflow()
     from resfit import zoo
-    from resfit.checkpoints import convert, write
+    from resfit.checkpoints import convert, verify, write
 
     write.check_target(destination)
     reading: dict[str, Any] = {
@@ -78,6 +82,7 @@ def convert(
         console.message(f"Assumed: {console.printable(sentence)}")
     write.write(model, destination, naming=naming)
     difference = _difference(model, destination, preprocess) if check else None
+    compared = verify.compare(model, read, preprocess=preprocess, unsafe=_unsafe(read.path)) if check else None
     result = {
         "source": source,
         "destination": str(destination),
@@ -86,13 +91,37 @@ def convert(
         "parameters": model.count_params(),
         "assumptions": list(model.assumptions),
         "largest_relative_difference": difference,
+        "source_comparison": compared.to_dict() if compared else None,
     }
+    is_other = bool(compared and compared.difference is not None and not compared.difference <= _MOST_DIFFERENCE)
+    if is_other:
+        console.message(f"Warning: what was read is not what the source computes. {compared}")
     if as_json:
         console.print_json(result)
-        return
+        raise typer.Exit(int(is_other))
     typer.echo(f"{destination}: {model.name}, {model.count_params():,} parameters{_shape(model.architecture)}")
     if difference is not None:
-        typer.echo(f"Read back, the outputs differ by {difference:.1e} of the largest.")
+        typer.echo(
+            f"Read back, the outputs differ by {difference:.1e} of the largest "
+            "(what was written against what was read)."
+        )
+    if compared is not None:
+        typer.echo(console.printable(str(compared)))
+    if is_other:
+        raise typer.Exit(1)
+
+
+def _unsafe(path: Path | None) -> list[str]:
+    """Operations of a SavedModel that reach out of the process."""
+    from resfit.errors import ResfitError
+    from resfit.hub import scan
+
+    if path is None or not (path / "saved_model.pb").is_file():
+        return []
+    try:
+        return scan.outside(str(path))
+    except ResfitError as error:
+        return [str(error)]
 
 
 def _overrides(texts: list[str] | tuple[str, ...]) -> dict[str, Any]:
@@ -117,20 +146,31 @@ def _difference(model: Any, destination: Path, preprocess: bool) -> float | None
     from resfit.architecture import catalog
 
     has_top = model.layers[-1].name == "predictions"
+    activation = getattr(model.layers[-1], "activation", None) if has_top else "default"
     if destination.suffix == ".keras":
         again = zoo.load(destination)
     elif destination.suffix == ".h5" and model.name not in catalog.rows():
         return None
     elif destination.suffix == ".h5":
-        again = zoo.load(model.name, weights=destination, include_top=has_top, in_channels=model.input_shape[-1])
+        again = zoo.load(
+            model.name,
+            weights=destination,
+            include_top=has_top,
+            in_channels=model.input_shape[-1],
+            classifier_activation=activation,
+        )
     else:
-        again = zoo.load(destination)
-    side = min(*model.architecture.input_size, 128)
-    images = np.random.default_rng(0).integers(0, 256, (1, side, side, model.input_shape[-1])).astype("float32")
+        again = zoo.load(destination, classifier_activation=activation)
+    sides = [side or min(*model.architecture.input_size, 128) for side in model.input_shape[1:3]]
+    images = np.random.default_rng(0).integers(0, 256, (1, *sides, model.input_shape[-1])).astype("float32")
     if not preprocess:
         images = images / 127.5 - 1
-    expected, received = (np.asarray(one(images, training=False)) for one in (model, again))
-    return float(abs(expected - received).max() / abs(expected).max())
+    expected, received = (one(images, training=False) for one in (model, again))
+    pairs = zip(
+        *(value if isinstance(value, (list, tuple)) else [value] for value in (expected, received)), strict=True
+    )
+    found = [(np.asarray(one), np.asarray(other)) for one, other in pairs]
+    return max(float(abs(one - other).max() / abs(one).max()) for one, other in found)
 
 
 def _shape(spec: ArchitectureSpec | None) -> str:

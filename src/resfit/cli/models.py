@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,7 +41,7 @@ def register(app: typer.Typer) -> None:
         app: The application.
     """
     app.command("models", epilog='Example: resfit models "resnet5*" --weights --licence permissive --sort top1')(models)
-    app.command("info", epilog="Example: resfit info resnet50")(info)
+    app.command("info", epilog="Example: resfit info resnet50, or resfit info weights.h5")(info)
 
 
 def models(
@@ -77,13 +78,23 @@ def models(
 
 
 def info(
-    name: Annotated[str, typer.Argument(help="A name that `resfit models` lists, or a checkpoint's.")],
+    name: Annotated[
+        str, typer.Argument(help="A name that `resfit models` lists, a checkpoint's, a file or folder, or a handle.")
+    ],
     as_json: Json = False,
 ) -> None:
-    """Describe a network: stages, shapes, parameters, MACs, input contract, published weights."""
+    """Describe a network, a file of weights or a classifier, without building it.
+
+    Of a name: stages, shapes, parameters, MACs, input contract, published weights. Of a file or folder: its format, the
+    networks in it, its head, its input contract, and what is assumed or left out. Of a classifier: its card.
+    """
     from resfit import zoo
     from resfit.errors import UnknownNameError
 
+    path = zoo.as_path(name)
+    if path is not None:
+        _file(path, as_json)
+        return
     try:
         found = zoo.describe(name)
     except UnknownNameError as error:
@@ -94,6 +105,46 @@ def info(
     own = next((row for row in found.checkpoints if row.name == name), None)
     parts = [_heading(found), *([_checkpoint(own)] if own else []), _stages_table(found)]
     typer.echo("\n\n".join([*parts, _checkpoints_table(found)] if found.checkpoints else parts))
+
+
+def _file(path: Path, as_json: bool) -> None:
+    """Describes a file or folder. Where no network is found in it, that is said, and the command fails."""
+    from resfit import artifact
+    from resfit.checkpoints import describe
+    from resfit.cli.console import printable
+
+    if path.is_dir() and artifact.is_artifact(path):
+        description, _ = artifact.read(path)
+        if as_json:
+            typer.echo(json.dumps({"path": str(path), **description}, indent=2))
+        else:
+            typer.echo("\n".join(printable(line) for line in _classifier_card(path, description)))
+        return
+    found = describe.describe(path)
+    text = json.dumps(found.to_dict(), indent=2) if as_json else describe.text(found)
+    typer.echo("\n".join(printable(line) for line in text.splitlines()))
+    if found.problem:
+        raise typer.Exit(1)
+
+
+def _classifier_card(path: Path, description: dict[str, Any]) -> list[str]:
+    """The lines that describe a classifier."""
+    classes, contract = description.get("classes") or [], description.get("input") or {}
+    recipe, metrics = description.get("recipe") or {}, description.get("metrics") or {}
+    shown = ", ".join(map(str, classes[:12])) + (f" and {len(classes) - 12} more" if len(classes) > 12 else "")
+    plain = {key: value for key, value in metrics.items() if isinstance(value, (int, float, str))}
+    size = contract.get("size") or ["?", "?"]
+    return [
+        f"{path}  (a classifier of resfit)",
+        f"classes     {len(classes)}: {shown}",
+        f"network     {recipe.get('model') or recipe.get('network') or 'unknown'}, {recipe.get('strategy', 'unknown')}",
+        f"input       {str(contract.get('channel_order')).upper()} at {size[0]}x{size[1]}",
+        *(
+            f"{key:<11} {value:.6g}" if isinstance(value, float) else f"{key:<11} {value}"
+            for key, value in plain.items()
+        ),
+        f"written by  resfit {(description.get('versions') or {}).get('resfit', 'unknown')}",
+    ]
 
 
 def _weights(

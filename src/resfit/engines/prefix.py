@@ -78,7 +78,7 @@ def taps(model: Any) -> dict[str, str]:
         return {}
     stages = stage_names(spec)
     stem = "conv1" if len(spec.stem) == 1 else f"conv1_{len(spec.stem)}"
-    found = {stages[0]: f"{stem}_conv" if spec.preactivation else f"{stem}_relu"}
+    found = {stages[0]: f"{stem}_relu" if spec.normalizes_stem(last=True) else f"{stem}_conv"}
     before = ""
     planned = blocks(spec)
     for plan in planned:

@@ -12,6 +12,8 @@ from resfit.checkpoints.onnx_graph.constants import Unfit, argument, whole
 from resfit.checkpoints.onnx_graph.steps import Map, Pads, Size, Step, after, same_pads
 from resfit.checkpoints.readers.onnx import Node
 
+Handler = Callable[[int, Node, Sequence[Any]], Any]
+
 
 def _image(value: Any) -> Map:
     if not isinstance(value, Map) or value.axes != "NCHW":
@@ -184,9 +186,49 @@ def _activation(opset: int, node: Node, values: Sequence[Any]) -> Map:
 
 
 def _leaky(opset: int, node: Node, values: Sequence[Any]) -> Map:
-    if not np.isclose(node.attributes.get("alpha", 0.01), 0.2):  # Keras' activation of this name
-        raise Unfit("alpha must be 0.2")
-    return after(values[0], node, "act", values={"name": "leaky_relu"})
+    return _leaky_step(values[0], node, float(node.attributes.get("alpha", 0.01)))
+
+
+def _leaky_step(x: Map, node: Node, slope: float) -> Map:
+    if not math.isfinite(slope):
+        raise Unfit("its slope must be a number")
+    slope = float(f"{slope:.6g}")  # as it was before it became a number of 32 bits
+    if slope == 0:
+        return after(x, node, "act", values={"name": "relu"})
+    return after(x, node, "act", values={"name": "leaky_relu", **({} if slope == 0.2 else {"slope": slope})})
+
+
+def _fused(operation: Handler, params: str = "activation_params") -> Handler:
+    """An operation of ONNX Runtime's optimiser: one of ONNX, perhaps a sum, and an activation behind it."""
+
+    def take(opset: int, node: Node, values: Sequence[Any]) -> Map:
+        result = operation(opset, node, values[:3])
+        if len(values) > 3 and values[3] is not None:
+            other = values[3]
+            if not isinstance(other, Map) or other.axes != result.axes or other.step.channels != result.step.channels:
+                raise Unfit("it must add maps like its own")
+            step = Step("add", [result.step, other.step], str(node), result.step.channels, result.step.size)
+            result = Map(step, result.axes)
+        name = node.attributes.get("activation") or ""
+        if not name:
+            return result
+        given = [float(value) for value in node.attributes.get(params) or ()]
+        if params != "activation_params":
+            given = [float(node.attributes[key]) for key in (params, "activation_beta") if key in node.attributes]
+        if name == "LeakyRelu":
+            return _leaky_step(result, node, given[0] if given else 0.01)
+        if name == "Clip":
+            if given not in ([0.0, 6.0],):
+                raise Unfit("it must cut at 0 and 6")
+            return after(result, node, "act", values={"name": "relu6"})
+        if name not in _ACTIVATIONS:
+            raise Unfit(f"activation {name!r}")
+        keras, expected = _ACTIVATIONS[name]
+        if given and not np.allclose(given, list(expected.values())[: len(given)] or given):
+            raise Unfit(f"activation {name!r} of {given}")
+        return after(result, node, "act", values={"name": keras})
+
+    return take
 
 
 def _clip(opset: int, node: Node, values: Sequence[Any]) -> Map:
@@ -278,13 +320,13 @@ _ACTIVATIONS: Mapping[str, tuple[str, Mapping[str, float]]] = {
 }
 
 
-Handler = Callable[[int, Node, Sequence[Any]], Any]
-
 #: Each takes the version of ONNX' operations, the operation, and its inputs.
 HANDLERS: Mapping[str, Handler] = {
     **dict.fromkeys(_ACTIVATIONS, _activation),
     **dict.fromkeys(("Softmax", "LogSoftmax"), _end),
     "Conv": _conv,
+    "com.microsoft.FusedConv": _fused(_conv),
+    "com.microsoft.FusedGemm": _fused(_gemm, "activation_alpha"),
     "MatMul": _matmul,
     "Gemm": _gemm,
     "BatchNormalization": _batch_norm,

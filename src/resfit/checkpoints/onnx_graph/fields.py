@@ -74,10 +74,11 @@ def read(network: Network, size: tuple[int | None, int | None], remarks: list[st
     _check_groups(network)
     fields: dict[str, Any] = {
         **shape(network),
-        "activation": _activation(network),
+        **_activation(network),
         "stem": tuple(StemConv(unit.conv.channels, unit.kernel, unit.stride) for unit in _stem(network)),
         **_stem_pool(network, remarks),
         **_shortcuts(network, remarks),
+        **_preactivation(network),
         **_strides(network),
         **_antialias(network, remarks),
         **_padding(network),
@@ -167,14 +168,33 @@ def _pads(network: Network) -> bool:
     return any(step.kind == "widen" for block in network.blocks for step in block.shortcut.shapes)
 
 
-def _activation(network: Network) -> str:
+def _activation(network: Network) -> dict[str, Any]:
     names = [step.values["name"] for step in network.acts]
-    for step, name in zip(network.acts, names, strict=True):
+    slopes = [step.values.get("slope") for step in network.acts]
+    for step, name, slope in zip(network.acts, names, slopes, strict=True):
         if name != names[0]:
             raise Misfit(step, f"activation {name!r}, where the first is {names[0]!r}")
+        if slope != slopes[0]:
+            raise Misfit(step, f"a slope of {slope or 0.2:.6g} below zero, where the first has {slopes[0] or 0.2:.6g}")
     if any(unit.act is None for unit in network.stem[: -1 if network.preactivated else None]):
         raise Misfit(network.stem[0].conv, "an activation must follow every convolution of the stem")
-    return names[0]
+    return {"activation": names[0], "activation_slope": slopes[0]}
+
+
+def _preactivation(network: Network) -> dict[str, Any]:
+    """What comes before the first block, and what projections read."""
+    if not network.preactivated:
+        return {}
+    found = [block for block in network.blocks if block.preact_act is not None and not block.shortcut.is_identity]
+    for block in found:
+        if block.raw != found[0].raw:
+            step = block.shortcut.projection.conv if block.shortcut.projection else block.add
+            raise Misfit(step, "all shortcuts must read what comes before the blocks' norms, or all what comes behind")
+    return {
+        "stem_activation": network.stem_activated,
+        "first_preactivation": network.blocks[0].preact_act is not None,
+        "shortcut_input": "raw" if found and found[0].raw else "preactivated",
+    }
 
 
 def _stem_pool(network: Network, remarks: list[str]) -> dict[str, Any]:
@@ -184,22 +204,47 @@ def _stem_pool(network: Network, remarks: list[str]) -> dict[str, Any]:
     if not pools:
         return {"stem_pool": "none"}
     kinds = [(step.kind, step.values.get("kernel_shape"), step.values["strides"]) for step in pools]
-    if kinds == [("avg", (2, 2), (2, 2))]:
-        if not _halves(pools[0], remarks) and pools[0].values["pads"] != (0, 0, 0, 0):
-            raise Misfit(pools[0], "the average pooling of a stem must not pad")
-        return {"stem_pool": "avg"}
     blurred = kinds == [("max", (3, 3), (1, 1)), ("blur", None, (2, 2))]
-    if not blurred and kinds != [("max", (3, 3), (2, 2))]:
-        raise Misfit(pools[0], "the pooling of a stem must be 3x3 with stride 2 (blurred or not), or an average of 2x2")
-    return {"stem_pool": "blur" if blurred else "max", "stem_pool_padding": _max_padding(pools[0], remarks)}
+    if blurred:
+        return {"stem_pool": "blur", "stem_pool_padding": _max_padding(pools[0], remarks)}
+    kind, window, strides = kinds[0]
+    square = window is not None and window[0] == window[1] and 2 <= window[0] <= 7
+    if len(kinds) > 1 or kind == "blur" or strides != (2, 2) or not square or window is None:
+        raise Misfit(
+            pools[-1],
+            "the pooling of a stem must be one with a square window of 2 to 7 pixels and stride 2, or a 3x3 maximum "
+            "and a blur",
+        )
+    side = window[0]
+    if kind == "avg":
+        return _average(pools[0], side, remarks)
+    size = {} if side == 3 else {"stem_pool_size": side}
+    return {"stem_pool": "max", "stem_pool_padding": _max_padding(pools[0], remarks), **size}
+
+
+def _average(step: Step, side: int, remarks: list[str]) -> dict[str, Any]:
+    """The fields of a stem that ends in an average."""
+    values, size = step.values, step.inputs[0].size
+    if side == 2 and not any(values["pads"] or (0,)) and (not values["same"] or None not in size):
+        if values["up"] and any(length is None or length % 2 for length in size):
+            _halves(step, remarks)
+            return {"stem_pool": "avg", "stem_pool_size": 2, "stem_pool_padding": "same"}
+        return {"stem_pool": "avg"}
+    if values["same"] and not values["counts_border"]:
+        return {"stem_pool": "avg", "stem_pool_size": side, "stem_pool_padding": "same"}
+    if any(values["pads"] or (1,)) or values["up"]:
+        raise Misfit(step, "the average pooling of a stem must not pad, or pad as TensorFlow does")
+    return {"stem_pool": "avg", "stem_pool_size": side, "stem_pool_padding": "valid"}
 
 
 def _max_padding(step: Step, remarks: list[str]) -> str:
     values, (height, width) = step.values, step.inputs[0].size
-    pads, border = values["pads"], values.get("border", "lowest")
-    same = values["same"] or (border == "lowest" and pads == same_pads((height, width), (3, 3), values["strides"]))
-    if pads == (1, 1, 1, 1) and not values["up"] and not values["same"]:
+    pads, border, window = values["pads"], values.get("border", "lowest"), values["kernel_shape"]
+    same = values["same"] or (border == "lowest" and pads == same_pads((height, width), window, values["strides"]))
+    if pads == (window[0] // 2,) * 4 and not values["up"] and not values["same"]:
         return border
+    if pads == (0, 0, 0, 0) and not values["up"] and not values["same"] and values["strides"] == (2, 2):
+        return "valid"
     if values["up"] and pads == (0, 0, 0, 0) and values["strides"] == (2, 2):
         if height is None or width is None:
             remarks.append(_EVEN)
@@ -292,6 +337,13 @@ def _strides(network: Network) -> dict[str, Any]:
             reached *= step.values["strides"][0]
         for block in network.blocks:
             reached *= block.stride
+        if reached not in (8, 16, 32):
+            dilated = next(unit.conv for block in network.blocks for unit in block.units if unit.dilation > 1)
+            raise Misfit(
+                dilated,
+                f"dilation {dilated.values['dilations'][0]} in a network that ends at stride {reached}; it may take "
+                "the place of a stride from 8 on",
+            )
         fields["output_stride"] = reached
     return fields
 
@@ -334,7 +386,9 @@ def _padding(network: Network) -> dict[str, Any]:
     stem = {id(unit) for unit in _stem(network)}
     units = list(named(network).values())
     body, head = ([unit for unit in units if (id(unit) in stem) == inside] for inside in (False, True))
-    found = _pads_of(body)
+    # where both are the same for images of this size, it is what the graph says that holds for others, too
+    strided = [unit.conv.values for unit in units if unit.conv.values["strides"] != (1, 1) and unit.kernel > 1]
+    found = _pads_of(body, prefers="same" if any(values["same"] for values in strided) else "symmetric")
     of_stem = _pads_of(head, prefers=found)
     return {"padding": found, "stem_padding": None if of_stem == found else of_stem}
 
@@ -353,6 +407,8 @@ def _pads_of(units: Sequence[Unit], prefers: str = "symmetric") -> str:
 def _is_symmetric(step: Step) -> bool:
     values = step.values
     half = values["dilations"][0] * (values["kernel_shape"][0] - 1) // 2
+    if values["kernel_shape"] == (1, 1) and values["same"]:
+        return True  # however it strides
     if values["pads"] is None:
         return values["strides"] == (1, 1) and values["kernel_shape"][0] % 2 == 1
     return values["pads"] == (half, half, half, half)

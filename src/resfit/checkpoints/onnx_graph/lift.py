@@ -8,6 +8,7 @@ not fit becomes a step of the kind ``"strange"`` with its reason, so that the on
 from __future__ import annotations
 
 import dataclasses
+import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -61,13 +62,38 @@ def lift(graph: Graph, arrays: Mapping[str, np.ndarray]) -> Lifted:
         raise Unfit(f"images must have channels that can be. Received: {sides['C']}")
     start = Step("input", [], f"input {name!r}", sides["C"] or 0, (sides["H"], sides["W"]))
     lifter.values[name] = Map(start, letters)
-    for node in graph.nodes:
+    for node in _in_order(graph.nodes):
         lifter.take(node)
     ends = [lifter.values.get(name) for name in graph.outputs]
     found = tuple(end.step for end in ends if isinstance(end, Map))
     if not found or len(found) != len(ends):
         raise Unfit(f"a graph must hand out what it makes of its input. Received: outputs {list(graph.outputs)[:5]}")
     return Lifted(start, found, frozenset(lifter.read_by(graph)), channels_last)
+
+
+def _in_order(nodes: Sequence[Node]) -> list[Node]:
+    """Brings operations behind those that they read from, which some converters do not, such as ONNX Runtime's to
+    float16; those of a circle stay last."""
+    makers = {name: place for place, node in enumerate(nodes) for name in node.outputs if name}
+    missing = [
+        {makers[name] for name in node.inputs if makers.get(name, place) != place} for place, node in enumerate(nodes)
+    ]
+    readers: dict[int, list[int]] = {}
+    for place, needed in enumerate(missing):
+        for one in needed:
+            readers.setdefault(one, []).append(place)
+    ready = [place for place, needed in enumerate(missing) if not needed]
+    heapq.heapify(ready)
+    ordered: list[int] = []
+    while ready:
+        place = heapq.heappop(ready)
+        ordered.append(place)
+        for reader in readers.get(place, ()):
+            missing[reader].discard(place)
+            if not missing[reader]:
+                heapq.heappush(ready, reader)
+    done = set(ordered)
+    return [nodes[place] for place in (*ordered, *(place for place in range(len(nodes)) if place not in done))]
 
 
 def _takes_channels_last(graph: Graph, name: str) -> bool:
@@ -151,6 +177,10 @@ _QUANTISED = "a quantised network is not read; export the network of floating-po
 _WHY = {
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv"), _QUANTISED),
     **dict.fromkeys(("ConvInteger", "MatMulInteger", "QLinearMatMul"), _QUANTISED),
+    **dict.fromkeys(
+        [f"com.microsoft.nchwc.{name}" for name in ("ReorderInput", "ReorderOutput", "Conv", "MaxPool", "AveragePool")],
+        "an operation for one kind of processor; let ONNX Runtime write the file with its optimisation at EXTENDED",
+    ),
     **dict.fromkeys(("If", "Loop", "Scan"), "a residual network has no branches that depend on the images"),
 }
 _HANDLERS = {**features.HANDLERS, **layout.HANDLERS}

@@ -72,6 +72,11 @@ class Shortcut:
     shapes: tuple[Step, ...]
 
     @property
+    def is_identity(self) -> bool:
+        """Whether it hands on what it reads, all of it or every n-th pixel."""
+        return self.projection is None and self.pool is None and all(step.kind == "subsample" for step in self.shapes)
+
+    @property
     def stride(self) -> int:
         """Its stride in all."""
         stride = self.projection.stride if self.projection else 1
@@ -92,6 +97,7 @@ class Block:
         preact: The norm before its first convolution.
         preact_act: The activation behind that.
         add: The sum.
+        raw: Whether the shortcut reads the block's input, and not what norm and activation made of it.
     """
 
     units: list[Unit]
@@ -100,6 +106,7 @@ class Block:
     preact: Step | None
     preact_act: Step | None
     add: Step
+    raw: bool = False
 
     @property
     def stride(self) -> int:
@@ -131,6 +138,9 @@ class Network:
         acts: Every activation between convolutions.
         head: The classifier.
         end: Activation behind the classifier.
+        pooled: The global average.
+        last: The last step of the body, behind which a head begins.
+        beyond: The first step of a head that is no global average with one dense layer, and why it is none.
     """
 
     before: list[Step] = dataclasses.field(default_factory=list)
@@ -142,6 +152,14 @@ class Network:
     acts: list[Step] = dataclasses.field(default_factory=list)
     head: Step | None = None
     end: Step | None = None
+    pooled: Step | None = None
+    last: Step | None = None
+    beyond: Misfit | None = None
+
+    @property
+    def stem_activated(self) -> bool:
+        """With pre-activation: whether norm and activation follow the last convolution of the stem."""
+        return self.preactivated and bool(self.stem) and self.stem[-1].act is not None
 
 
 def find(graph: Simplified, network: Network) -> None:
@@ -184,17 +202,47 @@ class _Walk:
         network = self.network
         passed, at = self.follow(self.graph.start)
         waiting = self._stem(passed)
-        while len(self.readers(at)) > 1:
+        while len(self.readers(at)) > 1 and not (network.blocks and self._is_head(at)):
             self._block(at, waiting)
             waiting, at = self.follow(network.blocks[-1].add)
             if not network.preactivated:
                 waiting = self._activated(waiting, network.blocks[-1].add)
-            if waiting and len(self.readers(at)) > 1 and not network.preactivated:
+            forks = len(self.readers(at)) > 1 and not self._is_head(at)
+            if waiting and forks and not network.preactivated:
                 raise Misfit(waiting[0], "between two blocks there is nothing but an activation")
         if not network.blocks:
             step = self.readers(at)[0] if self.readers(at) else at
             raise Misfit(step, "before it there must be a block with a shortcut")
+        self._settle_stem()
         self._end(waiting, at)
+
+    def _is_head(self, fork: Step) -> bool:
+        """Whether no convolution of maps follows a fork, so that no block can begin there."""
+        seen: set[int] = set()
+        waiting = list(self.readers(fork))
+        while waiting:
+            step = waiting.pop()
+            if step.kind == "conv":
+                return False
+            if id(step) not in seen:
+                seen.add(id(step))
+                waiting += self.readers(step)
+        return True
+
+    def _settle_stem(self) -> None:
+        """Decides whose the norm and activation are that stand between the stem and the first block."""
+        network = self.network
+        first, stem = network.blocks[0], network.stem[-1]
+        if network.preactivated and stem.norm is not None and stem.act is None:
+            raise Misfit(stem.norm, "with pre-activation, an activation must follow a norm of the stem")
+        if first.preact_act is None or first.preact_act is not stem.act:
+            return
+        others = {block.raw for block in network.blocks[1:] if not block.shortcut.is_identity}
+        if not first.shortcut.is_identity and others != {True}:
+            stem.norm = stem.act = None  # the first block's, whose projection reads them
+        else:
+            first.preact = first.preact_act = None
+            first.raw = True
 
     def _activated(self, passed: list[Step], add: Step) -> list[Step]:
         if not passed or passed[0].kind != "act":
@@ -248,7 +296,7 @@ class _Walk:
         if not network.blocks:
             readers = self.readers(first_sum)
             network.preactivated = not (len(readers) == 1 and readers[0].kind == "act")
-        preact, act, rest = self._preactivation(list(waiting), branch, fork)
+        preact, act, rest, raw = self._preactivation(list(waiting), branch, fork)
         units: list[Unit] = []
         attention = None
         for step in rest:
@@ -267,7 +315,10 @@ class _Walk:
             )
         if network.preactivated and units[-1].norm is not None:
             raise Misfit(units[-1].norm, "with pre-activation no norm ends a block")
-        network.blocks.append(Block(units, self._shortcut(shortcut), attention, preact, act, first_sum))
+        found = Block(units, self._shortcut(shortcut), attention, preact, act, first_sum, raw)
+        if network.preactivated and found.shortcut.is_identity and not raw and act is not network.stem[-1].act:
+            raise Misfit(act or first_sum, "with pre-activation an identity must pass the block's input on as it is")
+        network.blocks.append(found)
 
     def _way(self, step: Step) -> tuple[list[Step], Step]:
         """The steps from a fork to the sum behind it."""
@@ -287,29 +338,30 @@ class _Walk:
 
     def _preactivation(
         self, waiting: list[Step], branch: list[Step], fork: Step
-    ) -> tuple[Step | None, Step | None, list[Step]]:
-        """Norm and activation before a block, which stand before the fork or on the branch; and the rest of that."""
+    ) -> tuple[Step | None, Step | None, list[Step], bool]:
+        """Norm and activation before a block, which stand before the fork or on the branch; the rest of that; and
+        whether the shortcut goes round them."""
         network = self.network
         if not network.preactivated:
             if waiting:
                 raise Misfit(waiting[0], "between stem or block and the next block there is nothing but an activation")
-            return None, None, branch
-        stem = network.stem[-1] if not network.blocks and not network.pools else None
+            return None, None, branch, True
+        stem = network.stem[-1] if not network.blocks else None
         if not waiting and branch[0].kind == "conv" and stem is not None and stem.act is not None:
-            found = [stem.norm, stem.act] if stem.norm else [stem.act]  # nothing stands between stem and block
-            stem.norm = stem.act = None
-        else:
-            on_branch = []
-            while not waiting and branch and branch[0].kind in (*_NORMS, "act"):
-                on_branch.append(branch[0])
-                branch = branch[1:]
-            found = waiting or on_branch
-            network.acts += [step for step in found if step.kind == "act"]
+            if network.pools:
+                return None, None, branch, True
+            return stem.norm, stem.act, branch, False  # whose they are is settled when all blocks are known
+        on_branch = []
+        while not waiting and branch and branch[0].kind in (*_NORMS, "act"):
+            on_branch.append(branch[0])
+            branch = branch[1:]
+        found = waiting or on_branch
+        network.acts += [step for step in found if step.kind == "act"]
         kinds = ["norm" if step.kind in _NORMS else step.kind for step in found]
         if kinds not in (["norm", "act"], ["act"]):
             step = next((step for step in found if step.kind not in (*_NORMS, "act")), found[0] if found else fork)
             raise Misfit(step, "with pre-activation, a block must begin with a norm and an activation")
-        return (found[0] if len(found) == 2 else None), found[-1], branch
+        return (found[0] if len(found) == 2 else None), found[-1], branch, not waiting
 
     def _shortcut(self, path: Sequence[Step]) -> Shortcut:
         pool: Step | None = None
@@ -332,23 +384,35 @@ class _Walk:
 
     def _end(self, waiting: list[Step], at: Step) -> None:
         network, rest = self.network, list(waiting)
+        network.last = network.acts[-1]
         if network.preactivated:
             if rest and rest[0].kind in _NORMS:
-                network.post = rest.pop(0)
+                network.post = network.last = rest.pop(0)
             if rest and rest[0].kind == "act":
-                network.acts.append(rest.pop(0))
+                network.last = rest.pop(0)
+                network.acts.append(network.last)
             elif network.post is None or rest:
                 raise Misfit(rest[0] if rest else at, "with pre-activation, a norm and an activation end the network")
+        after = list(rest)
         if rest and rest[0].kind == "mean":
-            rest.pop(0)
+            network.pooled = rest.pop(0)
             if rest and rest[0].kind == "dense":
                 network.head = rest.pop(0)
-        if network.head and rest and (rest[0].kind == "end" or rest[0].kind == "act"):
+        if network.head and rest and rest[0].kind in ("end", "act"):
             network.end = rest.pop(0)
-        if rest:
-            raise Misfit(rest[0], "behind the last block there is a global average, a classifier and nothing else")
-        if self.readers(at):
-            raise Misfit(self.readers(at)[0], "it has no place behind the last block")
+        readers, ends = self.readers(at), self.graph.ends
+        if not rest and not readers and len(ends) == 1 and ends[0] is at:
+            return
+        if not after and not readers:
+            raise Misfit(at, "the graph must hand out what its last layer makes, and that alone")
+        network.pooled = network.head = network.end = None
+        strange = (*rest, *readers, at)[0]
+        why = (
+            "behind the last block there is a global average, a classifier and nothing else"
+            if rest or readers
+            else "a graph must hand out one value, that of its last step"
+        )
+        network.beyond = Misfit(strange, why)
 
 
 def _convolutions(path: Sequence[Step]) -> int:

@@ -6,15 +6,17 @@ convolutions stay folded, and are said to be.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from resfit.architecture.spec import ArchitectureSpec
+from resfit.checkpoints.heads import End
 from resfit.checkpoints.identify import nearest
 from resfit.checkpoints.namings import LEFT_OUT, Translation
 from resfit.checkpoints.onnx_graph import fields, lift, simplify, structure
@@ -44,42 +46,123 @@ def translate(tensors: Tensors, *, ignore: Sequence[str] = ()) -> Translation:
             fit, and the nearest architecture.
     """
     graph: Graph = tensors.graph
-    network = Network()
     remarks: list[str] = []
-    try:
+    with told_plainly():
         lifted = lift.lift(graph, tensors.arrays)
+    found = assemble(lifted, remarks)
+    contract = found.contract or _habit(found.fields, graph, found.size, remarks)
+    leftover, left_out = _unused(tensors, lifted.names, ignore)
+    activation = None if found.head is None else found.activation
+    if activation is None and found.head is not None:
+        remarks.append(
+            "classifier_activation='softmax' (the graph hands out what the classifier makes, without an activation; "
+            "classifier_activation=None does the same)"
+        )
+    return Translation(
+        CONVENTION,
+        "",
+        found.arrays,
+        found.stated,
+        leftover,
+        (*graph.left_out, *left_out),
+        tuple(dict.fromkeys(remarks)),
+        contract,
+        end=End(activation or "softmax", None, found.refused, found.takes),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembled:
+    """A network that was read off a graph.
+
+    Attributes:
+        network: Its steps.
+        arrays: Its weights by canonical name.
+        fields: What the graph tells of the architecture.
+        contract: The input contract, where the graph begins with one.
+        takes: What values images have that the graph takes: up to ``255`` or ``1``; None where it does not normalise
+            them itself.
+        refused: Why the head cannot be kept, ``""`` where it can.
+    """
+
+    network: Network
+    arrays: dict[str, np.ndarray]
+    fields: dict[str, Any]
+    contract: InputSpec | None
+    takes: int | None
+    refused: str
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The fields that the weights do not tell as well."""
+        return {
+            name: value
+            for name, value in self.fields.items()
+            if name not in ("depths", "widths", "in_channels", "classes")
+        }
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of images."""
+        return self.fields.get("input_size", (224, 224))
+
+    @property
+    def head(self) -> Step | None:
+        """The classifier."""
+        return self.network.head
+
+    @property
+    def activation(self) -> str | None:
+        """The activation behind the classifier, None where there is none."""
+        return None if self.network.end is None else str(self.network.end.values["name"])
+
+
+@contextlib.contextmanager
+def told_plainly(network: Network | None = None) -> Iterator[None]:
+    """Turns what does not fit into an error of a checkpoint.
+
+    Args:
+        network: What was read of it before.
+
+    Raises:
+        CheckpointError: Something did not fit. The text names the first step that does not, and the nearest
+            architecture.
+    """
+    try:
+        yield
+    except Unfit as reason:
+        raise CheckpointError(f"{reason}.") from None
+    except Misfit as reason:
+        nearest_one = _nearest(network) if network is not None else ""
+        raise CheckpointError(
+            f"the graph must be that of a residual network. The first operation that does not fit is {reason}. "
+            f"{nearest_one}"
+        ) from None
+    except ArgumentError as reason:
+        raise CheckpointError(f"the blocks of the graph must make one network. Received: {reason}") from None
+
+
+def assemble(lifted: lift.Lifted, remarks: list[str]) -> Assembled:
+    """Finds the residual network in a graph of steps, and reads weights and architecture off it.
+
+    Args:
+        lifted: The steps.
+        remarks: To which is added what had to be assumed.
+
+    Raises:
+        CheckpointError: The graph is not that of a residual network.
+    """
+    network = Network()
+    with told_plainly(network):
         simplified = simplify.simplify(lifted.start, lifted.ends)
         structure.find(simplified, network)
         told = fields.read(network, lifted.start.size, remarks)
         arrays, norms = _arrays(network, remarks)
         told |= norms
         fields.compare(network, ArchitectureSpec(**told))
-        contract = _contract(network, told, graph, remarks)
-    except Unfit as reason:
-        raise CheckpointError(f"{reason}.") from None
-    except Misfit as reason:
-        raise CheckpointError(
-            f"the graph must be that of a residual network. The first operation that does not fit is {reason}. "
-            f"{_nearest(network)}"
-        ) from None
-    except ArgumentError as reason:
-        raise CheckpointError(f"the blocks of the graph must make one network. Received: {reason}") from None
-    leftover, left_out = _unused(tensors, lifted.names, ignore)
-    if network.end is not None and network.end.values["name"] != "softmax":
-        remarks.append(
-            f"the graph ends in {network.end.values['name']}; classifier_activation says what the model does"
-        )
-    told = {name: value for name, value in told.items() if name not in ("depths", "widths", "in_channels", "classes")}
-    return Translation(
-        CONVENTION,
-        "",
-        arrays,
-        told,
-        leftover,
-        (*graph.left_out, *left_out),
-        tuple(dict.fromkeys(remarks)),
-        contract,
-    )
+        contract, takes = _contract(network, told, remarks)
+    refused = f"the head does not fit: {network.beyond}" if network.beyond else ""
+    return Assembled(network, arrays, told, contract, takes, refused)
 
 
 def _nearest(network: Network) -> str:
@@ -101,8 +184,11 @@ def _arrays(network: Network, remarks: list[str]) -> tuple[dict[str, np.ndarray]
     told: dict[str, Any] = {"norm": "none", "folded": False, "norm_epsilon": _EPSILON, "weight_standardization": False}
     bare = _without_norms(network)
     behind = {name: unit for name, unit in units.items() if id(unit) not in bare}
-    before = {f"{name}_preact": block.preact for name, block in found.items()} if network.preactivated else {}
+    if bare and not network.preactivated:
+        told["shortcut_norm"] = False
+    before: dict[str, Step | None] = {}
     if network.preactivated:
+        before = {f"{name}_preact": block.preact for name, block in found.items() if block.preact_act is not None}
         before["post"] = network.post
     partly = [unit for unit in behind.values() if unit.norm is None or unit.norm.kind == "affine"]
     kinds = {_kind(step) for step in (*before.values(), *(unit.norm for unit in behind.values())) if step is not None}
@@ -138,10 +224,14 @@ def _arrays(network: Network, remarks: list[str]) -> tuple[dict[str, np.ndarray]
 
 def _without_norms(network: Network) -> set[int]:
     """The convolutions, by identity, behind which networks of this kind have no norm."""
+    projections = [block.shortcut.projection for block in network.blocks if block.shortcut.projection]
     if not network.preactivated:
-        return set()
-    ends = [network.stem[-1], *(block.units[-1] for block in network.blocks)]
-    return {id(unit) for unit in (*ends, *(block.shortcut.projection for block in network.blocks))}
+        alone = {id(unit) for unit in projections}
+        others = [unit for unit in fields.named(network).values() if id(unit) not in alone]
+        kept = all(unit.norm is not None and unit.norm.kind == "norm" for unit in others)
+        return alone if kept and projections and not any(unit.norm for unit in projections) else set()
+    ends = [*([] if network.stem_activated else [network.stem[-1]]), *(block.units[-1] for block in network.blocks)]
+    return {id(unit) for unit in (*ends, *projections)}
 
 
 def _kind(step: Step) -> str:
@@ -260,11 +350,11 @@ def _of_attention(network: Network) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _contract(network: Network, told: dict[str, Any], graph: Graph, remarks: list[str]) -> InputSpec | None:
-    """The input contract, as far as the graph begins with one."""
+def _contract(network: Network, told: dict[str, Any], remarks: list[str]) -> tuple[InputSpec | None, int | None]:
+    """The input contract, as far as the graph begins with one, and the largest value of the images that it takes."""
     channels, size = told["in_channels"], told.get("input_size", (224, 224))
     if not network.before:
-        return _habit(told, graph, size, remarks)
+        return None, None
     scale, shift, turned = np.ones(channels), np.zeros(channels), False
     for step in network.before:
         if step.kind == "flip":
@@ -279,14 +369,16 @@ def _contract(network: Network, told: dict[str, Any], graph: Graph, remarks: lis
         "the graph normalises images itself, which the input contract does here; from its numbers it takes "
         f"{'0..255' if by_255 else '0..1'}"
     )
-    return InputSpec(
+    order: Literal["rgb", "bgr"] = "bgr" if turned else "rgb"
+    contract = InputSpec(
         size=size,
         channels=channels,
-        channel_order="bgr" if turned else "rgb",
+        channel_order=order,
         scale=1.0 if by_255 else 1 / 255,
         mean=tuple(float(value) for value in -shift / scale),
         std=tuple(float(value) for value in 1 / scale),
     )
+    return contract, 255 if by_255 else 1
 
 
 def _habit(told: dict[str, Any], graph: Graph, size: tuple[int, int], remarks: list[str]) -> InputSpec | None:

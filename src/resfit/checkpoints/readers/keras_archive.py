@@ -23,6 +23,7 @@ from resfit.errors import CheckpointError
 _CONFIG, _WEIGHTS, _METADATA = "config.json", "model.weights.h5", "metadata.json"
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _MOST_METADATA = 1_000_000
+_OWN_MEMBER = "resfit.json"
 _MOST_JSON = 50_000_000
 _MOST_MEMBERS = 100_000
 _MOST_EXPANSION = 4
@@ -47,7 +48,8 @@ def read(path: Path) -> Tensors:
 
     Returns:
         Arrays under the names of :func:`resfit.checkpoints.readers.keras_weights.read`; ``config`` has the layers'
-        configurations by name under ``"keras_layers"``.
+        configurations by name under ``"keras_layers"``, and ``graph`` is a
+        :class:`resfit.checkpoints.readers.keras_config.SavedModel`.
 
     Raises:
         CheckpointError: The file is missing, damaged, declares more than it holds, or refers to something outside
@@ -56,16 +58,43 @@ def read(path: Path) -> Tensors:
     path = Path(path)
     with hdf5.told(path), _opened(path) as archive:
         config = json.loads(_content(archive, _member(archive, _CONFIG), _MOST_JSON))
+        places = keras_config.places(config)
+        version, own = _version(archive), _OWN_MEMBER in archive.namelist()
         member = _member(archive, _WEIGHTS)
         if member.compress_type == zipfile.ZIP_STORED:  # as Keras writes it: read where it lies
-            arrays, other = keras_weights.read_file(path, _offset(path, member), member.file_size)
+            found = keras_weights.read_groups(path, _offset(path, member), member.file_size, places)
         else:
             with tempfile.TemporaryDirectory(prefix="resfit-") as folder:
                 unpacked = Path(folder, _WEIGHTS)
                 unpacked.write_bytes(_content(archive, member, _room(path)))
-                arrays, other = keras_weights.read_file(unpacked)
+                found = keras_weights.read_groups(unpacked, None, None, places)
+    arrays, other, groups = found
     layers = keras_config.config_layers(config)
-    return Tensors(path, arrays, {"keras_layers": layers} if layers else {}, graph=keras_weights.Layers(other))
+    variables = {places[group]: names for group, names in groups.items() if group in places}
+    graph = keras_config.SavedModel(config, variables, version, other, own)
+    return Tensors(path, arrays, {"keras_layers": layers} if layers else {}, graph=graph)
+
+
+def version(path: Path) -> int:
+    """Returns the version of Keras that wrote a file, 2 or 3; 3 where it does not say.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: It is no archive.
+    """
+    with hdf5.told(path), _opened(path) as archive:
+        return _version(archive)
+
+
+def _version(archive: zipfile.ZipFile) -> int:
+    """Returns the version of Keras that wrote an archive, 2 or 3."""
+    try:
+        about = json.loads(_content(archive, _member(archive, _METADATA), _MOST_JSON))
+    except (CheckpointError, ValueError):
+        return 3
+    return 2 if isinstance(about, dict) and str(about.get("keras_version")).startswith("2.") else 3
 
 
 def check(path: Path) -> tuple[Any, int]:

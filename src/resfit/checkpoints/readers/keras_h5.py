@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def read(path: Path) -> Tensors:
     Returns:
         Arrays under ``"<model around it>/<name of the layer>/<variable>"``, such as
         ``"resnet50/conv2_block1_1_conv/kernel"``. Of a whole model, ``config`` has the layers' configurations by name
-        under ``"keras_layers"``.
+        under ``"keras_layers"``, and ``graph`` is a :class:`resfit.checkpoints.readers.keras_config.SavedModel`.
 
     Raises:
         CheckpointError: As :func:`read_layers`; or two weights have one name.
@@ -84,7 +84,8 @@ def read(path: Path) -> Tensors:
     path = Path(path)
     arrays: dict[str, np.ndarray] = {}
     whole: dict[str, np.ndarray] = {}
-    count = 0
+    held: dict[str, dict[str, tuple[str, ...]]] = {}
+    graph, count = None, 0
     with hdf5.told(path), hdf5.opened(path) as file:
         for layer in _all_layers(file, path.stat().st_size):
             for name, array in zip(layer.weight_names, layer.arrays, strict=True):
@@ -93,13 +94,43 @@ def read(path: Path) -> Tensors:
                 target = "/".join([*([layer.name] if inner != layer.name else []), inner, parts[-1]])
                 count += 1
                 arrays[target] = whole["/".join(parts)] = array
-        if len(arrays) < count <= len(whole):  # layers of a subclassed model, whose names are unique with their scopes
+                inside = held.setdefault(layer.name, {})
+                inside[inner] = (*inside.get(inner, ()), target)
+        has_own_names = len(arrays) == count
+        if not has_own_names and count <= len(whole):  # a subclassed model: names are unique with their scopes
             arrays = whole
-        elif len(arrays) < count:
+        elif not has_own_names:
             raise CheckpointError(f"{path}: every weight must have a name of its own. Received: one twice.")
         stated = file.attrs.get("model_config")
-        layers = keras_config.config_layers(json.loads(hdf5.text(stated))) if stated is not None else {}
-    return Tensors(path, arrays, {"keras_layers": layers} if layers else {})
+        config = None if stated is None else json.loads(hdf5.text(stated))
+        layers = keras_config.config_layers(config)
+        if config is not None and has_own_names and keras_config.layers_of(config) is not None:
+            version = 2 if hdf5.text(file.attrs.get("keras_version", "2.")).startswith(("1.", "2.")) else 3
+            graph = keras_config.SavedModel(config, _variables(config, held), version)
+    return Tensors(path, arrays, {"keras_layers": layers} if layers else {}, graph=graph)
+
+
+def _variables(
+    config: Any, held: Mapping[str, Mapping[str, tuple[str, ...]]]
+) -> dict[keras_config.Place, tuple[str, ...]]:
+    """Finds the arrays of each layer: those of a model inside stand under its name, by the names of its layers."""
+    found: dict[keras_config.Place, tuple[str, ...]] = {}
+    taken: set[tuple[str, str]] = set()
+    for place, entry in keras_config.inner_layers(config):
+        inside = held.get(place[0])
+        if inside is None or keras_config.layers_of(entry) is not None:
+            continue
+        if len(place) == 1:
+            found[place] = tuple(name for names in inside.values() for name in names)
+        elif place[-1] in inside:
+            if (place[0], place[-1]) in taken:
+                raise CheckpointError(
+                    f"layers of models inside a model must have names of their own. Received: {place[-1]!r} twice in "
+                    f"{place[0]!r}."
+                )
+            taken.add((place[0], place[-1]))
+            found[place] = inside[place[-1]]
+    return found
 
 
 def is_legacy(path: str | os.PathLike[str]) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,56 @@ def read(path: Path) -> Tensors:
         return Tensors(path, arrays, graph=Layers(other))
 
 
+def read_groups(
+    path: Path, offset: int | None, size: int | None, places: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, np.ndarray], tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """Reads one file whose layers a configuration names.
+
+    Args:
+        path: The file, or one that it is a part of.
+        offset: Where it begins, if it is a part.
+        size: Its bytes, if it is a part.
+        places: For each group the names of the models around its layer and its own.
+
+    Returns:
+        As :func:`read_file`, and the names of the arrays of each group, in the layer's own order.
+
+    Raises:
+        CheckpointError: As :func:`read_file`; or the file names a layer otherwise than the configuration.
+    """
+    groups: dict[str, tuple[str, ...]] = {}
+    arrays, other = read_file(path, offset, size, {key: place[-1] for key, place in places.items()}, groups)
+    return arrays, other, groups
+
+
+def read_unnamed(path: Path) -> dict[str, tuple[np.ndarray, ...]]:
+    """Reads the variables of a file by group (``"layers/conv2d_7"``), whatever the layers are called.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or refers to something outside itself.
+    """
+    groups: dict[str, tuple[str, ...]] = {}
+    with hdf5.told(path):
+        arrays, _ = read_file(path, names=_Anything(), groups=groups)
+    return {place: tuple(arrays[name] for name in names) for place, names in groups.items()}
+
+
+class _Anything(dict[str, str]):
+    """Names every layer by its place."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return key
+
+
 def read_file(
-    path: Path, offset: int | None = None, size: int | None = None, names: Mapping[str, str] | None = None
+    path: Path,
+    offset: int | None = None,
+    size: int | None = None,
+    names: Mapping[str, str] | None = None,
+    groups: dict[str, tuple[str, ...]] | None = None,
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Reads one file.
 
@@ -94,7 +142,9 @@ def read_file(
         path: The file, or one that it is a part of.
         offset: Where it begins, if it is a part.
         size: Its bytes, if it is a part.
-        names: Names of layers by group, such as ``{"conv2d_1": "conv2_conv"}``, for files that do not have them.
+        names: Names of layers by group, such as ``{"conv2d_1": "conv2_conv"}`` or
+            ``{"layers/conv2d_1": "conv2_conv"}``, for files that do not have them.
+        groups: To which the names of the arrays of every group are added.
 
     Returns:
         Its arrays by name, and what was not read.
@@ -119,10 +169,12 @@ def read_file(
             for number, name in enumerate(sorted(present, key=_number)):
                 array = hdf5.read_array(group, name, room)
                 room -= array.nbytes
-                target = _target(place, group, number, len(present), name, names or {})
+                target = _target(place, group, number, len(present), name, {} if names is None else names)
                 if target in arrays:
                     raise CheckpointError(f"every layer must have a name of its own. Received: {target!r} twice.")
                 arrays[target] = array
+                if groups is not None:
+                    groups[place] = (*groups.get(place, ()), target)
     if not arrays:
         raise CheckpointError("the file must hold weights of layers. Received: none.")
     return arrays, tuple(other)
@@ -180,7 +232,13 @@ def _target(place: str, group: Any, number: int, count: int, name: str, names: M
     """Returns the name of a variable: the models around its layer, the layer's own name, the variable's."""
     parts = [part for part in place.split("/") if part != _CONTAINER]
     kind = re.sub(r"_\d+$", "", parts[-1]) if parts else ""
-    stated = group.attrs.get("name", names.get(parts[-1]) if parts else None)
+    known = names.get(place) or (names.get(parts[-1]) if parts else None)
+    stated = known if isinstance(names, _Anything) else group.attrs.get("name", known)
+    if place in names and stated is not None and hdf5.text(stated) != names[place]:
+        raise CheckpointError(
+            "configuration and weights must be those of one model. Received: a layer that the configuration calls "
+            f"{names[place]!r}, and the weights {hdf5.text(stated)!r}."
+        )
     if stated is None:
         raise CheckpointError(
             "the file must name its layers, as Keras does but for its first versions. Received: none. Name the "
