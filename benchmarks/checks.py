@@ -51,8 +51,8 @@ def unpack_fashion(source: Path, folder: Path, each: int) -> None:
 
 def measure(name: str, folder: Path, *, cleanlab: bool) -> None:
     import resfit
-    from resfit import checking
-    from resfit.data.image_set import scan
+    from resfit.data.dataset import scan
+    from resfit.quality import checking
 
     body = resfit.load("resnet10_tiny", include_top=False, pooling="avg")
 

@@ -19,7 +19,7 @@ import numpy as np
 
 
 def probe(rows: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> float:
-    from resfit.transfer.linear import fit_linear
+    from resfit.tasks.classification.heads.linear import fit_linear
 
     head = fit_linear(rows[train], labels[train])
     return float((head.probabilities(rows[test]).argmax(axis=1) == labels[test]).mean())
@@ -33,9 +33,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     import resfit
+    from resfit.data.dataset import scan
     from resfit.data.decode import decode_many
-    from resfit.data.image_set import scan
-    from resfit.transfer.features import extract
+    from resfit.features.extract import extract
 
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(arguments.archive) as archive:

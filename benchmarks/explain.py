@@ -26,7 +26,7 @@ def _count_empty() -> None:
     """Counts the maps of real images for whose most probable class Grad-CAM finds nothing, by how sure it is."""
     import resfit
     from resfit.data import samples
-    from resfit.data.image_set import scan
+    from resfit.data.dataset import scan
 
     with tempfile.TemporaryDirectory() as folder:
         images = samples.unpack(Path(folder) / "images")

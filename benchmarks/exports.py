@@ -46,7 +46,7 @@ def main() -> None:
     import resfit
     from resfit import export
     from resfit.engines.keras import KerasEngine
-    from resfit.export.subject import subject_of
+    from resfit.export.export_model import subject_of
 
     source: Any = resfit.load(arguments.source, weights=None, seed=0) if arguments.random else arguments.source
     subject = subject_of(source)

@@ -94,7 +94,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     import resfit
     from resfit import engines
     from resfit.data.decode import decode_many
-    from resfit.transfer.features import extract
+    from resfit.features.extract import extract
 
     paths = write_images(arguments.archive, folder, arguments.images)
     body = randomize(resfit.load("resnet50", weights=None, include_top=False, pooling="avg", input_shape=(224, 224, 3)))
@@ -143,7 +143,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
 
 def store() -> None:
     """Prints how long a store of a million rows takes to open, and what 50,000 images cost in memory."""
-    from resfit.transfer.store import _RECORD, FeatureStore, StoreKey, _record_crcs
+    from resfit.features.store import _RECORD, FeatureStore, StoreKey, _record_crcs
 
     count, width = 1_000_000, 2048
     with tempfile.TemporaryDirectory() as folder:
@@ -176,7 +176,7 @@ import resource, sys, tempfile
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from resfit.transfer.features import extract
+from resfit.features.extract import extract
 from tests.pictures import tiny_body
 count = int(sys.argv[1])
 class Engine:

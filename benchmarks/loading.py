@@ -27,8 +27,8 @@ kind, how, file = sys.argv[1:]
 import h5py, keras, numpy, tensorflow
 import resfit
 from resfit import zoo
-from resfit.checkpoints import canonical, convert, identify, keras_namings, tf_namings
-from resfit.checkpoints.readers import keras_archive, npz, saved_model, torch as _
+from resfit.weights import canonical, convert, identify, keras_namings, tf_namings
+from resfit.weights.formats import keras_archive, npz, saved_model, torch as _
 import safetensors.numpy
 if kind in ("pth", "old.pth"):
     import torch
@@ -57,8 +57,8 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 from pathlib import Path
 import numpy as np, keras, tensorflow as tf, torch
 from resfit import zoo
-from resfit.checkpoints import write
-from tests.checkpoints import tf_sources
+from resfit.weights import write
+from tests.weights import tf_sources
 
 folder = Path(sys.argv[1])
 model = keras.applications.ResNet152(weights=None)

@@ -34,7 +34,7 @@ import io, sys
 import numpy as np, uvicorn
 from fastapi import FastAPI, UploadFile
 from PIL import Image
-from resfit.classifier import Classifier
+from resfit.tasks.classification import Classifier
 clf = Classifier.load(sys.argv[1])
 height, width = clf.input_spec.size
 app = FastAPI()
@@ -70,7 +70,7 @@ def main() -> None:
 def run(options: argparse.Namespace, folder: Path) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     artifact, files = prepare(options, folder)
-    from resfit.classifier import Classifier
+    from resfit.tasks.classification import Classifier
 
     classifier = Classifier.load(artifact)
     expected = classifier.predict_proba(files, engine="openvino")

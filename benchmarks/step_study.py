@@ -14,7 +14,7 @@ against resfit's.
 - matmul: folded, 1x1 convolutions as matrix products.
 - xla: plain, compiled by XLA.
 - bfloat16: folded, in bfloat16 with float32 weights, which a recipe chooses on a processor with matrix units; gradients
-  of kernels are matrix products there (resfit.transfer.convolution).
+  of kernels are matrix products there (resfit.training.convolution).
 - bfloat16 library: the same with TensorFlow's own gradients.
 - forward: folded, without gradients.
 """
@@ -49,7 +49,7 @@ def peak() -> float:
 
 def operations(model: Any, learning: set[str], macs: dict[str, int]) -> tuple[float, float]:
     """Operations of one image forwards; and backwards, to the weights that learn and to the inputs behind them."""
-    from resfit.transfer import boundary
+    from resfit.training import boundary
 
     forward = backward = 0.0
     reached: set[str] = set()  # layers behind something that learns
@@ -75,8 +75,8 @@ def main() -> None:
     import tensorflow as tf
 
     import resfit
-    from resfit.architecture import arithmetic
-    from resfit.transfer import boundary, convolution, folding, training
+    from resfit.networks import arithmetic
+    from resfit.training import bn_folding, boundary, convolution, loop
 
     body = resfit.load("resnet50", weights=None, include_top=False, pooling="avg", seed=0)
     images = np.random.default_rng(0).uniform(0, 255, (arguments.batch, 224, 224, 3)).astype(np.float32)
@@ -102,7 +102,7 @@ def main() -> None:
 
     def own(program: Any, second: Any, *, jit: bool = False, gradients: bool = True) -> Callable[[], Any]:
         learned = second.trainable_variables
-        optimizer = training.Optimizer(learned, "adam")
+        optimizer = loop.Optimizer(learned, "adam")
 
         @tf.function(autograph=False, jit_compile=jit)
         def step(inputs: Any, labels: Any) -> Any:
@@ -126,11 +126,11 @@ def main() -> None:
 
     def matmul() -> Callable[[], Any]:
         _, _, second, _ = network()
-        return own(as_products(folding.fold(second, lambda _: True)), second)
+        return own(as_products(bn_folding.fold(second, lambda _: True)), second)
 
     def folded(dtype: str | None = None, **options: Any) -> Callable[[], Any]:
         _, _, second, _ = network(dtype)
-        return own(folding.fold(second, lambda _: True), second, **options)
+        return own(bn_folding.fold(second, lambda _: True), second, **options)
 
     def library() -> Callable[[], Any]:
         def convolve(inputs: Any, kernel: Any, bias: Any, *, strides: Any, padding: str, relu: bool) -> Any:
@@ -189,7 +189,7 @@ def as_products(model: Any) -> Any:
     import keras
     import tensorflow as tf
 
-    from resfit.transfer.folding import FoldedConvolution
+    from resfit.training.bn_folding import FoldedConvolution
 
     class Product(keras.layers.Layer):
         def __init__(self, folded: Any):

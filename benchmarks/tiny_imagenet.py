@@ -27,8 +27,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     import resfit
-    from resfit.checkpoints.readers.safetensors import metadata_value, read_metadata
     from resfit.data.pixel_store import open_store
+    from resfit.weights.formats.safetensors import metadata_value, read_metadata
 
     weights = Path(arguments.model)
     if arguments.model == "resnet10_tiny":

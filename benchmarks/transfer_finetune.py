@@ -35,7 +35,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
 
     import resfit
-    from resfit import classifier
+    from resfit.tasks import classification
 
     weights = random_weights()
     tuning = {
@@ -74,7 +74,7 @@ def main() -> None:
             begin = time.perf_counter()
             body = resfit.load("resnet50", weights=None, include_top=False, pooling="avg")
             body.set_weights(weights)
-            fitted = classifier.fit(
+            fitted = classification.fit(
                 folder,
                 model=body,
                 cache=cache,

@@ -38,7 +38,7 @@ def main() -> None:
     import openvino  # noqa: F401  # imports are no part of what is timed
 
     import resfit
-    from resfit import classifier
+    from resfit.tasks import classification
 
     if arguments.precision == "int8":
         import nncf  # noqa: F401
@@ -70,12 +70,12 @@ def main() -> None:
             os.environ["RESFIT_CACHE"] = str(last["cache"])  # networks are converted anew, too
             begin = time.perf_counter()
             tuning = {"epochs": arguments.epochs, "patience": None}
-            fitted = classifier.fit(folder, model=body(), cache=last["cache"], head="mlp", tuning=tuning, **shared)
+            fitted = classification.fit(folder, model=body(), cache=last["cache"], head="mlp", tuning=tuning, **shared)
             return {"seconds": time.perf_counter() - begin, **fitted.run.seconds}
 
         def second() -> dict[str, float]:
             begin = time.perf_counter()
-            fitted = classifier.fit(folder, model=body(), cache=last["cache"], head="linear", **shared)
+            fitted = classification.fit(folder, model=body(), cache=last["cache"], head="linear", **shared)
             assert fitted.run.computed == 0
             return {"seconds": time.perf_counter() - begin, **fitted.run.seconds}
 

@@ -32,7 +32,7 @@ COVERAGES = (0.8, 0.9, 0.95)
 
 def random_split(folder: Path, seed: int) -> Path:
     """Writes a table of all images of a folder, as many of them for the test as there are in its test/."""
-    from resfit.data.image_set import scan
+    from resfit.data.dataset import scan
 
     images = scan(folder)
     splits = np.array(images.splits)[np.random.default_rng(seed).permutation(len(images))]
@@ -57,7 +57,7 @@ def calibration_table(title: str, source: Callable[[int], Path], seeds: int, spl
     """
     import resfit
     from resfit.evaluation import calibration, conformal
-    from resfit.evaluation.judged import judge
+    from resfit.evaluation.inference import judge
 
     losses: dict[bool, list[tuple[float, ...]]] = {False: [], True: []}
     covered = {(method, asked): [] for method in conformal.METHODS for asked in COVERAGES}
@@ -101,7 +101,7 @@ def calibration_table(title: str, source: Callable[[int], Path], seeds: int, spl
 
 def corruption_table(classifier: Any, judged: Any, images: int) -> None:
     """Prints the accuracy on images corrupted in every way and strength, and the mean of each kind."""
-    from resfit.evaluation.corruptions import STRENGTHS, robustness
+    from resfit.evaluation.robustness import STRENGTHS, robustness
 
     begin = time.perf_counter()
     table = robustness(classifier, judged, most=images)
@@ -132,7 +132,7 @@ def main() -> None:
         parser.error("a spread needs at least 3 seeds")
 
     from resfit.data import samples
-    from resfit.evaluation.foreign import measure_foreign
+    from resfit.evaluation.ood_evaluation import measure_foreign
 
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "cache"

@@ -48,15 +48,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     with open(LONG, encoding="utf-8", newline="") as file:
         long = {row["test"]: row["seconds"] for row in csv.DictReader(file)}
     cases: dict[str, int] = {}
-    turns = {}
+    sampling_order = {}
     for item in items:
         name = item.nodeid.partition("[")[0]
-        turns[item] = cases[name] = cases.get(name, -1) + 1
+        sampling_order[item] = cases[name] = cases.get(name, -1) + 1
         parts = name.replace("::", "/").split("/")
         folders = {"/".join(parts[:count]) for count in range(1, len(parts))}
         for place in {name, name.partition("::")[0], *folders} & long.keys():
             item.add_marker(pytest.mark.skip(reason=f"{place} takes {long[place]} s of processor time: make test"))
-    items.sort(key=lambda item: turns[item] > 0)  # the fixtures of a module are made twice at most
+    items.sort(key=lambda item: sampling_order[item] > 0)  # the fixtures of a module are made twice at most
 
 
 class _Module(pytest.Module):

@@ -38,8 +38,8 @@ def tiny_body(seed: int = 0, size: int | None = None):
 
     import keras
 
-    from resfit.architecture.network import build
-    from resfit.architecture.spec import ArchitectureSpec, StemConv
+    from resfit.networks.build import build
+    from resfit.networks.spec import ArchitectureSpec, StemConv
     from resfit.preprocessing import TORCH
 
     keras.utils.set_random_seed(seed)

@@ -79,7 +79,7 @@ def read(path: Path) -> np.ndarray:
 
 def scan(path: Path):
     """Looks for images as `resfit predict` does: headers, frames, DICOMDIR."""
-    from resfit.data.image_set import scan_images
+    from resfit.data.dataset import scan_images
     from resfit.preprocessing import Reading
 
     return scan_images([path], reading=Reading(frame="each"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from resfit.architecture.spec import ArchitectureSpec
+from resfit.networks.spec import ArchitectureSpec
 
 
 def shortened(spec: ArchitectureSpec, most: int = 2) -> ArchitectureSpec:

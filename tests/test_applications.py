@@ -15,11 +15,11 @@ import pytest
 import tensorflow as tf
 
 from resfit import applications
-from resfit.architecture import catalog
-from resfit.checkpoints import canonical, registry, store, write
-from resfit.checkpoints.readers import keras_h5
 from resfit.errors import ArgumentError, CheckpointError, DownloadError
+from resfit.networks import catalog
 from resfit.preprocessing import TORCH
+from resfit.weights import canonical, fetch, registry, write
+from resfit.weights.formats import keras_h5
 from tests.numeric import images, randomize, relative_error
 
 SIX = ["ResNet50", "ResNet101", "ResNet152", "ResNet50V2", "ResNet101V2", "ResNet152V2"]
@@ -171,7 +171,7 @@ BOTH = [
 
 @pytest.mark.parametrize("options", BOTH, ids=str)
 def test_value_errors_under_the_same_conditions(options, monkeypatch):
-    monkeypatch.setenv(store.OFFLINE, "1")
+    monkeypatch.setenv(fetch.OFFLINE, "1")
     # what Keras refuses before it would download anything
     fails = lambda *args, **kwargs: pytest.fail("no error")  # noqa: E731
     monkeypatch.setattr(keras.src.utils.file_utils, "get_file", fails)
@@ -222,7 +222,7 @@ def test_channels_first_is_refused():
 
 
 def test_published_weights_that_are_not_here(monkeypatch):
-    monkeypatch.setenv(store.OFFLINE, "1")
+    monkeypatch.setenv(fetch.OFFLINE, "1")
     with pytest.raises(DownloadError, match=r"resnet50_weights_tf_dim_ordering_tf_kernels_notop\.h5"):
         applications.ResNet50(include_top=False)
     with pytest.raises(DownloadError, match=r"timm/resnet18\.a1_in1k"):
@@ -236,7 +236,7 @@ def test_published_weights_of_another_library(tmp_path, monkeypatch):
     written = randomize(applications.ResNet18(weights=None))
     write.write(written, tmp_path / "timm", naming="timm")
     row = registry.get("resnet18.a1_in1k")
-    monkeypatch.setattr(store, "fetch", lambda info, include_top: tmp_path / "timm" if info == row else None)
+    monkeypatch.setattr(fetch, "fetch", lambda info, include_top: tmp_path / "timm" if info == row else None)
     received = applications.ResNet18()
     for expected, found in zip(written.get_weights(), received.get_weights(), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -360,7 +360,7 @@ def test_decode_predictions_of_another_shape(shape):
 
 def test_the_published_index_comes_from_keras_cache(class_index, tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    monkeypatch.setenv(store.OFFLINE, "1")
+    monkeypatch.setenv(fetch.OFFLINE, "1")
     applications._class_index.cache_clear()
     preds = np.eye(1000, dtype="float32")[[417]]
     with pytest.raises(DownloadError, match="c2c37ea517e94d9795004a39431a14cb"):

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resfit import artifact, bounded_json
-from resfit.checkpoints.readers import keras_archive
-from resfit.classifier import Classifier, fit, schema
+from resfit import artifact
 from resfit.data import class_names
 from resfit.data.decode import decode_image
 from resfit.errors import ArgumentError, ArtifactError, ArtifactWarning, CheckpointError, DataError, ResfitWarning
 from resfit.preprocessing import InputSpec
+from resfit.storage import bounded_json
+from resfit.tasks.classification import Classifier, fit, schema
+from resfit.weights.formats import keras_archive
 
 from . import fuzzing
 from .pictures import picture, tiny_body, write_folder
@@ -286,7 +287,7 @@ def test_a_model_that_unpacks_without_end_takes_little_memory(mine):
                 file.write(b" " * (1 << 20))
         archive.writestr("model.weights.h5", weights)
     program = (
-        "import resource, sys; from resfit.checkpoints.readers import keras_archive\n"
+        "import resource, sys; from resfit.weights.formats import keras_archive\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: keras_archive.check(sys.argv[1])\n"
         "except Exception as error: print(type(error).__name__, error)\n"
@@ -382,7 +383,7 @@ FUZZED = {
 def survived(name, out, folder, count, seed=0):
     np.save(folder / "a.npy", np.random.default_rng(0).uniform(0, 255, (9, 9, 3)))
     source = folder / FUZZED[name] if name == "read_npy" else out / FUZZED[name]
-    module = "resfit.checkpoints.readers.keras_archive" if name == "check" else "tests.test_artifact"
+    module = "resfit.weights.formats.keras_archive" if name == "check" else "tests.test_artifact"
     (folder / "copies").mkdir()
     return fuzzing.survive(f"{module}:{name}", [source], folder / "copies", count, seed)
 

@@ -1,11 +1,11 @@
 import pytest
 
 import resfit
-from resfit.architecture import catalog
-from resfit.architecture.network import build
 from resfit.engines import cut
 from resfit.errors import ArgumentError, closest
-from resfit.transfer import boundary
+from resfit.networks import catalog
+from resfit.networks.build import build
+from resfit.training import boundary
 from tests.pictures import tiny_body
 
 NETWORKS = ["resnet50", "resnet56", "resnet101", "resnet50v2", "resnext50_32x4d", "resnet18"]

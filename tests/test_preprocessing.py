@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from resfit import preprocessing
-from resfit.architecture import catalog
-from resfit.architecture.network import build
 from resfit.errors import ArgumentError
+from resfit.networks import catalog
+from resfit.networks.build import build
 from resfit.preprocessing import InputSpec
 from tests.numeric import images, relative_error
 
@@ -39,7 +39,7 @@ def test_the_modes_of_keras_applications(mode, dtype):
 def test_inside_a_model_it_is_the_same_to_the_last_bit(mode):
     contract = getattr(preprocessing, mode)
     inputs = keras.Input((None, None, 3))
-    from resfit.architecture.network import preprocessing as as_layers
+    from resfit.networks.build import preprocessing as as_layers
 
     model = keras.Model(inputs, as_layers(inputs, contract))
     batch = images(2, 9, 6, 3)

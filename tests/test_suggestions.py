@@ -11,10 +11,10 @@ import pytest
 
 import resfit
 from resfit import suggestions
-from resfit.architecture import arithmetic, catalog
-from resfit.cache import cache_root
-from resfit.checkpoints import registry
 from resfit.errors import ArgumentError
+from resfit.networks import arithmetic, catalog
+from resfit.storage.locks import cache_root
+from resfit.weights import registry
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import resfit
-from resfit.architecture import arithmetic, catalog
 from resfit.errors import ArgumentError
+from resfit.networks import arithmetic, catalog
 from tests.numeric import randomize
 
 NAME = "resnet10_tiny"

@@ -16,11 +16,11 @@ import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
 from resfit import zoo
-from resfit.architecture import arithmetic, catalog
-from resfit.checkpoints import canonical, convert, registry, store
-from resfit.checkpoints.readers import keras_h5, safetensors
 from resfit.errors import ArgumentError, CheckpointError, DownloadError, UnknownNameError
+from resfit.networks import arithmetic, catalog
 from resfit.preprocessing import CAFFE, TF, InputSpec
+from resfit.weights import canonical, fetch, load, registry
+from resfit.weights.formats import keras_h5, safetensors
 from tests.numeric import images, randomize, relative_error
 
 NAME = "resnet10_tiny"
@@ -172,7 +172,7 @@ def test_saved_network_loads_again(trained, tmp_path):
     pictures = images(2, 64, 64, 3)
     np.testing.assert_array_equal(again(pictures), model(pictures))
     anew = zoo.load(tmp_path / "net.keras", include_top=False, pooling="avg")
-    assert convert.is_like(anew.architecture, model.architecture)
+    assert load.is_like(anew.architecture, model.architecture)
     expected = keras.Model(model.input, model.layers[-2].output)(pictures)
     assert relative_error(anew(pictures), expected) <= 1e-6
     assert zoo.load(tmp_path / "net.keras", classes=3).output_shape == (None, 3)
@@ -341,7 +341,7 @@ def published(trained, tmp_path, monkeypatch):
     """A row for the small network whose files lie in Keras' cache, as if Keras had downloaded them."""
     cache = tmp_path / "keras/models"
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    monkeypatch.setenv(store.OFFLINE, "1")
+    monkeypatch.setenv(fetch.OFFLINE, "1")
     body = [layer for layer in canonical.to_layers(trained) if layer.name != "predictions"]
     digests = {}
     for name, layers in {"tiny.h5": canonical.to_layers(trained), "tiny_notop.h5": body}.items():
@@ -383,7 +383,7 @@ def test_names_without_weights_say_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="weights=None"):
         zoo.load("preact_resnet20")
     with pytest.raises(CheckpointError, match="by hand"):
-        store.fetch(registry.get("resnet50.radimagenet"))
+        fetch.fetch(registry.get("resnet50.radimagenet"))
     with pytest.raises(CheckpointError, match="Tiny ImageNet"):
         zoo.load(NAME, weights="imagenet")
     with pytest.raises(ArgumentError, match="Did you mean 'imagenet'"):

@@ -8,12 +8,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from resfit import cache, telemetry
+from resfit import telemetry
+from resfit.storage import locks
 
 __version__ = "0.1.0"
 
 telemetry.switch_off()
-telemetry.keep_fonts_in(cache.cache_root())
+telemetry.keep_fonts_in(locks.cache_root())
 
 _EXPORTS = {
     "load": "resfit.zoo",
@@ -21,13 +22,13 @@ _EXPORTS = {
     "describe": "resfit.zoo",
     "suggest": "resfit.suggestions",
     "summary": "resfit.summary",
-    "fit": "resfit.classifier",
-    "Classifier": "resfit.classifier",
+    "fit": "resfit.tasks.classification",
+    "Classifier": "resfit.tasks.classification",
     "InputSpec": "resfit.preprocessing",
     "Reading": "resfit.preprocessing",
-    "ArchitectureSpec": "resfit.architecture.spec",
+    "ArchitectureSpec": "resfit.networks.spec",
     "ResfitError": "resfit.errors",
-    "pretrain": "resfit.transfer.pretrain",
+    "pretrain": "resfit.training.pretrain",
 }
 _MODULES = ("applications", "hub")
 #: Names that need Keras and so TensorFlow, which the user chooses: resfit[cpu] or resfit[gpu].
@@ -38,15 +39,15 @@ __all__ = ["__version__", *_EXPORTS, *_MODULES]
 if TYPE_CHECKING:
     from resfit import applications as applications
     from resfit import hub as hub
-    from resfit.architecture.spec import ArchitectureSpec as ArchitectureSpec
-    from resfit.classifier import Classifier as Classifier
-    from resfit.classifier import fit as fit
     from resfit.errors import ResfitError as ResfitError
+    from resfit.networks.spec import ArchitectureSpec as ArchitectureSpec
     from resfit.preprocessing import InputSpec as InputSpec
     from resfit.preprocessing import Reading as Reading
     from resfit.suggestions import suggest as suggest
     from resfit.summary import summary as summary
-    from resfit.transfer.pretrain import pretrain as pretrain
+    from resfit.tasks.classification import Classifier as Classifier
+    from resfit.tasks.classification import fit as fit
+    from resfit.training.pretrain import pretrain as pretrain
     from resfit.zoo import describe as describe
     from resfit.zoo import list_models as list_models
     from resfit.zoo import load as load

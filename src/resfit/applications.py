@@ -32,11 +32,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from resfit import zoo
-from resfit.architecture import arithmetic, catalog
-from resfit.architecture.catalog import CatalogRow
-from resfit.checkpoints import registry
-from resfit.checkpoints.registry import CheckpointInfo
 from resfit.errors import ArgumentError, CheckpointError, closest
+from resfit.networks import arithmetic, catalog
+from resfit.networks.catalog import CatalogRow
+from resfit.weights import registry
+from resfit.weights.registry import CheckpointInfo
 
 if TYPE_CHECKING:
     import keras
@@ -271,8 +271,8 @@ def _build(
                 f"Received: classifier_activation={classifier_activation!r}."
             )
 
-    from resfit.architecture.network import build
-    from resfit.checkpoints import canonical
+    from resfit.networks.build import build
+    from resfit.weights import canonical
 
     file = None
     if weights is not None:
@@ -434,9 +434,9 @@ def _preprocess(x: Any, contract: InputSpec, data_format: str | None) -> Any:
 
 @functools.lru_cache(maxsize=4)
 def _class_index(path: str | None) -> tuple[tuple[str, str], ...]:
-    from resfit.checkpoints import store
+    from resfit.weights import fetch
 
-    file = store.fetch_file(_CLASS_INDEX_URL, _CLASS_INDEX_MD5) if path is None else path
+    file = fetch.fetch_file(_CLASS_INDEX_URL, _CLASS_INDEX_MD5) if path is None else path
     with open(file, encoding="utf-8") as opened:
         table = json.load(opened)
     return tuple((str(table[str(index)][0]), str(table[str(index)][1])) for index in range(1000))

@@ -35,9 +35,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from resfit import bounded_json
 from resfit.errors import ArgumentError, ArtifactError, ArtifactWarning
-from resfit.files import full_disks_named, sync, umask, write_text
+from resfit.storage import bounded_json
+from resfit.storage.atomic import full_disks_named, sync, umask, write_text
 
 FORMAT = 2  # 1 had a checksum of the model alone
 KIND = "resfit classifier"

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import engines
-from resfit.data import frames, inputs, privacy
-from resfit.data import image_set as image_sets
-from resfit.data.image_set import ImageSet, Skipped
+from resfit.data import dataset as image_sets
+from resfit.data import inputs
+from resfit.data.dataset import ImageSet, Skipped
+from resfit.data.medical import frames, privacy
 from resfit.errors import ArgumentError, DataError
-from resfit.files import atomic_open, atomic_path
+from resfit.features import extract as feature_store
 from resfit.preprocessing import Reading
-from resfit.transfer import features as feature_store
+from resfit.storage.atomic import atomic_open, atomic_path
 
 if TYPE_CHECKING:
     import keras
@@ -34,7 +35,8 @@ class Embedding:
 
     Attributes:
         features: Float32 array of shape ``(n, features)``.
-        paths: The ``n`` files; in medical sets their pseudonyms (:mod:`resfit.data.privacy`); ``None`` for an image
+        paths: The ``n`` files; in medical sets their pseudonyms (:mod:`resfit.data.medical.privacy`); ``None`` for an
+            image
             that was handed over otherwise.
         labels: The ``n`` classes by name; ``None`` for an image without one.
         skipped: Images that could not be used, with the reason.
@@ -98,7 +100,7 @@ def embed_images(
         cache: ``True`` for resfit's own cache folder, ``False`` for none, or a folder.
         batch_size: Images in one pass; ``None`` chooses by their size.
         progress: Called as images get done.
-        **scan_options: Of a folder or CSV file, further options of :func:`resfit.data.image_set.scan`.
+        **scan_options: Of a folder or CSV file, further options of :func:`resfit.data.dataset.scan`.
 
     Raises:
         ArgumentError: Something is no image, as :func:`resfit.data.inputs.listed` says.
@@ -178,7 +180,7 @@ def scan_any(source: Any, *, reading: Reading = _PLAIN, **options: Any) -> Image
     Args:
         source: As :func:`embed_images` takes it.
         reading: Which frames of scans, and which files of their series, are images.
-        **options: Of a folder or CSV file, further options of :func:`resfit.data.image_set.scan`; ``None`` is none.
+        **options: Of a folder or CSV file, further options of :func:`resfit.data.dataset.scan`; ``None`` is none.
 
     Raises:
         DataError: It does not exist or has no images.

@@ -2,7 +2,7 @@
 
 An :class:`InputSpec` says how an image becomes the array that the network was trained on: how it is resized and
 cropped, the order of its channels, and how its values are scaled. The same spec is applied as numpy
-(:meth:`InputSpec.normalize`) and inside a Keras model (:mod:`resfit.architecture.network`).
+(:meth:`InputSpec.normalize`) and inside a Keras model (:mod:`resfit.networks.build`).
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ class InputSpec:
         """Returns the contract for another number of input channels.
 
         More channels get the statistics of red, green, blue in turn, as the first kernel gets their filters
-        (:func:`resfit.checkpoints.canonical.adapt_input`); one channel gets their mean.
+        (:func:`resfit.weights.canonical.adapt_input`); one channel gets their mean.
 
         Args:
             channels: Number of input channels, at least 1.

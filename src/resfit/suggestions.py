@@ -18,13 +18,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from resfit import files, processors
-from resfit.architecture import arithmetic, catalog
-from resfit.cache import cache_root, report_unusable, scratch
-from resfit.checkpoints import registry
-from resfit.checkpoints.registry import CheckpointInfo
+from resfit import processors
 from resfit.drawing import new_figure
 from resfit.errors import ArgumentError, closest
+from resfit.networks import arithmetic, catalog
+from resfit.storage import atomic
+from resfit.storage.locks import cache_root, report_unusable, scratch
+from resfit.weights import registry
+from resfit.weights.registry import CheckpointInfo
 
 #: Told what is being done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -214,7 +215,7 @@ def latency(architecture: str, size: int, *, engine: str = "auto", seed: int = 0
         pass  # not there, or damaged: measure again
     seconds = _measure(architecture, size, engine, seed)
     try:
-        files.write_json(path, {"seconds": seconds, "architecture": architecture, **about})
+        atomic.write_json(path, {"seconds": seconds, "architecture": architecture, **about})
     except OSError as error:
         report_unusable(cache_root(), error)
     return seconds
@@ -278,7 +279,7 @@ def plot(suggestions: Sequence[Suggestion], target: str | os.PathLike[str]) -> P
     axes.set_xlabel("milliseconds for one image on this machine" if measured else "GMACs for one image")
     axes.set_ylabel(f"top-1 accuracy on {suggestions[0].evaluated_on} (%)")
     axes.grid(alpha=0.3)
-    with files.atomic_path(target) as temporary:
+    with atomic.atomic_path(target) as temporary:
         figure.savefig(temporary, dpi=120)
     return target
 
@@ -330,7 +331,7 @@ def _measure(architecture: str, size: int, engine: str, seed: int) -> float:
     import numpy as np
 
     from resfit import engines
-    from resfit.architecture.network import build
+    from resfit.networks.build import build
     from resfit.preprocessing import TORCH
 
     spec = catalog.get(architecture).spec

@@ -16,18 +16,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resfit.architecture import arithmetic, catalog
-from resfit.architecture.arithmetic import StageCount
-from resfit.architecture.spec import ArchitectureSpec
-from resfit.checkpoints import keras_models, registry
-from resfit.checkpoints.registry import CheckpointInfo
 from resfit.errors import ArgumentError, CheckpointError, UnknownNameError, closest
+from resfit.networks import arithmetic, catalog
+from resfit.networks.arithmetic import StageCount
+from resfit.networks.spec import ArchitectureSpec
+from resfit.weights import keras_models, registry
+from resfit.weights.registry import CheckpointInfo
 
 if TYPE_CHECKING:
     import keras
 
-    from resfit.checkpoints.convert import Source
     from resfit.preprocessing import InputSpec
+    from resfit.weights.load import Source
 
 #: Suffixes that make a source a file rather than a name.
 FILE_SUFFIXES = (
@@ -176,7 +176,7 @@ def load(
     Args:
         source: A name of the catalog (``"resnet50"``) or of a checkpoint (``"resnet50.a1_in1k"``); a handle
             (``"hf://timm/resnet50.a1_in1k"``, ``"timm://…"``, ``"kaggle://…"``, ``"https://…"``); or the path of a
-            file or folder of any kind that :data:`resfit.checkpoints.convert.FORMATS` lists. A ``.keras`` file
+            file or folder of any kind that :data:`resfit.weights.load.FORMATS` lists. A ``.keras`` file
             alone is loaded as it was saved (:func:`load_keras`); with any other argument, the residual network in
             it is read and built anew.
         weights: ``"default"`` for the published weights of that name, None for fresh ones, or the path or handle
@@ -198,7 +198,7 @@ def load(
         dtype: Dtype policy of the layers, such as ``"mixed_float16"``. Default: Keras' global policy.
         seed: Makes fresh weights the same in every run. Default: they follow Keras' global seed.
         name: Name of the model. Default: the architecture's.
-        **reading: For a file or handle, what :func:`resfit.checkpoints.convert.read_source` takes beside it:
+        **reading: For a file or handle, what :func:`resfit.weights.load.read_source` takes beside it:
             ``architecture``, ``prefix``, ``averaged``, ``ignore``, ``config``, ``input_spec``, and fields of
             :class:`ArchitectureSpec` that overrule what the source says or leaves open.
 
@@ -236,7 +236,7 @@ def load(
         if given == (None, None, None, (), True, None, None, "default", None, None) and not reading:
             return _as_saved(path)
 
-    from resfit.checkpoints import convert
+    from resfit.weights import load as convert
 
     if path is None and include_top is None:
         include_top = True
@@ -259,8 +259,8 @@ def load(
 
 def _as_saved(path: Path) -> keras.Model:
     """Loads a ``.keras`` file as it was saved. One of Keras 2, which Keras 3 cannot load, is built anew."""
-    from resfit.checkpoints import convert
-    from resfit.checkpoints.readers import keras_archive
+    from resfit.weights import load as convert
+    from resfit.weights.formats import keras_archive
 
     if not path.is_file() or not zipfile.is_zipfile(path) or keras_archive.version(path) == 3:
         return load_keras(path)
@@ -285,8 +285,8 @@ def load_keras(path: str | os.PathLike[str]) -> keras.Model:
     Raises:
         CheckpointError: The file is missing, damaged or not safe to load.
     """
-    from resfit.architecture import layers as _layers  # noqa: F401  # registers them
-    from resfit.architecture.network import attach
+    from resfit.networks import layers as _layers  # noqa: F401  # registers them
+    from resfit.networks.build import attach
 
     if not Path(path).is_file():
         raise CheckpointError(f"model file must exist. Received: {os.fspath(path)}.")
@@ -330,9 +330,9 @@ def _names_hub_layer(path: Path) -> bool:
 
 
 def _written_beside(path: Path) -> tuple[ArchitectureSpec, InputSpec | None, tuple[str, ...] | None] | None:
-    """Returns what :mod:`resfit.checkpoints.write` puts into a ``.keras`` archive, or None for any other archive."""
-    from resfit.checkpoints.write import OWN_MEMBER
+    """Returns what :mod:`resfit.weights.write` puts into a ``.keras`` archive, or None for any other archive."""
     from resfit.preprocessing import InputSpec
+    from resfit.weights.write import OWN_MEMBER
 
     try:
         with zipfile.ZipFile(path) as archive:
@@ -381,7 +381,7 @@ def _check_reading(reading: Mapping[str, Any]) -> None:
     Raises:
         ArgumentError: One does not.
     """
-    from resfit.checkpoints import convert
+    from resfit.weights import load as convert
 
     own, further = (
         [
@@ -404,7 +404,7 @@ def _of_path(path: Path, weights: Any, reading: Mapping[str, Any]) -> Source:
         CheckpointError: It is missing, or says nothing.
         ArgumentError: Weights are named beside it.
     """
-    from resfit.checkpoints import convert
+    from resfit.weights import load as convert
 
     if weights not in ("default", None):
         raise ArgumentError(f"a file as source brings its own weights. Received: weights={weights!r}.")
@@ -444,7 +444,8 @@ def read_named(
         DownloadError: The weights cannot be fetched.
         ArgumentError: The choice of weights is none.
     """
-    from resfit.checkpoints import convert, store
+    from resfit.weights import fetch
+    from resfit.weights import load as convert
 
     row, checkpoint = _resolve(name)
     checkpoint = checkpoint or registry.default_for(row.name)
@@ -481,7 +482,7 @@ def read_named(
             'Pass weights="default" for these, or None.'
         )
     needs_top = needs_top and classes in (None, checkpoint.classes)
-    path = store.fetch(checkpoint, include_top=needs_top)
+    path = fetch.fetch(checkpoint, include_top=needs_top)
     return dataclasses.replace(_filled(named, path, {}), class_names=_published_labels(checkpoint))
 
 
@@ -491,7 +492,8 @@ def _filled(named: Source, path: Path, reading: Mapping[str, Any], *, needs_top:
     Raises:
         CheckpointError: It is missing, or of no known kind, or of another network.
     """
-    from resfit.checkpoints import canonical, convert, identify
+    from resfit.weights import canonical, identify
+    from resfit.weights import load as convert
 
     if path.suffix.lower() in _KERAS_SUFFIXES and not reading:
         if not path.is_file():
@@ -531,9 +533,10 @@ def _whole(named: Source, path: Path) -> Source | None:
     Raises:
         CheckpointError: It is damaged, or of another network.
     """
-    from resfit.checkpoints import canonical, convert, identify
-    from resfit.checkpoints.readers import keras_h5, keras_weights
-    from resfit.checkpoints.readers.keras_config import SavedModel
+    from resfit.weights import canonical, identify
+    from resfit.weights import load as convert
+    from resfit.weights.formats import keras_h5, keras_weights
+    from resfit.weights.formats.keras_config import SavedModel
 
     is_new = path.name.endswith(keras_weights.ENDING) and not keras_h5.is_legacy(path)
     if is_new:
@@ -589,7 +592,8 @@ def _of_name(named: Source, found: Source, path: Path) -> Source:
 
 def _compared(named: Source, found: Source, path: Path) -> Source:
     """Returns what was read under a name, and says in what it is another network than the one of this name."""
-    from resfit.checkpoints import convert, identify
+    from resfit.weights import identify
+    from resfit.weights import load as convert
 
     told: tuple[str, ...] = ()
     usual = {field: getattr(named.spec, field) for field in ("norm_momentum", "zero_init_last", "drop_path_rate")}
@@ -688,9 +692,9 @@ def as_path(source: Any) -> Path | None:
     if not isinstance(source, str):
         return None
     if "://" in source:
-        from resfit.checkpoints import handles
+        from resfit.weights import resolve
 
-        return handles.resolve(source)
+        return resolve.resolve(source)
     if source.lower().endswith(FILE_SUFFIXES):
         return Path(source)
     known = source in ("default", "imagenet") or source in catalog.rows() or source in registry.rows()

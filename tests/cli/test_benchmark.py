@@ -8,9 +8,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from resfit.architecture import arithmetic, catalog
 from resfit.cli.benchmark import register
 from resfit.engines import benchmark
+from resfit.networks import arithmetic, catalog
 
 
 @pytest.fixture

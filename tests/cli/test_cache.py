@@ -1,4 +1,4 @@
-"""``resfit cache``: what is printed and which exit codes; what it does is tested in ``tests/test_housekeeping.py``."""
+"""``resfit cache``: what is printed and which exit codes; what it does is tested in ``tests/storage/test_cache.py``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from resfit.cli.cache import register
-from resfit.transfer.store import FeatureStore, StoreKey
+from resfit.features.store import FeatureStore, StoreKey
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_wrong_kind_is_wrong_usage(tmp_path):
 
 
 def test_listing_loads_neither_tensorflow_nor_keras():
-    program = "import resfit.cli.cache, resfit.housekeeping, sys; print({'tensorflow', 'keras'} & set(sys.modules))"
+    program = "import resfit.cli.cache, resfit.storage.cache, sys; print({'tensorflow', 'keras'} & set(sys.modules))"
     assert (
         subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "set()\n"
     )

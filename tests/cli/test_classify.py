@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resfit import classifier, load
+from resfit import load
 from resfit.cli import console, main
+from resfit.tasks import classification
 from tests.pictures import tiny_body, write_folder, write_picture
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +25,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def out(folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("cli") / "colours.resfit"
-    classifier.fit(folder, model=tiny_body(), out=path)
+    classification.fit(folder, model=tiny_body(), out=path)
     return path
 
 
@@ -97,10 +98,10 @@ def test_a_dry_run_prints_the_recipe_and_does_nothing(resfit, folder, tmp_path):
     ],
 )  # fmt: skip
 def test_the_regularisation_is_stated_where_it_was_chosen(fields, words):
-    from resfit.classifier.outcome import Recipe
+    from resfit.tasks.classification.results import FitRecipe
 
     fields = {"strategy": "probe", "C": 0.1, **fields}
-    assert Recipe(model="resnet18", seed=0, test_share=0.2, grouped=False, **fields).regularisation == words
+    assert FitRecipe(model="resnet18", seed=0, test_share=0.2, grouped=False, **fields).regularisation == words
 
 
 def test_fit_finetunes(resfit, folder, tmp_path):
@@ -312,7 +313,7 @@ def test_interrupt_ends_without_a_traceback(resfit, out, folder, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(classifier.Classifier, "load", interrupted)
+    monkeypatch.setattr(classification.Classifier, "load", interrupted)
     code, _, errors = resfit("evaluate", out, folder)
     assert code == 130
     assert "Traceback" not in errors

@@ -11,14 +11,14 @@ import pytest
 from safetensors.numpy import load_file
 
 import resfit
-from resfit.architecture.network import build
-from resfit.architecture.spec import ArchitectureSpec, StemConv
-from resfit.checkpoints import namings
-from resfit.checkpoints.readers import safetensors
 from resfit.cli import main
-from tests.checkpoints import tf_sources
+from resfit.networks.build import build
+from resfit.networks.spec import ArchitectureSpec, StemConv
+from resfit.weights.conventions import pytorch
+from resfit.weights.formats import safetensors
 from tests.numeric import relative_error
 from tests.test_zoo import randomize
+from tests.weights import tf_sources
 
 SPEC = ArchitectureSpec(
     depths=(1, 2),
@@ -39,7 +39,7 @@ def model():
 @pytest.fixture
 def source(model, tmp_path):
     """A file as torchvision would write it, of a bottleneck network of odd size."""
-    safetensors.write_arrays(tmp_path / "source.safetensors", namings.to_torch(model))
+    safetensors.write_arrays(tmp_path / "source.safetensors", pytorch.to_torch(model))
     return tmp_path / "source.safetensors"
 
 
@@ -132,7 +132,7 @@ def test_failures_leave_nothing_behind(run, source, tmp_path, monkeypatch, argum
 
 
 def test_the_body_of_a_larger_network_by_its_prefix(run, model, tmp_path):
-    arrays = namings.to_torch(model)
+    arrays = pytorch.to_torch(model)
     beside = {"decoder.up.weight": arrays["conv1.weight"]}
     both = {
         f"{place}.{name}": (array * scale).astype("float32")

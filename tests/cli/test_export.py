@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 from resfit.cli import main
 from resfit.cli.export import register
 from tests.pictures import write_folder
-from tests.transfer.networks import small_body
+from tests.training.networks import small_body
 
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
-    from resfit.classifier import fit
+    from resfit.tasks.classification import fit
 
     folder = tmp_path_factory.mktemp("cli-export")
     fit(

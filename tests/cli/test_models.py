@@ -11,8 +11,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from resfit.architecture import catalog
 from resfit.cli.models import register
+from resfit.networks import catalog
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_info_of_files_builds_nothing(tmp_path):
     """In a process of its own, to see that TensorFlow stays away."""
     import numpy as np
 
-    from resfit.checkpoints.readers import safetensors
+    from resfit.weights.formats import safetensors
 
     arrays = {
         "backbone.body.conv1.weight": np.ones((8, 3, 7, 7), np.float32),
@@ -181,7 +181,7 @@ def test_info_of_files_builds_nothing(tmp_path):
 
 def test_info_of_a_whole_keras_file(run, tmp_path):
     keras = pytest.importorskip("keras")
-    from tests.checkpoints.keras_networks import small
+    from tests.weights.keras_networks import small
 
     layers = keras.layers
     head = lambda x: layers.Dense(3, "sigmoid", name="tags")(layers.Dense(5)(layers.GlobalMaxPooling2D()(x)))  # noqa: E731

@@ -15,9 +15,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from resfit.architecture.plan import BlockPlan, blocks
-from resfit.architecture.spec import ArchitectureSpec
-from resfit.checkpoints.registry import CheckpointInfo
+from resfit.networks.plan import BlockPlan, blocks
+from resfit.networks.spec import ArchitectureSpec
+from resfit.weights.registry import CheckpointInfo
 
 Shape = tuple[int, ...]
 #: Layers in the order of the forward pass: canonical name to the shapes of its variables in Keras' axes.

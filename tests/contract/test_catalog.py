@@ -11,9 +11,9 @@ import keras
 import numpy as np
 import pytest
 
-from resfit.architecture import arithmetic, catalog, plan
-from resfit.architecture.network import build
-from resfit.architecture.spec import ArchitectureSpec, StemConv
+from resfit.networks import arithmetic, catalog, plan
+from resfit.networks.build import build
+from resfit.networks.spec import ArchitectureSpec, StemConv
 from tests.numeric import randomize, relative_error
 
 DEEP = 400  # convolutions from which a row is built in the slow run alone
@@ -56,7 +56,7 @@ def test_parameters_macs_and_shapes_are_those_of_the_keras_model(name):
 
 
 def published() -> list:
-    text = (importlib.resources.files("resfit") / "checkpoints" / "registry.csv").read_text("utf-8")
+    text = (importlib.resources.files("resfit") / "weights" / "registry.csv").read_text("utf-8")
     rows = [
         row
         for row in csv.DictReader(io.StringIO(text))

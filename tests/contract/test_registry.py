@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from resfit.architecture import arithmetic, catalog
-from resfit.architecture.spec import ArchitectureSpec
-from resfit.checkpoints import convert, registry
-from resfit.checkpoints.readers import keras_h5
-from resfit.checkpoints.registry import CheckpointInfo
-from tests.checkpoints import pickles
+from resfit.networks import arithmetic, catalog
+from resfit.networks.spec import ArchitectureSpec
+from resfit.weights import load, registry
+from resfit.weights.formats import keras_h5
+from resfit.weights.registry import CheckpointInfo
 from tests.contract import synthetic
+from tests.weights import pickles
 
 HEAVY = 65_000_000  # parameters from which a row is read in the slow run alone
 JAX = ("haiku",)
@@ -120,10 +120,10 @@ def write(info: CheckpointInfo, folder: Path, *, half: bool) -> Path:
     return path
 
 
-def check(info: CheckpointInfo, read: convert.Source) -> None:
+def check(info: CheckpointInfo, read: load.Source) -> None:
     spec = spec_of(info)
     assert read.name == info.architecture
-    assert convert.is_like(read.spec, spec)
+    assert load.is_like(read.spec, spec)
     assert read.has_top == (info.classes > 0)
     if info.classes:
         assert read.spec.classes == info.classes
@@ -139,12 +139,12 @@ def check(info: CheckpointInfo, read: convert.Source) -> None:
 @pytest.mark.parametrize("info", combinations(TORCH))
 def test_torch_checkpoint_is_recognised(info, tmp_path):
     half = parameters(info) > 20_000_000
-    check(info, convert.read_source(write(info, tmp_path, half=half)))
+    check(info, load.read_source(write(info, tmp_path, half=half)))
 
 
 @pytest.mark.parametrize("info", combinations((*TENSORFLOW, *JAX)))
 def test_tensorflow_and_jax_checkpoint_is_recognised(info, tmp_path):
-    check(info, convert.read_source(write(info, tmp_path, half=False)))
+    check(info, load.read_source(write(info, tmp_path, half=False)))
 
 
 @pytest.mark.parametrize("info", combinations(("keras",)))
@@ -161,7 +161,7 @@ def test_keras_checkpoint_has_the_layers_of_its_network(info, tmp_path):
 @pytest.mark.usefixtures("forget_networks")
 @pytest.mark.parametrize("info", combinations(TORCH))
 def test_torch_checkpoint_becomes_a_model(info, tmp_path):
-    model = convert.load_source(write(info, tmp_path, half=True), preprocess=False)
+    model = load.load_source(write(info, tmp_path, half=True), preprocess=False)
     assert model.count_params() == parameters(info)
     assert all(not np.any(np.array(weight)) for weight in model.layers[1].weights)
     width = catalog.get(info.architecture).spec.feature_width

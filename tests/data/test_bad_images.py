@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resfit.data.dataset import scan
 from resfit.data.decode import decode_image, decode_many
-from resfit.data.image_set import scan
 from resfit.errors import ImageError
 from resfit.preprocessing import InputSpec
 

@@ -7,8 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from resfit.data import privacy
-from resfit.data.image_set import scan, scan_images
+from resfit.data.dataset import scan, scan_images
+from resfit.data.medical import privacy
 from resfit.data.split import split
 from resfit.errors import DataError
 from resfit.preprocessing import Reading

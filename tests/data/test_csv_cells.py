@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resfit.data import csv_cells, image_set
+from resfit.data import csv_cells, dataset
 
 FORMULAS = [
     "=1+1",
@@ -48,6 +48,6 @@ def test_a_table_that_resfit_wrote_is_read_with_the_true_names(tmp_path):
         Image.new("L", (8, 8), number).save(tmp_path / f"-{number}.png")
     rows = [(f"-{number}.png", label) for number, label in enumerate(labels)]
     (tmp_path / "table.csv").write_bytes(csv_cells.table(("path", "label"), rows))
-    found = image_set.scan(tmp_path / "table.csv")
+    found = dataset.scan(tmp_path / "table.csv")
     assert [path.name for path in found.paths] == ["-0.png", "-1.png", "-2.png"]
     assert [found.classes[label] for label in found.labels] == labels

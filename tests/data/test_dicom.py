@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from resfit.data.decode import decode_image, is_deep
-from resfit.data.dicom import is_dicom, read_frame
+from resfit.data.medical.dicom import is_dicom, read_frame
 from resfit.errors import ArgumentError, ImageError
 from resfit.preprocessing import InputSpec, Reading
 from tests.scans import dicom

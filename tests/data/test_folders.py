@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from resfit.data import folders, walk
-from resfit.data.image_set import LayoutError, check_trainable, scan, scan_images
+from resfit.data.dataset import LayoutError, check_trainable, scan, scan_images
 from resfit.errors import DataError
 
 

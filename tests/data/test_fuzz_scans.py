@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.test_deep import TIFFS
+from tests.data.test_high_bit_depth import TIFFS
 from tests.fuzzing import survive
 from tests.scans import dicom, read
 

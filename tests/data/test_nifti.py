@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from resfit.data.decode import decode_image
-from resfit.data.nifti import count_slices, is_nifti, read_values
+from resfit.data.medical.nifti import count_slices, is_nifti, read_values
 from resfit.errors import ImageError
 from resfit.preprocessing import InputSpec, Reading
 
@@ -91,9 +91,9 @@ def test_spacing_is_that_of_the_plane():
 
 
 def test_four_dimensions_two_and_colour():
-    several = np.stack([VALUES, VALUES + 1], axis=-1)
+    multilabel = np.stack([VALUES, VALUES + 1], axis=-1)
     np.testing.assert_array_equal(
-        read_values(volume(several), Reading(frame=0)), read_values(volume(), Reading(frame=0))
+        read_values(volume(multilabel), Reading(frame=0)), read_values(volume(), Reading(frame=0))
     )
     flat = volume(VALUES[:, :, 0])
     assert count_slices(flat, "axial") == 1

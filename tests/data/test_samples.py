@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from resfit.data import samples
-from resfit.data.image_set import check_trainable, scan
+from resfit.data.dataset import check_trainable, scan
 from resfit.data.split import split
 from resfit.errors import DataError
 

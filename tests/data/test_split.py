@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resfit.data.image_set import ImageSet
+from resfit.data.dataset import ImageSet
 from resfit.data.split import split
 from resfit.errors import ArgumentError, DataError
 

@@ -8,7 +8,7 @@ import os
 import pytest
 from PIL import Image
 
-from resfit.data.image_set import check_trainable, read_column, scan
+from resfit.data.dataset import check_trainable, read_column, scan
 from resfit.errors import DataError
 
 
@@ -183,7 +183,7 @@ def test_parts_under_other_names(tmp_path, column, values):
 # several labels
 
 
-def several(images):
+def multilabel(images):
     return {
         path.name: set(filter(None, images.label_text(n).split(images.separator)))
         for n, path in enumerate(images.paths)
@@ -210,7 +210,7 @@ def test_several_labels(tmp_path, text, options):
     images = scan(table(tmp_path, text), **options)
     assert images.classes == ("a", "b")
     assert images.multilabel
-    assert several(images) == BOTH
+    assert multilabel(images) == BOTH
     assert images.counts() == {"a": 2, "b": 3}
     assert images.labelled.all()
     check_trainable(images)

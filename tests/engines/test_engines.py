@@ -4,9 +4,10 @@ import json
 import numpy as np
 import pytest
 
-from resfit import engines, housekeeping
+from resfit import engines
 from resfit.engines import int8
 from resfit.errors import ArgumentError, MissingDependencyError
+from resfit.storage import cache
 from tests.numeric import images as random_images
 from tests.numeric import randomize
 from tests.pictures import tiny_body
@@ -95,7 +96,7 @@ def test_threads_share_an_engine(images, running):
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_conversion_is_kept_and_made_again_when_damaged(body, images, tmp_path, name):
     expected = engines.create(body, name, cache=tmp_path).run(images)
-    (item,) = housekeeping.find(tmp_path, kinds=["engines"])
+    (item,) = cache.find(tmp_path, kinds=["engines"])
     assert item.about["agreement"] > 0.999999
     assert (item.about["agreement_images"], item.about["conversion"]) == (4, "layers")
     (network,) = [path for path in item.path.iterdir() if path.suffix in (".xml", ".onnx")]
@@ -104,13 +105,13 @@ def test_conversion_is_kept_and_made_again_when_damaged(body, images, tmp_path, 
     assert network.stat().st_mtime_ns == stamp
     network.write_bytes(network.read_bytes()[:200])
     np.testing.assert_array_equal(engines.create(body, name, cache=tmp_path).run(images), expected)
-    assert len(housekeeping.find(tmp_path, kinds=["engines"])) == 1
+    assert len(cache.find(tmp_path, kinds=["engines"])) == 1
     engines.create(tiny_body(seed=1), name, cache=tmp_path)
-    assert len(housekeeping.find(tmp_path, kinds=["engines"])) == 2
-    assert len(housekeeping.prune(tmp_path, older_than=1).deleted) == 0
+    assert len(cache.find(tmp_path, kinds=["engines"])) == 2
+    assert len(cache.prune(tmp_path, older_than=1).deleted) == 0
     gc.collect()  # the engines are gone, so that nobody uses what they were made from
-    assert len(housekeeping.prune(tmp_path).deleted) == 2
-    assert housekeeping.find(tmp_path, kinds=["engines"]) == []
+    assert len(cache.prune(tmp_path).deleted) == 2
+    assert cache.find(tmp_path, kinds=["engines"]) == []
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(body, images, tmp_path):
@@ -138,7 +139,7 @@ def test_engine_that_disagrees_is_given_up(body, images, tmp_path):
 
 def test_disagreement_is_remembered(body, images, tmp_path):
     engines.create(body, "openvino", cache=tmp_path).run(images)
-    (item,) = housekeeping.find(tmp_path, kinds=["engines"])
+    (item,) = cache.find(tmp_path, kinds=["engines"])
     about = item.path / "about.json"
     about.write_text(json.dumps({**json.loads(about.read_text()), "agreement": 0.5}))
     with pytest.warns(UserWarning, match=r"openvino must agree .* Received: 0.500000. Going on with Keras"):
@@ -176,7 +177,8 @@ def test_any_prefix_runs(body, images, name, until):
 @pytest.mark.parametrize("name", ["resnet50", "resnet50v2", "resnet50d", "resnet18"])
 def test_taps_are_those_of_the_builder(name):
     """A tap of a whole network is the tensor that the same network gives when it is built with that tap."""
-    from resfit.architecture import catalog, network
+    from resfit.networks import build as network
+    from resfit.networks import catalog
 
     spec = shortened(catalog.get(name).spec)
     whole = network.build(spec, include_top=False, pooling="avg")
@@ -201,7 +203,8 @@ def test_prefix_keeps_contract_and_shares_weights(body):
 @pytest.fixture(scope="module")
 def larger():
     """Wide enough that eight bits carry it, as they do a real network."""
-    from resfit.architecture import catalog, network
+    from resfit.networks import build as network
+    from resfit.networks import catalog
     from resfit.preprocessing import TORCH
 
     spec = catalog.get("resnet18").spec.replace(depths=(1, 1, 1, 1))

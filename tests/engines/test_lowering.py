@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from resfit.architecture import catalog, network
-from resfit.architecture import layers as own
 from resfit.engines import lowering, openvino_graph
+from resfit.networks import build, catalog
+from resfit.networks import layers as own
 from resfit.preprocessing import CAFFE
 from tests.numeric import images as random_images
 from tests.numeric import randomize, relative_error
@@ -64,7 +64,7 @@ def few():
 
 def check_network(name, runtime):
     spec = shortened(catalog.get(name).spec)
-    model = network.build(spec, input_spec=CAFFE, preprocess=True)
+    model = build.build(spec, input_spec=CAFFE, preprocess=True)
     randomize(model, seed=1)
     images = random_images(2, 67, 54, 3).astype(np.float32)  # odd and even, where paddings differ
     assert relative_error(runtime(model, images), np.asarray(model(images, training=False))) < 1e-4
@@ -161,10 +161,11 @@ def test_what_is_not_known_is_refused_not_guessed(step):
 
 
 def test_what_is_not_known_is_traced(tmp_path):
-    from resfit import engines, housekeeping
+    from resfit import engines
+    from resfit.storage import cache
 
     model = built(layers.GlobalAveragePooling2D(), Doubling(3))
     images = np.random.default_rng(0).normal(size=(4, 9, 8, 5)).astype(np.float32)
     rows = engines.create(model, "openvino", cache=tmp_path).run(images)
     assert relative_error(rows, np.asarray(model(images, training=False))) < 1e-5
-    assert housekeeping.find(tmp_path)[0].about["conversion"].startswith("traced (Doubling")
+    assert cache.find(tmp_path)[0].about["conversion"].startswith("traced (Doubling")

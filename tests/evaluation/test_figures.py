@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics
 
 from resfit.errors import ArgumentError
-from resfit.evaluation import calibration, figures, ranking, resampling
+from resfit.evaluation import calibration, figures, intervals, ranking
 from resfit.evaluation.comparison import compare
 from resfit.evaluation.metrics import wilson_interval
 
@@ -31,7 +31,7 @@ def several_labels(n=300, classes=3, seed=0):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_areas_of_resamples_are_those_of_scikit_learn(seed):
     truth, shares = guesses(seed=seed)
-    table = next(resampling.weights(np.arange(len(truth)), resamples=5, seed=seed))
+    table = next(intervals.weights(np.arange(len(truth)), resamples=5, seed=seed))
     assert table.shape == (400, 5)
     assert (table.sum(axis=0) == 400).all()
     found = ranking.Ranking(truth == 1, shares[:, 1]).measure(table, 0.9)
@@ -79,7 +79,7 @@ def test_values_are_those_of_scikit_learn():
 def test_every_figure_of_a_resample_is_that_of_the_images_drawn():
     """An interval over one resample is that resample: all figures against scikit-learn on the images drawn."""
     truth, shares = guesses(n=150)
-    drawn = np.repeat(np.arange(150), next(resampling.weights(np.arange(150), resamples=1, seed=3))[:, 0].astype(int))
+    drawn = np.repeat(np.arange(150), next(intervals.weights(np.arange(150), resamples=1, seed=3))[:, 0].astype(int))
     found = figures.figures(truth, shares, CLASSES, resamples=1, seed=3)
     again = figures.figures(truth[drawn], shares[drawn], CLASSES, resamples=1)
     for name, figure in found.overall.items():
@@ -90,15 +90,15 @@ def test_every_figure_of_a_resample_is_that_of_the_images_drawn():
             assert figure.low == pytest.approx(again.per_class[label][name].value, abs=2e-6), (label, name)
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_intervals_cover_as_often_as_they_say(several):
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_intervals_cover_as_often_as_they_say(multilabel):
     """On fresh samples of one known world, 95 % intervals hold the world's own figures about 95 times in 100."""
-    truth, shares = several_labels(40_000, seed=9) if several else guesses(40_000, seed=9, ties=False)
+    truth, shares = several_labels(40_000, seed=9) if multilabel else guesses(40_000, seed=9, ties=False)
     names = CLASSES[: shares.shape[1]]
     world = figures._Task(truth, shares, names)
     rankings = {name: ranking.Ranking(world.known[:, i], shares[:, i]) for i, name in enumerate(names)}
     expected = world.values(rankings)
-    accuracy = "exact_match_accuracy" if several else "accuracy"
+    accuracy = "exact_match_accuracy" if multilabel else "accuracy"
     inside = dict.fromkeys((accuracy, "f1_macro", "auroc_macro", "auprc_macro", "log_loss", "brier"), 0)
     rounds, size = 40, 200
     for number in range(rounds):
@@ -143,9 +143,9 @@ def test_whole_groups_are_drawn():
         widths = [found[name].high - found[name].low for found in (plain, grouped.overall, blind)]
         assert widths[1] == pytest.approx(widths[0], rel=0.05)
         assert widths[2] < 0.5 * widths[1]
-    one = resampling.group_numbers([None, "a", None, "a"], 4)
+    one = intervals.group_numbers([None, "a", None, "a"], 4)
     assert one.tolist() == [0, 1, 2, 1]
-    table = next(resampling.weights(one, resamples=40))
+    table = next(intervals.weights(one, resamples=40))
     assert (table[1] == table[3]).all()
     assert (table[0] != table[2]).any()
 
@@ -215,8 +215,8 @@ def test_delong_and_bootstrap_agree():
     known = np.arange(600) % 3 == 0
     scores = random.normal(size=600) + known
     delong = ranking.delong_interval(known, scores)
-    drawn = resampling.bootstrap({"a": ranking.Ranking(known, scores).measure}, np.arange(600))["a"][0]
-    found = resampling.interval(delong.value, drawn)
+    drawn = intervals.bootstrap({"a": ranking.Ranking(known, scores).measure}, np.arange(600))["a"][0]
+    found = intervals.interval(delong.value, drawn)
     assert (found.low, found.high) == pytest.approx((delong.low, delong.high), abs=0.004)
 
 

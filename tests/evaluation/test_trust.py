@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from resfit.classifier import Classifier, fit
 from resfit.errors import ArgumentError, ArtifactError
-from resfit.evaluation import references, unlike
+from resfit.evaluation import ood, reference_images
+from resfit.tasks.classification import Classifier, fit
 from tests.pictures import COLOURS, picture, tiny_body, write_folder
 
 
@@ -208,20 +208,20 @@ def test_references_are_training_images_without_names(fitted, out, folder):
 
 def test_references_are_few_and_of_every_class():
     labels = np.concatenate([np.zeros(5000, int), np.ones(3, int), np.full(700, 2)])
-    order = references.turns(len(labels))
-    chosen = references.choose(labels, 64, order)
+    order = reference_images.sampling_order(len(labels))
+    chosen = reference_images.choose(labels, 64, order)
     assert len(chosen) == 1000 == len(set(chosen.tolist()))
     assert np.bincount(labels[chosen]).tolist() == [499, 3, 498]
-    assert len(references.choose(labels, 2048, order)) == references.MAX_BYTES // (2 * 2048 + 2500)
+    assert len(reference_images.choose(labels, 2048, order)) == reference_images.MAX_BYTES // (2 * 2048 + 2500)
 
 
 def test_what_is_kept_can_be_told_before_the_split_is_known():
     labels = np.repeat([0, 1, 2], [5000, 40, 1000])
-    order = references.turns(len(labels), seed=3)
-    likely = references.likely(labels, 64, order)
+    order = reference_images.sampling_order(len(labels), seed=3)
+    likely = reference_images.likely(labels, 64, order)
     assert len(likely) == 1600
     train = np.flatnonzero(np.random.default_rng(1).random(len(labels)) < 0.68)
-    chosen = train[references.choose(labels[train], 64, order[train])]
+    chosen = train[reference_images.choose(labels[train], 64, order[train])]
     assert len(chosen) == 1000
     assert np.isin(chosen, likely).mean() > 0.99
 
@@ -233,8 +233,8 @@ def test_damaged_parts_are_refused(out, name):
 
     def read(content):
         if name == "references.npz":
-            return references.References.from_bytes(content)
-        return unlike.Unlike.from_bytes(content, references=True)
+            return reference_images.References.from_bytes(content)
+        return ood.OODDetector.from_bytes(content, references=True)
 
     read(data)
     with np.load(io.BytesIO(data)) as arrays:
@@ -259,13 +259,13 @@ def test_damaged_parts_are_refused(out, name):
 
 def test_scores_by_hand():
     logits = np.array([[0.0, 0.0], [3.0, -1.0]])
-    np.testing.assert_allclose(unlike.energy(logits), -np.log(np.exp(logits).sum(axis=1)))
-    np.testing.assert_allclose(unlike.energy(logits, several=True), -np.log1p(np.exp(logits)).sum(axis=1))
+    np.testing.assert_allclose(ood.energy(logits), -np.log(np.exp(logits).sum(axis=1)))
+    np.testing.assert_allclose(ood.energy(logits, multilabel=True), -np.log1p(np.exp(logits)).sum(axis=1))
     bank = np.eye(8)[np.arange(8)] + 0.1
     rows = bank[:1]
-    cosines = np.sort(references.unit(rows) @ references.unit(bank).T)[0]
-    assert unlike.neighbour_distance(rows, bank)[0] == pytest.approx(1 - cosines[-5])
-    assert unlike.neighbour_distance(bank, bank, own=True)[0] == pytest.approx(1 - cosines[-6], abs=1e-6)
+    cosines = np.sort(reference_images.unit(rows) @ reference_images.unit(bank).T)[0]
+    assert ood.neighbour_distance(rows, bank)[0] == pytest.approx(1 - cosines[-5])
+    assert ood.neighbour_distance(bank, bank, own=True)[0] == pytest.approx(1 - cosines[-6], abs=1e-6)
 
 
 def test_mahalanobis_is_that_of_the_covariance():
@@ -274,8 +274,8 @@ def test_mahalanobis_is_that_of_the_covariance():
     labels = random.integers(0, 2, 6000)
     mixing = random.normal(size=(4, 4)) / 10
     rows = np.array([[1, 0.2, 0, 0], [0, 1, 0.3, 0]])[labels] + random.normal(size=(6000, 4)) @ mixing
-    found = unlike.fit_density(rows, labels, 2)
-    values = references.unit(rows).astype(float)
+    found = ood.fit_density(rows, labels, 2)
+    values = reference_images.unit(rows).astype(float)
     means = np.stack([values[labels == c].mean(axis=0) for c in (0, 1)])
     residual = values - means[labels]
     precision = np.linalg.inv(residual.T @ residual / 6000)
@@ -284,7 +284,7 @@ def test_mahalanobis_is_that_of_the_covariance():
 
 
 def test_a_fine_tuned_network_is_calibrated_on_validation_images(folder, tmp_path):
-    from tests.transfer.networks import small_body
+    from tests.training.networks import small_body
 
     tuning = {"epochs": 2, "batch_size": 24, "learning_rate": 3e-3, "views": 1}
     found = fit(

@@ -3,12 +3,12 @@ import pytest
 
 from resfit.errors import ArgumentError
 from resfit.explain import METHODS, attribute
-from resfit.explain.graph import Graph
-from resfit.transfer import heads
-from resfit.transfer.linear import LinearHead
-from resfit.transfer.mlp import MlpHead
+from resfit.explain.graph import ExplainableGraph
+from resfit.tasks.classification.heads import base
+from resfit.tasks.classification.heads.linear import LinearHead
+from resfit.tasks.classification.heads.mlp import MlpHead
 from tests.numeric import images, relative_error
-from tests.transfer.networks import small_body
+from tests.training.networks import small_body
 
 CAMS = tuple(name for name, method in METHODS.items() if method.reads_maps)
 
@@ -38,7 +38,7 @@ def mlp_head(seed=4):
 
 @pytest.fixture(scope="module")
 def model(body):
-    return heads.attach(body, linear_head())[0]
+    return base.attach(body, linear_head())[0]
 
 
 def last_maps(body, pixels):
@@ -62,7 +62,7 @@ def test_grad_cam_on_a_linear_head_is_the_class_activation_map(body, model, pixe
 
 def test_grad_cam_through_a_hidden_layer_is_the_chain_rule(body, pixels):
     head = mlp_head()
-    model = heads.attach(body, head)[0]
+    model = base.attach(body, head)[0]
     maps = last_maps(body, pixels)
     cells = maps.shape[1] * maps.shape[2]
     features = maps.mean(axis=(1, 2))
@@ -92,7 +92,7 @@ def test_grad_cam_of_an_inner_stage_by_differences(body, pixels):
     start = names.index("conv2_block1_out")
     above = {name: value for name, value in zip(names[start + 1 :], body.layers[start + 1 :], strict=True)}
     outputs = {"conv2_block1_out": x}
-    from resfit.transfer.boundary import parents
+    from resfit.training.boundary import parents
 
     for name, sources in parents(body).items():
         if name in above:
@@ -112,7 +112,7 @@ def test_grad_cam_of_an_inner_stage_by_differences(body, pixels):
     pulled = np.repeat(maps, 32, axis=0)
     pulled[np.arange(32), :, :, np.arange(32)] -= step
     weights = (score(pushed) - score(pulled)) / (2 * step) / (16 * 16)
-    model = heads.attach(body, linear_head())[0]
+    model = base.attach(body, linear_head())[0]
     raw = attribute(model, pixels[:1], target=0, stage="stage2")[0].raw
     assert raw.shape == (16, 16)
     assert relative_error(raw, maps[0] @ weights) < 0.02
@@ -134,9 +134,9 @@ def test_integrated_gradients_are_complete(body, pixels, baseline):
 
     head = linear_head("sigmoid")
     found = attribute(
-        heads.attach(body, head)[0], pixels[:2], method="integrated-gradients", target=1, baseline=baseline
+        base.attach(body, head)[0], pixels[:2], method="integrated-gradients", target=1, baseline=baseline
     )
-    logits = heads.attach(body, head, logits=True)[0]
+    logits = base.attach(body, head, logits=True)[0]
     for image, one in zip(pixels[:2].astype("float32"), found, strict=True):
         nothing = np.zeros_like(image) if baseline == 0 else gaussian_filter(image, (2, 2, 0), mode="nearest")
         low, high = np.asarray(logits(np.stack([nothing, image]), training=False))[:, 1]
@@ -183,7 +183,7 @@ def test_integrated_gradients_of_a_linear_network_are_its_terms():
 def test_models_inside_models_are_walked_through(body, model, pixels, method):
     import keras
 
-    from resfit.transfer import boundary
+    from resfit.training import boundary
 
     expected = attribute(model, pixels, method=method, stage="stage3")
     twin = boundary.copy(body)
@@ -213,16 +213,16 @@ def test_stages_are_found_by_name_where_nothing_says_what_the_network_is(model, 
 @pytest.mark.parametrize(("preactivation", "block"), [(True, "bottleneck"), (False, "basic")])
 def test_the_last_map_is_what_the_pooling_reads(pixels, preactivation, block):
     body = small_body(preactivation=preactivation, block=block)
-    model = heads.attach(body, linear_head())[0]
+    model = base.attach(body, linear_head())[0]
     name = body.get_layer("avg_pool").input._keras_history.operation.name
-    assert list(Graph(model).maps((32, 32), 3))[-1] == name
+    assert list(ExplainableGraph(model).maps((32, 32), 3))[-1] == name
     last = attribute(model, pixels, target=0, stage=name)
     expected = last_maps(body, pixels) @ linear_head().kernel[:, 0] / 16
     assert relative_error([one.raw for one in last], expected) < 1e-4
 
 
 def test_the_default_stage_has_enough_cells(model):
-    graph = Graph(model)
+    graph = ExplainableGraph(model)
     cells = graph.maps((32, 32), 3)
     assert cells[graph.layer_of(None, (32, 32), 3)] == (8, 8)  # that of the last stage has 4
     assert graph.layer_of(None, (32, 32), 3) == graph.layer_of("stage3", (32, 32), 3)
@@ -232,19 +232,19 @@ def test_the_default_stage_has_enough_cells(model):
 def test_scores_and_probabilities_are_the_models(body, pixels):
     for activation in ("softmax", "sigmoid"):
         head = linear_head(activation)
-        found = attribute(heads.attach(body, head)[0], pixels)
+        found = attribute(base.attach(body, head)[0], pixels)
         features = last_maps(body, pixels).mean(axis=(1, 2))
         np.testing.assert_allclose([one.scores for one in found], head.logits(features), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose([one.probabilities for one in found], head.probabilities(features), rtol=1e-4)
-        plain = attribute(heads.attach(body, head, logits=True)[0], pixels)  # no activation: as they are
+        plain = attribute(base.attach(body, head, logits=True)[0], pixels)  # no activation: as they are
         assert relative_error([one.raw for one in plain], [one.raw for one in found]) < 1e-5
 
 
 def test_heads_for_a_few_images(body, pixels):
     random = np.random.default_rng(0)
     rows, labels = random.normal(1, 1, (20, 48)).astype(np.float32), np.arange(20) % 4
-    head = heads.fit_head("nearest_mean", rows, labels, 4)
-    model = heads.attach(body, head)[0]
+    head = base.fit_head("nearest_mean", rows, labels, 4)
+    model = base.attach(body, head)[0]
     found = attribute(model, pixels)
     features = last_maps(body, pixels).mean(axis=(1, 2)).astype(np.float32)
     np.testing.assert_allclose([one.probabilities for one in found], head.probabilities(features), rtol=1e-3)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resfit import classifier
 from resfit.cli import main
 from resfit.errors import ArgumentError
-from resfit.explain import References, nearest, overlay
+from resfit.explain import NeighbourSource, nearest, overlay
+from resfit.tasks import classification
 from tests.pictures import picture, tiny_body, write_folder
 
 
@@ -19,7 +19,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fitted(folder):
-    return classifier.fit(folder, model=tiny_body())
+    return classification.fit(folder, model=tiny_body())
 
 
 def test_files_and_arrays_give_the_same(fitted, folder, tmp_path):
@@ -71,7 +71,7 @@ def test_examples_from_a_folder(fitted, folder):
 
 
 def test_examples_need_references(folder):
-    without = classifier.fit(folder, model=tiny_body(), references=False)
+    without = classification.fit(folder, model=tiny_body(), references=False)
     with pytest.raises(ArgumentError, match=r"Pass references="):
         without.explain([folder / "red" / "001.png"], examples=3)
 
@@ -90,7 +90,7 @@ def test_examples_that_the_classifier_holds(fitted):
 
 
 def test_references_of_another_network():
-    references = References(np.zeros((3, 4)), ("a", "a", "b"), (None, None, None))
+    references = NeighbourSource(np.zeros((3, 4)), ("a", "a", "b"), (None, None, None))
     with pytest.raises(ArgumentError, match="features of this network"):
         nearest(references, np.zeros((1, 5)))
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.export import networks
 from tests.pictures import write_folder
-from tests.transfer.networks import small_body
+from tests.training.networks import small_body
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +26,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="session")
 def classifier(photos: Any) -> Any:
     """A classifier of three colours, fitted on a network with random weights; it is sure of itself."""
-    from resfit.classifier import fit
+    from resfit.tasks.classification import fit
 
     return fit(photos, model=small_body(), strategy="probe", cache=False, seed=0)

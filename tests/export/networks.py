@@ -33,7 +33,7 @@ _CIFAR: dict[str, Any] = {
 
 def families() -> dict[str, tuple[dict[str, Any], Any]]:
     """Returns for each family the fields of its spec and its input contract."""
-    from resfit.architecture.spec import StemConv
+    from resfit.networks.spec import StemConv
     from resfit.preprocessing import CAFFE, TF, TORCH
 
     stem = (StemConv(64, 7, 2),)
@@ -107,8 +107,8 @@ def network(family: str, seed: int = 0) -> Any:
     """Returns a network of a family whose scores differ from image to image."""
     import keras
 
-    from resfit.architecture.network import build
-    from resfit.architecture.spec import ArchitectureSpec
+    from resfit.networks.build import build
+    from resfit.networks.spec import ArchitectureSpec
     from tests.numeric import randomize
 
     fields, contract = families()[family]

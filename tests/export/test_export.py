@@ -19,10 +19,10 @@ from resfit import engines
 from resfit import export as exports
 from resfit.errors import ArgumentError, DataError, ExportError
 from resfit.evaluation.calibrated import Calibration
-from resfit.export import folder, snippet, subject, verification
+from resfit.export import export_model, folder, snippet, verification
 from resfit.export import images as real_images
 from tests.export import elsewhere, networks
-from tests.transfer.networks import coloured
+from tests.training.networks import coloured
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_network_is_left_as_it_was(classifier, made):
     before = classifier.model(images.astype(np.float32), training=False)
     names = [layer.name for layer in classifier.model.layers]
     fingerprint = engines.fingerprint(classifier.model)
-    subject.subject_of(classifier).scores  # noqa: B018 builds its networks
+    export_model.subject_of(classifier).scores  # noqa: B018 builds its networks
     assert [layer.name for layer in classifier.model.layers] == names
     assert engines.fingerprint(classifier.model) == fingerprint
     np.testing.assert_array_equal(classifier.model(images.astype(np.float32), training=False), before)
@@ -156,7 +156,7 @@ def test_convolutions_stay_in_floats_by_their_share(network, tmp_path, format, m
     pytest.importorskip("nncf")
     model, images = network("cifar"), networks.shipped(32)
     expected = np.asarray(model(images.astype(np.float32), training=False))
-    module, job = exports._module(format), exports.Job(subject.subject_of(model), "int8", images[:32])
+    module, job = exports._module(format), exports.Job(export_model.subject_of(model), "int8", images[:32])
     away, sizes = [], []
     for share in (0.0, most):
         out = tmp_path / str(share)
@@ -283,9 +283,9 @@ def test_a_network_by_its_name(tmp_path):
 
 def test_several_labels(tmp_path):
     """Scores of their own for each label, by a sigmoid."""
-    from resfit.classifier import fit
+    from resfit.tasks.classification import fit
     from tests.pictures import picture
-    from tests.transfer.networks import small_body
+    from tests.training.networks import small_body
 
     rows = ["path,label"]
     for number in range(36):
@@ -331,7 +331,7 @@ def test_all_has_a_table_and_a_picture(classifier, tmp_path):
 
 
 def test_images_are_split_and_drawn_by_seed(classifier, photos):
-    one = subject.subject_of(classifier)
+    one = export_model.subject_of(classifier)
     first, again, other = (real_images.gather(one, photos, seed=seed) for seed in (0, 0, 1))
     assert len(first.calibrating) == 12
     assert len(first.checking) == 36
@@ -342,7 +342,7 @@ def test_images_are_split_and_drawn_by_seed(classifier, photos):
     for row, data in first.encoded.items():
         assert data.startswith(b"\x89PNG")
         assert first.labels[row] >= 0
-    shipped = real_images.gather(subject.subject_of(classifier), [str(photos / "red" / "000.png")])
+    shipped = real_images.gather(export_model.subject_of(classifier), [str(photos / "red" / "000.png")])
     assert len(shipped.checking) == len(shipped.calibrating) == 1
 
 
@@ -362,8 +362,8 @@ def test_agreement_knows_ties_and_what_is_no_number():
     assert verification.difference(expected[:, :1], expected) == float("inf")
     assert verification.difference(nearly, expected) == pytest.approx(1e-5 / 0.9)
     assert verification.difference(nearly / 1000, expected / 1000) == pytest.approx(1e-5 / 0.9)
-    assert verification.agreement(expected > 0.5, expected, several=True) == 1.0
-    assert verification.agreement(1 - expected, expected, several=True) == 1 / 4
+    assert verification.agreement(expected > 0.5, expected, multilabel=True) == 1.0
+    assert verification.agreement(1 - expected, expected, multilabel=True) == 1 / 4
     assert verification.accuracy(expected, np.array([0, 0, 0, -1])) == pytest.approx(2 / 3)
     assert verification.accuracy(expected, np.full(4, -1)) is None
 

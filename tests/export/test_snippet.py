@@ -13,8 +13,8 @@ from PIL import Image
 
 from resfit import export as exports
 from resfit.errors import ExportError, MissingDependencyError
+from resfit.export import export_model, onnx, openvino, snippet
 from resfit.export import images as real_images
-from resfit.export import onnx, openvino, snippet, subject
 from tests.export import elsewhere, networks
 
 _FAST = ("onnx", "openvino", "litert")
@@ -197,7 +197,7 @@ def test_code_that_fails_says_why(tmp_path):
 
 def test_compared_images_are_counted_and_named(classifier, photos, tmp_path):
     """Which of the images it was tested on, and why not all."""
-    one = subject.subject_of(classifier)
+    one = export_model.subject_of(classifier)
     total = classifier.metrics["images"]["test"]
     found = real_images.gather(one)
     kept = total // 4

@@ -15,9 +15,9 @@ import tensorflow as tf
 import resfit
 from resfit import hub
 from resfit.errors import CheckpointError, UnknownNameError
-from tests.checkpoints import tf_sources
 from tests.numeric import images as random_images
 from tests.numeric import relative_error
+from tests.weights import tf_sources
 
 HUB = "https://tfhub.dev"
 KAGGLE = "https://www.kaggle.com/models"

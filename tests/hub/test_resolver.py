@@ -23,14 +23,14 @@ from google.protobuf import text_format
 from tensorflow.core.protobuf import saved_model_pb2
 
 from resfit import hub
-from resfit.checkpoints import archives, download, tfhub
-from resfit.checkpoints import handles as sources
-from resfit.checkpoints.readers import saved_model
 from resfit.errors import ArgumentError, DownloadError, MissingDependencyError, ResfitError
 from resfit.hub import handles, resolver
+from resfit.weights import archives, download, tfhub
+from resfit.weights import resolve as sources
+from resfit.weights.formats import saved_model
 from tests import fuzzing
-from tests.checkpoints import servers
-from tests.checkpoints.servers import Reply
+from tests.weights import servers
+from tests.weights.servers import Reply
 
 ROOT = Path(__file__).parents[2]
 

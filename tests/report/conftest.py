@@ -3,7 +3,7 @@
 import pytest
 
 from resfit import report
-from resfit.classifier import Classifier, fit
+from resfit.tasks.classification import Classifier, fit
 from tests.pictures import COLOURS, picture, tiny_body
 
 #: Names that would harm a page that wrote them as they are, or matplotlib's mathematics.

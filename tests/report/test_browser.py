@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from resfit import report
-from resfit.classifier import Classifier
+from resfit.tasks.classification import Classifier
 from tests.pictures import COLOURS, picture
 from tests.report.conftest import CLASSES, EVIL, write_named
 
@@ -219,8 +219,8 @@ def test_everyone_can_read_the_page_of_checks(opened_checks, scheme):
 @pytest.mark.skipif("RESFIT_SCREENSHOT" not in os.environ, reason="makes docs/report.png; set RESFIT_SCREENSHOT")
 def test_screenshot(browser, tmp_path):
     """Makes the picture in the guide, from the images that ship with resfit."""
-    from resfit.classifier import fit
     from resfit.data import samples
+    from resfit.tasks.classification import fit
 
     samples.unpack(tmp_path / "images")
     fit(tmp_path / "images", out=tmp_path / "fashion.resfit")

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from resfit import report
-from resfit.classifier import Classifier, fit
 from resfit.cli import main
 from resfit.data.thumbnails import jpeg
 from resfit.errors import ArgumentError
 from resfit.report import checklists, plots
 from resfit.report.pictures import gallery
 from resfit.report.templates import address, plain
+from resfit.tasks.classification import Classifier, fit
 from tests.pictures import tiny_body, write_folder
 
 
@@ -167,12 +167,12 @@ def test_reports_of_other_tasks(tmp_path):
         assert part in text
     assert "Miller" not in text
     assert ".png" not in text  # files often bear the names of patients
-    several = tmp_path / "several.csv"
-    several.write_text("\n".join([rows[0].replace(",site", "")] + [
+    multilabel = tmp_path / "several.csv"
+    multilabel.write_text("\n".join([rows[0].replace(",site", "")] + [
         f"{row.split(',')[0]},{'red;warm' if ',red,' in row else 'blue'},{row.split(',')[2]}" for row in rows[1:]
     ]))  # fmt: skip
-    labelled = fit(several, model=tiny_body(), label_separator=";")
-    found = report.measure(labelled, several)
+    labelled = fit(multilabel, model=tiny_body(), label_separator=";")
+    found = report.measure(labelled, multilabel)
     text = report.render(found)
     assert "all labels right" in text
     assert "data-cell" not in text.split("<script>")[0]

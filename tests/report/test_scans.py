@@ -3,7 +3,7 @@
 import pytest
 
 from resfit import report
-from tests.test_medical import NAMES, clinic, fitted  # noqa: F401  fixtures
+from tests.tasks.test_medical import NAMES, clinic, fitted  # noqa: F401  fixtures
 
 pytest.importorskip("pydicom")
 

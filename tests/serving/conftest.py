@@ -130,7 +130,7 @@ def images(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def classifier(images, tmp_path_factory) -> Path:
     """The embedded network with a head for 20 training images a class."""
-    from resfit.classifier import fit
+    from resfit.tasks.classification import fit
 
     folder = tmp_path_factory.mktemp("small")
     for path in sorted(images.glob("train/*/*.png")):
@@ -145,7 +145,7 @@ def classifier(images, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def other(classifier, tmp_path_factory) -> Path:
     """The same network with its first two classes swapped: another answer for each image."""
-    from resfit.classifier import Classifier
+    from resfit.tasks.classification import Classifier
 
     changed = Classifier.load(classifier)
     changed.classes = (changed.classes[1], changed.classes[0], *changed.classes[2:])
@@ -173,7 +173,7 @@ class Offline:
 
 @pytest.fixture(scope="session")
 def offline(classifier, files) -> Offline:
-    from resfit.classifier import Classifier
+    from resfit.tasks.classification import Classifier
 
     loaded = Classifier.load(classifier)
     return Offline(
@@ -187,8 +187,8 @@ def offline(classifier, files) -> Offline:
 @pytest.fixture(scope="session")
 def arrays(classifier, files) -> np.ndarray:
     """The images as the network takes them."""
-    from resfit.classifier import Classifier
     from resfit.data.decode import decode_image
+    from resfit.tasks.classification import Classifier
 
     spec = Classifier.load(classifier).input_spec
     return np.stack([decode_image(path, spec) for path in files])

@@ -17,7 +17,7 @@ from resfit.serving.context import Context
 from resfit.serving.metrics import Metrics
 from resfit.serving.pipeline import Pipeline
 from resfit.serving.server import Server
-from resfit.serving.settings import Settings
+from resfit.serving.settings import ServerSettings
 
 CLASSES = ("dark", "bright")
 
@@ -84,7 +84,7 @@ def parts(root: Path, load=Brightness, **options) -> Context:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("classifier.json", "model.keras"):
         (folder / name).write_text("{}")
-    settings, metrics = Settings(port=0, drain=0, **options), Metrics()
+    settings, metrics = ServerSettings(port=0, drain=0, **options), Metrics()
     found = repository.Repository(root, settings, metrics, load)
     return Context(settings, found, Pipeline(settings, metrics), metrics)
 

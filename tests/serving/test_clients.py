@@ -372,7 +372,7 @@ def test_v2_bytes_whose_lengths_lie(server, data):
 
 
 def test_arrays_of_another_size_are_resized_as_offline(server, classifier):
-    from resfit.classifier import Classifier
+    from resfit.tasks.classification import Classifier
 
     image = np.random.default_rng(3).integers(0, 256, (90, 70, 3), dtype=np.uint8)
     expected = Classifier.load(classifier).predict_proba([image], engine="openvino")[0]
@@ -381,7 +381,7 @@ def test_arrays_of_another_size_are_resized_as_offline(server, classifier):
 
 
 def test_a_large_turned_jpeg_is_decoded_as_offline(server, classifier, tmp_path):
-    from resfit.classifier import Classifier
+    from resfit.tasks.classification import Classifier
 
     wide = np.random.default_rng(4).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     path = tmp_path / "turned.jpg"
@@ -394,7 +394,7 @@ def test_a_large_turned_jpeg_is_decoded_as_offline(server, classifier, tmp_path)
 
 
 def test_explain_gives_the_overlay_of_the_offline_classifier(server, classifier, files, offline):
-    from resfit.classifier import Classifier
+    from resfit.tasks.classification import Classifier
 
     (expected,) = Classifier.load(classifier).explain(files[0], method="grad-cam++")
     url = f"{server.url}/explain?model=fashion&method=grad-cam%2B%2B"
@@ -408,7 +408,7 @@ def test_explain_gives_the_overlay_of_the_offline_classifier(server, classifier,
 
 
 def test_the_nearest_training_images(server, files, classifier):
-    from resfit.classifier import Classifier
+    from resfit.tasks.classification import Classifier
 
     loaded = Classifier.load(classifier)
     features = loaded.embed(files[:1], engine="openvino", cache=False).features
@@ -421,7 +421,7 @@ def test_the_nearest_training_images(server, files, classifier):
 
 
 def test_what_is_unlike_the_training_images_is_said(server, classifier, files):
-    from resfit.classifier import Classifier
+    from resfit.tasks.classification import Classifier
 
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     file = io.BytesIO()

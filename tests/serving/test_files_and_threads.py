@@ -22,7 +22,7 @@ from resfit.serving.adapter import Served
 from resfit.serving.metrics import Metrics
 from resfit.serving.problems import Problem
 from resfit.serving.repository import AVAILABLE, END, Repository
-from resfit.serving.settings import Settings
+from resfit.serving.settings import ServerSettings
 from tests.serving.light import Brightness, light_server
 
 
@@ -78,10 +78,10 @@ def test_a_classifier_of_anything_but_regular_files_is_not_opened(tmp_path, monk
     path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)
     make(path)
-    found = Repository(tmp_path / "models", Settings(), Metrics(), Served.load)
+    found = Repository(tmp_path / "models", ServerSettings(), Metrics(), Served.load)
     with pytest.raises(ArtifactError, match=r"must be a regular file|leads out of its folder|leads to itself"):
         Served.load(path.parents["/" in name], "auto")
-    found = Repository(tmp_path / "models", Settings(), Metrics(), Checked)
+    found = Repository(tmp_path / "models", ServerSettings(), Metrics(), Checked)
     found.refresh()
     assert list(found.models) == ["good"]
     if found.states("bad"):  # a file that leads nowhere is none
@@ -129,7 +129,7 @@ def test_names_of_versions_are_read_from_a_regular_file_alone(tmp_path, make):
     write(tmp_path / "m" / "1")
     make(tmp_path / "m" / "labels.json")
     assert folders.labels_of(tmp_path / "m") == {}
-    found = Repository(tmp_path, Settings(), Metrics(), Checked)
+    found = Repository(tmp_path, ServerSettings(), Metrics(), Checked)
     found.refresh()
     assert found.states("m")[1].state == AVAILABLE
     assert found.close(30)
@@ -147,7 +147,7 @@ def test_closing_does_not_wait_for_a_file_that_hangs(tmp_path):
         assert gate.wait(60)
         return Brightness(folder, engine)
 
-    found = Repository(tmp_path, Settings(), Metrics(), load)
+    found = Repository(tmp_path, ServerSettings(), Metrics(), load)
     found.start()
     assert begun.wait(30)
     assert not found.close(0.05)
@@ -266,7 +266,7 @@ def test_a_version_that_was_replaced_is_waited_for_too(tmp_path):
             ended.set()
             return super().predict(images)
 
-    found = Repository(tmp_path, Settings(), Metrics(), Busy)
+    found = Repository(tmp_path, ServerSettings(), Metrics(), Busy)
     found.refresh()
     from concurrent.futures import Future
 
@@ -288,7 +288,7 @@ def test_a_version_that_was_replaced_is_waited_for_too(tmp_path):
 
 @pytest.fixture(scope="module")
 def loaded(classifier):
-    from resfit.classifier import Classifier
+    from resfit.tasks.classification import Classifier
 
     return Classifier.load(classifier)
 
@@ -312,7 +312,7 @@ def test_a_network_with_weights_that_are_no_numbers_does_not_become_ready(loaded
 
 
 def test_a_classifier_whose_scores_are_no_numbers_does_not_become_ready(loaded, classifier):
-    from resfit.classifier import Classifier
+    from resfit.tasks.classification import Classifier
 
     Served(loaded, classifier, "keras").warm_up(1)
     other = Classifier.load(classifier)

@@ -19,7 +19,7 @@ import pytest
 from resfit.serving import inference_v2, tfserving
 from resfit.serving.packed import unpack
 from resfit.serving.problems import Problem
-from resfit.serving.settings import Settings
+from resfit.serving.settings import ServerSettings
 from tests.serving.light import light_server, parts
 
 MB = 10**6
@@ -518,4 +518,4 @@ def test_a_site_that_is_let_in_may_post_and_read_the_answer(tmp_path):
 
     for bad in ("*", "lab.example", "https://lab.example/", "https://LAB.example", "null"):
         with pytest.raises(ArgumentError, match="an allowed origin is a scheme and a host"):
-            Settings(origins=(bad,))
+            ServerSettings(origins=(bad,))

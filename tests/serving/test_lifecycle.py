@@ -17,7 +17,7 @@ import pytest
 
 from resfit.errors import ArtifactError
 from resfit.serving.server import serve
-from resfit.serving.settings import Settings
+from resfit.serving.settings import ServerSettings
 from tests.serving.conftest import ROOT, in_threads, serving, wait_until
 
 
@@ -60,7 +60,7 @@ def scores_of(answer: dict, classes) -> list[float]:
 
 
 def test_a_new_version_takes_over_under_load_without_a_lost_request(server, models, other, files, offline):
-    from resfit.classifier import Classifier
+    from resfit.tasks.classification import Classifier
 
     changed = Classifier.load(other)
     after = changed.predict_proba(files, engine="openvino")
@@ -161,7 +161,7 @@ def test_a_classifier_that_is_fitted_again_takes_over_and_a_damaged_one_does_not
     shutil.copytree(classifier, place)
     with serving(place, tmp_path / "log", "--poll", "0.1") as running:
         first = httpx.get(f"{running.url}/about").json()["models"][0]["classes"]
-        from resfit.classifier import Classifier
+        from resfit.tasks.classification import Classifier
 
         Classifier.load(other).save(place)
         wait_until(lambda: httpx.get(f"{running.url}/about").json()["models"][0]["classes"] != first, 120)
@@ -215,13 +215,13 @@ def test_a_folder_in_which_none_can_be_loaded_ends_the_server(classifier, tmp_pa
     with pytest.raises(
         ArtifactError, match=r"a version 1: .*model\.keras.*; b version 3: .*classifier\.json cannot be read"
     ):
-        serve(tmp_path / "models", Settings(port=0), started=urls.append)
+        serve(tmp_path / "models", ServerSettings(port=0), started=urls.append)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{urls[0]}/v2/health/live")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "classifier.json").write_text("{")
     with pytest.raises(ArtifactError, match="cannot be read"):
-        serve(tmp_path / "b", Settings(port=0), started=urls.append)
+        serve(tmp_path / "b", ServerSettings(port=0), started=urls.append)
     assert len(urls) == 1
 
 

@@ -221,7 +221,7 @@ def test_a_jpeg_of_endless_scans_is_refused(server):
 
 
 def test_a_progressive_jpeg_is_none_of_these(server, classifier, tmp_path):
-    from resfit.classifier import Classifier
+    from resfit.tasks.classification import Classifier
 
     path = tmp_path / "a.jpg"
     path.write_bytes(many_scans(1))
@@ -419,13 +419,13 @@ def test_there_must_be_something_to_serve(tmp_path, capfd):
 
 def test_a_token_that_keeps_nobody_out_is_refused(tmp_path):
     from resfit.errors import ArgumentError
-    from resfit.serving.settings import Settings, read_token
+    from resfit.serving.settings import ServerSettings, read_token
 
     with pytest.raises(ArgumentError, match="at least 16"):
-        Settings(token="short")
+        ServerSettings(token="short")
     (tmp_path / "token").write_text(f" {TOKEN}\n")
     assert read_token(tmp_path / "token") == TOKEN
-    assert TOKEN not in repr(Settings(token=TOKEN))
+    assert TOKEN not in repr(ServerSettings(token=TOKEN))
     (tmp_path / "token").write_text("\n")
     with pytest.raises(ArgumentError, match="is empty"):
         read_token(tmp_path / "token")

@@ -19,7 +19,7 @@ from resfit.serving.metrics import Metrics
 from resfit.serving.pipeline import Pipeline
 from resfit.serving.problems import Problem
 from resfit.serving.repository import NotServed, Repository, Version
-from resfit.serving.settings import Settings, is_loopback
+from resfit.serving.settings import ServerSettings, is_loopback
 from tests.serving.conftest import wait_until
 
 
@@ -152,7 +152,7 @@ def test_places_run_out_and_come_back():
     assert slots.taken == 3
 
 
-SMALL = Settings(max_json_depth=4, max_json_items=100)
+SMALL = ServerSettings(max_json_depth=4, max_json_items=100)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_json_out_of_bounds_is_refused(text, status):
 def test_hostile_json_is_refused_in_time_linear_in_its_length(body):
     begin = time.process_time()
     with pytest.raises(Problem):
-        wire.parse(body, Settings())
+        wire.parse(body, ServerSettings())
     assert time.process_time() - begin < 20  # a quadratic scan would take hours
 
 
@@ -232,7 +232,7 @@ class Slow:
 
 
 def pipeline(**options) -> tuple[Pipeline, Version, Slow]:
-    chosen, metrics, slow = Settings(**options), Metrics(), Slow()
+    chosen, metrics, slow = ServerSettings(**options), Metrics(), Slow()
     return Pipeline(chosen, metrics), Version("m", 1, slow, chosen, metrics), slow
 
 
@@ -309,7 +309,7 @@ def write(folder, content="good"):
 
 
 def repository(root, **options) -> Repository:
-    return Repository(root, Settings(**options), Metrics(), Nothing)
+    return Repository(root, ServerSettings(**options), Metrics(), Nothing)
 
 
 def served(found: Repository) -> dict:
@@ -424,19 +424,19 @@ def test_an_empty_folder_waits_whatever_comes(tmp_path):
 
 def test_a_classifier_that_is_still_being_written_at_the_start_is_no_failure(tmp_path):
     write(tmp_path / "m", "bad")
-    turns = []
+    sampling_order = []
 
     def load(folder, engine):
-        turns.append(folder)
-        if len(turns) == 1:
+        sampling_order.append(folder)
+        if len(sampling_order) == 1:
             (folder / "model.keras").write_text("good, and longer")  # while the first half of it is looked at
             raise ValueError("cut short")
         return Nothing(folder, engine)
 
-    found = Repository(tmp_path / "m", Settings(poll=0.05), Metrics(), load)
+    found = Repository(tmp_path / "m", ServerSettings(poll=0.05), Metrics(), load)
     found.start()
     wait_until(lambda: found.is_ready, 30)
-    assert (found.failure, len(turns)) == ("", 2)
+    assert (found.failure, len(sampling_order)) == ("", 2)
     found.close()
 
 

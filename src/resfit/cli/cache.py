@@ -13,7 +13,7 @@ from resfit.cli.options import Json
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from resfit.holdings import Item
+    from resfit.cache_kinds import CacheEntry
 
 _DAYS = {"": 1.0, "m": 1 / 1440, "h": 1 / 24, "d": 1.0, "w": 7.0}
 _BYTES = {"": 1.0, "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -48,9 +48,9 @@ def register(app: typer.Typer) -> None:
 
 def list_items(kind: Kinds = None, as_json: Json = False) -> None:
     """List what is kept, the least recently used first."""
-    from resfit import housekeeping
+    from resfit.storage import cache
 
-    found = housekeeping.find(kinds=kind or ())
+    found = cache.find(kinds=kind or ())
     if as_json:
         console.print_json([item.to_dict() for item in found])
         return
@@ -61,10 +61,10 @@ def list_items(kind: Kinds = None, as_json: Json = False) -> None:
 
 def verify(kind: Kinds = None, as_json: Json = False) -> None:
     """Read everything through and compare sizes, hashes and checksums. Exits with 1 if something is damaged."""
-    from resfit import housekeeping
+    from resfit.storage import cache
 
-    found = housekeeping.find(kinds=kind or ())
-    wrong = [(item, faults) for item in found if (faults := housekeeping.faults(item))]
+    found = cache.find(kinds=kind or ())
+    wrong = [(item, faults) for item in found if (faults := cache.faults(item))]
     if as_json:
         damaged = [{**item.to_dict(), "faults": faults} for item, faults in wrong]
         console.print_json({"verified": len(found), "damaged": damaged})
@@ -92,14 +92,14 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Delete what can be brought or made again. What a process uses stays."""
-    from resfit import housekeeping
+    from resfit.storage import cache
 
     if not (older_than or max_size or kind or everything or damaged):
         raise typer.BadParameter(
             "say what goes: --older-than, --max-size, --kind, --damaged or --all.", param_hint="resfit cache prune"
         )
     days = console.quantity(older_than, _DAYS, "--older-than", "30d") if older_than else None
-    result = housekeeping.prune(
+    result = cache.prune(
         kinds=kind or (),
         older_than=days,
         max_bytes=console.quantity(max_size, _BYTES, "--max-size", "10GB") if max_size else None,
@@ -119,7 +119,7 @@ def prune(
     )
 
 
-def _print(items: Iterable[Item]) -> None:
+def _print(items: Iterable[CacheEntry]) -> None:
     rows = []
     for item in items:
         day = datetime.datetime.fromtimestamp(item.used).strftime("%Y-%m-%d %H:%M") if item.used else ""
@@ -128,13 +128,13 @@ def _print(items: Iterable[Item]) -> None:
     console.print_table("", columns, rows)
 
 
-def _counted(items: Iterable[Item]) -> str:
+def _counted(items: Iterable[CacheEntry]) -> str:
     listed = list(items)
     things = f"{len(listed)} thing{'' if len(listed) == 1 else 's'}"
     return f"{things}, {console.size(sum(item.bytes for item in listed))},"
 
 
 def _root() -> str:
-    from resfit.cache import cache_root
+    from resfit.storage.locks import cache_root
 
     return console.printable(cache_root())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from resfit.cli import console
+from resfit.cli.formatting import ignored_text, report_notes
 from resfit.cli.options import (
     BatchSize,
     Engine,
@@ -26,10 +27,9 @@ from resfit.cli.options import (
     TrainPart,
     ValPart,
 )
-from resfit.cli.shown import ignored_text, report_notes
 
 if TYPE_CHECKING:
-    from resfit.checking import Checks
+    from resfit.quality.checking import Checks
 
 _SHOWN = 10
 
@@ -70,8 +70,9 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Look for duplicates, leaks, wrong labels, odd images and shortcuts in a folder of images."""
-    from resfit import checking, zoo
-    from resfit.data.image_set import scan
+    from resfit import zoo
+    from resfit.data.dataset import scan
+    from resfit.quality import checking
     from resfit.report import checks as page
 
     method = "cleanlab" if cleanlab else "ridge"
@@ -117,7 +118,7 @@ def check(
 
 
 def _print(found: Checks) -> None:
-    from resfit.checking import label_precision
+    from resfit.quality.checking import label_precision
 
     findings = found.findings()
     images, what = found.images, "labels" if found.images.multilabel else "classes"

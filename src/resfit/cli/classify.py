@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resfit.cli import asking, console
+from resfit.cli import console, inputs
+from resfit.cli.formatting import accuracy, mean_average_precision, report_notes, report_skipped, skipped_json
 from resfit.cli.options import (
     Artifact,
     BatchSize,
@@ -27,14 +28,13 @@ from resfit.cli.options import (
     TrainPart,
     ValPart,
 )
-from resfit.cli.shown import accuracy, mean_average_precision, report_notes, report_skipped, skipped_json
 
 if TYPE_CHECKING:
-    from resfit.classifier import Prediction
+    from resfit.evaluation.intervals import Figure
     from resfit.evaluation.labels import LabelEvaluation
     from resfit.evaluation.metrics import Evaluation
-    from resfit.evaluation.resampling import Figure
     from resfit.report import Findings
+    from resfit.tasks.classification import Prediction
 
 
 def register(app: typer.Typer) -> None:
@@ -70,10 +70,10 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Say what is on images."""
-    from resfit import published
+    from resfit.tasks.classification import pretrained
 
-    classifier = asking.opened(published.load, source)
-    asked = asking.given(images)
+    classifier = inputs.opened(pretrained.load, source)
+    asked = inputs.given(images)
     with console.progress() as progress:
         predictions = classifier.predict(
             asked,
@@ -84,7 +84,7 @@ def predict(
             batch_size=batch_size,
             progress=progress,
         )
-    predictions = asking.with_names(predictions)
+    predictions = inputs.with_names(predictions)
     if csv is not None:
         _write_csv(csv, predictions)
     if as_json:
@@ -100,7 +100,7 @@ def predict(
     for item in predictions:
         if item.unlike_training:
             console.message(f"Unlike the training images, not to be relied on: {console.printable(item.path)}")
-    asking.end_with_unusable(predictions, asked)
+    inputs.end_with_unusable(predictions, asked)
 
 
 def evaluate(
@@ -149,13 +149,13 @@ def evaluate(
 ) -> None:
     """Measure a classifier on labelled images, every figure with its 95 % interval."""
     from resfit import report as reports
-    from resfit.classifier import Classifier
+    from resfit.tasks.classification import Classifier
 
     if report is not None:
         from resfit.report.templates import check_installed
 
         check_installed()
-    classifier = asking.opened(Classifier.load, artifact)
+    classifier = inputs.opened(Classifier.load, artifact)
     with console.progress() as progress:
         found = reports.measure(
             classifier,
@@ -218,8 +218,8 @@ def embed(
     as_json: Json = False,
 ) -> None:
     """Write the features of images, as a network sees them, to a table."""
-    from resfit import classifier
     from resfit.embedding import check_table_name
+    from resfit.tasks import classification as classifier
 
     check_table_name(out)
     console.load_tensorflow()
@@ -285,7 +285,7 @@ def _print_figures(found: Findings) -> None:
     drawn = "groups" if found.figures.grouped else "images"
     title = f"figures with 95 % intervals ({found.figures.resamples} resamples of {drawn})"
     console.print_table(title, ("", ">value", ">interval"), rows)
-    name = "exact_match_accuracy" if found.judged.several else "accuracy"
+    name = "exact_match_accuracy" if found.judged.multilabel else "accuracy"
     for column, parts in found.subgroups.items():
         cells = [
             (
@@ -327,7 +327,7 @@ def _best(prediction: Prediction) -> tuple[str, ...]:
 
 def _write_csv(path: Path, predictions: list[Prediction]) -> None:
     from resfit.data import csv_cells
-    from resfit.files import atomic_open
+    from resfit.storage.atomic import atomic_open
 
     rows = [
         (item.path, item.label or "", f"{item.probability:.6f}" if item.label is not None else "", item.error)

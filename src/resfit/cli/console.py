@@ -15,7 +15,7 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from resfit.transfer.features import Progress
+    from resfit.features.extract import Progress
 
 #: Seconds of work after which a progress bar appears.
 PATIENCE = 2.0

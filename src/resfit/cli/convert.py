@@ -12,7 +12,7 @@ from resfit.cli import console
 from resfit.cli.options import Json
 
 if TYPE_CHECKING:
-    from resfit.architecture.spec import ArchitectureSpec
+    from resfit.networks.spec import ArchitectureSpec
 
 
 #: A larger share of the largest output is no rounding.
@@ -64,7 +64,8 @@ def convert(
     """Convert the weights of a residual network, whatever they come in."""
     console.load_tensorflow()
     from resfit import zoo
-    from resfit.checkpoints import convert, verify, write
+    from resfit.weights import load as convert
+    from resfit.weights import verify, write
 
     write.check_target(destination)
     reading: dict[str, Any] = {
@@ -143,7 +144,7 @@ def _difference(model: Any, destination: Path, preprocess: bool) -> float | None
     import numpy as np
 
     from resfit import zoo
-    from resfit.architecture import catalog
+    from resfit.networks import catalog
 
     has_top = model.layers[-1].name == "predictions"
     activation = getattr(model.layers[-1], "activation", None) if has_top else "default"

@@ -40,10 +40,10 @@ def demo(
         from resfit.report.templates import check_installed
 
         check_installed()
-    from resfit.classifier import Classifier
     from resfit.data import samples
-    from resfit.data.image_set import scan
+    from resfit.data.dataset import scan
     from resfit.evaluation.pictures import contact_sheet
+    from resfit.tasks.classification import Classifier
 
     begin = time.monotonic()
     images, artifact, picture = out / "images", out / "fashion.resfit", out / "demo.png"

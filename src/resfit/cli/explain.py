@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resfit.cli import asking, console, medical
+from resfit.cli import console, inputs, medical
 from resfit.cli.options import Artifact, BatchSize, Images, Json
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Show which parts of images speak for a class."""
-    from resfit.classifier import Classifier
+    from resfit.tasks.classification import Classifier
 
-    classifier = asking.opened(Classifier.load, artifact)
-    asked = asking.given(images)
+    classifier = inputs.opened(Classifier.load, artifact)
+    asked = inputs.given(images)
     with console.progress() as progress:
         found = classifier.explain(
             asked,
@@ -61,7 +61,7 @@ def explain(
             batch_size=batch_size,
             progress=progress,
         )
-    found = asking.with_names(found)
+    found = inputs.with_names(found)
     rows = _write(medical.without_names(found, classifier.metrics), out)
     if as_json:
         console.print_json(rows)
@@ -82,7 +82,7 @@ def explain(
     for row in rows:
         if row["note"]:
             console.message(console.printable(f"{row['path'] or 'image'}: {row['note']}."))
-    asking.end_with_unusable(found, asked)
+    inputs.end_with_unusable(found, asked)
 
 
 def _write(found: list[Explanation], out: Path) -> list[dict[str, Any]]:
@@ -90,7 +90,7 @@ def _write(found: list[Explanation], out: Path) -> list[dict[str, Any]]:
     import numpy as np
     from PIL import Image
 
-    from resfit.files import atomic_open, write_json
+    from resfit.storage.atomic import atomic_open, write_json
 
     rows: list[dict[str, Any]] = []
     taken: set[str] = set()
@@ -117,7 +117,7 @@ def _write(found: list[Explanation], out: Path) -> list[dict[str, Any]]:
 
 def _name(path: Path | None, taken: set[str]) -> str:
     """Returns a name for the files of an image that no other image has."""
-    stem = (path.stem if path is not None and path != asking.STDIN else "image")[:100]
+    stem = (path.stem if path is not None and path != inputs.STDIN else "image")[:100]
     name, number = stem, 1
     while name.casefold() in taken:
         number += 1

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resfit.cli import console, medical
+from resfit.cli.formatting import accuracy, ignored_text, mean_average_precision, report_skipped, skipped_json
 from resfit.cli.medical import Frame, Plane, Series, Spacing, Window
 from resfit.cli.options import (
     BatchSize,
@@ -28,11 +29,10 @@ from resfit.cli.options import (
     TrainPart,
     ValPart,
 )
-from resfit.cli.shown import accuracy, ignored_text, mean_average_precision, report_skipped, skipped_json
 
 if TYPE_CHECKING:
-    from resfit.classifier import Classifier
-    from resfit.transfer.recipes import Recipe
+    from resfit.tasks.classification import Classifier
+    from resfit.training.recipes import Recipe
 
 
 def register(app: typer.Typer) -> None:
@@ -129,7 +129,7 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Fit a classifier to a folder of images and measure it on images it has not seen."""
-    from resfit import classifier
+    from resfit.tasks import classification
 
     columns: dict[str, Any] = {
         "path_column": path_column,
@@ -146,7 +146,7 @@ def fit(
         "reading": medical.reading(frame, series, window, plane, spacing),
     }
     if dry_run:
-        recipe = classifier.plan(
+        recipe = classification.plan(
             folder, model=model, strategy=strategy, budget=budget, seed=seed, test_share=test_share, **columns
         )
         if as_json:
@@ -158,7 +158,7 @@ def fit(
         raise typer.BadParameter("needed unless --dry-run is given", param_hint="'--out' / '-o'")
     console.load_tensorflow()
     with console.progress() as progress:
-        fitted = classifier.fit(
+        fitted = classification.fit(
             folder,
             model=model,
             out=out,
@@ -208,7 +208,7 @@ def _print_fit(fitted: Classifier, out: Path) -> None:
     rows: list[tuple[str, object]] = [
         ("network", fitted.recipe.model),
         ("files", _files(images)),
-        ("images", f"{_used(images)} in {len(fitted.classes)} {'labels' if fitted.recipe.several else 'classes'}"),
+        ("images", f"{_used(images)} in {len(fitted.classes)} {'labels' if fitted.recipe.multilabel else 'classes'}"),
         ("skipped", images["skipped"]),
         ("split", _split(images) + (", by group" if fitted.recipe.grouped else "")),
         *_work(fitted),
@@ -216,18 +216,18 @@ def _print_fit(fitted: Classifier, out: Path) -> None:
         ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in run.seconds.items())),
         *(("found", finding) for finding in fitted.metrics.get("checks", {}).get("findings", ())),
         (
-            "exact-match accuracy" if fitted.recipe.several else "accuracy",
+            "exact-match accuracy" if fitted.recipe.multilabel else "accuracy",
             "not measured: no test images" if run.test is None else accuracy(run.test),
         ),
-        *([("mean average precision", mean_average_precision(run.test))] if fitted.recipe.several else []),
+        *([("mean average precision", mean_average_precision(run.test))] if fitted.recipe.multilabel else []),
         ("written to", out),
     ]
     if run.history:
-        _print_history(run.history, fitted.metrics["training"]["epoch"], several=fitted.recipe.several)
+        _print_history(run.history, fitted.metrics["training"]["epoch"], multilabel=fitted.recipe.multilabel)
     console.print_table("", ("", ""), rows)
 
 
-def _print_history(history: Sequence[dict[str, Any]], kept: int, *, several: bool) -> None:
+def _print_history(history: Sequence[dict[str, Any]], kept: int, *, multilabel: bool) -> None:
     """Prints a row for each epoch; of a long run the first, the last, the kept one and some between."""
     step = max(1, len(history) // 20)
     shown = [row for row in history if row["epoch"] % step == 0 or row["epoch"] in (kept, history[-1]["epoch"])]
@@ -240,7 +240,7 @@ def _print_history(history: Sequence[dict[str, Any]], kept: int, *, several: boo
         )
         for row in shown
     ]
-    right = ">labels right" if several else ">accuracy"
+    right = ">labels right" if multilabel else ">accuracy"
     heads = (">epoch", ">train loss", right, ">val loss", right, ">seconds")
     console.print_table("training (* the epoch that is kept)", heads, cells)
 
@@ -277,7 +277,7 @@ def _work(fitted: Classifier) -> list[tuple[str, object]]:
         found = fitted.metrics["training"]
         before, after = found["val_accuracy_before"], found["val_accuracy"]
         kept = "the probe" if recipe.strategy == "probe" else f"epoch {found['epoch']} of {found['epochs']}"
-        what = "labels right in validation:" if recipe.several else "validation"
+        what = "labels right in validation:" if recipe.multilabel else "validation"
         rows.append(("fine-tuning", f"{what} {before:.1%} before, {after:.1%} after; kept: {kept}"))
     return rows
 
@@ -304,7 +304,7 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
     import dataclasses
 
     from resfit.errors import ArgumentError, closest
-    from resfit.transfer.tuning import Tuning
+    from resfit.training.settings import Tuning
 
     known = [field.name for field in dataclasses.fields(Tuning)]
     found: dict[str, Any] = {}

@@ -57,7 +57,7 @@ def without_names(items: Sequence[_Item], metrics: Mapping[str, Any]) -> list[_I
         items: Dataclasses with a ``path``.
         metrics: Of the classifier.
     """
-    from resfit.data import privacy
+    from resfit.data.medical import privacy
 
     if "notice" not in metrics:
         return list(items)

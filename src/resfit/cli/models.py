@@ -13,7 +13,7 @@ import typer
 from resfit.cli.options import Json
 
 if TYPE_CHECKING:
-    from resfit.checkpoints.registry import CheckpointInfo
+    from resfit.weights.registry import CheckpointInfo
     from resfit.zoo import Description, ModelInfo
 
 # Which published weights, for every command that lists them.
@@ -110,8 +110,8 @@ def info(
 def _file(path: Path, as_json: bool) -> None:
     """Describes a file or folder. Where no network is found in it, that is said, and the command fails."""
     from resfit import artifact
-    from resfit.checkpoints import describe
     from resfit.cli.console import printable
+    from resfit.weights import describe
 
     if path.is_dir() and artifact.is_artifact(path):
         description, _ = artifact.read(path)
@@ -150,8 +150,8 @@ def _classifier_card(path: Path, description: dict[str, Any]) -> list[str]:
 def _weights(
     pattern: str, licence: str | None, trained_on: str | None, source: str | None, sort: str | None, as_json: bool
 ) -> None:
-    from resfit.checkpoints import registry
     from resfit.errors import ArgumentError, closest
+    from resfit.weights import registry
 
     if sort is not None and sort not in _ORDERS:
         raise ArgumentError(f"--sort must be one of {', '.join(_ORDERS)}. Received: {sort!r}.{closest(sort, _ORDERS)}")
@@ -327,7 +327,7 @@ def _size(size: tuple[int, int]) -> str:
 
 def _benchmark(name: str) -> str:
     """What accuracies were measured on, unless it is ImageNet by the checkpoint's own classifier."""
-    from resfit.checkpoints.registry import IMAGENET
+    from resfit.weights.registry import IMAGENET
 
     return "" if name == IMAGENET else name.replace(f"{IMAGENET} (linear probe)", "linear probe")
 

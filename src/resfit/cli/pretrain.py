@@ -68,9 +68,9 @@ def pretrain_command(
     Example: resfit pretrain images/ -o run --validation held-out/ --epochs 30
     """
     from resfit.cli.console import print_json
-    from resfit.transfer.pretrain import Settings, parse_rand_augment, parse_sizes, pretrain
+    from resfit.training.pretrain import PretrainSettings, parse_rand_augment, parse_sizes, pretrain
 
-    settings = Settings(
+    settings = PretrainSettings(
         model=model,
         size=size,
         sizes=parse_sizes(sizes),

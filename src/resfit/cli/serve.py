@@ -11,7 +11,7 @@ import typer
 
 from resfit.cli import console
 from resfit.cli.options import Engine
-from resfit.serving.settings import Settings, read_token
+from resfit.serving.settings import ServerSettings, read_token
 
 _MODULES = ("fastapi", "h11", "prometheus_client", "python_multipart", "starlette", "uvicorn")
 
@@ -38,10 +38,10 @@ def serve(
     ],
     host: Annotated[
         str, typer.Option("--host", help="Address to listen on; 0.0.0.0 lets other machines in.")
-    ] = Settings.host,
-    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes a free one.")] = Settings.port,
-    engine: Engine = Settings.engine,
-    name: Annotated[str, typer.Option("--name", help="Name of the model, where one is served.")] = Settings.name,
+    ] = ServerSettings.host,
+    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes a free one.")] = ServerSettings.port,
+    engine: Engine = ServerSettings.engine,
+    name: Annotated[str, typer.Option("--name", help="Name of the model, where one is served.")] = ServerSettings.name,
     token_file: Annotated[
         Path | None,
         typer.Option("--token-file", help="File with a bearer token that clients must send; or set RESFIT_TOKEN."),
@@ -55,34 +55,38 @@ def serve(
     ] = None,
     max_batch: Annotated[
         int, typer.Option("--max-batch", help="Most images in one pass of the network.")
-    ] = Settings.max_batch,
+    ] = ServerSettings.max_batch,
     max_delay: Annotated[
         float, typer.Option("--max-delay", help="Milliseconds that an image waits for others on their way.")
-    ] = 1000 * Settings.max_delay,
-    workers: Annotated[int, typer.Option("--workers", help="Threads that run batches.")] = Settings.workers,
+    ] = 1000 * ServerSettings.max_delay,
+    workers: Annotated[int, typer.Option("--workers", help="Threads that run batches.")] = ServerSettings.workers,
     queue: Annotated[
         int, typer.Option("--queue", help="Most images accepted at once; above it: 429.")
-    ] = Settings.queue,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds for one answer.")] = Settings.timeout,
+    ] = ServerSettings.queue,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds for one answer.")] = ServerSettings.timeout,
     drain: Annotated[
         float, typer.Option("--drain", help="Seconds of accepting on after SIGTERM, while not ready.")
-    ] = Settings.drain,
-    max_body: Annotated[int, typer.Option("--max-body", help="Most bytes of a request.")] = Settings.max_body,
-    max_files: Annotated[int, typer.Option("--max-files", help="Most images in a request.")] = Settings.max_files,
-    max_pixels: Annotated[int, typer.Option("--max-pixels", help="Most pixels of an image.")] = Settings.max_pixels,
+    ] = ServerSettings.drain,
+    max_body: Annotated[int, typer.Option("--max-body", help="Most bytes of a request.")] = ServerSettings.max_body,
+    max_files: Annotated[int, typer.Option("--max-files", help="Most images in a request.")] = ServerSettings.max_files,
+    max_pixels: Annotated[
+        int, typer.Option("--max-pixels", help="Most pixels of an image.")
+    ] = ServerSettings.max_pixels,
     decode_timeout: Annotated[
         float, typer.Option("--decode-timeout", help="Seconds for decoding an image.")
-    ] = Settings.decode_timeout,
+    ] = ServerSettings.decode_timeout,
     header_timeout: Annotated[
         float, typer.Option("--header-timeout", help="Seconds for the head of a request.")
-    ] = Settings.header_timeout,
+    ] = ServerSettings.header_timeout,
     body_timeout: Annotated[
         float, typer.Option("--body-timeout", help="Seconds for the body of a request.")
-    ] = Settings.body_timeout,
+    ] = ServerSettings.body_timeout,
     versions: Annotated[
         int, typer.Option("--versions", help="How many versions of a model are served.")
-    ] = Settings.versions,
-    poll: Annotated[float, typer.Option("--poll", help="Seconds between two looks at the folder.")] = Settings.poll,
+    ] = ServerSettings.versions,
+    poll: Annotated[
+        float, typer.Option("--poll", help="Seconds between two looks at the folder.")
+    ] = ServerSettings.poll,
     log_level: Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.")] = "info",
     as_json: Annotated[bool, typer.Option("--json", help="Print where it listens as JSON.")] = False,
 ) -> None:
@@ -92,7 +96,7 @@ def serve(
     check_installed()
     from resfit.serving import logs
 
-    settings = Settings(
+    settings = ServerSettings(
         host=host,
         port=port,
         engine=engine,

@@ -113,12 +113,12 @@ def images_of(array: np.ndarray, channels: int, notes: set[str], *, where: str =
     Raises:
         ArgumentError: Its dtype, shape or range is not that of images, or has two readings.
     """
-    return _read(array, channels, notes, where, several=True)
+    return _read(array, channels, notes, where, multilabel=True)
 
 
 def image_of(array: np.ndarray, channels: int, notes: set[str], *, where: str = "") -> Pixels:
     """Returns an array that stands for one image; a batch of one is one too. As :func:`images_of`."""
-    return _read(array, channels, notes, where, several=False)[0]
+    return _read(array, channels, notes, where, multilabel=False)[0]
 
 
 def check_values(arrays: Iterable[np.ndarray], notes: set[str], *, where: str = "") -> float:
@@ -249,24 +249,24 @@ def _header(file: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     return np.lib.format.read_array_header_2_0(file)
 
 
-def _read(array: np.ndarray, channels: int, notes: set[str], where: str, *, several: bool) -> list[Pixels]:
+def _read(array: np.ndarray, channels: int, notes: set[str], where: str, *, multilabel: bool) -> list[Pixels]:
     if array.dtype.kind not in "buif":
         raise _refused(_rule(channels), f"{where}dtype {array.dtype}", _dtype_remedy(array.dtype))
-    if array.ndim == _MOST_AXES and several and not len(array):
+    if array.ndim == _MOST_AXES and multilabel and not len(array):
         return []
     if 0 in array.shape or not 2 <= array.ndim <= _MOST_AXES:
         raise _refused(_rule(channels), where + _shape(array), "")
     if array.ndim == _MOST_AXES:
-        if not several and len(array) != 1:
+        if not multilabel and len(array) != 1:
             raise _refused(
                 "images in a list must be one image each",
                 where + _shape(array),
                 "Pass a batch by itself, not in a list.",
             )
-        layout = _layout(array, array.shape[1:], channels, where, several=False)
+        layout = _layout(array, array.shape[1:], channels, where, multilabel=False)
         images = list(array)
     else:
-        layout = _layout(array, array.shape, channels, where, several=several)
+        layout = _layout(array, array.shape, channels, where, multilabel=multilabel)
         images = list(array) if layout == "nhw" else [array]
     if layout == "chw":
         if array.shape[-3] != 1:
@@ -277,7 +277,7 @@ def _read(array: np.ndarray, channels: int, notes: set[str], where: str, *, seve
     return [Pixels(image, factor) for image in images]
 
 
-def _layout(array: np.ndarray, shape: tuple[int, ...], channels: int, where: str, *, several: bool) -> str:
+def _layout(array: np.ndarray, shape: tuple[int, ...], channels: int, where: str, *, multilabel: bool) -> str:
     """Returns how the axes are read: ``"hw"``, ``"hwc"``, ``"chw"``, or ``"nhw"`` for a batch of grey images."""
     takes_files = channels in (1, 3)
     if len(shape) == 2:
@@ -292,7 +292,7 @@ def _layout(array: np.ndarray, shape: tuple[int, ...], channels: int, where: str
         found["hwc"] = shape[:2]
     if first == channels or (takes_files and first in _COLOURS):
         found["chw"] = shape[1:]
-    if takes_files and several and first != 1:
+    if takes_files and multilabel and first != 1:
         found["nhw"] = shape[1:]
     likely = [name for name, sides in found.items() if min(sides) > _SMALL] or list(found)
     if likely == ["chw", "nhw"] and first == channels == 3:

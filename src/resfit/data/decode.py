@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 import numpy as np
 
 from resfit import processors
-from resfit.data import arrays, deep, frames, scans
+from resfit.data import arrays, high_bit_depth
+from resfit.data.medical import frames, scans
 from resfit.errors import ArgumentError, ImageError, InputWarning, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class DecodedBatch(NamedTuple):
     failures: list[tuple[int, str]]
 
 
-class Header(NamedTuple):
+class ImageHeader(NamedTuple):
     """What a file says of its image.
 
     Attributes:
@@ -107,7 +108,7 @@ class Header(NamedTuple):
 #: Brings an upright image of mode RGB or L, or one plane of a deeper one (mode F), to the network's size.
 Rendering = Callable[["Image"], "Image"]
 #: Is shown the header and the upright image of mode RGB or L before it is brought to any size.
-Look = Callable[[Header, "Image"], None]
+Look = Callable[[ImageHeader, "Image"], None]
 
 
 def decode_image(
@@ -121,11 +122,13 @@ def decode_image(
 
     The first frame of an animation counts. EXIF orientation is applied. Transparent pixels are laid over white;
     CMYK and palettes become RGB. Grey of more than 8 bits is taken as 16-bit and scaled over the full range 0..65535;
-    nothing of it is rounded (:func:`resfit.data.deep.of_grey` has the rules, floating-point grey included). Scans,
+    nothing of it is rounded (:func:`resfit.data.high_bit_depth.of_grey` has the rules, floating-point grey included).
+    Scans,
     DICOM and NIfTI, become pictures as ``input_spec.reading`` says.
 
     Args:
-        source: A file, one frame of a file (:mod:`resfit.data.frames`), the bytes of one, one that is open for reading
+        source: A file, one frame of a file (:mod:`resfit.data.medical.frames`), the bytes of one, one that is open for
+            reading
             in binary, a PIL image, or pixels. All give the same for the same content, but for JPEG files of more than
             twice the size that is needed: their decoder works at a fraction of it, and pixels have been decoded.
         input_spec: Size, resize rule, crop and number of channels (1 or 3).
@@ -196,7 +199,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """Reads a regular file; nothing else is opened, so that a pipe or device cannot block.
 
     Args:
-        path: The file, or one frame of it; its bytes then stand behind a mark (:mod:`resfit.data.frames`).
+        path: The file, or one frame of it; its bytes then stand behind a mark (:mod:`resfit.data.medical.frames`).
 
     Raises:
         ImageError: It is missing, no regular file, unreadable or larger than ``MAX_BYTES``.
@@ -330,7 +333,7 @@ def is_deep(path: str | os.PathLike[str]) -> bool:
         return False
     if arrays.is_file(data):
         return not arrays.is_eight_bits(data)
-    return scans.is_scan(data) or deep.is_deep(data)
+    return scans.is_scan(data) or high_bit_depth.is_deep(data)
 
 
 def is_picture(beginning: bytes) -> bool:
@@ -406,16 +409,16 @@ def _decode(
 
     data, frame = frames.unmarked(data)
     if arrays.is_file(data) and not frame:
-        pixels, notes = arrays.of_npy(data, spec.channels, min(max_pixels, deep.MOST_PIXELS))
+        pixels, notes = arrays.of_npy(data, spec.channels, min(max_pixels, high_bit_depth.MOST_PIXELS))
         for note in sorted(notes):
             warnings.warn(note, InputWarning, stacklevel=2)
         return _of_pixels(pixels, spec, max_pixels, renderings, look)
     if spec.channels not in (1, 3):
         raise ImageError(_NO_FILES.format(spec.channels))
-    scan = scans.read_picture(data, spec.reading, frame, min(max_pixels, deep.MOST_PIXELS))
+    scan = scans.read_picture(data, spec.reading, frame, min(max_pixels, high_bit_depth.MOST_PIXELS))
     if scan is not None:
         height, width = scan.planes[0].shape
-        return _deep(scan, spec, renderings, look, Header("scan", width, height, len(data), 0, 0, 0))
+        return _deep(scan, spec, renderings, look, ImageHeader("scan", width, height, len(data), 0, 0, 0))
     if frame:
         raise ImageError(f"it has one frame, and frame {frame} is asked for (the first is 0)")
     _quieten()
@@ -446,14 +449,14 @@ def _of_image(
     size = 0 if data is None else len(data)
     if data is not None and image.format in ("JPEG", "MPO"):
         _shrink(image, spec)
-    colours = None if data is None else deep.of_file(image, data)
+    colours = None if data is None else high_bit_depth.of_file(image, data)
     if colours is not None:
         return _deep(colours, spec, renderings, look, _header(image, width, height, size))
     image.load()
     upright: Image = ImageOps.exif_transpose(image)
-    if upright.mode in deep.MODES:
-        deep.check_pixels(*upright.size)
-        picture = deep.of_grey(np.asarray(upright))
+    if upright.mode in high_bit_depth.MODES:
+        high_bit_depth.check_pixels(*upright.size)
+        picture = high_bit_depth.of_grey(np.asarray(upright))
         return _deep(picture, spec, renderings, look, _header(image, width, height, size))
     return _plain(upright, spec, renderings, look, _header(image, width, height, size))
 
@@ -472,20 +475,22 @@ def _of_pixels(
     if width * height > max_pixels:
         raise ImageError(f"{width}x{height} pixels, more than the {max_pixels} that are allowed")
     values = pixels.scaled()
-    header = Header("array", width, height, pixels.values.nbytes, 0, 0, 0)
+    header = ImageHeader("array", width, height, pixels.values.nbytes, 0, 0, 0)
     if values.dtype == np.uint8 and spec.channels in (1, 3):
         image = Images.fromarray(np.ascontiguousarray(values[..., 0] if channels == 1 else values))
         return _plain(image, spec, renderings, look, header)
-    deep.check_pixels(width, height)
+    high_bit_depth.check_pixels(width, height)
     if spec.channels in (1, 3) and channels in (2, 4):
         alpha = values[..., -1:].astype(np.float32) / 255
         values = values[..., :-1] * alpha + 255 * (1 - alpha)
-    picture = deep.Picture(tuple(values[..., channel].astype(np.float32) for channel in range(values.shape[-1])))
+    picture = high_bit_depth.HighBitDepthImage(
+        tuple(values[..., channel].astype(np.float32) for channel in range(values.shape[-1]))
+    )
     return _deep(picture, spec, renderings, look, header)
 
 
 def _plain(
-    image: Image, spec: InputSpec, renderings: Sequence[Rendering], look: Look | None, header: Header
+    image: Image, spec: InputSpec, renderings: Sequence[Rendering], look: Look | None, header: ImageHeader
 ) -> list[np.ndarray]:
     """Makes arrays of an upright image of eight bits."""
     plain = _eight_bits(image, "RGB" if spec.channels == 3 else "L")
@@ -496,15 +501,19 @@ def _plain(
 
 
 def _deep(
-    picture: deep.Picture, spec: InputSpec, renderings: Sequence[Rendering], look: Look | None, header: Header
+    picture: high_bit_depth.HighBitDepthImage,
+    spec: InputSpec,
+    renderings: Sequence[Rendering],
+    look: Look | None,
+    header: ImageHeader,
 ) -> list[np.ndarray]:
-    made = deep.rendered(picture, spec, renderings)
+    made = high_bit_depth.rendered(picture, spec, renderings)
     if look is not None:
-        look(header, deep.as_image(picture))
+        look(header, high_bit_depth.as_image(picture))
     return made
 
 
-def _header(image: Any, width: int, height: int, size: int) -> Header:
+def _header(image: Any, width: int, height: int, size: int) -> ImageHeader:
     tables = getattr(image, "quantization", None) or {}
     exif = image.info.get("exif", b"")
     camera = 0
@@ -515,7 +524,7 @@ def _header(image: Any, width: int, height: int, size: int) -> Header:
             camera = zlib.crc32(" ".join(named).encode()) if named else 0
         except Exception:  # damaged metadata are no reason to refuse an image
             camera = 0
-    return Header(image.format or "", width, height, size, sum(tables.get(0, ())), len(exif), camera)
+    return ImageHeader(image.format or "", width, height, size, sum(tables.get(0, ())), len(exif), camera)
 
 
 @functools.cache

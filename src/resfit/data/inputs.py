@@ -21,9 +21,10 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from resfit.data import arrays, decode, frames
-from resfit.data import image_set as image_sets
+from resfit.data import arrays, decode
+from resfit.data import dataset as image_sets
 from resfit.data.arrays import NetworkInput, Pixels
+from resfit.data.medical import frames
 from resfit.errors import ArgumentError, InputWarning
 from resfit.preprocessing import InputSpec
 
@@ -121,7 +122,7 @@ def batch_of(array: Any, contract: InputSpec) -> np.ndarray:
 def takes_arrays(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
     """Lets a function whose ``source`` names labelled images take ``(images, labels)`` too.
 
-    It is called with an :class:`resfit.data.image_set.ImageSet` then, whose images lie in a temporary folder.
+    It is called with an :class:`resfit.data.dataset.ImageSet` then, whose images lie in a temporary folder.
 
     Args:
         function: Has a parameter ``source``, and may have ``channels`` or ``classifier``, which says how many channels

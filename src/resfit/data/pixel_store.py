@@ -18,10 +18,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from resfit import processors
-from resfit.cache import USERS, cache_root, keep, report_unusable, scratch
 from resfit.data.decode import decode_image, read_file
 from resfit.errors import DataError, ImageError
 from resfit.preprocessing import InputSpec
+from resfit.storage.locks import USERS, cache_root, keep, report_unusable, scratch
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 _LARGEST_FILE = 64 * 2**20

@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 
 from resfit.data import stratification
-from resfit.data.image_set import ImageSet
+from resfit.data.dataset import ImageSet
 from resfit.errors import ArgumentError, DataError
 
 

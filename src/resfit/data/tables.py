@@ -16,8 +16,9 @@ import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
-from resfit.data import cohort, csv_cells, frames, walk
+from resfit.data import csv_cells, walk
 from resfit.data.folders import part_of, some
+from resfit.data.medical import cohort, frames
 from resfit.errors import DataError, closest
 
 _PATHS = (

@@ -16,7 +16,7 @@ from resfit.preprocessing import InputSpec
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from resfit.data.decode import Header
+    from resfit.data.decode import ImageHeader
 
 #: Longer side of a thumbnail, in pixels.
 SIDE = 96
@@ -42,7 +42,7 @@ def thumbnails(paths: Sequence[str | Path], *, side: int = SIDE) -> Iterator[byt
     return in_order(work, paths)
 
 
-def of_decoded(header: Header, image: Image) -> bytes:
+def of_decoded(header: ImageHeader, image: Image) -> bytes:
     """Returns a JPEG of an image that was decoded for something else; empty bytes where that has left it too small.
 
     Args:

@@ -8,7 +8,8 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from resfit.data import cohort, decode, frames
+from resfit.data import decode
+from resfit.data.medical import cohort, frames
 from resfit.errors import DataError
 
 #: File name endings that are taken for images without a look at the content; other files are recognised by it.

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 import numpy as np
 
 from resfit import dependencies
-from resfit.cache import cache_root, is_writable, report_unusable, scratch
 from resfit.engines import compiled
 from resfit.engines.prefix import cut
 from resfit.errors import ArgumentError, MissingDependencyError, closest
+from resfit.storage.locks import cache_root, is_writable, report_unusable, scratch
 
 if TYPE_CHECKING:
     import keras
@@ -410,10 +410,10 @@ class _Maker:
         else:
             self._module.convert(self._model, folder, samples)
 
-    def _entry(self, precision: str, calibration: str | None) -> compiled.Entry:
+    def _entry(self, precision: str, calibration: str | None) -> compiled.CompiledEntry:
         return entry_of(self._model, self._name, precision, calibration, self._fingerprint, self._cache)
 
-    def _open(self, entry: compiled.Entry, precision: str, write: Callable[[Path], dict[str, Any]]) -> Any:
+    def _open(self, entry: compiled.CompiledEntry, precision: str, write: Callable[[Path], dict[str, Any]]) -> Any:
         entry.make(write)
         try:
             fast = self._class(entry.folder, precision=precision, threads=self._threads)
@@ -432,7 +432,7 @@ def entry_of(
     calibration: str | None = None,
     digest: str | None = None,
     cache: Path | None = None,
-) -> compiled.Entry:
+) -> compiled.CompiledEntry:
     """Returns the place of a converted network in the cache.
 
     Args:
@@ -477,7 +477,7 @@ def is_quantized(
 class _Checked:
     """An engine that proves itself against Keras on its first batch, once for all programs to come."""
 
-    def __init__(self, fast: Engine, plain: Engine, entry: compiled.Entry | None = None):
+    def __init__(self, fast: Engine, plain: Engine, entry: compiled.CompiledEntry | None = None):
         self._fast = fast
         self._plain = plain
         self._entry = entry
@@ -548,7 +548,7 @@ def macs_per_image(model: keras.Model, size: tuple[int, int] | None = None) -> f
         model: The network.
         size: Height and width of the image in pixels; ``None`` takes the network's own.
     """
-    from resfit.architecture import arithmetic
+    from resfit.networks import arithmetic
 
     architecture = getattr(model, "architecture", None)
     if architecture is None:

@@ -262,7 +262,7 @@ def _measure_here(asked: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _body(model: str) -> keras.Model:
     from resfit import zoo
-    from resfit.architecture import catalog
+    from resfit.networks import catalog
 
     if model in catalog.rows():
         return zoo.load(model, weights=None, include_top=False, pooling="avg", preprocess=True)

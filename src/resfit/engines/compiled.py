@@ -19,9 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from resfit.cache import USERS, cache_root, hold, locked
-from resfit.checkpoints.download import digest
-from resfit.files import write_json
+from resfit.storage.atomic import write_json
+from resfit.storage.locks import USERS, cache_root, hold, locked
+from resfit.weights.download import digest
 
 _FORMAT = 3
 
@@ -30,7 +30,7 @@ ABOUT = "about.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class CompiledEntry:
     """One converted network.
 
     Attributes:
@@ -112,7 +112,7 @@ def root(cache: Path | None = None) -> Path:
     return (cache or cache_root()) / "engines"
 
 
-def entry(description: dict[str, Any], packages: tuple[str, ...], cache: Path | None = None) -> Entry:
+def entry(description: dict[str, Any], packages: tuple[str, ...], cache: Path | None = None) -> CompiledEntry:
     """Returns the place of a network.
 
     Args:
@@ -123,7 +123,7 @@ def entry(description: dict[str, Any], packages: tuple[str, ...], cache: Path | 
     whole = {"format": _FORMAT, **description, "versions": {name: _version(name) for name in packages}}
     decisive = {key: value for key, value in whole.items() if key != "name"}
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-    return Entry(root(cache) / key[:32], whole)
+    return CompiledEntry(root(cache) / key[:32], whole)
 
 
 def faults(folder: Path) -> list[str]:
@@ -132,7 +132,7 @@ def faults(folder: Path) -> list[str]:
     Args:
         folder: Of the network.
     """
-    facts = Entry(folder, {}).facts()
+    facts = CompiledEntry(folder, {}).facts()
     noted = facts.get("files", {})  # those of earlier versions are not listed
     if not facts or not isinstance(noted, dict):
         return [f"{ABOUT} must say what it is"]

@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 import keras
 import numpy as np
 
-from resfit.architecture import layers as own
+from resfit.networks import layers as own
 
 #: What :meth:`Builder.activation` must know, by Keras' names.
 ACTIVATIONS = ("relu", "relu6", "sigmoid", "tanh", "silu", "elu", "gelu", "softplus", "exponential")

@@ -71,7 +71,7 @@ def taps(model: Any) -> dict[str, str]:
     Args:
         model: The network.
     """
-    from resfit.architecture.plan import blocks, stage_names
+    from resfit.networks.plan import blocks, stage_names
 
     spec = getattr(model, "architecture", None)
     if spec is None:

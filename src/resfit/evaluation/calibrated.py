@@ -10,7 +10,7 @@ import numpy as np
 
 from resfit.evaluation import calibration
 from resfit.evaluation.conformal import Conformal, fit_conformal
-from resfit.transfer.logits import activated
+from resfit.numerics import activated
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

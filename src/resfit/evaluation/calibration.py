@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from resfit.errors import ArgumentError
-from resfit.evaluation.resampling import Statistic
-from resfit.transfer.logits import activated
+from resfit.evaluation.intervals import Statistic
+from resfit.numerics import activated
 
 #: Bins of the calibration error and of the reliability diagram.
 BINS = 15
@@ -143,10 +143,10 @@ def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
     if not np.isfinite(values).all():
         raise ArgumentError("logits must be finite. Received: infinite or undefined ones.")
     classes = values.shape[1]
-    several = np.ndim(truth) == 2
-    known = np.asarray(truth, np.float64) if several else np.eye(classes)[np.asarray(truth)]
+    multilabel = np.ndim(truth) == 2
+    known = np.asarray(truth, np.float64) if multilabel else np.eye(classes)[np.asarray(truth)]
     soft = 1 / (len(values) + 2)
-    if several:
+    if multilabel:
         goal = known * (1 - soft) + (1 - known) * soft
     else:
         usable = values > -1e3  # a class without an example has no share in it
@@ -155,7 +155,7 @@ def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
 
     def loss(logarithm: float) -> float:
         scaled = values / np.exp(logarithm)
-        if several:
+        if multilabel:
             return float((np.logaddexp(0, scaled) - goal * scaled).sum(axis=1).mean())
         top = scaled.max(axis=1, keepdims=True)
         total = top[:, 0] + np.log(np.exp(scaled - top).sum(axis=1))

@@ -11,8 +11,8 @@ import numpy as np
 from resfit.errors import ArgumentError
 from resfit.evaluation import calibration
 from resfit.evaluation.figures import mean_over_known
+from resfit.evaluation.intervals import RESAMPLES, Figure, bootstrap, group_numbers, interval
 from resfit.evaluation.ranking import Ranking
-from resfit.evaluation.resampling import RESAMPLES, Figure, bootstrap, group_numbers, interval
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,16 +82,16 @@ def compare(
             "truth must have n >= 1 entries and both probabilities shape (n, classes). "
             f"Received: {labels.shape}, {tables[0].shape} and {tables[1].shape}."
         )
-    several = labels.ndim == 2
-    known = labels.astype(bool) if several else labels[:, None] == np.arange(tables[0].shape[1])
-    right = [((table > 0.5) == known).all(axis=1) if several else table.argmax(axis=1) == labels for table in tables]
+    multilabel = labels.ndim == 2
+    known = labels.astype(bool) if multilabel else labels[:, None] == np.arange(tables[0].shape[1])
+    right = [((table > 0.5) == known).all(axis=1) if multilabel else table.argmax(axis=1) == labels for table in tables]
     numbers = group_numbers(groups, len(labels))
     statistics = {
         str(i): _statistic(labels, known, table, hits)
         for i, (table, hits) in enumerate(zip(tables, right, strict=True))
     }
     once = np.ones((len(labels), 1), np.float32)
-    names = ("exact_match_accuracy" if several else "accuracy", "log_loss", "brier", "auroc_macro")
+    names = ("exact_match_accuracy" if multilabel else "accuracy", "log_loss", "brier", "auroc_macro")
     values = [dict(zip(names, statistics[key](once)[:, 0].tolist(), strict=True)) for key in ("0", "1")]
     drawn = bootstrap(statistics, numbers, resamples=resamples, seed=seed)
     one, two = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())

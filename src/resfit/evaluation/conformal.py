@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from resfit.errors import ArgumentError, closest
-from resfit.evaluation.resampling import Figure
+from resfit.evaluation.intervals import Figure
 
 #: How a set is made: the classes above one probability (``lac``), or the likeliest classes until they sum up (``aps``).
 METHODS = ("lac", "aps")
@@ -106,7 +106,7 @@ def measure_sets(sets: np.ndarray, truth: np.ndarray, **options: Any) -> dict[st
         truth: ``n`` integers.
         **options: ``groups``, ``resamples`` and ``seed`` of the intervals.
     """
-    from resfit.evaluation.resampling import bootstrap, group_numbers, interval, mean_of, share_interval
+    from resfit.evaluation.intervals import bootstrap, group_numbers, interval, mean_of, share_interval
 
     numbers = group_numbers(options.pop("groups", None), len(sets))
     sizes = sets.sum(axis=1)

@@ -11,8 +11,7 @@ import numpy as np
 
 from resfit.errors import ArgumentError
 from resfit.evaluation import calibration
-from resfit.evaluation.ranking import Ranking
-from resfit.evaluation.resampling import (
+from resfit.evaluation.intervals import (
     RESAMPLES,
     Figure,
     Statistic,
@@ -22,6 +21,7 @@ from resfit.evaluation.resampling import (
     mean_of,
     share_interval,
 )
+from resfit.evaluation.ranking import Ranking
 
 _TOPS = (2, 3, 5)
 _SHARES = (
@@ -124,7 +124,7 @@ def figures(
     drawn: dict[str, np.ndarray] = dict(zip(task.per_image, resampled["means"], strict=True))
     drawn["ece"] = resampled["ece"][0]
     tables = _class_tables(resampled["counts"], len(task.classes))
-    drawn |= _from_counts(tables, task.used, task.several)
+    drawn |= _from_counts(tables, task.used, task.multilabel)
     areas = {name: resampled[f"rank {name}"] for name in rankings}
     for position, name in enumerate(_AREAS[:2]):
         drawn[f"{name}_micro"] = resampled["rank"][position]
@@ -171,19 +171,19 @@ class _Task:
 
     def __init__(self, truth: Any, probabilities: Any, classes: Sequence[str]):
         given = np.asarray(truth)
-        self.several = given.ndim == 2
+        self.multilabel = given.ndim == 2
         self.scores = np.asarray(probabilities, np.float64)
         self.classes = tuple(classes)
         self.count = len(given)
         shape = (self.count, len(self.classes))
-        if not self.count or self.scores.shape != shape or (self.several and given.shape != shape):
+        if not self.count or self.scores.shape != shape or (self.multilabel and given.shape != shape):
             raise ArgumentError(
                 f"truth must have n >= 1 entries and probabilities shape (n, {len(self.classes)}). "
                 f"Received: {given.shape} and {self.scores.shape}."
             )
         if not np.isfinite(self.scores).all():
             raise ArgumentError("probabilities must be finite. Received: undefined ones.")
-        if self.several:
+        if self.multilabel:
             self.known = given.astype(bool)
             self.guessed = self.scores > 0.5
         else:
@@ -200,8 +200,8 @@ class _Task:
 
     def _per_image(self) -> dict[str, np.ndarray]:
         """Returns what is averaged over images, by name."""
-        losses = calibration.losses(self.known if self.several else self.labels, self.scores)
-        if self.several:
+        losses = calibration.losses(self.known if self.multilabel else self.labels, self.scores)
+        if self.multilabel:
             right = self.known == self.guessed
             return {"exact_match_accuracy": right.all(axis=1), "label_accuracy": right.mean(axis=1), **losses}
         own = self.scores[np.arange(self.count), self.labels]
@@ -213,12 +213,12 @@ class _Task:
 
     def confidence(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns what is compared for the calibration: confidences and whether they were right."""
-        if self.several:
+        if self.multilabel:
             return self.scores.ravel(), self.known.ravel()
         return self.scores.max(axis=1), self.guess == self.labels
 
     def confidence_owners(self) -> np.ndarray | None:
-        return np.repeat(np.arange(self.count), len(self.classes)) if self.several else None
+        return np.repeat(np.arange(self.count), len(self.classes)) if self.multilabel else None
 
     def count_statistic(self) -> Statistic:
         """Returns for each class what it has, what is called it, and both, and the number of images."""
@@ -240,7 +240,7 @@ class _Task:
         from sklearn import metrics
 
         found = {name: float(np.mean(column)) for name, column in self.per_image.items()}
-        if self.several:
+        if self.multilabel:
             for average in ("micro", "macro"):
                 score = metrics.f1_score(self.known, self.guessed, average=average, zero_division=0.0)
                 found[f"f1_{average}"] = float(score)
@@ -302,12 +302,12 @@ def _class_tables(counts: np.ndarray, classes: int) -> dict[str, np.ndarray]:
         }
 
 
-def _from_counts(tables: Mapping[str, np.ndarray], used: np.ndarray, several: bool) -> dict[str, np.ndarray]:
+def _from_counts(tables: Mapping[str, np.ndarray], used: np.ndarray, multilabel: bool) -> dict[str, np.ndarray]:
     has, called, hits, total = (tables[name] for name in ("has", "called", "hits", "total"))
     found = {"f1_macro": np.nan_to_num(tables["f1"][used]).mean(axis=0) if used.any() else np.zeros(has.shape[1])}
     with np.errstate(invalid="ignore", divide="ignore"):
         found["f1_micro"] = np.nan_to_num(2 * hits.sum(axis=0) / (has + called).sum(axis=0))
-        if not several:
+        if not multilabel:
             found["balanced_accuracy"] = mean_over_known(tables["recall"])
             n = total[0]
             spread = (n**2 - (called**2).sum(axis=0)) * (n**2 - (has**2).sum(axis=0))

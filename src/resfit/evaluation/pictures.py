@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from resfit.drawing import new_figure
-from resfit.files import atomic_path
+from resfit.storage.atomic import atomic_path
 
 _RIGHT, _WRONG = "#1a7f37", "#c62828"
 
@@ -46,7 +46,7 @@ def contact_sheet(
     from sklearn.metrics import confusion_matrix
 
     from resfit.data.decode import decode_image
-    from resfit.data.deep import eight_bits
+    from resfit.data.high_bit_depth import eight_bits
     from resfit.preprocessing import InputSpec
 
     truth = np.asarray(labels)

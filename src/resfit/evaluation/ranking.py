@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from resfit.errors import ArgumentError
-from resfit.evaluation.resampling import LEVEL, RESAMPLES, Figure, bootstrap, group_numbers, mean_of, share_interval
+from resfit.evaluation.intervals import LEVEL, RESAMPLES, Figure, bootstrap, group_numbers, mean_of, share_interval
 
 _SLACK = 1e-9
 _EXACT = 10_000_000  # counts that float32 adds up exactly

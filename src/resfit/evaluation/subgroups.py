@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from resfit.data.image_set import read_column
+from resfit.data.dataset import read_column
 from resfit.evaluation.figures import Figures, figures
-from resfit.evaluation.judged import Judged
-from resfit.evaluation.resampling import RESAMPLES
+from resfit.evaluation.inference import LabelledPredictions
+from resfit.evaluation.intervals import RESAMPLES
 
 #: Images that a part must have for figures of its own.
 LEAST = 10
@@ -39,7 +39,7 @@ class Subgroup:
 
 
 def by_column(
-    judged: Judged,
+    judged: LabelledPredictions,
     source: str | os.PathLike[str],
     column: str,
     *,
@@ -54,7 +54,7 @@ def by_column(
         judged: The images.
         source: Where they come from.
         column: A column of the CSV file that the source is; or ``sex`` or ``site``, which scans say themselves.
-        scan_options: What :func:`resfit.data.image_set.scan` was told of the file, such as ``path_column``.
+        scan_options: What :func:`resfit.data.dataset.scan` was told of the file, such as ``path_column``.
         specificity: As :func:`resfit.evaluation.figures.figures` takes it.
         resamples: As there.
         seed: As there.
@@ -72,7 +72,9 @@ def by_column(
     )
 
 
-def _subgroup(judged: Judged, name: str, rows: np.ndarray, specificity: float, resamples: int, seed: int) -> Subgroup:
+def _subgroup(
+    judged: LabelledPredictions, name: str, rows: np.ndarray, specificity: float, resamples: int, seed: int
+) -> Subgroup:
     found = None
     if len(rows) >= LEAST:
         groups: Sequence[Any] | None = judged.groups

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from resfit.explain.methods import METHODS, Attribution, attribute
-from resfit.explain.neighbours import Example, References, nearest
+from resfit.explain.neighbours import Example, NeighbourSource, nearest
 from resfit.explain.overlays import overlay
 from resfit.explain.results import Explanation, explain_batches
 
@@ -12,7 +12,7 @@ __all__ = [
     "Attribution",
     "Example",
     "Explanation",
-    "References",
+    "NeighbourSource",
     "attribute",
     "explain_batches",
     "nearest",

@@ -22,7 +22,7 @@ LEAST_CELLS = 7
 _ACTIVATIONS = ("softmax", "sigmoid")
 
 
-class Graph:
+class ExplainableGraph:
     """A network as its explanations see it.
 
     Args:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from resfit.errors import ArgumentError, closest
-from resfit.explain.graph import Graph
+from resfit.explain.graph import ExplainableGraph
 from resfit.explain.overlays import enlarged
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Method:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Job:
-    graph: Graph
+    graph: ExplainableGraph
     layer: str
     batch_size: int
     options: dict[str, Any]
@@ -135,7 +135,7 @@ class _Job:
 
 
 def attribute(
-    model: keras.Model | Graph,
+    model: keras.Model | ExplainableGraph,
     images: Any,
     *,
     method: str = "grad-cam",
@@ -149,7 +149,8 @@ def attribute(
     Memory is that of one batch with its gradients, whatever the number of images.
 
     Args:
-        model: A network with probabilities or logits ``(batch, classes)``, as :class:`resfit.explain.graph.Graph`
+        model: A network with probabilities or logits ``(batch, classes)``, as
+            :class:`resfit.explain.graph.ExplainableGraph`
             takes it.
         images: Array ``(n, height, width, channels)``, RGB, values 0..255. Not changed.
         method: One of :data:`METHODS`.
@@ -175,7 +176,7 @@ def attribute(
         (224, 224)
     """
     chosen = check_method(method, options)
-    graph = model if isinstance(model, Graph) else Graph(model)
+    graph = model if isinstance(model, ExplainableGraph) else ExplainableGraph(model)
     pixels = np.asarray(images)
     if pixels.ndim != 4 or pixels.dtype.kind not in "uif":
         raise ArgumentError(

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from resfit.errors import ArgumentError
-from resfit.transfer.prototypes import closest
+from resfit.tasks.classification.heads.few_shot import closest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class References:
+class NeighbourSource:
     """Images to compare with.
 
     Attributes:
@@ -53,7 +53,7 @@ class Example:
         return {"label": self.label, "similarity": self.similarity, "path": path, "position": self.position}
 
 
-def nearest(references: References, features: np.ndarray, count: int = 5) -> list[list[Example]]:
+def nearest(references: NeighbourSource, features: np.ndarray, count: int = 5) -> list[list[Example]]:
     """Returns for each row the references that are most alike, the most alike first.
 
     Args:
@@ -78,6 +78,6 @@ def nearest(references: References, features: np.ndarray, count: int = 5) -> lis
     ]
 
 
-def _example(references: References, place: int, similarity: float) -> Example:
+def _example(references: NeighbourSource, place: int, similarity: float) -> Example:
     thumbnail = references.thumbnails[place] if references.thumbnails else b""
     return Example(references.labels[place], similarity, references.paths[place], thumbnail, place)

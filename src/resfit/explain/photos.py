@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit.data import arrays, decode, deep
+from resfit.data import arrays, decode, high_bit_depth
 from resfit.explain.overlays import as_rgb
 from resfit.preprocessing import InputSpec
 
@@ -66,7 +66,7 @@ def read(
         return small
 
     (pixels,) = decode.decode_renderings(source, whole, [rendering], max_pixels=max_pixels)
-    return Photo(as_rgb(deep.eight_bits(pixels)), boxes[0])
+    return Photo(as_rgb(high_bit_depth.eight_bits(pixels)), boxes[0])
 
 
 def _of_array(array: np.ndarray, contract: InputSpec, longest: int) -> Photo:

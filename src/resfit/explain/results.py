@@ -11,7 +11,7 @@ import numpy as np
 
 from resfit.errors import ArgumentError, ResfitError, closest
 from resfit.explain import overlays, photos
-from resfit.explain.graph import Graph
+from resfit.explain.graph import ExplainableGraph
 from resfit.explain.methods import Attribution, Evidence, attribute, check_method
 from resfit.explain.neighbours import Example
 from resfit.explain.overlays import overlay
@@ -164,7 +164,7 @@ def explain_batches(
     """
     check_method(method, options)
     wanted = None if target is None else class_number(target, classes)
-    graph = Graph(model)
+    graph = ExplainableGraph(model)
     nothing = np.zeros((0, 0), np.float32)
     found: list[Explanation] = []
     for batch in batches:

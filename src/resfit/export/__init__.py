@@ -23,11 +23,11 @@ from resfit.data import decode
 from resfit.engines.keras import KerasEngine
 from resfit.errors import ArgumentError, ExportError, MissingDependencyError, ResfitError, closest
 from resfit.export import card, folder, images, snippet, verification
-from resfit.export.base import Format, Job, Written, version
+from resfit.export.base import ExportFormat, ExportJob, Written, version
+from resfit.export.export_model import ExportModel, subject_of
 from resfit.export.images import Images
-from resfit.export.subject import Subject, subject_of
 from resfit.export.verification import Check, Verification
-from resfit.files import write_json, write_text
+from resfit.storage.atomic import write_json, write_text
 
 __all__ = [
     "FORMATS",
@@ -111,7 +111,8 @@ def export(
     """Writes a classifier or network for another runtime, and compares the result with Keras there.
 
     Args:
-        source: A :class:`resfit.classifier.Classifier`, the folder of one, a Keras model with an ``input_spec`` that
+        source: A :class:`resfit.tasks.classification.Classifier`, the folder of one, a Keras model with an
+            ``input_spec`` that
             ends in a classifier, or what :func:`resfit.load` takes.
         out: A new or empty folder, or an earlier export, which is replaced.
         format: One of :data:`FORMATS`.
@@ -217,10 +218,10 @@ def export_all(
             say(line(row))
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / TABLE, [row.to_dict() for row in found])
-    from resfit.export import picture
+    from resfit.export import comparison_plot
 
     about = f"{exporter.subject.name}: {exporter.images.source}"
-    picture.accuracy_over_latency(out / PICTURE, found, about)
+    comparison_plot.accuracy_over_latency(out / PICTURE, found, about)
     return found
 
 
@@ -243,7 +244,7 @@ def line(row: Export) -> str:
 class _Exporter:
     """Exports of one network, which are compared with the same scores of Keras on the same images."""
 
-    def __init__(self, subject: Subject, source: Any, seed: int, version: int):
+    def __init__(self, subject: ExportModel, source: Any, seed: int, version: int):
         self.subject = subject
         self._version = version
         self.images: Images = images.gather(subject, source, seed=seed)
@@ -264,8 +265,8 @@ class _Exporter:
         except (ExportError, MissingDependencyError) as error:
             return Export(format, precision, problem=str(error))
 
-    def _written(self, module: Format, format: str, precision: str, work: Path) -> tuple[Verification, int]:
-        job = Job(self.subject, precision, self.images.calibrating, self._version)
+    def _written(self, module: ExportFormat, format: str, precision: str, work: Path) -> tuple[Verification, int]:
+        job = ExportJob(self.subject, precision, self.images.calibrating, self._version)
         for share in FLOAT_SHARES if precision == "int8" else (0.0,):
             for stale in work.iterdir():
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
@@ -290,9 +291,9 @@ class _Exporter:
         folder.write_side_files(work, described, found.to_dict(), card.card(job, written, described, found, size))
         return found, size
 
-    def _compared(self, module: Format, job: Job, written: Written, work: Path) -> Verification:
+    def _compared(self, module: ExportFormat, job: ExportJob, written: Written, work: Path) -> Verification:
         received = snippet.run(written.usage, work, self.images.checking, self.images.photo, seconds=_SECONDS)
-        several = self.subject.several
+        multilabel = self.subject.multilabel
         checks = getattr(module, "checks", None)
         alone = verification.difference(received.alone, self._expected[: len(received.alone)])
         return Verification(
@@ -301,7 +302,9 @@ class _Exporter:
             images=len(self.images.checking),
             source=self.images.source,
             difference=max(alone, verification.difference(received.scores, self._expected)),
-            agreement=verification.agreement(received.scores, self._expected, precision=job.precision, several=several),
+            agreement=verification.agreement(
+                received.scores, self._expected, precision=job.precision, multilabel=multilabel
+            ),
             accuracy=verification.accuracy(received.scores, self.images.labels),
             keras_accuracy=verification.accuracy(self._expected, self.images.labels),
             latency=received.latency,
@@ -371,11 +374,11 @@ def _check_precision(precision: str) -> None:
         )
 
 
-def _module(format: str) -> Format:
-    return cast(Format, importlib.import_module(f"resfit.export.{format}"))
+def _module(format: str) -> ExportFormat:
+    return cast(ExportFormat, importlib.import_module(f"resfit.export.{format}"))
 
 
-def _installed(format: str, precision: str) -> Format:
+def _installed(format: str, precision: str) -> ExportFormat:
     module = _module(format)
     more = module.INT8_MODULES if precision == "int8" else ()
     what = f'format="{format}"' + (f' with precision="{precision}"' if more else "")

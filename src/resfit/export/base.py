@@ -9,14 +9,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from resfit.export.subject import Subject
+from resfit.export.export_model import ExportModel
 
 #: For the model card.
 FOLDED = "Batch norms are folded into the convolutions."
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Job:
+class ExportJob:
     """One export to be written.
 
     Attributes:
@@ -28,7 +28,7 @@ class Job:
         kept: What a format keeps from one share to the next.
     """
 
-    subject: Subject
+    subject: ExportModel
     precision: str
     calibrating: np.ndarray
     version: int = 1
@@ -60,7 +60,7 @@ class Written:
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-class Format(Protocol):
+class ExportFormat(Protocol):
     """A module of this package that writes one format.
 
     It may have a function ``checks(job, folder, images)`` too, which compares what the scores alone do not show and
@@ -76,12 +76,12 @@ class Format(Protocol):
     #: The distribution whose version is stated as the runtime's.
     RUNTIME: str
 
-    def write(self, job: Job, folder: Path) -> Written:
+    def write(self, job: ExportJob, folder: Path) -> Written:
         """Writes the files to an empty folder."""
         ...
 
 
-def image_input(job: Job, name: str = "images", **changes: Any) -> dict[str, Any]:
+def image_input(job: ExportJob, name: str = "images", **changes: Any) -> dict[str, Any]:
     """Returns what most formats take: RGB 0..255, channels last, any number of images of one size.
 
     Args:
@@ -104,14 +104,14 @@ def image_input(job: Job, name: str = "images", **changes: Any) -> dict[str, Any
     }
 
 
-def scores_output(job: Job, name: str = "scores") -> dict[str, Any]:
+def scores_output(job: ExportJob, name: str = "scores") -> dict[str, Any]:
     """Returns the description of the scores."""
-    meaning = "probability of each label on its own" if job.subject.several else "probabilities, which sum to 1"
+    meaning = "probability of each label on its own" if job.subject.multilabel else "probabilities, which sum to 1"
     shape = [None, len(job.subject.labels)]
     return {"name": name, "dtype": "float32", "axes": ["batch", "label"], "shape": shape, "meaning": meaning}
 
 
-def int8_note(job: Job, kept: int) -> str:
+def int8_note(job: ExportJob, kept: int) -> str:
     """Says what int8 is here.
 
     Args:
@@ -125,7 +125,7 @@ def int8_note(job: Job, kept: int) -> str:
     )
 
 
-def usage(job: Job, *, head: str, load: str, run: str, more: str = "", refuses_none: bool = False) -> str:
+def usage(job: ExportJob, *, head: str, load: str, run: str, more: str = "", refuses_none: bool = False) -> str:
     """Returns code that classifies a photo with Pillow and numpy.
 
     Args:
@@ -157,7 +157,7 @@ photo = photo.crop((left, top, left + {width}, top + {height}))
     body = f"    return {run}\n"
     if refuses_none:
         body = f"    if not len(images):\n        return np.zeros((0, {len(job.subject.labels)}), np.float32)\n{body}"
-    if job.subject.several:
+    if job.subject.multilabel:
         shown = "print([(label, score) for label, score in zip(labels, scores) if score > 0.5])"
     else:
         shown = "print(labels[scores.argmax()], scores.max())"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from resfit.export import folder as folders
-from resfit.export.base import Job, Written
+from resfit.export.base import ExportJob, Written
 from resfit.export.verification import Verification
 
 _SHOWN_LABELS = 20
 
 
-def card(job: Job, written: Written, described: dict[str, Any], verification: Verification, size: int) -> str:
+def card(job: ExportJob, written: Written, described: dict[str, Any], verification: Verification, size: int) -> str:
     """Returns the text of ``README.md``.
 
     Args:
@@ -43,7 +43,7 @@ def card(job: Job, written: Written, described: dict[str, Any], verification: Ve
     return "\n\n".join(parts) + "\n"
 
 
-def _input(job: Job, described: dict[str, Any]) -> str:
+def _input(job: ExportJob, described: dict[str, Any]) -> str:
     taken = described["input"]
     sides = zip(taken["axes"], taken["shape"], strict=True)
     shape = ", ".join(axis if side is None else f"{axis} {side}" for axis, side in sides)
@@ -54,7 +54,7 @@ def _input(job: Job, described: dict[str, Any]) -> str:
     )
 
 
-def _output(job: Job, written: Written, described: dict[str, Any]) -> str:
+def _output(job: ExportJob, written: Written, described: dict[str, Any]) -> str:
     lines = []
     for output in described["outputs"]:
         where = f" of `{output['of']}`" if "of" in output else ""
@@ -66,7 +66,7 @@ def _output(job: Job, written: Written, described: dict[str, Any]) -> str:
     shown = ", ".join(" ".join(label.split()) for label in job.subject.labels[:_SHOWN_LABELS])
     more = len(job.subject.labels) - _SHOWN_LABELS
     lines.append(f"- Labels, in `{folders.LABELS}`: {shown}{f' and {more} more' if more > 0 else ''}.")
-    if job.subject.several:
+    if job.subject.multilabel:
         lines.append("- An image may have several labels: those of a score over one half.")
     return "\n".join(lines)
 

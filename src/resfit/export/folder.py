@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from resfit.errors import ArgumentError
-from resfit.export.base import Job, Written
-from resfit.files import write_json, write_text
+from resfit.export.base import ExportJob, Written
+from resfit.storage.atomic import write_json, write_text
 
 KIND = "resfit export"
 FORMAT = 1
@@ -53,7 +53,7 @@ def is_export(folder: Path) -> bool:
     return _description(folder).get("kind") == KIND
 
 
-def contract(job: Job, written: Written, format: str) -> dict[str, Any]:
+def contract(job: ExportJob, written: Written, format: str) -> dict[str, Any]:
     """Returns the content of ``contract.json``.
 
     Args:
@@ -79,13 +79,13 @@ def contract(job: Job, written: Written, format: str) -> dict[str, Any]:
         },
         "outputs": list(written.outputs),
         **written.facts,
-        "several_labels": subject.several,
+        "several_labels": subject.multilabel,
         "temperature": {"value": subject.temperature, "applied": written.temperature_applied},
         "labels": list(subject.labels),
     }
 
 
-def resize_rule(job: Job) -> str:
+def resize_rule(job: ExportJob) -> str:
     """Says in a sentence how an image file becomes the network's input."""
     spec = job.subject.input_spec
     height, width = spec.size

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from resfit.data import decode, deep, inputs, samples
-from resfit.data import image_set as image_sets
+from resfit.data import dataset as image_sets
+from resfit.data import decode, high_bit_depth, inputs, samples
 from resfit.errors import DataError
-from resfit.export.subject import Subject
+from resfit.export.export_model import ExportModel
 
 #: Images that exports are compared on, at most.
 CHECKED = 200
@@ -71,7 +71,7 @@ def png(image: np.ndarray) -> bytes:
     return data.getvalue()
 
 
-def gather(subject: Subject, source: Any = None, *, seed: int = 0, count: int = CHECKED) -> Images:
+def gather(subject: ExportModel, source: Any = None, *, seed: int = 0, count: int = CHECKED) -> Images:
     """Finds and decodes real images for an export.
 
     Args:
@@ -106,17 +106,17 @@ def gather(subject: Subject, source: Any = None, *, seed: int = 0, count: int = 
         return _decoded(subject, shipped.paths, unknown, words, seed, count)
 
 
-def _of_array(subject: Subject, array: Any, seed: int, count: int) -> Images:
+def _of_array(subject: ExportModel, array: Any, seed: int, count: int) -> Images:
     pixels = inputs.batch_of(array, subject.input_spec)
     order = np.random.default_rng(seed).permutation(len(pixels))
     checking, calibrating = _parts(order, count)
-    pixels = deep.eight_bits(pixels)
+    pixels = high_bit_depth.eight_bits(pixels)
     unknown = np.full(len(checking), -1)
     words = _chosen("images that were passed as an array", len(array), len(checking), len(calibrating), seed)
     return Images(pixels[checking], unknown, {}, pixels[calibrating], words)
 
 
-def _of_source(subject: Subject, source: Any) -> tuple[Sequence[Path], np.ndarray, str]:
+def _of_source(subject: ExportModel, source: Any) -> tuple[Sequence[Path], np.ndarray, str]:
     if isinstance(source, str | os.PathLike):
         words = f"images of {Path(source).name}"
         try:
@@ -135,10 +135,10 @@ def _of_source(subject: Subject, source: Any) -> tuple[Sequence[Path], np.ndarra
     return paths, np.full(len(paths), -1), words
 
 
-def _indices(subject: Subject, names: Sequence[str]) -> np.ndarray:
+def _indices(subject: ExportModel, names: Sequence[str]) -> np.ndarray:
     """Returns for each name the class, or -1; an image with several labels has no one class."""
     positions = {label: number for number, label in enumerate(subject.labels)}
-    return np.array([-1 if subject.several else positions.get(name, -1) for name in names], np.int64)
+    return np.array([-1 if subject.multilabel else positions.get(name, -1) for name in names], np.int64)
 
 
 def _parts(order: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -165,7 +165,7 @@ def _chosen(
 
 
 def _decoded(
-    subject: Subject,
+    subject: ExportModel,
     paths: Sequence[Path],
     labels: np.ndarray,
     words: str,
@@ -202,7 +202,7 @@ def _names(paths: Sequence[Path]) -> tuple[str, ...]:
     return tuple(path.relative_to(above).as_posix() for path in whole)
 
 
-def _pixels(subject: Subject, paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+def _pixels(subject: ExportModel, paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     batches = list(decode.decode_many(paths, subject.input_spec))
     shape = (0, *subject.input_spec.size, subject.input_spec.channels)
     images = np.concatenate([np.zeros(shape, np.uint8), *(batch.images for batch in batches)])

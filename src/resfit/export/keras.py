@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from resfit.errors import ExportError
-from resfit.export.base import Job, Written, image_input, scores_output, usage
+from resfit.export.base import ExportJob, Written, image_input, scores_output, usage
 
 PRECISIONS = ("float32",)
 MODULES = ("tensorflow",)
@@ -15,7 +15,7 @@ RUNTIME = "keras"
 _FILE = "model.keras"
 
 
-def write(job: Job, folder: Path) -> Written:
+def write(job: ExportJob, folder: Path) -> Written:
     """Writes ``model.keras``."""
     from resfit.export.plain import own_layers, plain, sized
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from resfit.engines import int8
 from resfit.errors import ExportError
-from resfit.export.base import FOLDED, Job, Written, image_input, int8_note, scores_output, usage
+from resfit.export.base import FOLDED, ExportJob, Written, image_input, int8_note, scores_output, usage
 
 PRECISIONS = ("float32", "float16", "int8")
 MODULES = ("tensorflow", "ai_edge_litert", "flatbuffers")
@@ -16,7 +16,7 @@ RUNTIME = "ai-edge-litert"
 _FILE = "model.tflite"
 
 
-def write(job: Job, folder: Path) -> Written:
+def write(job: ExportJob, folder: Path) -> Written:
     """Writes ``model.tflite`` for images of the contract's size."""
     from resfit.engines import litert as engine
     from resfit.export import litert_metadata

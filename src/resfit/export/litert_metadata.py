@@ -16,8 +16,8 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from resfit.export.export_model import ExportModel
 from resfit.export.folder import labels_text
-from resfit.export.subject import Subject
 
 NAME = b"TFLITE_METADATA"
 #: The file of the labels in the archive.
@@ -46,7 +46,7 @@ class _Aligned(flatbuffers.Builder):
         return int(self.EndVector())
 
 
-def added(model: bytes, subject: Subject) -> bytes:
+def added(model: bytes, subject: ExportModel) -> bytes:
     """Returns a LiteRT model with its metadata, labels and signature: ``images`` in, ``scores`` out.
 
     Args:
@@ -111,7 +111,7 @@ def _parsed(model: bytes) -> Any:
     return schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(model, 0))
 
 
-def _metadata(subject: Subject) -> bytes:
+def _metadata(subject: ExportModel) -> bytes:
     builder = flatbuffers.Builder(1024)
     spec = subject.input_spec
     size = _table(builder, 2, [("uint32", 0, spec.size[1]), ("uint32", 1, spec.size[0])])

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from resfit.engines import int8
-from resfit.export.base import FOLDED, Job, Written, image_input, int8_note, scores_output, usage
+from resfit.export.base import FOLDED, ExportJob, Written, image_input, int8_note, scores_output, usage
 
 PRECISIONS = ("float32", "int8")
 MODULES = ("onnx", "onnxruntime")
@@ -16,7 +16,7 @@ RUNTIME = "onnxruntime"
 _FILE = "model.onnx"
 
 
-def write(job: Job, folder: Path) -> Written:
+def write(job: ExportJob, folder: Path) -> Written:
     """Writes ``model.onnx``, labels and temperature in its metadata."""
     import onnx
 

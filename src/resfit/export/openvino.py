@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from resfit.engines import int8
-from resfit.export.base import FOLDED, Job, Written, image_input, int8_note, scores_output, usage
+from resfit.export.base import FOLDED, ExportJob, Written, image_input, int8_note, scores_output, usage
 from resfit.export.images import ENCODED, Images
 from resfit.export.verification import Check, difference, rows
 
@@ -31,7 +31,7 @@ _BFLOAT16 = (
 _NO_OPERATIONS = ("Constant", "Parameter", "Result")
 
 
-def write(job: Job, folder: Path) -> Written:
+def write(job: ExportJob, folder: Path) -> Written:
     """Writes ``model.xml`` and ``model.bin``, labels and temperature in their ``rt_info``."""
     import openvino
 
@@ -57,7 +57,7 @@ def write(job: Job, folder: Path) -> Written:
         "model_type": "Classification",
         "labels": " ".join(label.replace(" ", "_") for label in subject.labels),
         "temperature": str(subject.temperature),
-        "multilabel": str(subject.several),
+        "multilabel": str(subject.multilabel),
         "output_raw_scores": "True",
     }
     for key, value in about.items():
@@ -81,7 +81,7 @@ def write(job: Job, folder: Path) -> Written:
     )
 
 
-def checks(job: Job, folder: Path, images: Images) -> tuple[Check, ...]:
+def checks(job: ExportJob, folder: Path, images: Images) -> tuple[Check, ...]:
     """Measures what leaving out the precision costs, where the processor knows bfloat16."""
     import openvino
 

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from resfit.architecture import layers as own
+from resfit.networks import layers as own
 from resfit.preprocessing import InputSpec
-from resfit.transfer import folding
+from resfit.training import bn_folding
 
 
 def plain(model: keras.Model, *, fold: bool) -> keras.Model:
@@ -25,7 +25,7 @@ def plain(model: keras.Model, *, fold: bool) -> keras.Model:
         fold: Whether batch norms become part of the convolution before them. TensorFlow and Keras do not do that on
             their own; OpenVINO and ONNX networks are built without them anyway.
     """
-    source = folding.fold(model, lambda norm: True) if fold else model
+    source = bn_folding.fold(model, lambda norm: True) if fold else model
 
     def call(operation: Any, *arguments: Any, **options: Any) -> Any:
         replace = _REPLACEMENTS.get(type(operation))
@@ -151,7 +151,7 @@ def _nothing(layer: Any, x: Any) -> Any:
 
 
 _REPLACEMENTS: dict[type, Callable[..., Any]] = {
-    folding.FoldedConvolution: _folded,
+    bn_folding.FoldedConvolution: _folded,
     own.StandardizedConv2D: _standardized,
     own.BlurPool2D: _blurred,
     own.EvoNormS0: _evo_norm,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from resfit.export.base import Job, Written, image_input, usage
+from resfit.export.base import ExportJob, Written, image_input, usage
 from resfit.export.images import ENCODED, Images
 from resfit.export.verification import Check, difference, rows
 
@@ -24,7 +24,7 @@ _FEATURES = "feature_vector"
 _CLASSES = "classification"
 
 
-def write(job: Job, folder: Path) -> Written:
+def write(job: ExportJob, folder: Path) -> Written:
     """Writes both SavedModels."""
     from resfit.export.plain import sized
     from resfit.hub.publish import publish
@@ -33,7 +33,7 @@ def write(job: Job, folder: Path) -> Written:
     publish(sized(job.subject.body, contract), folder / _FEATURES, value_range=(0.0, 1.0))
     publish(sized(job.subject.logits, contract), folder / _CLASSES, value_range=(0.0, 1.0))
     width, count = int(job.subject.body.output_shape[-1]), len(job.subject.labels)
-    turn = "tf.nn.sigmoid" if job.subject.several else "tf.nn.softmax"
+    turn = "tf.nn.sigmoid" if job.subject.multilabel else "tf.nn.softmax"
     return Written(
         files=(_CLASSES, _FEATURES),
         input=image_input(job, "inputs", values=[0, 1]),
@@ -65,7 +65,7 @@ def write(job: Job, folder: Path) -> Written:
     )
 
 
-def checks(job: Job, folder: Path, images: Images) -> tuple[Check, ...]:
+def checks(job: ExportJob, folder: Path, images: Images) -> tuple[Check, ...]:
     """Compares features and logits with Keras', in :mod:`resfit.hub` and, where it is installed, in tensorflow_hub."""
     from resfit import hub
     from resfit.engines.keras import KerasEngine

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from resfit.export.base import FOLDED, Job, Written, image_input, scores_output, usage
+from resfit.export.base import FOLDED, ExportJob, Written, image_input, scores_output, usage
 from resfit.export.images import ENCODED, Images, png
 from resfit.export.verification import Check, difference, rows
 
@@ -23,7 +23,7 @@ INT8_MODULES = ()
 RUNTIME = "tensorflow"
 
 
-def write(job: Job, folder: Path) -> Written:
+def write(job: ExportJob, folder: Path) -> Written:
     """Writes ``NAME/VERSION/``."""
     import keras
     import tensorflow as tf
@@ -85,7 +85,7 @@ def write(job: Job, folder: Path) -> Written:
     )
 
 
-def checks(job: Job, folder: Path, images: Images) -> tuple[Check, ...]:
+def checks(job: ExportJob, folder: Path, images: Images) -> tuple[Check, ...]:
     """Compares features with Keras', and decoding and scores of encoded files with resfit's own."""
     import tensorflow as tf
 
@@ -110,11 +110,11 @@ def checks(job: Job, folder: Path, images: Images) -> tuple[Check, ...]:
     return tuple(found)
 
 
-def _place(job: Job, folder: Path) -> Path:
+def _place(job: ExportJob, folder: Path) -> Path:
     return folder / job.subject.name / str(job.version)
 
 
-def _signature(job: Job, folder: Path, name: str) -> Any:
+def _signature(job: ExportJob, folder: Path, name: str) -> Any:
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(_place(job, folder)))
@@ -128,7 +128,7 @@ def _tensor(images: np.ndarray) -> Any:
     return tf.constant(images, tf.float32)
 
 
-def _signatures(job: Job, by_files: bool) -> dict[str, Any]:
+def _signatures(job: ExportJob, by_files: bool) -> dict[str, Any]:
     from resfit.export import decoding
 
     found: dict[str, Any] = {
@@ -150,7 +150,7 @@ def _signatures(job: Job, by_files: bool) -> dict[str, Any]:
     return found
 
 
-def _usage(job: Job, by_files: bool) -> str:
+def _usage(job: ExportJob, by_files: bool) -> str:
     more = """
 # the photo as it is, decoded and resized in the network
 answer = network.signatures["serving_bytes"](image_bytes=tf.io.read_file("photo.jpg")[None])

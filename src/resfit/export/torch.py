@@ -7,9 +7,9 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-from resfit.architecture.spec import ArchitectureSpec
 from resfit.errors import ArgumentError, ExportError, MissingDependencyError
-from resfit.export.base import Job, Written, usage
+from resfit.export.base import ExportJob, Written, usage
+from resfit.networks.spec import ArchitectureSpec
 from resfit.preprocessing import InputSpec
 
 PRECISIONS = ("float32",)
@@ -36,9 +36,9 @@ _FIXED: dict[str, Any] = {
 _MOST_BASE_WIDTH = 4096
 
 
-def write(job: Job, folder: Path) -> Written:
+def write(job: ExportJob, folder: Path) -> Written:
     """Writes ``model.safetensors`` and ``load.py``."""
-    from resfit.checkpoints import write as checkpoints
+    from resfit.weights import write as checkpoints
 
     subject = job.subject
     model, moved = _headed(job)
@@ -88,7 +88,7 @@ def _run_loader(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def _headed(job: Job) -> tuple[Any, bool]:
+def _headed(job: ExportJob) -> tuple[Any, bool]:
     """Returns the network with its head in its architecture, and whether strides were moved to the 3x3 convolutions.
 
     Where the stride stands changes no weight, so that the names and shapes are those of the network with it moved;
@@ -96,7 +96,7 @@ def _headed(job: Job) -> tuple[Any, bool]:
     """
     import keras
 
-    from resfit.architecture import network
+    from resfit.networks import build
 
     logits = job.subject.raw_logits
     spec: ArchitectureSpec | None = getattr(job.subject.network, "architecture", None)
@@ -110,7 +110,7 @@ def _headed(job: Job) -> tuple[Any, bool]:
     moved = "bottleneck" in spec.kinds and spec.stride_in_block == "first" and not spec.preactivation
     spec = spec.replace(classes=len(job.subject.labels), stride_in_block="spatial" if moved else spec.stride_in_block)
     model = keras.Model(logits.inputs, logits.outputs, name=logits.name)
-    return network.attach(model, spec, job.subject.input_spec), moved
+    return build.attach(model, spec, job.subject.input_spec), moved
 
 
 def _in_torch_terms(path: Path) -> tuple[ArchitectureSpec, InputSpec]:
@@ -128,7 +128,7 @@ def _construction(spec: ArchitectureSpec, moved: bool) -> str:
     Raises:
         ArgumentError: timm's classes cannot be told to build it.
     """
-    from resfit.checkpoints.write import timm_name
+    from resfit.weights.write import timm_name
 
     common = f"num_classes={spec.classes}, in_chans={spec.in_channels}"
     name = timm_name(spec)
@@ -203,9 +203,9 @@ def _resnet_v2(spec: ArchitectureSpec, common: str) -> list[str]:
     ]
 
 
-def _loader(job: Job, contract: InputSpec, construction: str) -> str:
+def _loader(job: ExportJob, contract: InputSpec, construction: str) -> str:
     height, width = contract.size
-    turned = "torch.sigmoid(logits)" if job.subject.several else "torch.softmax(logits, -1)"
+    turned = "torch.sigmoid(logits)" if job.subject.multilabel else "torch.softmax(logits, -1)"
     checked = ""
     if contract.resize_mode != "none":
         sides = (height, width, contract.channels)

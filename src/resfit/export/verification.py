@@ -139,7 +139,7 @@ def difference(received: np.ndarray, expected: np.ndarray) -> float:
 
 
 def agreement(
-    received: np.ndarray, expected: np.ndarray, *, precision: str = "float32", several: bool = False
+    received: np.ndarray, expected: np.ndarray, *, precision: str = "float32", multilabel: bool = False
 ) -> float:
     """Returns the share of images about which two sets of scores agree; see :class:`Verification`.
 
@@ -147,11 +147,11 @@ def agreement(
         received: Scores ``(n, classes)``.
         expected: Scores of the same shape.
         precision: Classes whose expected scores lie within twice its tolerance are tied; none in int8.
-        several: Whether each label is a decision of its own.
+        multilabel: Whether each label is a decision of its own.
     """
     if received.shape != expected.shape or not np.isfinite(received).all():
         return 0.0
-    if several:
+    if multilabel:
         return float(np.mean((received > 0.5) == (expected > 0.5)))
     slack = 2 * (TOLERANCES[precision] or 0.0) * expected.max(initial=0.0)
     chosen = expected[np.arange(len(expected)), received.argmax(axis=1)]

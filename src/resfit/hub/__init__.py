@@ -7,7 +7,7 @@ Importing this package imports Keras and TensorFlow, so that Keras knows the lay
 """
 
 from resfit import dependencies
-from resfit.checkpoints.tfhub import HandleError
+from resfit.weights.tfhub import HandleError
 
 dependencies.require_backend()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from resfit.checkpoints.tfhub import kaggle_place, split, tfhub_path
+from resfit.weights.tfhub import kaggle_place, split, tfhub_path
 
 #: Publishers at tfhub.dev and Kaggle whose SavedModels are loaded without a look at their operations.
 PUBLISHERS = frozenset({"google", "tensorflow", "deepmind", "keras"})

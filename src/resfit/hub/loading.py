@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from resfit.checkpoints.readers.saved_model import V1_MARK
-from resfit.checkpoints.tfhub import HandleError
 from resfit.errors import CheckpointError
 from resfit.hub import handles, resolver, scan
+from resfit.weights.formats.saved_model import V1_MARK
+from resfit.weights.tfhub import HandleError
 
 
 def load(handle: str, tags: Iterable[str] | None = None, options: Any = None, *, trust: bool = False) -> Any:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resfit import zoo
-from resfit.architecture import arithmetic, catalog
-from resfit.checkpoints import registry, tfhub
-from resfit.checkpoints.registry import CheckpointInfo
 from resfit.errors import UnknownNameError, closest
 from resfit.hub import handles, resolver, scan
+from resfit.networks import arithmetic, catalog
 from resfit.preprocessing import InputSpec
+from resfit.weights import registry, tfhub
+from resfit.weights.registry import CheckpointInfo
 
 if TYPE_CHECKING:
     import keras

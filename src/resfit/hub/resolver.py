@@ -1,6 +1,6 @@
 """From a handle to the folder of a SavedModel: ``hub.resolve``.
 
-What is published as an archive lies in the cache of :mod:`resfit.checkpoints.tfhub`, where ``resfit.load`` finds it
+What is published as an archive lies in the cache of :mod:`resfit.weights.tfhub`, where ``resfit.load`` finds it
 too; paths, local archives and Kaggle's own handles are resolved as everywhere in resfit.
 """
 
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from resfit.checkpoints import download, tfhub
-from resfit.checkpoints import handles as sources
-from resfit.checkpoints.readers import saved_model
-from resfit.checkpoints.tfhub import HandleError, kaggle_place, split
 from resfit.errors import ArgumentError, CheckpointError, DownloadError
+from resfit.weights import download, tfhub
+from resfit.weights import resolve as sources
+from resfit.weights.formats import saved_model
+from resfit.weights.tfhub import HandleError, kaggle_place, split
 
 #: Environment variable that, set to ``UNCOMPRESSED``, reads SavedModels where they lie on Google Cloud Storage.
 LOAD_FORMAT = "TFHUB_MODEL_LOAD_FORMAT"

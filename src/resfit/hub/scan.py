@@ -21,8 +21,8 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from resfit.checkpoints.readers.saved_model import GRAPHS as FILES
 from resfit.errors import CheckpointError
+from resfit.weights.formats.saved_model import GRAPHS as FILES
 
 #: Operations on files, as shell patterns.
 FILES_OUTSIDE = (

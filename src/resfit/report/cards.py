@@ -75,7 +75,7 @@ def model_card(findings: Findings) -> Rows:
 
 def run_card(findings: Findings) -> Rows:
     """Returns where and how it was measured."""
-    from resfit.classifier.account import package_versions
+    from resfit.tasks.classification.fit_report import package_versions
 
     now = package_versions()
     fitted = findings.classifier.versions
@@ -115,7 +115,7 @@ def facts(findings: Findings, explained: str) -> dict[str, str]:
         "preparation": f"Decoded and resized to {classifier.input_spec.size[1]} x {classifier.input_spec.size[0]} "
                        f"({classifier.input_spec.resize_mode}, {classifier.input_spec.interpolation}); the same for "
                        "every image.",
-        "outcome": f"{'Any' if judged.several else 'One'} of: {', '.join(plain(name) for name in judged.classes)}. "
+        "outcome": f"{'Any' if judged.multilabel else 'One'} of: {', '.join(plain(name) for name in judged.classes)}. "
                    "How labels were found out has to be filled in.",
         "predictors": "The pixels of the image alone.",
         "input": f"Pixels of {classifier.input_spec.size[1]} x {classifier.input_spec.size[0]} with "
@@ -136,7 +136,7 @@ def facts(findings: Findings, explained: str) -> dict[str, str]:
         "uncertainty": f"95 % intervals by {figures.resamples} bootstrap resamples of {figures.units} {unit}, "
                        f"seed {findings.seed}; Wilson's for shares of 0 or 1.",
         "updating": "The model was not updated after the fit.",
-        "prediction": f"By the saved model as it is: {'sigmoid' if judged.several else 'softmax'} of its logits over "
+        "prediction": f"By the saved model as it is: {'sigmoid' if judged.multilabel else 'softmax'} of logits over "
                       "the temperature.",
         "balance": f"Images of each class: {events}. Balanced accuracy and macro means count classes alike.",
         "fairness": f"Figures by {subgroups} are in this report." if subgroups else "",

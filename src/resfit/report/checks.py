@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from resfit.checking import Checks, label_precision
 from resfit.data.thumbnails import thumbnails
 from resfit.errors import ArgumentError
-from resfit.files import write_text
+from resfit.quality.checking import Checks, label_precision
 from resfit.report.templates import address, plain, template, text_of
+from resfit.storage.atomic import write_text
 
 _PAGE = "checks.html.j2"
 #: Findings of a kind, and copies of one image, that are shown.

@@ -10,20 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from resfit.classifier import Classifier
 from resfit.errors import ArgumentError
 from resfit.evaluation import calibration, conformal
-from resfit.evaluation.corruptions import Robustness, robustness
 from resfit.evaluation.figures import Figures, figures
-from resfit.evaluation.foreign import Foreign, measure_foreign
-from resfit.evaluation.judged import Judged, judge, measured
+from resfit.evaluation.inference import LabelledPredictions, judge, measured
+from resfit.evaluation.intervals import Figure
 from resfit.evaluation.labels import LabelEvaluation
 from resfit.evaluation.metrics import Evaluation
+from resfit.evaluation.ood_evaluation import OODEvaluation, measure_foreign
 from resfit.evaluation.ranking import OperatingPoint, delong_interval, operating_point
-from resfit.evaluation.resampling import Figure
+from resfit.evaluation.robustness import Robustness, robustness
 from resfit.evaluation.subgroups import Subgroup, by_column
-from resfit.transfer.digests import digest_files
-from resfit.transfer.features import Progress
+from resfit.features.digests import digest_files
+from resfit.features.extract import Progress
+from resfit.tasks.classification import Classifier
 
 #: Coverages that prediction sets are measured at.
 COVERAGES = (0.8, 0.9, 0.95)
@@ -69,14 +69,14 @@ class Findings:
     """
 
     classifier: Classifier
-    judged: Judged
+    judged: LabelledPredictions
     evaluation: Evaluation | LabelEvaluation
     figures: Figures
     reliability: tuple[calibration.ReliabilityBin, ...]
     sets: tuple[SetRow, ...]
     subgroups: dict[str, tuple[Subgroup, ...]]
     robustness: Robustness | None
-    foreign: Foreign | None
+    foreign: OODEvaluation | None
     delong: Figure | None
     operating: OperatingPoint | None
     flagged: float | None
@@ -144,7 +144,7 @@ def measure(
         cache: As :func:`resfit.fit` takes it.
         batch_size: Images in one pass; ``None`` chooses by their size.
         progress: Called as images get done.
-        **scan_options: Further options of :func:`resfit.data.image_set.scan`.
+        **scan_options: Further options of :func:`resfit.data.dataset.scan`.
 
     Raises:
         ArgumentError: An argument is out of range.
@@ -173,11 +173,11 @@ def measure(
     lap("images and network")
     groups, truth = judged.groups, judged.truth
     found = figures(truth, judged.probabilities, judged.classes, groups=groups, specificity=specificity, seed=seed)
-    main = measured(judged.targets, judged.probabilities, judged.classes, judged.several, judged.skipped)
+    main = measured(judged.targets, judged.probabilities, judged.classes, judged.multilabel, judged.skipped)
     lap("figures and intervals")
     sets: list[SetRow] = []
     fitted = classifier.calibration.conformal
-    if fitted is not None and not judged.several:
+    if fitted is not None and not judged.multilabel:
         for method in conformal.METHODS:
             for asked in COVERAGES:
                 chosen = fitted.sets(judged.probabilities, asked, method)
@@ -187,7 +187,7 @@ def measure(
         name: by_column(judged, source, name, scan_options=scan_options, specificity=specificity, seed=seed)
         for name in columns
     }
-    binary = not judged.several and len(judged.classes) == 2 and 0 < truth.sum() < len(truth)
+    binary = not judged.multilabel and len(judged.classes) == 2 and 0 < truth.sum() < len(truth)
     scores = judged.probabilities[:, 1] if binary else None
     delong = delong_interval(truth, scores) if binary else None
     point = operating_point(truth, scores, cost_ratio=cost_ratio, groups=groups, seed=seed) if binary else None
@@ -200,7 +200,7 @@ def measure(
     if foreign is not None:
         strange = measure_foreign(classifier, judged, foreign, engine=engine, cache=cache, seed=seed, progress=progress)
         lap("foreign images")
-    if judged.several:
+    if judged.multilabel:
         pair = judged.probabilities.ravel(), truth.ravel()
     else:
         pair = judged.probabilities.max(axis=1), judged.probabilities.argmax(axis=1) == truth
@@ -225,7 +225,7 @@ def measure(
     )
 
 
-def _flagged(classifier: Classifier, judged: Judged) -> float | None:
+def _flagged(classifier: Classifier, judged: LabelledPredictions) -> float | None:
     unlike = classifier.unlike
     if unlike is None or unlike.method not in unlike.thresholds:
         return None
@@ -233,7 +233,7 @@ def _flagged(classifier: Classifier, judged: Judged) -> float | None:
     return float(np.mean(scores > unlike.thresholds[unlike.method]))
 
 
-def _familiar(classifier: Classifier, judged: Judged) -> int:
+def _familiar(classifier: Classifier, judged: LabelledPredictions) -> int:
     """Returns how many images are, byte for byte, training images that the classifier keeps."""
     if classifier.references is None:
         return 0

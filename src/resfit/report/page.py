@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from resfit.files import write_text
 from resfit.report import cards, checklists, plots
 from resfit.report.findings import Findings
 from resfit.report.pictures import gallery
 from resfit.report.templates import plain, template, text_of
+from resfit.storage.atomic import write_text
 
 #: Classes up to which the confusion matrix is a table.
 MATRIX = 25
@@ -93,7 +93,7 @@ def render(findings: Findings, *, names: bool | None = None, explain: bool = Tru
         style=text_of("page.css"),
         findings=findings,
         figures=findings.figures,
-        accuracy_name="exact_match_accuracy" if judged.several else "accuracy",
+        accuracy_name="exact_match_accuracy" if judged.multilabel else "accuracy",
         overall=[(_NAMES[name], figure) for name, figure in findings.figures.overall.items()],
         class_columns=_CLASS_COLUMNS,
         classes=classes,
@@ -140,7 +140,7 @@ def _svgs(findings: Findings) -> dict[str, str]:
 def _matrix(findings: Findings) -> list[list[tuple[int, float]]] | None:
     """Returns counts and shares of their row; ``None`` for several labels or too many classes."""
     judged = findings.judged
-    if judged.several or len(judged.classes) > MATRIX:
+    if judged.multilabel or len(judged.classes) > MATRIX:
         return None
     counts = findings.evaluation.confusion  # type: ignore[union-attr]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -153,7 +153,7 @@ def _matrix(findings: Findings) -> list[list[tuple[int, float]]] | None:
 def _pairs(findings: Findings, classes: list[str]) -> list[tuple[str, str, int, int, int]]:
     """Returns the classes that are mixed up most, where there are too many for a table."""
     judged = findings.judged
-    if judged.several or len(classes) <= MATRIX:
+    if judged.multilabel or len(classes) <= MATRIX:
         return []
     counts = np.array(findings.evaluation.confusion)  # type: ignore[union-attr]
     np.fill_diagonal(counts, 0)

@@ -23,7 +23,7 @@ LONGEST = 640
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class ReportPicture:
     """One image.
 
     Attributes:
@@ -57,7 +57,7 @@ class Cell:
     row: int
     column: int
     count: int
-    shown: tuple[Picture, ...]
+    shown: tuple[ReportPicture, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Gallery:
     """
 
     cells: dict[tuple[int, int], Cell]
-    mistakes: tuple[Picture, ...]
-    doubts: tuple[Picture, ...]
+    mistakes: tuple[ReportPicture, ...]
+    doubts: tuple[ReportPicture, ...]
     explained: str = ""
     note: str = ""
 
@@ -89,7 +89,7 @@ def gallery(findings: Findings, *, names: bool = True, explain: bool = True) -> 
     """
     judged = findings.judged
     shares = judged.probabilities
-    if judged.several:
+    if judged.multilabel:
         said = shares > 0.5
         right = (said == judged.targets.astype(bool)).all(axis=1)
         sure = np.maximum(shares, 1 - shares).mean(axis=1)
@@ -105,18 +105,18 @@ def gallery(findings: Findings, *, names: bool = True, explain: bool = True) -> 
     small = dict(zip(wanted, thumbnails(paths), strict=True))
     overlays, explained, note = _overlays(findings, [*mistakes, *doubts]) if explain else ({}, "", "not asked for")
 
-    def picture(position: int, overlay: bytes = b"") -> Picture:
+    def picture(position: int, overlay: bytes = b"") -> ReportPicture:
         name = _name(judged.images.paths[position], judged.images.root) if names else f"image {position + 1}"
-        if judged.several:
+        if judged.multilabel:
             known, called = (
                 ", ".join(judged.classes[i] for i in np.flatnonzero(row)) or "none"
                 for row in (judged.targets[position], said[position])
             )
         else:
             known, called = judged.classes[truth[position]], judged.classes[guess[position]]
-        return Picture(name, address(small[position]), known, called, float(sure[position]), address(overlay))
+        return ReportPicture(name, address(small[position]), known, called, float(sure[position]), address(overlay))
 
-    counts = {} if judged.several else _counts(judged.truth, shares.argmax(axis=1))
+    counts = {} if judged.multilabel else _counts(judged.truth, shares.argmax(axis=1))
     return Gallery(
         cells={
             key: Cell(*key, counts[key], tuple(picture(position) for position in some)) for key, some in cells.items()

@@ -93,7 +93,7 @@ def _curves(findings: Findings) -> list[tuple[str, np.ndarray, np.ndarray]]:
     judged = findings.judged
     known = judged.targets.astype(bool)
     usable = [i for i in range(known.shape[1]) if 0 < known[:, i].sum() < len(known)]
-    if len(judged.classes) == 2 and not judged.several:
+    if len(judged.classes) == 2 and not judged.multilabel:
         usable = usable[-1:]
     chosen = sorted(sorted(usable, key=lambda i: -int(known[:, i].sum()))[:_MOST])
     found = [(judged.classes[i], known[:, i], judged.probabilities[:, i]) for i in chosen]

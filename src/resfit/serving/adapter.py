@@ -1,4 +1,5 @@
-"""A classifier as the server sees it: the only module that knows how :class:`resfit.classifier.Classifier` is called.
+"""A classifier as the server sees it: the only module that knows how :class:`resfit.tasks.classification.Classifier` is
+called.
 
 Every answer comes from the classifier's own methods, so that it is the one that it gives offline.
 """
@@ -22,7 +23,7 @@ from resfit.serving import folders, logs
 from resfit.serving.problems import Problem, unusable
 
 if TYPE_CHECKING:
-    from resfit.classifier import Classifier, Prediction
+    from resfit.tasks.classification import Classifier, Prediction
 
 #: Files of a classifier that the page shows, by the name that it asks for.
 DOCUMENTS = {"report": ("report.html",), "card": ("model_card.md", "MODEL_CARD.md", "README.md")}
@@ -51,7 +52,7 @@ class Neighbour:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Explanation:
+class ServedExplanation:
     """Where on an image the network saw a class.
 
     Attributes:
@@ -99,7 +100,7 @@ class Served:
             ArgumentError: The engine cannot run it.
         """
         folders.check(folder, [name for names in DOCUMENTS.values() for name in names])
-        from resfit.classifier import Classifier
+        from resfit.tasks.classification import Classifier
 
         return cls(Classifier.load(folder), folder, engine)
 
@@ -201,7 +202,7 @@ class Served:
 
     def explain(
         self, image: np.ndarray, method: str, source: bytes | np.ndarray | None = None, max_pixels: int | None = None
-    ) -> Explanation:
+    ) -> ServedExplanation:
         """Draws where on an image the most probable class was seen.
 
         Args:
@@ -222,7 +223,7 @@ class Served:
         except ImageError:  # too large for the memory at its own size
             photo = photos.read(image, contract)
         against = found.evidence == "negative"
-        return Explanation(
+        return ServedExplanation(
             label=str(found.label),
             image=photo.pixels,
             map=overlays.photo_layer(photo, found.map, against=against),

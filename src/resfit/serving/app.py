@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 import resfit
-from resfit.serving import inference_v2, pages, people, tfserving
+from resfit.serving import inference_v2, pages, rest_api, tfserving
 from resfit.serving.context import Context, problem_response
 from resfit.serving.limits import Application, Limits
 from resfit.serving.problems import Problem
@@ -33,7 +33,7 @@ def create_app(context: Context) -> Application:
         redoc_url=None,
         openapi_url="/openapi.json",
     )
-    for module in (people, tfserving, inference_v2, pages):
+    for module in (rest_api, tfserving, inference_v2, pages):
         app.include_router(module.router(context))
 
     async def refused(request: Request, error: Exception) -> Response:

@@ -15,10 +15,10 @@ from resfit.serving.metrics import Metrics
 from resfit.serving.pipeline import Pipeline
 from resfit.serving.problems import Problem
 from resfit.serving.repository import NotServed, Repository, Version
-from resfit.serving.settings import Settings
+from resfit.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
-    from resfit.classifier import Prediction
+    from resfit.tasks.classification import Prediction
 
 #: What a problem is called in the logs' scope entry.
 SCOPE = "resfit"
@@ -56,7 +56,7 @@ class Context:
         is_draining: Whether it is about to end.
     """
 
-    settings: Settings
+    settings: ServerSettings
     repository: Repository
     pipeline: Pipeline
     metrics: Metrics

@@ -28,7 +28,7 @@ _OTHER_KINDS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class FoundModel:
     """A classifier on disk.
 
     Attributes:

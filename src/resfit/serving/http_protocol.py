@@ -13,7 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from resfit.serving import logs
 from resfit.serving.context import Context
-from resfit.serving.settings import Settings
+from resfit.serving.settings import ServerSettings
 
 _LINGER = 0.25  # seconds in which a request may still arrive on an idle connection that is to be closed
 _SLICE = 4096  # bytes of a chunked body that are read at once: a byte a chunk, these are some milliseconds
@@ -75,7 +75,7 @@ class _Connection(h11.Connection):
         return event
 
 
-def protocol(settings: Settings, context: Context) -> type[H11Protocol]:
+def protocol(settings: ServerSettings, context: Context) -> type[H11Protocol]:
     """Returns the protocol of a server's connections.
 
     - What the client has yet to send has a time.

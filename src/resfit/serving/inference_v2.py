@@ -34,7 +34,7 @@ from resfit.serving.json_reader import Document, held
 from resfit.serving.pipeline import Source
 from resfit.serving.problems import Problem, malformed
 from resfit.serving.repository import NotServed, Version
-from resfit.serving.settings import Settings
+from resfit.serving.settings import ServerSettings
 
 #: Numbers that an image may consist of, by the protocol's names.
 DATATYPES: dict[str, str] = {
@@ -208,7 +208,7 @@ def _metadata(context: Context, version: Version) -> dict[str, Any]:
 def _separated(served: Served) -> dict[str, Any]:
     """Returns what stands between labels in the output ``label``, where an image may have several."""
     recipe = served.classifier.recipe
-    return {"parameters": {"label_separator": recipe.separator}} if recipe.several else {}
+    return {"parameters": {"label_separator": recipe.separator}} if recipe.multilabel else {}
 
 
 def _configuration(context: Context, version: Version) -> dict[str, Any]:
@@ -488,7 +488,7 @@ def _sources(context: Context, version: Version, given: _Input, binary: memoryvi
     ]
 
 
-def _check_shape(given: _Input, settings: Settings, version: Version) -> None:
+def _check_shape(given: _Input, settings: ServerSettings, version: Version) -> None:
     """Makes sure that a shape is that of images, before there are any."""
     sides, channels = given.shape or (), version.served.shape[-1]
     if sides[0] > settings.max_files:
@@ -503,7 +503,7 @@ def _check_shape(given: _Input, settings: Settings, version: Version) -> None:
         wire.check_sides(sides[1:], channels, settings, "image 0")
 
 
-def _wrong_count(given: _Input, received: str, settings: Settings) -> Problem:
+def _wrong_count(given: _Input, received: str, settings: ServerSettings) -> Problem:
     if given.shape is None:
         return Problem(413, f"a request may have at most {settings.max_files} images. Received: {received}.")
     return malformed(f"the shape {list(given.shape)} says {math.prod(given.shape)} elements. Received: {received}.")
@@ -525,7 +525,7 @@ def _data(given: _Input, binary: memoryview) -> memoryview | list[bytes] | np.nd
     return binary
 
 
-def _files(data: memoryview, given: _Input, settings: Settings) -> list[bytes]:
+def _files(data: memoryview, given: _Input, settings: ServerSettings) -> list[bytes]:
     """Returns the elements of a BYTES tensor in binary data, each with its length before it."""
     files: list[bytes] = []
     position = 0

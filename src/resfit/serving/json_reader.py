@@ -18,7 +18,7 @@ import numpy as np
 
 from resfit.serving import encoded, wire
 from resfit.serving.problems import Problem, malformed
-from resfit.serving.settings import Settings
+from resfit.serving.settings import ServerSettings
 
 #: Bytes that are worked on at once: milliseconds, after which other threads go on.
 PIECE = 1 << 15
@@ -50,7 +50,7 @@ class Document:
         end: Where it ends, if not with ``body``.
     """
 
-    def __init__(self, body: bytes | bytearray, settings: Settings, end: int | None = None):
+    def __init__(self, body: bytes | bytearray, settings: ServerSettings, end: int | None = None):
         self._body, self._settings = body, settings
         self._end = len(body) if end is None else end
         self._at = 0

@@ -18,7 +18,7 @@ from resfit.serving.batching import Slots, Work
 from resfit.serving.metrics import Metrics
 from resfit.serving.problems import Problem, malformed, unusable
 from resfit.serving.repository import Version
-from resfit.serving.settings import Settings
+from resfit.serving.settings import ServerSettings
 
 #: An image in a request: the bytes of a file, or an array ``(height, width, channels)``, RGB 0..255.
 Source = bytes | np.ndarray
@@ -40,7 +40,7 @@ class Pipeline:
         metrics: Told of times.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics):
+    def __init__(self, settings: ServerSettings, metrics: Metrics):
         self._settings, self._metrics = settings, metrics
         self.slots = Slots(settings.queue)
         self._explanations = Slots(_MOST_EXPLANATIONS)
@@ -103,14 +103,14 @@ class Pipeline:
                 raise result
         return list(found)
 
-    async def explain(self, version: Version, source: Source, method: str) -> adapter.Explanation:
+    async def explain(self, version: Version, source: Source, method: str) -> adapter.ServedExplanation:
         """Explains the most probable class of one image.
 
         Raises:
             Problem: As :meth:`run`, or the image cannot be used.
         """
 
-        def work() -> adapter.Explanation:
+        def work() -> adapter.ServedExplanation:
             served = version.served
             image = self._array(served, source)
             return served.explain(image, method, source, self._settings.max_pixels)

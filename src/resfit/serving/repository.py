@@ -20,9 +20,9 @@ from resfit.errors import ArgumentError
 from resfit.serving import folders, logs
 from resfit.serving.adapter import Served
 from resfit.serving.batching import Batcher
-from resfit.serving.folders import Found
+from resfit.serving.folders import FoundModel
 from resfit.serving.metrics import Metrics
-from resfit.serving.settings import Settings
+from resfit.serving.settings import ServerSettings
 
 #: Names of models; the same go into URLs, and nothing that could be a path.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -55,7 +55,7 @@ class Version:
         served: What answers.
     """
 
-    def __init__(self, model: str, number: int, served: Served, settings: Settings, metrics: Metrics):
+    def __init__(self, model: str, number: int, served: Served, settings: ServerSettings, metrics: Metrics):
         self.model, self.number, self.served = model, number, served
         self._settings, self._metrics = settings, metrics
         self._batchers: dict[str, Batcher] = {}
@@ -159,7 +159,7 @@ class Repository:
     def __init__(
         self,
         root: Path,
-        settings: Settings,
+        settings: ServerSettings,
         metrics: Metrics,
         load: Callable[[Path, str], Served] = Served.load,
     ):
@@ -277,12 +277,12 @@ class Repository:
         finally:
             found.leave()
 
-    def scan(self) -> dict[tuple[str, int], Found]:
+    def scan(self) -> dict[tuple[str, int], FoundModel]:
         """Returns the classifiers on disk that are to be served, by model and version."""
         if folders.is_classifier(self._root):
             mark = folders.mark_of(self._root)
-            return {(self._only_name(), 1): Found(self._root, mark)} if mark else {}
-        found: dict[tuple[str, int], Found] = {}
+            return {(self._only_name(), 1): FoundModel(self._root, mark)} if mark else {}
+        found: dict[tuple[str, int], FoundModel] = {}
         for folder in folders.inside(self._root):
             if not NAME.fullmatch(folder.name):
                 continue
@@ -295,7 +295,7 @@ class Repository:
             for number, place in numbered.items():
                 mark = folders.mark_of(place)
                 if mark:
-                    found[folder.name, number] = Found(place, mark)
+                    found[folder.name, number] = FoundModel(place, mark)
         return found
 
     def refresh(self) -> None:
@@ -320,7 +320,7 @@ class Repository:
                 if (model, number) not in found and replaced:
                     self._remove(model, number)
 
-    def _take(self, model: str, number: int, found: Found) -> None:
+    def _take(self, model: str, number: int, found: FoundModel) -> None:
         self._marks[model, number] = found.mark
         try:
             served = self._load(found.folder, self._settings.engine)

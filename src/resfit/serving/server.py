@@ -25,14 +25,14 @@ from resfit.serving.http_protocol import protocol
 from resfit.serving.metrics import Metrics
 from resfit.serving.pipeline import Pipeline
 from resfit.serving.repository import Repository
-from resfit.serving.settings import Settings
+from resfit.serving.settings import ServerSettings
 
 _BACKLOG = 2048
 _TICK = 0.1
 _PATIENCE = 10.0  # seconds for the threads to end, once all requests are answered
 
 
-def serve(root: Path, settings: Settings, *, started: Callable[[str], None] | None = None) -> bool:
+def serve(root: Path, settings: ServerSettings, *, started: Callable[[str], None] | None = None) -> bool:
     """Serves a classifier, or a folder of them, until SIGTERM or SIGINT.
 
     Args:
@@ -171,7 +171,7 @@ class Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def _listening(settings: Settings) -> Any:
+def _listening(settings: ServerSettings) -> Any:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

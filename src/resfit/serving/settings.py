@@ -23,7 +23,7 @@ def _between(least: float, greatest: float, default: float) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """How a server behaves.
 
     Attributes:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from resfit.serving.problems import Problem, malformed
-from resfit.serving.settings import Settings
+from resfit.serving.settings import ServerSettings
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
 _NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
@@ -19,7 +19,7 @@ _PIECE = 1 << 20
 _FEW = 1024  # values of an answer that are written at once
 
 
-def check_nesting(body: bytes, settings: Settings) -> None:
+def check_nesting(body: bytes, settings: ServerSettings) -> None:
     """Makes sure that JSON may be parsed without using up the stack or the memory.
 
     Args:
@@ -43,12 +43,12 @@ def check_nesting(body: bytes, settings: Settings) -> None:
         raise Problem(413, f"JSON may have at most {settings.max_json_items} lists and objects. Received: {items}.")
 
 
-def too_deep(settings: Settings) -> str:
+def too_deep(settings: ServerSettings) -> str:
     """Returns the error of JSON that is nested too deep."""
     return f"JSON may be nested at most {settings.max_json_depth} levels deep."
 
 
-def parse(body: bytes, settings: Settings) -> Any:
+def parse(body: bytes, settings: ServerSettings) -> Any:
     """Parses JSON.
 
     Raises:
@@ -99,7 +99,7 @@ def error(text: str) -> bytes:
     return dump({"error": text})
 
 
-def check_image(image: np.ndarray, channels: int, settings: Settings, what: str) -> np.ndarray:
+def check_image(image: np.ndarray, channels: int, settings: ServerSettings, what: str) -> np.ndarray:
     """Makes sure that an array is an image, and returns it as the network can take it: floats have 32 bits at most.
 
     Raises:
@@ -115,7 +115,7 @@ def check_image(image: np.ndarray, channels: int, settings: Settings, what: str)
     return image
 
 
-def check_sides(sides: Sequence[int], channels: int, settings: Settings, what: str) -> None:
+def check_sides(sides: Sequence[int], channels: int, settings: ServerSettings, what: str) -> None:
     """Makes sure that a shape is that of an image.
 
     Raises:

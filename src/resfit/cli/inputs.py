@@ -1,0 +1,115 @@
+"""What the commands share that ask a classifier about images."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import typer
+
+from resfit.cli import console, medical
+from resfit.errors import DataError
+
+if TYPE_CHECKING:
+    from resfit.tasks.classification import Classifier
+
+#: What stands for standard input.
+STDIN = Path("-")
+_LONGEST = 4096
+_IMAGES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*", b"MM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")
+_Item = TypeVar("_Item", bound=Any)
+
+
+def opened(load: Callable[[Any], Classifier], source: str | Path) -> Classifier:
+    """Loads a classifier, and says what one of medical images is not.
+
+    Args:
+        load: Loads it.
+        source: What is loaded.
+    """
+    console.load_tensorflow()
+    classifier = load(source)
+    medical.print_notice(classifier.metrics)
+    return classifier
+
+
+def given(arguments: Sequence[Path]) -> list[Path | bytes]:
+    """Returns the images that arguments stand for: files and folders, and one image that was piped in as bytes.
+
+    A pattern that the shell has not expanded is expanded. ``-`` reads standard input: an image, or a list of paths as
+    ``find`` prints it, one a line or with zero bytes between.
+
+    Args:
+        arguments: As they were typed.
+
+    Raises:
+        DataError: None of them exists, or nothing was piped in.
+    """
+    from resfit.data import decode
+    from resfit.data.medical import frames
+
+    found: list[Path | bytes] = []
+    for argument in arguments:
+        if argument == STDIN:
+            found += _piped(sys.stdin.buffer.read(decode.MAX_BYTES + 1))
+        elif not os.path.lexists(argument) and glob.has_magic(str(argument)):
+            found += [Path(name) for name in sorted(glob.glob(str(argument), recursive=True))] or [argument]
+        else:
+            found.append(argument)
+    files = [frames.parted(item)[0] for item in found if isinstance(item, Path)]
+    if len(files) == len(found) and not any(os.path.lexists(path) for path in files):
+        first = str(found[0]) if found else str(STDIN)
+        more = f", and neither do the {len(found) - 1} others" if len(found) > 1 else ""
+        raise DataError(f"images must be files or folders. Received: {first!r}, which does not exist{more}.")
+    return found
+
+
+def _piped(data: bytes) -> list[Path | bytes]:
+    """Returns what was piped in: an image, or the paths of a list."""
+    from resfit.data.medical import frames
+
+    if not data.strip():
+        raise DataError("- reads an image or a list of paths from standard input. Received: nothing.")
+    between = b"\0" if b"\0" in data else b"\n"
+    names = [name.rstrip(b"\r") for name in data.split(between)]
+    paths = [Path(os.fsdecode(name)) for name in names if name]
+    first = names[0]
+    try:
+        is_list = bool(first) and len(first) < _LONGEST and os.path.lexists(frames.parted(paths[0])[0])
+    except (OSError, ValueError):  # no name that a file could have
+        is_list = False
+    is_text = between == b"\n" and first.isascii() and not any(byte < 32 for byte in first)
+    return list(paths) if is_list or (is_text and not data.startswith(_IMAGES)) else [data]
+
+
+def with_names(found: Sequence[_Item]) -> list[_Item]:
+    """Returns results with ``-`` as the path of an image that was piped in.
+
+    Args:
+        found: Dataclasses with a ``path``.
+    """
+    return [item if item.path is not None else dataclasses.replace(item, path=STDIN) for item in found]
+
+
+def end_with_unusable(found: Sequence[Any], images: Sequence[Path | bytes]) -> None:
+    """Lists images that could not be used. Where one was asked for by name, or none is left, the command has failed.
+
+    Args:
+        found: What was said about each: a ``path``, and an ``error`` that is empty if it could be used.
+        images: What was asked for, as :func:`given` returns it.
+    """
+    failed = [item for item in found if item.error]
+    for item in failed:
+        console.message(f"Skipped {console.printable(item.path)}: {item.error}")
+    named = {path if isinstance(path, Path) else STDIN for path in images if not _is_folder(path)}
+    if len(failed) == len(found) or any(item.path in named for item in failed):
+        raise typer.Exit(1)
+
+
+def _is_folder(item: Path | bytes) -> bool:
+    return isinstance(item, Path) and item.is_dir()

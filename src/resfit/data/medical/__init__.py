@@ -1,0 +1,1 @@
+"""Medical images: DICOM and NIfTI files, patients, and what may be told of them."""

@@ -1,0 +1,290 @@
+"""What is exported: a classifier's network, or any network with a classifier, with all that has to travel with it."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import io
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resfit import artifact
+from resfit.data import csv_cells
+from resfit.errors import ArgumentError
+from resfit.preprocessing import InputSpec
+from resfit.tasks.classification import Classifier
+
+if TYPE_CHECKING:
+    import keras
+
+#: How the last layer of a network turns logits into scores.
+ACTIVATIONS = ("softmax", "sigmoid")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ExportModel:
+    """A network as it is shipped.
+
+    Attributes:
+        name: Of the network in file names and model servers: letters, digits, ``.``, ``_`` and ``-``.
+        network: The Keras model: RGB 0..255 of shape ``(batch, height, width, channels)`` in; scores
+            ``(batch, classes)`` or logits out.
+        labels: Names of the classes, in the order of the outputs.
+        input_spec: How images become the network's input.
+        activation: ``"softmax"``, or ``"sigmoid"`` where an image may have several labels.
+        features: Name of the layer whose output the head reads.
+        temperature: What logits are divided by before the activation.
+        facts: What the model card says of it, JSON-ready.
+        tests: Files that it was tested on, with the labels that they have; empty where that is not known.
+    """
+
+    name: str
+    network: keras.Model
+    labels: tuple[str, ...]
+    input_spec: InputSpec
+    activation: str
+    features: str
+    temperature: float = 1.0
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    tests: tuple[tuple[Path, str], ...] = ()
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.activation == "sigmoid"
+
+    @functools.cached_property
+    def raw_logits(self) -> keras.Model:
+        """The network up to the activation, without the temperature."""
+        return _logits(self.network)
+
+    @functools.cached_property
+    def logits(self) -> keras.Model:
+        """The network up to the activation, logits divided by the temperature."""
+        return _divided(self.raw_logits, self.temperature)
+
+    @functools.cached_property
+    def scores(self) -> keras.Model:
+        """The network with calibrated scores, 0..1."""
+        import keras
+
+        if self.temperature == 1 and _ending(self.network) in ACTIVATIONS:
+            return self.network
+        logits = self.logits
+        layer = keras.layers.Activation(self.activation, dtype="float32", name=_free("scores", logits))
+        return keras.Model(logits.inputs[0], layer(logits.outputs[0]), name=self.network.name)
+
+    @functools.cached_property
+    def body(self) -> keras.Model:
+        """The network up to the features that the head reads, ``(batch, features)``."""
+        import keras
+
+        output = self.network.get_layer(self.features).output
+        return keras.Model(self.network.inputs[0], output, name=f"{self.network.name}_features")
+
+
+def subject_of(source: Any, *, name: str | None = None) -> ExportModel:
+    """Returns what is to be exported.
+
+    Args:
+        source: A :class:`resfit.tasks.classification.Classifier`; the folder of one; a Keras model that has an
+            ``input_spec``; or
+            what :func:`resfit.load` takes: a name, a handle, or a file.
+        name: Its name in file names and model servers. Default: that of the classifier's folder or of the network.
+
+    Raises:
+        ArgumentError: The network does not end in a classifier, has more than one input, does not compute in float32,
+            or the name cannot stand in a path.
+    """
+    facts: dict[str, Any] = {}
+    if isinstance(source, str | os.PathLike):
+        if _holds_classifier(Path(source)):
+            name = name or _clean(Path(os.path.abspath(source)).name.removesuffix(".resfit"))
+            source = Classifier.load(source)
+        else:
+            from resfit import zoo
+
+            name = name or _clean(Path(str(source)).name)
+            facts, source = _published(str(source)), zoo.load(source)
+    found = _of_classifier(source, name) if isinstance(source, Classifier) else _of_model(source, name, facts)
+    _check(found)
+    return found
+
+
+def _holds_classifier(path: Path) -> bool:
+    """Says whether a folder holds a classifier, a damaged one included, which is then told from a checkpoint."""
+    return artifact.is_artifact(path) or (path.is_dir() and (path / artifact.MODEL).exists())
+
+
+def _published(name: str) -> dict[str, Any]:
+    """Returns what the registry knows of the weights that a name stands for."""
+    from resfit.weights import registry
+
+    row = registry.rows().get(name) or registry.default_for(name)
+    known = ("name", "source", "licence", "training_data", "top1", "evaluated_on", "eval_size")
+    return {} if row is None else {"weights": {key: getattr(row, key) for key in known}}
+
+
+def _of_classifier(classifier: Classifier, name: str | None) -> ExportModel:
+    table = classifier.attachment(artifact.TEST_PREDICTIONS).decode("utf-8", "surrogateescape")
+    try:
+        rows = [row for row in csv.DictReader(io.StringIO(table, newline="")) if row.get("path") and row.get("label")]
+    except csv.Error:  # no table that resfit wrote: then there are no images to compare on
+        rows = []
+    tests = [(Path(csv_cells.unescaped(row["path"])), csv_cells.unescaped(row["label"])) for row in rows]
+    return ExportModel(
+        name=name or _clean(classifier.model.name),
+        network=_single(classifier.model),
+        labels=classifier.classes,
+        input_spec=classifier.input_spec,
+        activation="sigmoid" if classifier.recipe.multilabel else "softmax",
+        features=classifier.recipe.features or _last_input(classifier.model),
+        temperature=float(getattr(classifier, "temperature", None) or 1.0),
+        facts={
+            "kind": "classifier",
+            "recipe": dataclasses.asdict(classifier.recipe),
+            "metrics": classifier.metrics,
+            "data": classifier.fingerprint,
+            "versions": classifier.versions,
+        },
+        tests=tuple(tests),
+    )
+
+
+def _of_model(model: Any, name: str | None, facts: dict[str, Any]) -> ExportModel:
+    contract = getattr(model, "input_spec", None)
+    if not isinstance(contract, InputSpec):
+        raise ArgumentError(
+            "only a network with an input contract can be exported. Received: a model whose input_spec is "
+            f"{type(contract).__name__}. Load it with resfit.load, or set model.input_spec = InputSpec(...)."
+        )
+    if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.output_shape) != 2:
+        raise ArgumentError(
+            "only a network of one image in and one row of scores out can be exported. "
+            f"Received: {model.name!r} with {len(model.inputs)} inputs, {len(model.outputs)} outputs "
+            f"and output shape {model.output_shape}. Load it with include_top=True and without taps."
+        )
+    ending = _ending(model)
+    if ending is None or model.layers[-1].name in ("avg_pool", "max_pool"):
+        raise ArgumentError(
+            "only a network that ends in a classifier (a dense layer, then softmax or sigmoid) can be exported. "
+            f"Received: {model.name!r}, which ends in {model.layers[-1].name!r}. Load it with include_top=True."
+        )
+    if not _normalises(model, contract):
+        raise ArgumentError(
+            "only a network that takes RGB images 0..255 can be exported. "
+            f"Received: {model.name!r}, which was loaded with preprocess=False. Load it with preprocess=True."
+        )
+    count = model.output_shape[-1]
+    labels = getattr(model, "class_names", None) or ()
+    if len(labels) != count:
+        labels = tuple(f"class {number}" for number in range(count))
+    return ExportModel(
+        name=name or _clean(model.name),
+        network=_single(model),
+        labels=tuple(str(label) for label in labels),
+        input_spec=contract,
+        activation="sigmoid" if ending == "sigmoid" else "softmax",
+        features=_last_input(model),
+        facts={"kind": "network", "assumptions": list(getattr(model, "assumptions", None) or ()), **facts},
+    )
+
+
+def _check(subject: ExportModel) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", subject.name):
+        raise ArgumentError(
+            "the name of an export must be of letters, digits, '.', '_' and '-', and start with a letter or a digit. "
+            f"Received: {subject.name!r}."
+        )
+    if not 0 < subject.temperature < float("inf"):
+        raise ArgumentError(f"a temperature must be positive and finite. Received: {subject.temperature!r}.")
+    mixed = [
+        layer.name
+        for layer in subject.network.layers
+        if getattr(layer, "compute_dtype", "float32") in ("float16", "bfloat16")
+    ]
+    if mixed:
+        raise ArgumentError(
+            "a network must compute in float32 to be exported; precision= chooses that of the export. "
+            f"Received: {subject.network.name!r}, whose layer {mixed[0]!r} does not. Load it with dtype='float32'."
+        )
+
+
+def _single(model: Any) -> Any:
+    """Returns a network over the same layers that takes one tensor, not a list of one."""
+    import keras
+
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ArgumentError(f"only a network of one input and one output can be exported. Received: {model.name!r}.")
+    single = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    if hasattr(model, "architecture"):
+        single.architecture = model.architecture
+    return single
+
+
+def _normalises(model: Any, contract: InputSpec) -> bool:
+    """Says whether a network of resfit's was loaded with the contract's normalisation in front."""
+    head = [type(operation).__name__ for operation in model.operations[:3]]
+    return getattr(model, "architecture", None) is None or (
+        (contract.scales_nothing or "Rescaling" in head) and (contract.channel_order == "rgb" or "Flip" in head)
+    )
+
+
+def _ending(model: Any) -> str | None:
+    """Returns the activation at the end of a network, ``"linear"`` for logits, or ``None`` for another layer."""
+    import keras
+
+    last = model.layers[-1]
+    if isinstance(last, keras.layers.Softmax):
+        return "softmax"
+    if isinstance(last, keras.layers.Dense | keras.layers.Activation):
+        name = getattr(last.activation, "__name__", "")
+        return name if name in (*ACTIVATIONS, "linear") else None
+    return None
+
+
+def _last_input(model: Any) -> str:
+    last = model.layers[-1]
+    import keras
+
+    if not isinstance(last, keras.layers.Dense):
+        last = last.input._keras_history.operation
+    return str(last.input._keras_history.operation.name)
+
+
+def _logits(model: Any) -> Any:
+    import keras
+
+    last = model.layers[-1]
+    ending = _ending(model)
+    if ending == "linear":
+        return model
+    if not isinstance(last, keras.layers.Dense):
+        return keras.Model(model.inputs[0], last.input, name=model.name)
+    config = {**last.get_config(), "activation": "linear"}
+    dense = keras.layers.Dense.from_config(config)
+    result = keras.Model(model.inputs[0], dense(last.input), name=model.name)
+    dense.set_weights(last.get_weights())
+    return result
+
+
+def _divided(logits: Any, temperature: float) -> Any:
+    import keras
+
+    if temperature == 1:
+        return logits
+    layer = keras.layers.Rescaling(1 / temperature, dtype="float32", name=_free("temperature", logits))
+    return keras.Model(logits.inputs[0], layer(logits.outputs[0]), name=logits.name)
+
+
+def _free(name: str, model: Any) -> str:
+    taken = {layer.name for layer in model.layers}
+    candidates = (name, *(f"{name}_{number}" for number in range(1, len(taken) + 2)))
+    return next(candidate for candidate in candidates if candidate not in taken)
+
+
+def _clean(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:100] or "network"

@@ -1,0 +1,1 @@
+"""Features of images: computed once by the frozen network, and kept."""

@@ -1,0 +1,1 @@
+"""Tasks that a network is fitted to."""

@@ -1,0 +1,232 @@
+"""What a fit learns: the fine-tuning with its teacher, and what is kept of it or of the probe."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from resfit import artifact, engines
+from resfit.errors import ArgumentError
+from resfit.features import extract as feature_store
+from resfit.tasks.classification import backbone, strategies
+from resfit.tasks.classification.classifier import Classifier
+from resfit.tasks.classification.data_preparation import TrainingData
+from resfit.tasks.classification.heads import base
+from resfit.tasks.classification.heads.linear import HeldOut, LinearHead, fit_linear
+from resfit.tasks.classification.heads.mlp import MlpHead
+from resfit.tasks.classification.reduced_precision import Rows
+from resfit.training.settings import Tuning
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FitResult:
+    """What of the training goes into the classifier. Positions are those of the images.
+
+    Attributes:
+        network: Images to features.
+        head: The head on them.
+        logits: Of the test images.
+        spared: Logits of images that the head has not learned from.
+        source: Where these come from: ``"validation"`` or ``"cross-validation"``.
+        train: Positions of the images that were learned from.
+        held_out: Positions of those that the network has not learned from; ``None`` where it learned from none.
+        features: Computes what the head reads, of images by position.
+        tuned: The fine-tuning, where it is kept.
+    """
+
+    network: keras.Model
+    head: base.Head
+    logits: np.ndarray
+    spared: HeldOut
+    source: str
+    train: np.ndarray
+    held_out: np.ndarray | None
+    features: Callable[[np.ndarray], np.ndarray]
+    tuned: strategies.FineTuned | None = None
+
+    @property
+    def strategy(self) -> str:
+        """``"probe"``, ``"finetune"`` or ``"full"``."""
+        return "probe" if self.tuned is None else "finetune" if self.tuned.boundary.frozen else "full"
+
+
+def keep_tuned(data: TrainingData, tuned: strategies.FineTuned) -> FitResult:
+    """Keeps what was fine-tuned.
+
+    Args:
+        data: What was learned from.
+        tuned: What was learned.
+    """
+    return FitResult(
+        network=tuned.body,
+        head=tuned.head,
+        logits=tuned.logits,
+        spared=HeldOut(data.parts.val, tuned.val_logits),
+        source="validation",
+        train=data.parts.train,
+        held_out=data.parts.val,
+        features=tuned.features,
+        tuned=tuned,
+    )
+
+
+def keep_probe(
+    data: TrainingData,
+    body: keras.Model,
+    head: base.Head,
+    rows: Rows,
+    head_of: Callable[[Rows, np.ndarray], base.Head],
+    seed: int,
+) -> FitResult:
+    """Keeps the frozen network with a head that has learned from all but the test images.
+
+    Args:
+        data: What was learned from.
+        body: The frozen network.
+        head: The head.
+        rows: Features of the images.
+        head_of: Fits such a head to rows at positions.
+        seed: Of the folds in which others are fitted, to see what a head says of images that it has not learned from.
+    """
+    return FitResult(
+        network=body,
+        head=head,
+        logits=head.logits(rows[data.parts.test]),
+        spared=_left_out(data, head, rows, head_of, seed),
+        source="cross-validation",
+        train=data.everything,
+        held_out=None,
+        features=rows.__getitem__,
+    )
+
+
+def keep_beginning(
+    data: TrainingData, body: keras.Model, head: base.Head, rows: np.ndarray, learned_from: np.ndarray
+) -> FitResult:
+    """Keeps a head that a training was to begin with.
+
+    Args:
+        data: What was learned from.
+        body: The frozen network.
+        head: The head.
+        rows: Features of the images ``(n, features)``.
+        learned_from: Positions that the head has learned from.
+    """
+    val = data.parts.val
+    return FitResult(
+        network=body,
+        head=head,
+        logits=head.logits(rows[data.parts.test]),
+        spared=HeldOut(val, head.logits(rows[val])),
+        source="validation",
+        train=learned_from,
+        held_out=None,
+        features=rows.__getitem__,
+    )
+
+
+def _left_out(
+    data: TrainingData,
+    final: base.Head,
+    rows: Rows,
+    head_of: Callable[[Rows, np.ndarray], base.Head],
+    seed: int,
+) -> HeldOut:
+    """Returns what was predicted for training images by heads that had not learned from them."""
+    train = data.everything
+    if isinstance(final, LinearHead):
+        found = final.held_out
+    else:
+        found = base.leave_out(
+            lambda some: head_of(rows, train[some]),
+            rows[train],
+            data.labels(train),
+            sample_groups=data.groups(train),
+            rounds=1 if isinstance(final, MlpHead) else None,  # its training takes long
+            seed=seed,
+        )
+    if found is None:
+        return HeldOut(np.zeros(0, np.int64), np.zeros((0, len(data.classes)), np.float32))
+    return HeldOut(train[found.positions], found.logits)
+
+
+def tune(
+    data: TrainingData,
+    prepared: strategies.FrozenOutputs,
+    head: base.Head,
+    taught: np.ndarray | None,
+    settings: Tuning,
+    running: strategies.RunOptions,
+    folder: Path | None,
+) -> tuple[strategies.FineTuned, dict[str, bytes]]:
+    """Fine-tunes a network.
+
+    Args:
+        data: What there is to learn from.
+        prepared: The same, as the part of the network that learns reads it.
+        head: The head to start from.
+        taught: Logits of a teacher, if there is one.
+        settings: What decides the result.
+        running: How it is run.
+        folder: Of the run; ``None`` is one that goes away.
+
+    Returns:
+        What was learned, and the files that the run leaves in the classifier: its log, its curves and TensorBoard's.
+    """
+    task = strategies.Task(data.targets, data.parts.train, data.parts.val, data.parts.test, data.multilabel, taught)
+    with _run_folder(folder) as place:
+        tuned = strategies.tune(task, prepared, head, settings, dataclasses.replace(running, folder=place))
+        paths = [place / name for name in (strategies.LOG, strategies.CURVES, strategies.RATES)]
+        paths += [*sorted(place.glob(f"{artifact.TENSORBOARD}/*"))]
+        return tuned, {path.relative_to(place).as_posix(): path.read_bytes() for path in paths if path.is_file()}
+
+
+@contextlib.contextmanager
+def _run_folder(folder: Path | None) -> Iterator[Path]:
+    """Yields the folder of a run; one that goes away where there is none."""
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="resfit-run-", ignore_cleanup_errors=True) as temporary:
+        yield Path(temporary)
+
+
+def teach(
+    teacher: str | os.PathLike[str] | None, data: TrainingData, engine: str | engines.Engine, cache: bool | str | Path
+) -> np.ndarray | None:
+    """Returns the logits of a teacher: a classifier of the same classes, or a probe on a larger network.
+
+    Args:
+        teacher: As :func:`resfit.fit` takes it; ``None`` is for none.
+        data: The images.
+        engine: As :func:`resfit.engines.create` takes it.
+        cache: As :func:`resfit.fit` takes it.
+
+    Raises:
+        ArgumentError: The classifier has other classes.
+    """
+    if teacher is None:
+        return None
+    if artifact.is_artifact(Path(teacher)):
+        found = Classifier.load(teacher)
+        if found.classes != data.classes:
+            raise ArgumentError(
+                f"a teacher must have the classes of the data. Received: {', '.join(found.classes[:8])}."
+            )
+        body, head = found.body(), found.head()
+        rows = feature_store.extract(body, data.images, input_spec=found.input_spec, engine=engine, cache=cache).rows
+        return head.logits(np.asarray(rows))
+    body, _ = backbone.body_of(teacher)
+    rows = np.asarray(feature_store.extract(body, data.images, engine=engine, cache=cache).rows)
+    train = data.parts.train
+    return fit_linear(rows[train], data.labels(train), classes=len(data.classes)).logits(rows)

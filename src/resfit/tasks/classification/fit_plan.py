@@ -1,0 +1,299 @@
+"""How a fit is done: its arguments checked, and the settings of its fine-tuning chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resfit import artifact, engines, processors
+from resfit.data import stratification
+from resfit.data.dataset import ImageSet
+from resfit.errors import ArgumentError
+from resfit.tasks.classification import backbone, strategies
+from resfit.tasks.classification.timings import Timings
+from resfit.training import loop, recipes
+from resfit.training.loop import check_choice
+from resfit.training.settings import Tuning
+
+if TYPE_CHECKING:
+    import keras
+
+    from resfit.networks.spec import ArchitectureSpec
+
+
+def check_arguments(
+    strategy: str,
+    budget: str | float | None,
+    max_skipped: float,
+    test_share: float,
+    val_share: float,
+    out: str | os.PathLike[str] | None,
+    force: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> float | None:
+    """Checks what can be checked before any work, and returns the budget in minutes.
+
+    The arguments are those of :func:`resfit.fit`; ``say`` is told of an earlier classifier that is replaced.
+
+    Raises:
+        ArgumentError: One breaks its rule, or ``out`` holds something else.
+    """
+    check_choice("strategy", strategy, recipes.STRATEGIES)
+    if not 0 <= max_skipped <= 1:
+        raise ArgumentError(f"max_skipped must lie in [0, 1]. Received: {max_skipped}.")
+    for name, share in (("test_share", test_share), ("val_share", val_share)):
+        if not 0 < share < 1:
+            raise ArgumentError(f"{name} must lie in (0, 1). Received: {share}.")
+    if out is not None:
+        replaced = artifact.check_target(Path(out), force=force)
+        if replaced and say is not None:
+            say(replaced)
+    return recipes.parse_minutes(budget)
+
+
+def facts(images: ImageSet, count: int, spec: ArchitectureSpec | None, size: tuple[int, int]) -> recipes.Facts:
+    """Returns what a recipe needs to know of images and network.
+
+    Args:
+        images: The images.
+        count: How many of them are learned from.
+        spec: The architecture, if it is known.
+        size: Height and width of the network's input.
+    """
+    counts = np.array([*images.counts().values()] or [1])
+    imbalance = float(counts.max() / max(1, counts.min()))
+    return recipes.facts_of(spec, count, len(images.classes), size, max(1.0, imbalance))
+
+
+def subsample_to_budget(
+    images: ImageSet,
+    spec: ArchitectureSpec | None,
+    size: tuple[int, int],
+    minutes: float | None,
+    seed: int,
+) -> tuple[ImageSet, str]:
+    """Returns the images that there is time to look at, and in words what was left out.
+
+    Images that the data sets aside for testing are all there, of the others the same share of each class.
+
+    Args:
+        images: The images.
+        spec: The architecture, if it is known.
+        size: Height and width of the network's input.
+        minutes: Time for everything; ``None`` is no limit.
+        seed: Of the choice.
+    """
+    if minutes is None or not len(images):
+        return images, ""
+    tested = np.array([part == "test" for part in images.splits])
+    others = np.flatnonzero(~tested)
+    looked = [path.stat().st_size for path in images.paths[:: max(1, len(images) // 64)] if path.is_file()]
+    known = facts(images, max(1, len(others)), spec, size)
+    seconds = recipes.seconds_an_image(known, float(np.mean(looked or [0])), processors.available())
+    share = recipes.share_in_time(len(others), int(tested.sum()), seconds, minutes)
+    if share == 1.0:
+        return images, ""
+    generator = np.random.default_rng(seed)
+    if images.targets is not None:
+        parts = stratification.stratify(images.targets[others], (1 - share, share), generator)
+        chosen = [others[parts == 1]]
+    else:
+        order = generator.permutation(others)
+        labels = images.labels[order]
+        chosen = [order[labels == label][: math.ceil(share * (labels == label).sum())] for label in np.unique(labels)]
+    kept = np.sort(np.concatenate([np.flatnonzero(tested), *chosen]))
+    count = len(kept) - int(tested.sum())
+    said = f"{count:,} of {len(others):,} images to learn from, the same share of each class: the time allows no more"
+    return images.subset(kept), said
+
+
+# share of the time that is expected to be left when images are decoded and some of them have gone through the network
+_AFTER_DECODING = 0.7
+
+
+@dataclasses.dataclass(frozen=True)
+class FitPlan:
+    """What decides on the settings of a fine-tuning run.
+
+    Attributes:
+        body: The frozen network.
+        strategy: As :func:`resfit.fit` takes it.
+        minutes: Time for everything; ``None`` is no limit.
+        trainable_from: As :func:`resfit.fit` takes it.
+        tuning: As :func:`resfit.fit` takes it.
+        seed: As :func:`resfit.fit` takes it.
+        head: Kind of the head.
+        lr_find: Whether a range test chooses the learning rate.
+        options: Settings that :func:`resfit.fit` takes as arguments of their own; ``tuning`` overrules them.
+        taught: Whether there is a teacher.
+    """
+
+    body: keras.Model
+    strategy: str
+    minutes: float | None
+    trainable_from: int | float | str | None
+    tuning: Tuning | Mapping[str, Any] | None
+    seed: int
+    head: str
+    lr_find: bool
+    options: dict[str, Any]
+    taught: bool
+
+    @property
+    def probes(self) -> bool:
+        """Whether a head is fitted to the frozen network first."""
+        return self.strategy in ("probe", "auto")
+
+    @property
+    def tunes(self) -> bool:
+        """Whether there may be fine-tuning."""
+        return not self.probes or (self.strategy == "auto" and self.minutes is not None)
+
+    @property
+    def sets_time(self) -> bool:
+        """Whether the user has set the time of the training itself."""
+        return self._given().get("minutes") is not None
+
+    @property
+    def head_options(self) -> dict[str, Any]:
+        """What :func:`resfit.tasks.classification.heads.base.fit_head` is told besides the data, the kind and the
+        seed.
+        """
+        given = {} if isinstance(self.tuning, Tuning) else dict(self.tuning or {})
+        return {
+            "balance": self.options["balance"],
+            "label_smoothing": self.options["label_smoothing"] or 0.0,
+            "focal": self.options["focal"] if self.head == "mlp" else 0.0,
+            "settings": given if self.strategy == "probe" else {},
+        }
+
+    def settings(
+        self,
+        images: ImageSet,
+        count: int,
+        out: str | os.PathLike[str] | None,
+        cache: bool | str | Path,
+        journal: Timings,
+    ) -> tuple[Tuning | None, Path | None]:
+        """Returns the settings, ``None`` where a probe is all that is worth while, and the folder of the run.
+
+        Args:
+            images: The images.
+            count: How many of them are learned from.
+            out: As :func:`resfit.fit` takes it.
+            cache: As :func:`resfit.fit` takes it.
+            journal: Says what is left of the time, and takes the reasons.
+        """
+        given = self._given()
+        for key, value in self.options.items():
+            if value:
+                given.setdefault(key, value)
+        if self.taught:
+            given["distillation"] = given.get("distillation") or 0.5
+        if self.trainable_from is not None:
+            given["trainable_from"] = self.trainable_from
+        strategies.tuning_from(given)  # refuses what is out of range before any work
+        described = {
+            "data": images.fingerprint,
+            "network": engines.fingerprint(self.body),
+            "strategy": self.strategy,
+            "minutes": self.minutes,
+            "tuning": given,
+            "seed": self.seed,
+            "head": self.head,
+            "lr_find": self.lr_find,
+        }
+        folder = strategies.run_folder(None if out is None else Path(out), described, cache)
+
+        def choose() -> Tuning | None:
+            return self._chosen(images, count, given, journal)
+
+        if folder is None:
+            return choose(), None
+        return strategies.open_run(folder, described, choose, journal.note), folder
+
+    @functools.cached_property
+    def _hardware(self) -> recipes.Hardware:
+        return recipes.measure_hardware()
+
+    def _left(self, journal: Timings) -> float | None:
+        return None if self.minutes is None else max(1e-3, self.minutes - journal.minutes)
+
+    def _recipe(
+        self, images: ImageSet, count: int, journal: Timings, *, probed: bool, share: float = 1.0
+    ) -> recipes.Recipe:
+        known = facts(images, count, getattr(self.body, "architecture", None), self.body.input_spec.size)
+        left = self._left(journal)
+        return recipes.recipe(
+            dataclasses.replace(known, statistics=backbone.has_statistics(self.body)),
+            self._hardware,
+            strategy=self.strategy,
+            minutes=None if left is None else share * left,
+            probed=probed,
+            seed=self.seed,
+        )
+
+    def leaves(self, seconds: float, journal: Timings) -> bool:
+        """Says whether there is time for something.
+
+        Args:
+            seconds: That it takes.
+            journal: Says what is left of the time.
+        """
+        return self.minutes is None or seconds / 60 <= self.minutes - journal.minutes
+
+    def too_late(self, images: ImageSet, count: int, folder: Path | None, journal: Timings) -> bool:
+        """Says whether what came before the training has left too little of the time for it.
+
+        Args:
+            images: As :meth:`settings` takes them.
+            count: As :meth:`settings` takes it.
+            folder: Of the run; one that goes on is not late.
+            journal: Says what is left of the time.
+        """
+        if self.minutes is None or not self.probes or self._given() or self.trainable_from is not None:
+            return False
+        if folder is not None and loop.load_checkpoint(folder) is not None:
+            return False
+        return self._recipe(images, count, journal, probed=True).tuning is None
+
+    def reads_pixels(self, images: ImageSet, count: int, journal: Timings) -> bool:
+        """Says whether a training after the probe is to be expected that reads the images themselves.
+
+        Args:
+            images: As :meth:`settings` takes them.
+            count: As :meth:`settings` takes it.
+            journal: Says what is left of the time.
+        """
+        if not self.probes or not self.tunes:
+            return False
+        start = self._given().get("trainable_from", self.trainable_from)
+        if start is None:
+            found = self._recipe(images, count, journal, probed=True, share=_AFTER_DECODING).tuning
+            start = None if found is None else found.trainable_from
+        return start == 0
+
+    def _given(self) -> dict[str, Any]:
+        return self.tuning.to_dict() if isinstance(self.tuning, Tuning) else dict(self.tuning or {})
+
+    def _chosen(self, images: ImageSet, count: int, given: dict[str, Any], journal: Timings) -> Tuning | None:
+        """Returns the settings of a new run: what is given, over the recipe's."""
+        left = self._left(journal)
+        found = self._recipe(images, count, journal, probed=self.probes)
+        if not isinstance(self.tuning, Tuning):
+            for reason in found.reasons:
+                journal.note(reason)
+        if found.tuning is None and not given:
+            return None
+        base = found.tuning or Tuning(seed=self.seed)
+        chosen = strategies.tuning_from({**base.to_dict(), **given})
+        if left is not None and chosen.minutes is None:
+            chosen = dataclasses.replace(chosen, minutes=left)
+        return chosen

@@ -1,0 +1,705 @@
+"""Fine-tuning: the part of a network behind the frozen boundary is trained, the part before it is only looked up.
+
+The images come through a feed (:mod:`resfit.training.feeds`): stored outputs of the frozen part, or pixels that are
+changed at random and go through the frozen part, if there is one, on a fast engine. Order, changes and learning rate
+are functions of the seed, the epoch and the step, and a checkpoint holds the rest, so that a run that was killed goes
+on where it stood.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resfit.errors import ArgumentError
+from resfit.training import boundary, loop
+
+if TYPE_CHECKING:
+    import keras
+
+    from resfit.training.feeds import Feed
+    from resfit.training.settings import Tuning
+
+_PREDICT = 64
+# share by which the loss must fall to count as better at equal accuracy
+_NOTICEABLE = 1e-3
+# what is kept of the time for the end of a run: times that an image takes in float32 against fewer bits, and seconds
+_SLOWER_IN_FLOAT32, _SECONDS_TO_END = 2.0, 2.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainingHistory:
+    """What a run came to. The network itself holds the best weights.
+
+    Attributes:
+        history: A row for each epoch, JSON-ready; epoch 0 is what the network said before it learned.
+        epoch: The epoch whose weights were kept.
+        accuracy: Of these on the validation images, 0..1; ``None`` without any.
+        loss: The same, mean cross-entropy.
+        steps: Optimiser steps.
+        seconds: Time of training and validation, interruptions excluded.
+        ending: Why it ended: ``"epochs"``, ``"time"``, ``"patience"``, ``"diverged"`` or ``"stopped"``.
+    """
+
+    history: tuple[dict[str, Any], ...]
+    epoch: int
+    accuracy: float | None
+    loss: float | None
+    steps: int
+    seconds: float
+    ending: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RateCurve:
+    """What the loss does as the learning rate rises.
+
+    Attributes:
+        rates: Learning rates, ascending.
+        losses: The smoothed loss at each.
+        suggestion: The rate at which the loss falls fastest.
+    """
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    suggestion: float
+
+
+class Trainer:
+    """The state of a run: the part that learns, its optimiser, its average, and where in the images it stands.
+
+    Args:
+        model: The whole network, ending in logits, of which each layer is called once. It is trained in place.
+        layers: The layers of the head, behind the network that ``tuning.trainable_from`` counts; they always learn.
+        tuning: What decides the result.
+        feed: Where the inputs of the part that learns come from.
+        targets: float32 array ``(len(feed), classes)``, rows summing to 1, or 0 and 1 for several labels.
+        train: Positions to learn from.
+        val: Positions to choose the best epoch on; may be empty.
+        multilabel: Whether an image may have several labels (sigmoid in place of softmax).
+        teacher: Logits of a teacher, an array like ``targets``, for ``tuning.distillation``.
+        parts: The boundary and the part behind it, if the caller has cut the network already.
+        closing: Images that will be measured afterwards, within ``tuning.minutes``.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        layers: Sequence[Any],
+        tuning: Tuning,
+        feed: Feed,
+        targets: np.ndarray,
+        train: np.ndarray,
+        val: np.ndarray,
+        *,
+        multilabel: bool = False,
+        teacher: np.ndarray | None = None,
+        parts: tuple[boundary.Boundary, keras.Model] | None = None,
+        closing: int = 0,
+    ):
+        import tensorflow as tf
+
+        self.model, self.tuning, self.feed, self.multilabel = model, tuning, feed, multilabel
+        self.head = [layer.name for layer in layers]
+        self.targets, self.train, self.val = np.asarray(targets, np.float32), np.asarray(train), np.asarray(val)
+        self.teacher = None if teacher is None else np.asarray(teacher, np.float32)
+        if tuning.distillation and teacher is None:
+            raise ArgumentError("distillation needs a teacher. Received: teacher=None.")
+        self.boundary, self.second = parts or cut(model, layers, tuning.trainable_from)
+        self._mark(self.boundary)
+        self.learned = list(self.second.trainable_variables)
+        own = {*self.boundary.learning, *self.head}
+        self.state = [
+            v for layer in self.second.layers if layer.name in own for v in layer.variables if "float" in v.dtype
+        ]
+        self.optimizer = loop.Optimizer(
+            self.learned,
+            tuning.optimizer,
+            momentum=tuning.momentum,
+            scales=self._scales(),
+            weight_decay=tuning.weight_decay,
+        )
+        self.average = [tf.Variable(v.numpy(), trainable=False) for v in self.state] if tuning.ema_decay else []
+        self.sums = (
+            [tf.Variable(tf.zeros_like(v.value), trainable=False) for v in self.learned]
+            if tuning.accumulate > 1
+            else []
+        )
+        self.best = [v.numpy() for v in self.state]
+        self.score: dict[str, Any] = {"epoch": 0, "accuracy": None, "loss": None}
+        self.step, self.epoch, self.position, self.seconds = 0, 0, 0, 0.0
+        self.waited, self.ending = 0, ""
+        self.closing, self.pace = closing, math.inf  # seconds an image, the least that was seen
+        self._totals = np.zeros(3)
+        self._weights = class_weights(self.targets[self.train], tuning.balance)
+        self._phases = [boundary.find(body_of(model, layers), start) for _, start in sorted(tuning.unfreeze)]
+        self._steps: dict[int, Any] = {}
+        self._forward: Any = None
+
+    @property
+    def size(self) -> int:
+        """Images a step; fewer where there are not so many."""
+        return max(1, min(self.tuning.batch_size, len(self.train)))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in a pass; the rest of the images waits for the next order."""
+        return max(1, len(self.train) // self.size)
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, in [0, 1]."""
+        total = self.tuning.epochs * self.steps_per_epoch
+        done = self.step / total if total else 1.0
+        if self.tuning.minutes is not None:
+            seconds = 60 * self.tuning.minutes
+            if self.closing and self.pace < math.inf:
+                seconds -= min(self._closing_seconds(), seconds / 2)
+            done = max(done, self.seconds / seconds)
+        return min(1.0, done)
+
+    def _closing_seconds(self) -> float:
+        """Returns what is kept for the end: the last look at the validation images, and the measuring in float32."""
+        slower = _SLOWER_IN_FLOAT32 if self.tuning.precision != "float32" else 1.0
+        return _SECONDS_TO_END + self.pace * (len(self.val) + slower * self.closing)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return bool(self.ending) or (self.progress >= 1.0 and self.position == 0)
+
+    def epoch_steps(self) -> Iterator[dict[str, float]]:
+        """Trains from where the run stands to the end of the epoch, a batch at a time."""
+        order = np.random.default_rng([self.tuning.seed, self.epoch]).permutation(len(self.train))
+        first = self.position
+
+        def batches() -> Iterator[tuple[Any, Any, Any]]:
+            for index in range(first, self.steps_per_epoch):
+                rows = np.sort(self.train[order[index * self.size : (index + 1) * self.size]])
+                number = self.epoch * self.steps_per_epoch + index
+                share = number / max(1, self.tuning.epochs * self.steps_per_epoch)
+                side = self.tuning.image_size(share)
+                inputs, targets = self.feed.batch(rows, self.targets[rows], self.epoch, number, side)
+                yield inputs, targets, None if self.teacher is None else self.teacher[rows]
+
+        with loop.prefetch(batches(), 2) as ready:
+            started = time.perf_counter()  # waiting for images is training time, too
+            for inputs, targets, teacher in ready:
+                if self.progress >= 1.0:  # the time is up inside an epoch
+                    break
+                loss, hits = self.learn(inputs, targets, teacher)
+                if not math.isfinite(loss):
+                    self.ending = "diverged"
+                    return
+                self._totals += (loss * len(targets), hits, len(targets))
+                self.position += 1
+                self.seconds += time.perf_counter() - started
+                yield {"loss": self._totals[0] / self._totals[2], "accuracy": self._totals[1] / self._totals[2]}
+                started = time.perf_counter()
+
+    def learn(self, inputs: Any, targets: Any, teacher: Any = None) -> tuple[float, float]:
+        """Takes one step on a batch.
+
+        Args:
+            inputs: What the part behind the cut reads, ``(batch, ...)``.
+            targets: Array ``(batch, classes)``.
+            teacher: Logits of the teacher, an array like ``targets``.
+
+        Returns:
+            The loss before the step, and how many images were right.
+        """
+        import tensorflow as tf
+
+        tuning = self.tuning
+        rate = loop.rate(tuning.schedule, tuning.learning_rate, tuning.warmup, self.progress)
+        step = self._step_function(self._phase())
+        teacher = np.zeros((1, 1), np.float32) if teacher is None else teacher
+        loss, hits = step(
+            tf.constant(inputs, tf.float32),
+            tf.constant(targets, tf.float32),
+            tf.constant(teacher, tf.float32),
+            tf.constant(rate, tf.float32),
+            tf.constant(self.step // tuning.accumulate, tf.int32),
+            tf.constant((self.step + 1) % tuning.accumulate == 0),
+        )
+        self.step += 1
+        return float(loss), float(hits)
+
+    def close_epoch(self) -> dict[str, Any]:
+        """Ends the epoch: measures, keeps the weights if they are the best so far, and returns the row of the log."""
+        count = max(self._totals[2], 1.0)
+        self.epoch += 1
+        tuning = self.tuning
+        row: dict[str, Any] = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "learning_rate": float(
+                f"{loop.rate(tuning.schedule, tuning.learning_rate, tuning.warmup, self.progress):.6g}"
+            ),
+            "train_loss": round(self._totals[0] / count, 5),
+            "train_accuracy": round(self._totals[1] / count, 5),
+        }
+        begin = time.perf_counter()
+        row.update(self.judge())
+        self.seconds += time.perf_counter() - begin
+        row["seconds"] = round(self.seconds, 1)
+        self.position = 0
+        self._totals = np.zeros(3)
+        if not self.ending:
+            if tuning.patience is not None and self.waited >= tuning.patience:
+                self.ending = "patience"
+            elif self.progress >= 1.0:
+                self.ending = self.end
+        return row
+
+    @property
+    def end(self) -> str:
+        """What a run that is done has come to the end of: its ``"epochs"``, or its ``"time"``."""
+        return "epochs" if self.epoch >= self.tuning.epochs else "time"
+
+    def judge(self) -> dict[str, float]:
+        """Measures on the validation images and keeps the weights if they are the best so far."""
+        with self._averaged():
+            if not len(self.val):
+                self.best = [v.numpy() for v in self.state]
+                self.score = {"epoch": self.epoch, "accuracy": None, "loss": None}
+                return {}
+            if self.closing and self._forward is None:  # what it takes to begin is no part of the pace
+                self.predict(self.val[:_PREDICT])
+            begin = time.perf_counter()
+            logits = self.predict(self.val)
+            self.pace = min(self.pace, (time.perf_counter() - begin) / len(self.val))
+            loss, accuracy = measure(logits, self.targets[self.val], multilabel=self.multilabel)
+            if math.isfinite(loss) and self._is_better(accuracy, loss):
+                self.best = [v.numpy() for v in self.state]
+                self.score = {"epoch": self.epoch, "accuracy": accuracy, "loss": loss}
+                self.waited = 0
+            else:
+                self.waited += 1
+        return {"val_loss": round(loss, 5), "val_accuracy": round(accuracy, 5)}
+
+    def _is_better(self, accuracy: float, loss: float) -> bool:
+        """Whether these figures beat the best; a loss that differs by its rounding does not."""
+        if self.score["accuracy"] is None:
+            return True
+        if accuracy != self.score["accuracy"]:
+            return bool(accuracy > self.score["accuracy"])
+        return bool(loss < (1 - _NOTICEABLE) * self.score["loss"])
+
+    def keep_best(self) -> None:
+        """Puts the best weights into the network."""
+        for variable, value in zip(self.state, self.best, strict=True):
+            variable.assign(value)
+
+    def predict(self, rows: np.ndarray) -> np.ndarray:
+        """Returns logits for unchanged images with the weights as they stand.
+
+        Args:
+            rows: Positions in the feed.
+        """
+        if self._forward is None:
+            self._forward = forward_of(self.second)
+        return logits_of(self._forward, self.feed, rows, self.targets.shape[1])
+
+    def find_rate(self, *, low: float = 1e-6, high: float = 1.0, steps: int = 60) -> RateCurve:
+        """Raises the learning rate from step to step and watches the loss; the network is left as it was.
+
+        The range test of Smith 2015 (arXiv:1506.01186).
+
+        Args:
+            low: First learning rate.
+            high: Last learning rate; it ends before where the loss is four times the lowest.
+            steps: Number of steps.
+        """
+        kept = {name: np.array(value.numpy()) for name, value in self._arrays().items() if hasattr(value, "numpy")}
+        place = (self.step, self.epoch, self.position, self.seconds, self.tuning, self._totals.copy())
+        order = np.random.default_rng([self.tuning.seed, 2**31]).permutation(len(self.train))
+        rates: list[float] = []
+        losses: list[float] = []
+        smooth = 0.0
+        try:
+            for number in range(steps):
+                rate = low * (high / low) ** (number / max(1, steps - 1))
+                start = number * self.size % max(1, len(order) - self.size + 1)
+                rows = np.sort(self.train[order[start : start + self.size]])
+                inputs, targets = self.feed.batch(rows, self.targets[rows], 0, number, None)
+                self.tuning = dataclasses.replace(place[4], learning_rate=rate, schedule="constant", warmup=0.0)
+                loss, _ = self.learn(inputs, targets, None if self.teacher is None else self.teacher[rows])
+                smooth = 0.9 * smooth + 0.1 * loss
+                value = smooth / (1 - 0.9 ** (number + 1))
+                if not math.isfinite(loss) or (losses and value > 4 * min(losses)):
+                    break
+                rates.append(rate)
+                losses.append(value)
+        finally:
+            self.step, self.epoch, self.position, self.seconds, self.tuning, self._totals = place
+            for name, variable in self._arrays().items():
+                if name in kept:
+                    variable.assign(kept[name])
+        return RateCurve(tuple(rates), tuple(losses), _steepest(rates, losses))
+
+    def save(self, folder: Path) -> None:
+        """Writes a checkpoint."""
+        state = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "position": self.position,
+            "seconds": self.seconds,
+            "waited": self.waited,
+            "pace": None if self.pace == math.inf else self.pace,
+            "ending": self.ending,
+            "score": self.score,
+            "totals": self._totals.tolist(),
+        }
+        loop.save_checkpoint(folder, state, self._arrays())
+
+    def restore(self, folder: Path) -> bool:
+        """Goes back to the newest checkpoint that can be read. Returns whether there was one."""
+        variables = self._arrays()
+        found = loop.load_checkpoint(folder, {name: tuple(v.shape) for name, v in variables.items()})
+        if found is None:
+            return False
+        for name, variable in variables.items():
+            if hasattr(variable, "assign"):
+                variable.assign(found.arrays[name])
+        self.best = [found.arrays[f"best/{index}"] for index in range(len(self.state))]
+        state = found.state
+        self.step, self.epoch, self.position = state["step"], state["epoch"], state["position"]
+        self.seconds, self.waited, self.ending = state["seconds"], state["waited"], state["ending"]
+        self.score, self._totals = state["score"], np.array(state["totals"])
+        self.pace = state.get("pace") or math.inf
+        return True
+
+    def _arrays(self) -> dict[str, Any]:
+        named = {
+            "weight": self.state,
+            "slot": self.optimizer.slots,
+            "average": self.average,
+            "sum": self.sums,
+            "best": self.best,
+        }
+        return {f"{name}/{index}": v for name, values in named.items() for index, v in enumerate(values)}
+
+    def _scales(self) -> list[float]:
+        """Returns for each variable what its learning rate is multiplied by."""
+        names = [layer.name for layer in self.second.layers if layer.trainable_variables]
+        depths = dict(zip(names, boundary.groups(["head" if n in self.head else n for n in names]), strict=True))
+        owner = {id(v): layer.name for layer in self.second.layers for v in layer.trainable_variables}
+        return [self.tuning.layer_decay ** depths[owner[id(v)]] for v in self.learned]
+
+    def _phase(self) -> int:
+        """Returns which of the stages of gradual unfreezing it is; -1 is the head alone, or no such stages."""
+        starts = [start for start, _ in sorted(self.tuning.unfreeze)]
+        return sum(self.progress >= start for start in starts) - 1
+
+    def _mark(self, where: boundary.Boundary | None) -> None:
+        """Marks what learns: the head, and of the network what lies behind the boundary, if there is one."""
+        learning = set() if where is None else set(where.learning)
+        for layer in self.model.layers:
+            if layer.weights:
+                layer.trainable = layer.name in learning or layer.name in self.head
+
+    def _step_function(self, phase: int) -> Any:
+        if phase not in self._steps:
+            where = self._phases[phase] if self._phases and phase >= 0 else None
+            self._mark(where if self._phases else self.boundary)
+            self._steps[phase] = self._make_step()
+            self._mark(self.boundary)
+        return self._steps[phase]
+
+    def _make_step(self) -> Any:
+        import tensorflow as tf
+
+        from resfit.training.bn_folding import fold
+
+        tuning = self.tuning
+        fixed = tuning.fixed_statistics
+        program = fold(self.second, lambda norm: fixed or not norm.trainable)
+        live = {id(v) for v in self.second.trainable_variables}
+        # what a stage of unfreezing keeps still is neither asked for its gradient nor moved
+        moving = [v for v in self.learned if id(v) in live]
+        trainable = {layer.name: layer.trainable for layer in self.model.layers}
+        averages = list(zip(self.average, self.state, strict=True)) if self.average else []
+        scaled = tuning.precision == "mixed_float16"
+
+        def forward(inputs: Any) -> Any:
+            return tf.cast(program(inputs, training=not fixed), tf.float32)
+
+        def apply(gradients: list[Any], rate: Any, number: Any) -> None:
+            if tuning.clip is not None:
+                gradients, _ = tf.clip_by_global_norm(gradients, tuning.clip)
+            by_variable = {id(v): gradient for v, gradient in zip(moving, gradients, strict=True)}
+            self.optimizer.apply([by_variable.get(id(v)) for v in self.learned], rate, number)
+
+        @tf.function(reduce_retracing=True, autograph=False)
+        def step(inputs: Any, targets: Any, teacher: Any, rate: Any, number: Any, last: Any) -> Any:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch([v.value for v in moving])
+                logits = forward(inputs)
+                loss = tf.reduce_mean(self._loss(logits, targets, teacher))
+                target = loss * 1024.0 if scaled else loss
+            gradients = tape.gradient(target, [v.value for v in moving], unconnected_gradients="zero")
+            if scaled:
+                gradients = [gradient / 1024.0 for gradient in gradients]
+            if self.sums:
+                own = {id(v): total for v, total in zip(self.learned, self.sums, strict=True)}
+                for variable, gradient in zip(moving, gradients, strict=True):
+                    own[id(variable)].assign_add(gradient / tuning.accumulate)
+
+                def flush() -> Any:
+                    apply([own[id(v)].read_value() for v in moving], rate, number)
+                    for v in moving:
+                        own[id(v)].assign(tf.zeros_like(own[id(v)]))
+                    return tf.constant(0)
+
+                tf.cond(last, flush, lambda: tf.constant(0))
+            else:
+                apply(gradients, rate, number)
+            done = tf.cast(number, tf.float32)
+            keep = tf.minimum(tuning.ema_decay, (1 + done) / (10 + done))
+            for mean, variable in averages:
+                mean.assign(keep * mean + (1 - keep) * variable.value)
+            return loss, self._hits(logits, targets)
+
+        def run(*arguments: Any) -> Any:
+            for layer in self.model.layers:  # a trace reads the marks, whenever it happens
+                layer.trainable = trainable[layer.name]
+            return step(*arguments)
+
+        return run if self._phases else step
+
+    def _loss(self, logits: Any, targets: Any, teacher: Any) -> Any:
+        """Returns the loss of each image."""
+        import tensorflow as tf
+
+        tuning, classes = self.tuning, self.targets.shape[1]
+        smooth = tuning.label_smoothing
+        goal = targets * (1 - smooth) + smooth * (0.5 if self.multilabel else 1 / classes)
+        weights = tf.constant(self._weights)
+        if self.multilabel:
+            each = tf.nn.sigmoid_cross_entropy_with_logits(goal, logits)
+            if tuning.focal:
+                each *= tf.abs(goal - tf.sigmoid(logits)) ** tuning.focal
+            loss = tf.reduce_sum(each * weights, axis=1)
+        elif tuning.focal:
+            logs = tf.nn.log_softmax(logits)
+            loss = -tf.reduce_sum(goal * (1 - tf.exp(logs)) ** tuning.focal * logs * weights, axis=1)
+        else:
+            loss = tf.nn.softmax_cross_entropy_with_logits(goal, logits)
+            if tuning.balance:
+                loss *= tf.reduce_sum(targets * weights, axis=1)
+        if tuning.distillation:
+            warm = tuning.temperature
+            if self.multilabel:
+                taught = tf.nn.sigmoid_cross_entropy_with_logits(tf.sigmoid(teacher / warm), logits / warm)
+                other = tf.reduce_sum(taught, axis=1)
+            else:
+                other = tf.nn.softmax_cross_entropy_with_logits(tf.nn.softmax(teacher / warm), logits / warm)
+            loss = (1 - tuning.distillation) * loss + tuning.distillation * warm**2 * other
+        return loss
+
+    def _hits(self, logits: Any, targets: Any) -> Any:
+        import tensorflow as tf
+
+        if self.multilabel:
+            right = tf.reduce_all(tf.equal(logits > 0, targets > 0.5), axis=1)
+        else:
+            right = tf.equal(tf.argmax(logits, 1), tf.argmax(targets, 1))
+        return tf.reduce_sum(tf.cast(right, tf.float32))
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Puts the moving average, if there is one, into the network for a while."""
+        if not self.average or not self.step:
+            yield
+            return
+        own = [v.numpy() for v in self.state]
+        for variable, mean in zip(self.state, self.average, strict=True):
+            variable.assign(mean)
+        try:
+            yield
+        finally:
+            for variable, value in zip(self.state, own, strict=True):
+                variable.assign(value)
+
+
+def train(
+    trainer: Trainer,
+    folder: Path,
+    log: loop.Log,
+    *,
+    checkpoint_seconds: float = 60.0,
+    report: Callable[[Trainer, dict[str, float]], None] | None = None,
+    stop: Callable[[int], bool] | None = None,
+    say: Callable[[str], None] = loop.say,
+) -> TrainingHistory:
+    """Runs a trainer to its end, from where its last checkpoint in the folder stands.
+
+    Args:
+        trainer: A fresh trainer.
+        folder: Of the run, with its checkpoints and its log.
+        log: Gets a row for each epoch.
+        checkpoint_seconds: Longest time between two checkpoints.
+        report: Called after each step with loss and accuracy of the epoch so far.
+        stop: Called after each step with its number; the run ends early, resumable, where it returns True.
+        say: Called with lines for people.
+
+    Returns:
+        What it came to. The network holds the best weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    resumed = trainer.restore(folder)
+    if resumed and trainer.step:
+        say(f"goes on at epoch {trainer.epoch + 1}, step {trainer.step}")
+    log.cut(trainer.epoch if resumed else -1)
+    if not resumed:
+        begin = time.perf_counter()
+        figures = trainer.judge()
+        trainer.seconds += time.perf_counter() - begin
+        log.write({"epoch": 0, "step": 0, **figures, "seconds": round(trainer.seconds, 1)})
+    saved = time.monotonic()
+    stopped = False
+    while not trainer.finished and not stopped:
+        for figures in trainer.epoch_steps():
+            if report is not None:
+                report(trainer, figures)
+            if stop is not None and stop(trainer.step):
+                stopped = True
+                break
+            if time.monotonic() - saved >= checkpoint_seconds:
+                trainer.save(folder)
+                saved = time.monotonic()
+        if not stopped and trainer.ending != "diverged":
+            log.write(trainer.close_epoch())
+            if trainer.finished or time.monotonic() - saved >= checkpoint_seconds:
+                trainer.save(folder)
+                saved = time.monotonic()
+    if not stopped:
+        trainer.keep_best()
+    return TrainingHistory(
+        history=tuple(_numbers(row) for row in log.rows()),
+        epoch=trainer.score["epoch"],
+        accuracy=trainer.score["accuracy"],
+        loss=trainer.score["loss"],
+        steps=trainer.step,
+        seconds=trainer.seconds,
+        ending="stopped" if stopped else trainer.ending or trainer.end,
+    )
+
+
+def cut(
+    model: keras.Model, layers: Sequence[Any], trainable_from: int | float | str
+) -> tuple[boundary.Boundary, keras.Model]:
+    """Finds the boundary of a network with a head, and returns it with the part behind it.
+
+    Args:
+        model: The whole network, head included.
+        layers: The layers of the head.
+        trainable_from: As :func:`resfit.training.boundary.resolve` takes it.
+    """
+    found = boundary.find(body_of(model, layers), trainable_from)
+    _, second = boundary.split(model, found)
+    return found, second
+
+
+def forward_of(second: keras.Model) -> Callable[[Any], Any]:
+    """Returns what runs the part behind the cut without learning, float32 in and float32 out.
+
+    Args:
+        second: The part, ending in logits.
+    """
+    import tensorflow as tf
+
+    from resfit.training.bn_folding import fold
+
+    program = fold(second, lambda _: True)
+    return tf.function(
+        lambda inputs: tf.cast(program(inputs, training=False), tf.float32), autograph=False, reduce_retracing=True
+    )
+
+
+def logits_of(forward: Callable[[Any], Any], feed: Feed, rows: np.ndarray, classes: int) -> np.ndarray:
+    """Returns logits ``(rows, classes)`` for unchanged images.
+
+    Args:
+        forward: What :func:`forward_of` returned.
+        feed: Where its inputs come from.
+        rows: Positions in the feed.
+        classes: Number of classes.
+    """
+    import tensorflow as tf
+
+    parts = [rows[start : start + _PREDICT] for start in range(0, len(rows), _PREDICT)]
+    with loop.prefetch((feed.plain(part) for part in parts), 2) as ready:
+        found = [forward(tf.constant(inputs, tf.float32)).numpy() for inputs in ready]
+    return np.concatenate(found) if found else np.zeros((0, classes), np.float32)
+
+
+def class_weights(targets: np.ndarray, balance: bool) -> np.ndarray:
+    """Returns what each class weighs in the loss: the mean over the images is 1.
+
+    Args:
+        targets: Array ``(n, classes)``.
+        balance: Whether the weights make up for the number of images; otherwise all are 1.
+    """
+    counts = targets.sum(axis=0)
+    if not balance:
+        return np.ones(targets.shape[1], np.float32)
+    present = counts > 0
+    weights = np.where(present, counts.sum() / (np.maximum(counts, 1e-9) * max(present.sum(), 1)), 0.0)
+    return weights.astype(np.float32)
+
+
+def measure(logits: np.ndarray, targets: np.ndarray, *, multilabel: bool = False) -> tuple[float, float]:
+    """Returns mean cross-entropy and accuracy of logits; with several labels the share of labels that are right.
+
+    Args:
+        logits: Array ``(n, classes)``.
+        targets: Array ``(n, classes)``.
+        multilabel: Whether an image may have several labels.
+    """
+    values = logits.astype(np.float64)
+    if multilabel:
+        loss = np.logaddexp(0, values) - targets * values
+        return float(loss.sum(axis=1).mean()), float(((values > 0) == (targets > 0.5)).mean())
+    shifted = values - values.max(axis=1, keepdims=True)
+    logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    hits = values.argmax(axis=1) == targets.argmax(axis=1)
+    return float(-(targets * logs).sum(axis=1).mean()), float((hits & np.isfinite(values).all(axis=1)).mean())
+
+
+def body_of(model: keras.Model, layers: Sequence[Any]) -> keras.Model:
+    """Returns the network without the layers of its head.
+
+    Args:
+        model: The whole network.
+        layers: The layers of the head.
+    """
+    import keras
+
+    first = next(layer for layer in model.layers if layer.name == layers[0].name)
+    tensor = first._inbound_nodes[0].input_tensors[0]
+    return keras.Model(model.inputs[0], tensor, name=model.name)
+
+
+def _steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
+    if len(rates) < 3:
+        return rates[0] if rates else 0.0
+    slopes = np.gradient(np.asarray(losses), np.log(np.asarray(rates)))
+    end = int(np.argmin(losses)) + 1
+    return float(rates[int(np.argmin(slopes[: max(end, 1)]))])
+
+
+def _numbers(row: dict[str, str]) -> dict[str, Any]:
+    return {
+        key: int(value) if key in ("epoch", "step") else float(value)
+        for key, value in row.items()
+        if value not in ("", None)
+    }

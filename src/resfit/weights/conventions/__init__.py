@@ -1,0 +1,1 @@
+"""Naming conventions of other libraries, one file each."""

@@ -1,0 +1,192 @@
+"""The operations of a graph as steps on maps of features, whatever the order of their axes.
+
+An exporter may turn axes, write constants as operations, and add and take away axes of one. Here a value is a constant,
+or a step with a letter for each of its axes: N, C, H, W, or 1; a turned axis moves a letter and nothing else. What does
+not fit becomes a step of the kind ``"strange"`` with its reason, so that the one that matters can be named later.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from resfit.weights.formats.onnx import Node, OnnxGraph
+from resfit.weights.graph import onnx_features, onnx_layout
+from resfit.weights.graph.onnx_constants import Constants, UnsupportedOperationError
+from resfit.weights.graph.steps import Map, Step
+
+_MOST_CHANNELS = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Lifted:
+    """A graph as steps.
+
+    Attributes:
+        start: The images.
+        ends: What is handed out.
+        names: The inputs of every operation that what is handed out depends on.
+        channels_last: Whether images come as (batch, height, width, channels).
+    """
+
+    start: Step
+    ends: tuple[Step, ...]
+    names: frozenset[str]
+    channels_last: bool
+
+
+def lift(graph: OnnxGraph, arrays: Mapping[str, np.ndarray]) -> Lifted:
+    """Brings a graph to steps.
+
+    Args:
+        graph: The graph.
+        arrays: Its constants.
+
+    Raises:
+        Unfit: It has not one input of images, or no output.
+    """
+    images = [(name, shape) for name, shape in graph.inputs.items() if shape is None or len(shape) == 4]
+    if len(graph.inputs) != 1 or len(images) != 1:
+        raise UnsupportedOperationError(
+            f"a graph must take one input, images. Received: inputs {list(graph.inputs)[:5]}"
+        )
+    name, shape = images[0]
+    lifter = _Lifter(arrays, graph)
+    channels_last = _takes_channels_last(graph, name)
+    letters = "NHWC" if channels_last else "NCHW"
+    sides: dict[str, int | None] = dict(zip(letters, shape or (None,) * 4, strict=True))
+    if (sides["C"] or 0) > _MOST_CHANNELS:
+        raise UnsupportedOperationError(f"images must have channels that can be. Received: {sides['C']}")
+    start = Step("input", [], f"input {name!r}", sides["C"] or 0, (sides["H"], sides["W"]))
+    lifter.values[name] = Map(start, letters)
+    for node in _in_order(graph.nodes):
+        lifter.take(node)
+    ends = [lifter.values.get(name) for name in graph.outputs]
+    found = tuple(end.step for end in ends if isinstance(end, Map))
+    if not found or len(found) != len(ends):
+        raise UnsupportedOperationError(
+            f"a graph must hand out what it makes of its input. Received: outputs {list(graph.outputs)[:5]}"
+        )
+    return Lifted(start, found, frozenset(lifter.read_by(graph)), channels_last)
+
+
+def _in_order(nodes: Sequence[Node]) -> list[Node]:
+    """Brings operations behind those that they read from, which some converters do not, such as ONNX Runtime's to
+    float16; those of a circle stay last."""
+    makers = {name: place for place, node in enumerate(nodes) for name in node.outputs if name}
+    missing = [
+        {makers[name] for name in node.inputs if makers.get(name, place) != place} for place, node in enumerate(nodes)
+    ]
+    readers: dict[int, list[int]] = {}
+    for place, needed in enumerate(missing):
+        for one in needed:
+            readers.setdefault(one, []).append(place)
+    ready = [place for place, needed in enumerate(missing) if not needed]
+    heapq.heapify(ready)
+    ordered: list[int] = []
+    while ready:
+        place = heapq.heappop(ready)
+        ordered.append(place)
+        for reader in readers.get(place, ()):
+            missing[reader].discard(place)
+            if not missing[reader]:
+                heapq.heappush(ready, reader)
+    done = set(ordered)
+    return [nodes[place] for place in (*ordered, *(place for place in range(len(nodes)) if place not in done))]
+
+
+def _takes_channels_last(graph: OnnxGraph, name: str) -> bool:
+    """Whether what images go through first turns their axes to have the channels second."""
+    readers: dict[str, Node] = {}
+    for node in graph.nodes:
+        for value in node.inputs if node.op != "Shape" else ():
+            readers.setdefault(value, node)
+    for _ in range(8):
+        reader = readers.get(name)
+        if reader is None or not reader.outputs or reader.op == "Conv":
+            return False
+        if reader.op == "Transpose":
+            return tuple(reader.attributes.get("perm") or ()) == (0, 3, 1, 2)
+        name = reader.outputs[0]
+    return False
+
+
+class _Lifter:
+    def __init__(self, arrays: Mapping[str, np.ndarray], graph: OnnxGraph):
+        self.values: dict[str, Any] = dict(arrays)
+        self.constants = Constants(sum(array.size for array in arrays.values()))
+        self.opset = graph.opset
+        self.uses = Counter(name for node in graph.nodes for name in node.inputs)
+
+    def take(self, node: Node) -> None:
+        """Works one operation out."""
+        inputs = [self.values.get(name) if name else None for name in node.inputs]
+        maps = [value for value in inputs if isinstance(value, Map)]
+        strange = next((value for value in maps if value.step.kind == "strange"), None)
+        if strange is not None:  # what is made of it is as strange
+            self.values.update(dict.fromkeys(filter(None, node.outputs), strange))
+            return
+        try:
+            missing = [name for name in node.inputs if name and name not in self.values]
+            if missing or not node.outputs:
+                raise UnsupportedOperationError(
+                    f"it reads {missing[:3]}, which nothing before it makes" if missing else "it makes nothing"
+                )
+            if not maps:
+                self._keep(node, self.constants.work_out(node, inputs))
+                return
+            known = _HANDLERS.get(node.op)
+            if known is None:
+                raise UnsupportedOperationError(_WHY.get(node.op, "no residual network has it"))
+            result = known(self.opset, node, inputs)
+            if isinstance(result, Map) and result.step.channels > _MOST_CHANNELS:
+                raise UnsupportedOperationError(f"{result.step.channels} channels")
+        except UnsupportedOperationError as reason:
+            result = self._strange(node, maps, str(reason))
+        except (ValueError, TypeError, IndexError, KeyError, OverflowError, AttributeError, ArithmeticError) as error:
+            result = self._strange(node, maps, f"its inputs do not fit it ({error})")
+        self._keep(node, result)
+
+    def _keep(self, node: Node, result: Any) -> None:
+        """Keeps what an operation made, and lets constants go that nothing reads any more."""
+        if node.outputs:
+            self.values[node.outputs[0]] = result
+        for name in node.inputs:
+            self.uses[name] -= 1
+            if not self.uses[name] and isinstance(self.values.get(name), np.ndarray):
+                del self.values[name]
+
+    @staticmethod
+    def _strange(node: Node, maps: Sequence[Map], reason: str) -> Map:
+        step = Step("strange", [value.step for value in maps], str(node), 0, (None, None), {"reason": reason})
+        return Map(step, "NCHW")
+
+    @staticmethod
+    def read_by(graph: OnnxGraph) -> set[str]:
+        """Names that the outputs depend on."""
+        makers = {name: node for node in graph.nodes for name in node.outputs if name}
+        wanted, seen = list(graph.outputs), set(graph.outputs)
+        while wanted:
+            node = makers.get(wanted.pop())
+            fresh = [name for name in node.inputs if name not in seen] if node else []
+            seen.update(fresh)
+            wanted += fresh
+        return seen
+
+
+_QUANTISED = "a quantised network is not read; export the network of floating-point numbers"
+_WHY = {
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv"), _QUANTISED),
+    **dict.fromkeys(("ConvInteger", "MatMulInteger", "QLinearMatMul"), _QUANTISED),
+    **dict.fromkeys(
+        [f"com.microsoft.nchwc.{name}" for name in ("ReorderInput", "ReorderOutput", "Conv", "MaxPool", "AveragePool")],
+        "an operation for one kind of processor; let ONNX Runtime write the file with its optimisation at EXTENDED",
+    ),
+    **dict.fromkeys(("If", "Loop", "Scan"), "a residual network has no branches that depend on the images"),
+}
+_HANDLERS = {**onnx_features.HANDLERS, **onnx_layout.HANDLERS}

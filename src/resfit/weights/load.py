@@ -1,0 +1,601 @@
+"""A checkpoint of any known source as a Keras model: read, translate, identify, build, fill."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resfit.errors import ArgumentError, CheckpointError
+from resfit.networks import arithmetic, catalog
+from resfit.networks.spec import ArchitectureSpec
+from resfit.preprocessing import TORCH, InputSpec
+from resfit.weights import attention, heads, registry
+from resfit.weights.conventions import pytorch
+from resfit.weights.formats import safetensors
+from resfit.weights.formats.base import Tensors
+from resfit.weights.heads import End
+from resfit.weights.identify import Identified, identify, nearest
+
+if TYPE_CHECKING:
+    import keras
+
+    from resfit.weights.canonical import WeightsFile
+
+_LISTED = 8
+# How many times the memory that they share a network's weights may have, beside some that are small.
+_MOST_SHARED, _FREE_BYTES = 4, 100_000_000
+_INCIDENTAL = ("classes", "in_channels", "input_size", "weight_standardization_epsilon")
+_FIRST_KERNELS = ("conv1_conv/kernel", "conv1_1_conv/kernel")
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsFormat:
+    """One kind of source.
+
+    Attributes:
+        name: What it is called.
+        reader: The module of ``resfit.weights.formats`` with ``recognises(path)`` and ``read(path)``.
+        translator: The module of ``resfit.weights`` whose ``translate`` brings its tensors to canonical names.
+    """
+
+    name: str
+    reader: str
+    translator: str
+
+    def recognises(self, path: Path) -> bool:
+        """Whether a file or folder looks like one of this kind. Its content is not checked."""
+        return bool(self._module(f"formats.{self.reader}").recognises(path))
+
+    def read(self, path: Path) -> Tensors:
+        """Reads arrays and what stands beside them."""
+        return self._module(f"formats.{self.reader}").read(path)
+
+    def translate(self, tensors: Tensors, **hints: Any) -> pytorch.Translation:
+        """Brings them to canonical names."""
+        return self._module(self.translator).translate(tensors, **hints)
+
+    @staticmethod
+    def _module(name: str) -> Any:
+        return importlib.import_module(f"resfit.weights.{name}")
+
+
+#: Every kind of source that can be read. The first that recognises a path reads it.
+FORMATS: tuple[WeightsFormat, ...] = (
+    WeightsFormat("KerasHub", "kerashub", "conventions.keras"),
+    WeightsFormat("Keras", "keras_archive", "conventions.keras"),
+    WeightsFormat("Keras 3's weights", "keras_weights", "conventions.keras"),
+    WeightsFormat("Keras' legacy HDF5", "keras_h5", "conventions.keras"),
+    WeightsFormat("TensorFlow", "saved_model", "conventions.tensorflow"),
+    WeightsFormat("npz", "npz", "conventions.detect"),
+    WeightsFormat("msgpack", "msgpack", "conventions.detect"),
+    WeightsFormat("pickle", "pickled", "conventions.detect"),
+    WeightsFormat("torch", "torch", "conventions.detect"),
+    WeightsFormat("ONNX", "onnx", "graph.translate"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A checkpoint that was read and understood, not yet built. No Keras was imported for it.
+
+    Attributes:
+        path: What was read; None for fresh weights.
+        name: The catalog's name of its network, or of the family where the catalog lacks it.
+        spec: Its architecture.
+        arrays: Its weights by canonical name, axes as Keras has them. All of them fit the architecture.
+        has_top: Whether a classifier is among them.
+        input_spec: Its input contract.
+        class_names: Labels of its classes, or None where they are not known.
+        convention: How it names its tensors.
+        assumptions: What the source does not tell and was assumed, what was left out, and where the network was
+            found, one sentence each.
+        file: In place of ``arrays``: a file that is matched to the network once that is built.
+        attention: Weights of CLIP's attention pooling (:mod:`resfit.weights.attention`), if it has one.
+        end: What follows the body, where the source's graph says it.
+    """
+
+    path: Path | None
+    name: str
+    spec: ArchitectureSpec
+    arrays: Mapping[str, np.ndarray]
+    has_top: bool
+    input_spec: InputSpec
+    class_names: tuple[str, ...] | None
+    convention: str
+    assumptions: tuple[str, ...]
+    file: WeightsFile | None = None
+    attention: Mapping[str, np.ndarray] | None = None
+    end: End | None = None
+
+    @property
+    def weights(self) -> WeightsFile | None:
+        """What a network that was built is filled from, or None where there is nothing."""
+        from resfit.weights.canonical import WeightsFile
+
+        return self.file or (WeightsFile(self.path, arrays=self.arrays) if self.path else None)
+
+
+def find_format(path: Path) -> WeightsFormat | None:
+    """Returns the kind of source that a path is, or None.
+
+    Args:
+        path: A file or folder.
+    """
+    return next((kind for kind in FORMATS if kind.recognises(path)), None)
+
+
+def read_source(
+    source: str | os.PathLike[str],
+    *,
+    architecture: str | None = None,
+    prefix: str | None = None,
+    averaged: bool = False,
+    ignore: Sequence[str] = (),
+    include_top: bool | None = None,
+    config: Mapping[str, Any] | None = None,
+    input_spec: InputSpec | None = None,
+    **overrides: Any,
+) -> Source:
+    """Reads a checkpoint of any known kind and says what network it is.
+
+    Args:
+        source: A file or folder: PyTorch's ``.pth``, ``.pt``, ``.th``, ``.bin``, ``.tar`` and ``.ckpt``,
+            ``.safetensors`` (an ``.index.json`` of shards too), a folder with one of them and perhaps
+            ``config.json`` and ``preprocessor_config.json``; TensorFlow's SavedModels and checkpoints (a folder, its
+            ``.index`` or the name before it); BiT's ``.npz``; Haiku's ``.pkl``; ONNX' ``.onnx``; Keras' ``.keras``,
+            ``.weights.h5`` and ``.h5`` (weights or whole models, with the network inside another model too); the
+            folder of a preset of KerasHub.
+        architecture: A name of the catalog that says what tensors do not, such as ``"resnetblur50"``.
+        prefix: What stands before the network's names, where a source holds several networks.
+        averaged: Take the running average (EMA) that a source holds beside the network.
+        ignore: Patterns of names to leave out, such as ``"aux_classifier.*"``.
+        include_top: False for the body alone: what stands beside the network, such as the rest of a detector or
+            segmenter, is then left out and listed, not an error.
+        config: In place of the configuration beside the weights.
+        input_spec: In place of the input contract that the source states.
+        **overrides: Fields of :class:`ArchitectureSpec`, such as ``stride_in_block="first"``.
+
+    Raises:
+        CheckpointError: The source is missing, damaged, asks for more than tensors, or is no network that is known
+            here; or tensors are left over, missing or of other shapes. The text lists them.
+        MissingDependencyError: The source's format needs a package that is not installed.
+        ArgumentError: An argument does not fit.
+    """
+    path = Path(source)
+    own = _own_metadata(path)
+    if own is not None:
+        if prefix or averaged or ignore or overrides:
+            raise ArgumentError(f"a file of resfit says itself what it is. Received: {path} with arguments.")
+        return _own_source(path, own, architecture, input_spec)
+    kind = find_format(path)
+    if kind is None:
+        raise unknown(path)
+    read = kind.read(path)
+    hints: dict[str, Any] = {"averaged": True} if averaged else {}
+    if prefix is not None:
+        hints["prefix"] = prefix
+    if hints and kind.name == "ONNX":
+        raise ArgumentError(
+            f"a graph has no names to choose by ({' and '.join(hints)}). Received: {path}, an ONNX file."
+        )
+    try:
+        translation = kind.translate(read, ignore=ignore, **hints)
+        if include_top is False:
+            translation = _without_surroundings(translation)
+        identified = identify(
+            translation.arrays,
+            convention=translation.convention,
+            facts=translation.facts,
+            config=read.config if config is None else config,
+            architecture=architecture,
+            habits=translation.habits,
+            assumed_facts=translation.assumed,
+            program=translation.program,
+            **overrides,
+        )
+        _check(translation, identified)
+    except CheckpointError as error:
+        raise CheckpointError(f"{read.path}: {error}") from error
+    contract, assumed = _contract(identified, input_spec or read.input_spec or translation.input_spec)
+    spec = identified.spec
+    labels = read.class_names
+    if labels is not None and (not identified.has_top or len(labels) != spec.classes):
+        labels = None
+    return Source(
+        path=read.path,
+        name=_name(identified),
+        spec=spec,
+        arrays=translation.arrays,
+        has_top=identified.has_top,
+        input_spec=contract,
+        class_names=labels,
+        convention=translation.convention,
+        assumptions=(
+            *identified.assumptions,
+            *assumed,
+            *translation.remarks,
+            *translation.left_out,
+            *read.left_out,
+        ),
+        attention=translation.attention,
+        end=translation.end,
+    )
+
+
+def load_source(
+    source: str | os.PathLike[str] | Source,
+    *,
+    include_top: bool | None = None,
+    classes: int | None = None,
+    pooling: str | None = None,
+    taps: Sequence[str] = (),
+    preprocess: bool = True,
+    input_shape: tuple[int | None, int | None, int] | None = None,
+    in_channels: int | None = None,
+    classifier_activation: Any = "default",
+    dtype: Any = None,
+    seed: int | None = None,
+    name: str | None = None,
+    **reading: Any,
+) -> keras.Model:
+    """Loads a checkpoint as a Keras model.
+
+    Args:
+        source: As :func:`read_source` takes it, or what it returned.
+        include_top: Whether the model ends in the classifier. Default: if the source has one.
+        classes: Outputs of the classifier. A number other than the source's gives a fresh classifier.
+        pooling: Without top, ``"avg"`` or ``"max"`` for features of shape ``(batch, channels)``; ``"attention"`` for
+            those of CLIP's visual towers.
+        taps: Stages, ``"stage1"`` to ``"stage5"``, whose feature maps the model returns as a dict.
+        preprocess: Whether the model takes RGB images 0..255 and normalises them itself.
+        input_shape: ``(height, width, channels)``; weights for RGB are adapted to other numbers of channels.
+        in_channels: Input channels, if ``input_shape`` does not say.
+        classifier_activation: Activation of the classifier; None for logits. Default: the source's where its graph
+            states one, else softmax.
+        dtype: Dtype policy of the layers. Default: Keras' global policy.
+        seed: Makes fresh weights the same in every run.
+        name: Name of the model.
+        **reading: The other arguments of :func:`read_source`.
+
+    Returns:
+        A functional Keras model with the attributes ``architecture``, ``input_spec``, ``class_names`` and
+        ``assumptions`` (a tuple of sentences).
+
+    Raises:
+        CheckpointError: As :func:`read_source`; or the source has no classifier and one is asked for.
+        ArgumentError: An argument does not fit.
+    """
+    from resfit.networks.build import attach, build
+    from resfit.weights import canonical
+
+    if isinstance(source, Source):
+        if reading:
+            raise ArgumentError(
+                f"a source that was read takes no more arguments of reading. Received: {sorted(reading)}."
+            )
+        read = source
+    else:
+        read = read_source(source, include_top=False if include_top is False or taps else None, **reading)
+    file, end = read.weights, read.end or End()
+    has_head = read.has_top or end.head is not None
+    top = (has_head or bool(end.refused) or classes is not None) if include_top is None else include_top
+    headless = bool(taps) or not top
+    if not headless and end.refused and classes is None:
+        raise CheckpointError(
+            f"{read.path}: {end.refused}. Pass include_top=False for the body alone, or classes for a fresh classifier."
+        )
+    if not headless and not has_head and classes is None:
+        raise CheckpointError(
+            f"{read.path}: the file must hold the classifier 'predictions'. Received: none. "
+            "Pass include_top=False for the body alone, or classes for a fresh classifier."
+        )
+    channels = (input_shape[-1] if input_shape else in_channels) or read.spec.in_channels
+    attends = pooling == "attention"
+    if attends and not headless:
+        raise ArgumentError('pooling="attention" takes the place of the classifier. Pass include_top=False.')
+    side = attention.image_size(read.attention, read.spec.output_stride) if attends else None
+    # a grey image is repeated in front of the network, so that it equals the same picture in three channels
+    grey = channels == 1 and read.spec.in_channels == 3 and preprocess
+    contract = read.input_spec.for_grey() if grey else read.input_spec.with_channels(channels)
+    spec = read.spec.replace(classes=classes or read.spec.classes, in_channels=3 if grey else channels)
+    own_head = end.head if not headless and classes in (None, end.head and end.head.classes) else None
+    if own_head is not None and classifier_activation not in ("default", "softmax"):
+        raise ArgumentError(
+            "a head that is kept as the source has it keeps its activations. Received: "
+            f"classifier_activation={classifier_activation!r}. Pass include_top=False for the body alone."
+        )
+    if own_head is not None and own_head.needs_size and input_shape is None:
+        input_shape = (*spec.input_size, channels)
+    if classifier_activation == "default":
+        classifier_activation = end.activation if read.has_top and spec.classes == read.spec.classes else "softmax"
+    with _policy(dtype), _seeded(seed):
+        model = build(
+            spec,
+            input_shape=input_shape or (side, side, channels),
+            include_top=top and own_head is None,
+            pooling=None if attends or own_head else pooling,
+            classifier_activation=classifier_activation,
+            taps=tuple(taps),
+            input_spec=contract,
+            preprocess=preprocess,
+            name=name or read.name,
+        )
+    keeps_head = not headless and read.has_top and spec.classes == read.spec.classes
+    if file is not None:
+        canonical.fill_from_file(
+            model, file, channel_order=read.input_spec.channel_order, keeps_head=keeps_head, to_rgb=grey
+        )
+    if own_head is not None:
+        with _policy(dtype):
+            model = attach(_with_head(read, model, own_head), spec, model.input_spec)
+    if attends and not taps:
+        with _policy(dtype):
+            model = attach(attention.attach(model, read.attention), spec, model.input_spec)
+    known = file is not None and keeps_head and read.class_names and len(read.class_names) == spec.classes
+    model.class_names = read.class_names if known else None
+    model.assumptions = tuple(text for text in read.assumptions if not (attends and attention.REASON in text))
+    return model
+
+
+def _with_head(read: Source, model: keras.Model, head: heads.Head) -> keras.Model:
+    try:
+        return heads.attach(model, head)
+    except Exception as error:  # Keras raises many kinds
+        raise CheckpointError(
+            f"{read.path}: the layers of the head must fit each other. Received: {error}. Pass include_top=False for "
+            "the body alone."
+        ) from error
+
+
+def _own_metadata(path: Path) -> dict[str, Any] | None:
+    """Returns what a ``.safetensors`` file of resfit says of itself, or None for any other file."""
+    if path.suffix.lower() != ".safetensors" or not path.is_file():
+        return None
+    texts = safetensors.read_metadata(path)
+    if "architecture" not in texts and not any(name in safetensors.read_names(path) for name in _FIRST_KERNELS):
+        return None
+    return {key: safetensors.metadata_value(text) for key, text in texts.items()}
+
+
+def _own_source(
+    path: Path, metadata: Mapping[str, Any], architecture: str | None, input_spec: InputSpec | None
+) -> Source:
+    stated, contract = metadata.get("architecture", architecture), metadata.get("input_spec")
+    if stated is None:
+        raise CheckpointError(
+            f"{path}: the metadata must say the architecture. Received: keys {sorted(metadata)}. "
+            f'Pass the name and the file: load("resnet50", weights={path.name!r}).'
+        )
+    try:
+        if isinstance(stated, dict):
+            spec = ArchitectureSpec.from_dict(stated)
+            name = catalog_name_of(spec) or "resnet"
+        else:
+            name, spec = str(stated), catalog.get(str(stated)).spec
+        if input_spec is None and isinstance(contract, dict):
+            input_spec = InputSpec.from_dict(contract)
+    except (ArgumentError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: the metadata must be what resfit writes. Received: {error}") from error
+    arrays = safetensors.read_arrays(path)
+    head = arrays.get("predictions/kernel")
+    stem = next((arrays[name] for name in _FIRST_KERNELS if name in arrays), None)
+    spec = spec.replace(
+        classes=head.shape[-1] if head is not None and head.ndim == 2 else spec.classes,
+        in_channels=stem.shape[2] if stem is not None and stem.ndim == 4 else spec.in_channels,
+    )
+    found = metadata.get("labels") or metadata.get("classes")
+    labels = tuple(map(str, found)) if isinstance(found, list) and found else None
+    published = registry.default_for(name)
+    input_spec = input_spec or (published.input_spec if published else None)
+    contract, assumed = (input_spec, []) if input_spec else _usual_contract(spec)
+    return Source(
+        path=path,
+        name=name,
+        spec=spec,
+        arrays=arrays,
+        has_top=head is not None,
+        input_spec=contract.with_channels(spec.in_channels),
+        class_names=labels,
+        convention="resfit",
+        assumptions=tuple(assumed),
+    )
+
+
+def unknown(path: Path) -> CheckpointError:
+    """Returns the error that a path is of no known kind, or is not there.
+
+    Args:
+        path: The path.
+    """
+    kinds = ", ".join(kind.name for kind in FORMATS)
+    if not path.exists():
+        return CheckpointError(f"weights file must exist. Received: {path}.")
+    received = path.suffix or "folder or file"
+    return CheckpointError(f"{path}: the source must be one of these kinds: {kinds}. Received: a {received}.")
+
+
+def _check(translation: pytorch.Translation, identified: Identified) -> None:
+    """Compares the tensors with what the architecture needs, layer by layer, before anything is built.
+
+    So a network is never larger than the file that it is made from.
+
+    Raises:
+        CheckpointError: Tensors are left over or missing, or have other sizes.
+    """
+    spec = identified.spec
+    needed = {
+        layer.name: layer.parameters
+        for layer in arithmetic.count(spec, include_top=identified.has_top).layers
+        if layer.parameters
+    }
+    held: dict[str, int] = {}
+    shapes: dict[str, list[str]] = {}
+    for name, array in translation.arrays.items():
+        layer = name.partition("/")[0]
+        held[layer] = held.get(layer, 0) + int(array.size)
+        shapes.setdefault(layer, []).append(f"{name} {array.shape}")
+    missing = [f"{name} ({needed[name]} weights)" for name in needed if name not in held]
+    strange = [text for name in held if name not in needed for text in shapes[name]]
+    strange += [pytorch.described({name: array}) for name, array in translation.leftover.items()]
+    different = [
+        f"{', '.join(shapes[name])} where {needed[name]} weights belong"
+        for name in held
+        if name in needed and held[name] != needed[name]
+    ]
+    _check_memory(translation.arrays)
+    integers = [name for name, array in translation.arrays.items() if not np.issubdtype(array.dtype, np.floating)]
+    if not (missing or strange or different or integers):
+        return
+    told = (
+        (strange, "tensors left over"),
+        (missing, "layers without tensors"),
+        (different, "layers of other sizes"),
+        (integers, "weights that are no floating-point numbers"),
+    )
+    received = ". ".join(f"{len(found)} {what}: {_listed(found)}" for found, what in told if found)
+    name, differences = nearest(spec)
+    raise CheckpointError(
+        f"every tensor must have its place in the network, and the network every tensor. Received: {received}. "
+        f"The nearest architecture is {name!r}"
+        f"{', which differs in ' + '; '.join(differences) if differences else ''}. "
+        f"{_way_out(translation)}What is no part of the network can be left out by ignore=."
+    )
+
+
+def _way_out(translation: pytorch.Translation) -> str:
+    """What loads the network in spite of what stands beside it, where something does."""
+    return "include_top=False loads the body without what stands beside it. " if translation.beside else ""
+
+
+def _check_memory(arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuses weights that are many times larger together than the memory that they share.
+
+    Raises:
+        CheckpointError: They are.
+    """
+    shared: dict[int, int] = {}
+    for array in arrays.values():
+        base: Any = array
+        while isinstance(base.base, np.ndarray):
+            base = base.base
+        shared[base.__array_interface__["data"][0]] = max(base.nbytes, array.nbytes if base.size else 0)
+    total = sum(array.nbytes for array in arrays.values())
+    if total > _MOST_SHARED * sum(shared.values()) + _FREE_BYTES:
+        raise CheckpointError(
+            f"a network's weights must be numbers of their own. Received: {total} bytes of weights that share "
+            f"{sum(shared.values())} bytes."
+        )
+
+
+def _without_surroundings(translation: pytorch.Translation) -> pytorch.Translation:
+    """Leaves out and lists what stands beside the network, where the body alone is wanted."""
+    beside = [name for name in translation.leftover if name in translation.beside]
+    if not beside:
+        return translation
+    parts = sorted({_part(name, translation.prefix) for name in beside})
+    sentence = f"left out what stands beside the network: {_listed(parts)} ({len(beside)} tensors)"
+    leftover = {name: array for name, array in translation.leftover.items() if name not in translation.beside}
+    return dataclasses.replace(translation, leftover=leftover, left_out=(*translation.left_out, sentence))
+
+
+def _part(name: str, prefix: str) -> str:
+    """The first parts of a name up to where it leaves the network's prefix: what a reader calls a neck or a head."""
+    separator = "/" if "/" in name else "."
+    own, parts = prefix.rstrip("./").split(separator), name.split(separator)
+    shared = next((place for place, pair in enumerate(zip(own, parts, strict=False)) if pair[0] != pair[1]), 0)
+    return separator.join(parts[: min(shared + 1, max(len(parts) - 1, 1))])
+
+
+def _contract(identified: Identified, stated: InputSpec | None) -> tuple[InputSpec, list[str]]:
+    if stated is not None:
+        return stated.with_channels(identified.spec.in_channels), []
+    return _usual_contract(identified.spec)
+
+
+def _usual_contract(spec: ArchitectureSpec) -> tuple[InputSpec, list[str]]:
+    contract = dataclasses.replace(TORCH, size=spec.input_size).with_channels(spec.in_channels)
+    mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (contract.mean, contract.std))
+    return contract, [
+        f"images of {spec.input_size[0]}x{spec.input_size[1]}, scaled to 0..1, less {mean}, over {std} (torch's usual; "
+        "the source states no input contract, and input_spec= sets one)"
+    ]
+
+
+def says_architecture(path: Path) -> bool:
+    """Whether a file is one of resfit's ``.safetensors``, which say themselves what network they hold.
+
+    Args:
+        path: A file or folder.
+    """
+    return _own_metadata(path) is not None
+
+
+def is_like(spec: ArchitectureSpec, other: ArchitectureSpec) -> bool:
+    """Whether two networks are alike but for their classes, channels, input size and the epsilon of their kernels.
+
+    (BiT's authors add 1e-10 to a kernel's variance and timm 1e-8, for the same weights.)
+
+    Args:
+        spec: One.
+        other: The other.
+    """
+    return spec == other.replace(**{field: getattr(spec, field) for field in _INCIDENTAL})
+
+
+def catalog_name_of(spec: ArchitectureSpec) -> str | None:
+    """Returns the catalog's name of a network, whatever its classes, channels and input size.
+
+    Args:
+        spec: The architecture.
+    """
+    return next((row.name for row in catalog.rows().values() if is_like(spec, row.spec)), None)
+
+
+def _name(identified: Identified) -> str:
+    spec = identified.spec
+    if identified.architecture and is_like(spec, catalog.get(identified.architecture).spec):
+        return identified.architecture
+    return catalog_name_of(spec) or "resnet"
+
+
+def _listed(items: Sequence[str]) -> str:
+    more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
+    return ", ".join(items[:_LISTED]) + more
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Makes Keras draw its initialisers' seeds from ``seed``, and restores the caller's random state."""
+    import random
+
+    if seed is None:
+        yield
+        return
+    before = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+
+
+@contextlib.contextmanager
+def _policy(dtype: Any) -> Iterator[None]:
+    import keras
+
+    if dtype is None:
+        yield
+        return
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
