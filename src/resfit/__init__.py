@@ -22,7 +22,7 @@ _EXPORTS = {
     "describe": "resfit.zoo",
     "suggest": "resfit.suggestions",
     "summary": "resfit.summary",
-    "fit": "resfit.tasks.classification",
+    "fit": "resfit.tasks.classification.fit",
     "Classifier": "resfit.tasks.classification",
     "InputSpec": "resfit.preprocessing",
     "Reading": "resfit.preprocessing",
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from resfit.suggestions import suggest as suggest
     from resfit.summary import summary as summary
     from resfit.tasks.classification import Classifier as Classifier
-    from resfit.tasks.classification import fit as fit
+    from resfit.tasks.classification.fit import fit as fit
     from resfit.training.pretrain import pretrain as pretrain
     from resfit.zoo import describe as describe
     from resfit.zoo import list_models as list_models

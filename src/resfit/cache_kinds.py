@@ -8,7 +8,6 @@ are shared with the libraries that resfit stands in for.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
@@ -16,15 +15,17 @@ import re
 import sqlite3
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from resfit.engines import compiled
 from resfit.errors import CheckpointError, DownloadError
 from resfit.features import store as features
-from resfit.storage.locks import USERS, unused
+from resfit.storage.cache import CacheEntry, CacheKind, faults, find, prune, register
 from resfit.weights import download, fetch, registry, resolve, tfhub
+
+__all__ = ["faults", "find", "prune"]
 
 _MOST_JSON = 10_000_000
 _ENTRY = re.compile(r".+-[0-9a-f]{12}")
@@ -38,45 +39,7 @@ _MODULES = (
 _LONGEST_SILENCE = 86400
 
 
-@dataclasses.dataclass(frozen=True)
-class CacheEntry:
-    """One thing that can be deleted and made or brought again.
-
-    Attributes:
-        kind: One of :data:`KINDS`.
-        path: A folder or file.
-        what: What it is, for people.
-        source: Where it came from: a handle or address; ``""`` for what was computed here.
-        bytes: What it takes on disk.
-        used: When it was last used, in seconds since 1970.
-        state: ``""``; ``"partial"``, a download that goes on when it is asked for again; ``"leftover"`` of something
-            that was interrupted; or ``"link"``, which is not followed.
-        about: What is noted beside it.
-    """
-
-    kind: str
-    path: Path
-    what: str
-    source: str
-    bytes: int
-    used: float
-    state: str = ""
-    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON-ready values."""
-        return {**dataclasses.asdict(self), "path": os.fspath(self.path), "about": dict(self.about)}
-
-
 # ---- who uses it
-
-
-@contextlib.contextmanager
-def _folder_unused(path: Path) -> Iterator[bool]:
-    """Whether nobody uses a folder of the cache, or writes into it."""
-    locks = [path / USERS, *(lock for lock in (path / "lock", path.with_suffix(".lock")) if lock.is_file())]
-    with contextlib.ExitStack() as stack:
-        yield all([stack.enter_context(unused(lock)) for lock in locks])
 
 
 @contextlib.contextmanager
@@ -322,84 +285,47 @@ def _keras_files() -> dict[str, tuple[str, str]]:
     return {url.rpartition("/")[2]: (url, md5) for url, md5 in pairs if url and md5}
 
 
-# ---- the table
-
-
-@dataclasses.dataclass(frozen=True)
-class CacheKind:
-    """One kind of what is kept.
-
-    Attributes:
-        name: What it is called.
-        describe: From a path there to an item, or to None where it is none of ours.
-        faults: What is wrong with an item.
-        unused: Whether nobody uses a path, for the length of a ``with`` block.
-        beside: Files that go with a path.
-        elsewhere: From the cache folder to where its entries lie, or to its one file; the folder of its name.
-        shared: Whether other libraries use it too.
-    """
-
-    name: str
-    describe: Callable[[Path], CacheEntry | None]
-    faults: Callable[[CacheEntry], list[str]]
-    unused: Callable[[Path], contextlib.AbstractContextManager[bool]] = _folder_unused
-    beside: Callable[[Path], Sequence[Path]] = lambda path: ()
-    elsewhere: Callable[[Path], Path] | None = None
-    shared: bool = False
-
-    def folder(self, cache: Path) -> Path:
-        """Returns where its entries lie, or its one file.
-
-        Args:
-            cache: The cache folder.
-        """
-        return self.elsewhere(cache) if self.elsewhere else cache / self.name
-
-
-#: Every kind by its name.
-KINDS: dict[str, CacheKind] = {
-    kind.name: kind
-    for kind in (
-        CacheKind("weights", _download_item, _download_faults),
-        CacheKind(
-            "features",
-            lambda path: _noted_item("features", path, features.ABOUT, "name", "view", "precision", "dtype"),
-            lambda item: features.faults(item.path),
-        ),
-        CacheKind(
-            "engines",
-            lambda path: _noted_item("engines", path, compiled.ABOUT, "name", "engine", "precision"),
-            lambda item: compiled.faults(item.path),
-            beside=lambda path: [path.with_suffix(".lock")],
-            elsewhere=compiled.root,
-        ),
-        CacheKind("pixels", _pixels_item, _pixels_faults),
-        CacheKind("runs", _run_item, _run_faults),
-        CacheKind("latency", _latency_item, _latency_faults, _always_unused),
-        CacheKind(
-            "digests",
-            _digests_item,
-            _digests_faults,
-            _table_unused,
-            beside=lambda path: [path.with_name(f"{path.name}-journal")],
-            elsewhere=lambda cache: cache / "digests.sqlite",
-        ),
-        CacheKind(
-            "hub",
-            _module_item,
-            _module_faults,
-            _module_unused,
-            beside=_module_beside,
-            elsewhere=lambda cache: _modules(),
-            shared=True,
-        ),
-        CacheKind(
-            "keras",
-            _keras_item,
-            _keras_faults,
-            _download_unused,
-            elsewhere=lambda cache: fetch.keras_cache(),
-            shared=True,
-        ),
-    )
-}
+for _kind in (
+    CacheKind("weights", _download_item, _download_faults),
+    CacheKind(
+        "features",
+        lambda path: _noted_item("features", path, features.ABOUT, "name", "view", "precision", "dtype"),
+        lambda item: features.faults(item.path),
+    ),
+    CacheKind(
+        "engines",
+        lambda path: _noted_item("engines", path, compiled.ABOUT, "name", "engine", "precision"),
+        lambda item: compiled.faults(item.path),
+        beside=lambda path: [path.with_suffix(".lock")],
+        elsewhere=compiled.root,
+    ),
+    CacheKind("pixels", _pixels_item, _pixels_faults),
+    CacheKind("runs", _run_item, _run_faults),
+    CacheKind("latency", _latency_item, _latency_faults, _always_unused),
+    CacheKind(
+        "digests",
+        _digests_item,
+        _digests_faults,
+        _table_unused,
+        beside=lambda path: [path.with_name(f"{path.name}-journal")],
+        elsewhere=lambda cache: cache / "digests.sqlite",
+    ),
+    CacheKind(
+        "hub",
+        _module_item,
+        _module_faults,
+        _module_unused,
+        beside=_module_beside,
+        elsewhere=lambda cache: _modules(),
+        shared=True,
+    ),
+    CacheKind(
+        "keras",
+        _keras_item,
+        _keras_faults,
+        _download_unused,
+        elsewhere=lambda cache: fetch.keras_cache(),
+        shared=True,
+    ),
+):
+    register(_kind)

@@ -17,6 +17,7 @@ from resfit.data.dataset import ImageSet, Skipped
 from resfit.data.medical import frames, privacy
 from resfit.errors import ArgumentError, DataError
 from resfit.features import extract as feature_store
+from resfit.features.progress import Progress
 from resfit.preprocessing import Reading
 from resfit.storage.atomic import atomic_open, atomic_path
 
@@ -86,7 +87,7 @@ def embed_images(
     engine: str = "auto",
     cache: bool | str | Path = True,
     batch_size: int | None = None,
-    progress: feature_store.Progress | None = None,
+    progress: Progress | None = None,
     **scan_options: Any,
 ) -> Embedding:
     """Returns the features of images.
@@ -148,7 +149,7 @@ def _embed_sources(
     contract: InputSpec,
     engine: str,
     batch_size: int | None,
-    progress: feature_store.Progress | None,
+    progress: Progress | None,
 ) -> Embedding:
     """Returns the features of images that are not all files; nothing of them is cached."""
     running = engines.create(body, engine, images=len(sources))

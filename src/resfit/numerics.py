@@ -1,9 +1,12 @@
-"""What logits and probabilities say of each other."""
+"""Small numerical functions that heads, evaluation and explanations share."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy.special import softmax
+
+#: Smallest length that a feature vector is divided by.
+TINY = 1e-6
 
 
 def activated(logits: np.ndarray, activation: str) -> np.ndarray:
@@ -30,3 +33,26 @@ def logits_of(shares: np.ndarray, activation: str) -> np.ndarray:
     """Returns logits with these probabilities, shape ``(n, classes)``; those of a softmax up to a constant."""
     clipped = np.clip(shares, 1e-12, 1)
     return np.log(clipped) - (np.log1p(-np.minimum(clipped, 1 - 1e-7)) if activation == "sigmoid" else 0)
+
+
+def directions(features: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Returns centred features of length one, float32."""
+    rows = np.asarray(features, np.float32) - centre
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), TINY)
+
+
+def nearest_rows(known: np.ndarray, features: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns for each row the known rows of largest cosine similarity, both centred on the mean of the known rows.
+
+    Args:
+        known: Array ``(m, features)``.
+        features: Array ``(n, features)``.
+        count: How many for each.
+
+    Returns:
+        Positions in ``known``, ``(n, count)``, nearest first, and the cosines.
+    """
+    centre = np.asarray(known, np.float32).mean(axis=0)
+    cosines = directions(features, centre) @ directions(known, centre).T
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
+    return order, np.take_along_axis(cosines, order, axis=1)

@@ -291,7 +291,7 @@ def load_keras(path: str | os.PathLike[str]) -> keras.Model:
     if not Path(path).is_file():
         raise CheckpointError(f"model file must exist. Received: {os.fspath(path)}.")
     if _names_hub_layer(Path(path)):
-        from resfit import hub as _hub  # noqa: F401  # registers its layer
+        from resfit.hub import layer as _layer  # noqa: F401  # registers it
     try:
         model = keras_models.load(Path(path))
     except Exception as error:  # Keras raises many kinds for a damaged file

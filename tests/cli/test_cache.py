@@ -93,7 +93,7 @@ def test_a_wrong_kind_is_wrong_usage(tmp_path):
 
 
 def test_listing_loads_neither_tensorflow_nor_keras():
-    program = "import resfit.cli.cache, resfit.storage.cache, sys; print({'tensorflow', 'keras'} & set(sys.modules))"
+    program = "import resfit.cli.cache, resfit.cache_kinds, sys; print({'tensorflow', 'keras'} & set(sys.modules))"
     assert (
         subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "set()\n"
     )

@@ -4,10 +4,10 @@ import json
 import numpy as np
 import pytest
 
+from resfit import cache_kinds as cache
 from resfit import engines
 from resfit.engines import int8
 from resfit.errors import ArgumentError, MissingDependencyError
-from resfit.storage import cache
 from tests.numeric import images as random_images
 from tests.numeric import randomize
 from tests.pictures import tiny_body

@@ -161,8 +161,8 @@ def test_what_is_not_known_is_refused_not_guessed(step):
 
 
 def test_what_is_not_known_is_traced(tmp_path):
+    from resfit import cache_kinds as cache
     from resfit import engines
-    from resfit.storage import cache
 
     model = built(layers.GlobalAveragePooling2D(), Doubling(3))
     images = np.random.default_rng(0).normal(size=(4, 9, 8, 5)).astype(np.float32)

@@ -9,7 +9,7 @@ from sklearn import metrics
 from resfit.errors import ArgumentError
 from resfit.evaluation import calibration, figures, intervals, ranking
 from resfit.evaluation.comparison import compare
-from resfit.evaluation.metrics import wilson_interval
+from resfit.evaluation.intervals import wilson_interval
 
 CLASSES = ("a", "b", "c", "d")
 

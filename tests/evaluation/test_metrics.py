@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from resfit.errors import ArgumentError
-from resfit.evaluation.metrics import evaluate, wilson_interval
+from resfit.evaluation.intervals import wilson_interval
+from resfit.evaluation.metrics import evaluate
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from resfit import cache_kinds as housekeeping
 from resfit.errors import ArgumentError
 from resfit.features.digests import digest_files
 from resfit.features.extract import extract, store_key
 from resfit.features.store import FeatureStore, StoreKey
-from resfit.storage import cache as housekeeping
 from tests.pictures import CountingEngine, tiny_body, write_folder, write_picture
 
 ROOT = Path(__file__).parents[2]

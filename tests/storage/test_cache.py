@@ -20,13 +20,13 @@ import pytest
 from PIL import Image
 
 from resfit import cache_kinds
+from resfit import cache_kinds as housekeeping
 from resfit.engines import compiled
 from resfit.errors import ArgumentError
 from resfit.features import pixels
 from resfit.features.digests import digest_files
 from resfit.features.store import FeatureStore, StoreKey
 from resfit.preprocessing import InputSpec
-from resfit.storage import cache as housekeeping
 from resfit.storage import locks
 from resfit.training import loop
 from resfit.weights import download, fetch, registry, resolve, tfhub

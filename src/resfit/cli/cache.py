@@ -13,7 +13,7 @@ from resfit.cli.options import Json
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from resfit.cache_kinds import CacheEntry
+    from resfit.storage.cache import CacheEntry
 
 _DAYS = {"": 1.0, "m": 1 / 1440, "h": 1 / 24, "d": 1.0, "w": 7.0}
 _BYTES = {"": 1.0, "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -48,7 +48,7 @@ def register(app: typer.Typer) -> None:
 
 def list_items(kind: Kinds = None, as_json: Json = False) -> None:
     """List what is kept, the least recently used first."""
-    from resfit.storage import cache
+    from resfit import cache_kinds as cache
 
     found = cache.find(kinds=kind or ())
     if as_json:
@@ -61,7 +61,7 @@ def list_items(kind: Kinds = None, as_json: Json = False) -> None:
 
 def verify(kind: Kinds = None, as_json: Json = False) -> None:
     """Read everything through and compare sizes, hashes and checksums. Exits with 1 if something is damaged."""
-    from resfit.storage import cache
+    from resfit import cache_kinds as cache
 
     found = cache.find(kinds=kind or ())
     wrong = [(item, faults) for item in found if (faults := cache.faults(item))]
@@ -92,7 +92,7 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Delete what can be brought or made again. What a process uses stays."""
-    from resfit.storage import cache
+    from resfit import cache_kinds as cache
 
     if not (older_than or max_size or kind or everything or damaged):
         raise typer.BadParameter(

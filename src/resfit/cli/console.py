@@ -15,7 +15,7 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from resfit.features.extract import Progress
+    from resfit.features.progress import Progress
 
 #: Seconds of work after which a progress bar appears.
 PATIENCE = 2.0

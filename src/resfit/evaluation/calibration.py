@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from resfit.errors import ArgumentError
-from resfit.evaluation.intervals import Statistic
+from resfit.evaluation.intervals import Statistic, wilson_interval
 from resfit.numerics import activated
 
 #: Bins of the calibration error and of the reliability diagram.
@@ -44,8 +44,6 @@ def reliability(confidence: Any, right: Any, *, bins: int = BINS) -> tuple[Relia
         right: ``n`` booleans: whether it was so.
         bins: How many; images of equal confidence stay together, so that there may be fewer.
     """
-    from resfit.evaluation.metrics import wilson_interval
-
     values, hits = _pairs(confidence, right)
     numbers = _bins(values, bins)
     found = []

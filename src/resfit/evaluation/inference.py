@@ -18,6 +18,7 @@ from resfit.errors import ArgumentError, DataError, closest
 from resfit.evaluation.labels import LabelEvaluation, evaluate_labels
 from resfit.evaluation.metrics import Evaluation, evaluate
 from resfit.features import extract as feature_store
+from resfit.features.progress import Progress
 
 #: What ``part=`` accepts.
 PARTS = ("train", "val", "test")
@@ -82,7 +83,7 @@ def judge(
     engine: str = "auto",
     cache: bool | str | Path = True,
     batch_size: int | None = None,
-    progress: feature_store.Progress | None = None,
+    progress: Progress | None = None,
     **scan_options: Any,
 ) -> LabelledPredictions:
     """Runs labelled images through a classifier.

@@ -45,6 +45,10 @@ class Figure:
         }
 
 
+#: Quantile of the normal distribution for 95 %.
+Z95 = 1.959963984540054
+
+
 def group_numbers(groups: Sequence[Any] | None, count: int) -> np.ndarray:
     """Returns for each image the number of its group, from 0 up; one without a group is a group of its own.
 
@@ -147,8 +151,36 @@ def share_interval(value: float, resampled: np.ndarray, trials: int) -> Figure:
         resampled: The same on each resample.
         trials: Number of independent images or groups that it is a share of.
     """
-    from resfit.evaluation.metrics import wilson_interval
-
     if value in (0.0, 1.0) and trials > 0:
         return Figure(float(value), *wilson_interval(round(value * trials), trials), method="Wilson")
     return interval(value, resampled)
+
+
+def wilson_interval(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """Returns Wilson's score interval of a share.
+
+    Args:
+        correct: Number of successes, 0..n.
+        n: Number of trials. With none, nothing is known: (0, 1).
+        z: Quantile of the normal distribution; the default covers 95 %.
+
+    Returns:
+        Low and high, both in 0..1.
+
+    Raises:
+        ArgumentError: ``correct`` is not in 0..n.
+
+    Source:
+        Wilson 1927, J. Am. Stat. Assoc. 22.
+    """
+    if not 0 <= correct <= n:
+        raise ArgumentError(f"correct must lie in 0..{n}. Received: {correct}.")
+    if n == 0:
+        return (0.0, 1.0)
+    share = correct / n
+    denominator = 1 + z**2 / n
+    centre = (share + z**2 / (2 * n)) / denominator
+    half = z / denominator * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low = 0.0 if correct == 0 else float(centre - half)
+    high = 1.0 if correct == n else float(centre + half)
+    return (low, high)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit.errors import ArgumentError
-from resfit.evaluation.metrics import ClassScore, wilson_interval
+from resfit.evaluation.intervals import wilson_interval
+from resfit.evaluation.metrics import ClassScore
 
 if TYPE_CHECKING:
     from resfit.evaluation.figures import Figures

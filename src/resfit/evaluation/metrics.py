@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit.errors import ArgumentError
+from resfit.evaluation.intervals import wilson_interval
 
 if TYPE_CHECKING:
     from resfit.evaluation.figures import Figures
-
-_Z95 = 1.959963984540054
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,36 +69,6 @@ class Evaluation:
             "confusion": self.confusion.tolist(),
             **({} if self.figures is None else {"figures": self.figures.to_dict()}),
         }
-
-
-def wilson_interval(correct: int, n: int, z: float = _Z95) -> tuple[float, float]:
-    """Returns Wilson's score interval of a share.
-
-    Args:
-        correct: Number of successes, 0..n.
-        n: Number of trials. With none, nothing is known: (0, 1).
-        z: Quantile of the normal distribution; the default covers 95 %.
-
-    Returns:
-        Low and high, both in 0..1.
-
-    Raises:
-        ArgumentError: ``correct`` is not in 0..n.
-
-    Source:
-        Wilson 1927, J. Am. Stat. Assoc. 22.
-    """
-    if not 0 <= correct <= n:
-        raise ArgumentError(f"correct must lie in 0..{n}. Received: {correct}.")
-    if n == 0:
-        return (0.0, 1.0)
-    share = correct / n
-    denominator = 1 + z**2 / n
-    centre = (share + z**2 / (2 * n)) / denominator
-    half = z / denominator * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    low = 0.0 if correct == 0 else float(centre - half)
-    high = 1.0 if correct == n else float(centre + half)
-    return (low, high)
 
 
 def evaluate(labels: Any, probabilities: Any, classes: Sequence[str], *, skipped: Sequence[Any] = ()) -> Evaluation:

@@ -14,6 +14,7 @@ from resfit.evaluation.inference import LabelledPredictions
 from resfit.evaluation.intervals import Figure, bootstrap, interval
 from resfit.evaluation.ranking import Ranking
 from resfit.features import extract as feature_store
+from resfit.features.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ def measure_foreign(
     engine: str = "auto",
     cache: bool | str | Path = True,
     seed: int = 0,
-    progress: feature_store.Progress | None = None,
+    progress: Progress | None = None,
 ) -> OODEvaluation:
     """Measures how well images of another kind are told from a classifier's own.
 

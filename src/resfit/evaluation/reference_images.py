@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from resfit.errors import ArtifactError
-from resfit.tasks.classification.heads.few_shot import closest
+from resfit.numerics import nearest_rows
 
 #: Most training images that are kept.
 MAX_ROWS = 1000
@@ -41,7 +41,7 @@ class References:
 
     def nearest(self, rows: np.ndarray, count: int = 5) -> tuple[np.ndarray, np.ndarray]:
         """Returns the training images whose features are nearest
-        (:func:`resfit.tasks.classification.heads.few_shot.closest`).
+        (:func:`resfit.numerics.nearest_rows`).
 
         Args:
             rows: Features ``(n, features)``.
@@ -50,7 +50,7 @@ class References:
         Returns:
             Positions ``(n, count)``, nearest first, and their cosines.
         """
-        return closest(self.features, rows, count)
+        return nearest_rows(self.features, rows, count)
 
     def to_bytes(self) -> bytes:
         """Returns them as the content of an ``.npz`` file."""

@@ -18,8 +18,8 @@ from resfit.data import decode
 from resfit.data.arrays import NetworkInput
 from resfit.errors import ArgumentError, closest
 from resfit.evaluation.inference import LabelledPredictions
-from resfit.evaluation.metrics import wilson_interval
-from resfit.features.extract import Progress
+from resfit.evaluation.intervals import wilson_interval
+from resfit.features.progress import Progress
 
 #: Five strengths, the weakest first.
 STRENGTHS = (1, 2, 3, 4, 5)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from resfit.errors import ArgumentError
-from resfit.tasks.classification.heads.few_shot import closest
+from resfit.numerics import nearest_rows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ def nearest(references: NeighbourSource, features: np.ndarray, count: int = 5) -
         )
     return [
         [_example(references, place, cosine) for place, cosine in zip(places.tolist(), cosines.tolist(), strict=True)]
-        for places, cosines in zip(*closest(references.features, rows, count), strict=True)
+        for places, cosines in zip(*nearest_rows(references.features, rows, count), strict=True)
     ]
 
 

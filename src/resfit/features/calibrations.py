@@ -20,7 +20,7 @@ from resfit.storage.atomic import write_json
 from resfit.storage.locks import report_unusable
 
 if TYPE_CHECKING:
-    from resfit.features.extract import ExtractionJob
+    from resfit.features.job import ExtractionJob
 
 #: Share of the images that int8 was calibrated on that must be among those asked for, to use it again.
 _SAME_IMAGES = 0.5

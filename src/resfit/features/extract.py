@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import math
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ from resfit.data.views import Views, plain
 from resfit.errors import ArgumentError, DataError, ImageError
 from resfit.features import calibrations
 from resfit.features.digests import DigestMemory, FileDigest, digest_bytes, file_state, unreadable
+from resfit.features.job import ExtractionJob
+from resfit.features.progress import Progress
 from resfit.features.records import DecodeStatistics
 from resfit.features.store import FeatureStore, StoreKey, check_dtype
 from resfit.storage.locks import opened
@@ -29,9 +31,6 @@ if TYPE_CHECKING:
 
     from resfit.features.pixels import DecodedPixels
     from resfit.preprocessing import InputSpec
-
-#: Called with what is being done, how many images are done and how many there are.
-Progress = Callable[[str, int, int], None]
 
 # of the rows; raised whenever the same file is decoded to other pixels
 _FORMAT = 4
@@ -175,31 +174,6 @@ def store_key(
 def default_batch_size(size: tuple[int, int]) -> int:
     """Returns how many images of this height and width go through the network at once."""
     return int(np.clip(32 * 224 * 224 // (size[0] * size[1]), 1, 128))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ExtractionJob:
-    """What :func:`extract` was asked for: its arguments, the images as files."""
-
-    model: Any
-    files: list[Path]
-    contract: InputSpec
-    shape: tuple[int, ...]
-    engine: str | engines.Engine
-    precision: str
-    dtype: str
-    views: Views | None
-    threads: int | None
-    batch_size: int
-    progress: Progress | None
-    records: bool
-    thumbnails: Collection[int] = ()
-    decoded: DecodedPixels | None = None
-
-    def report(self, what: str, done: int, total: int) -> None:
-        """Says how far the work is."""
-        if self.progress is not None:
-            self.progress(what, done, total)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -21,12 +21,12 @@ import numpy as np
 from resfit.data import decode, image_statistics
 from resfit.data.dataset import Skipped
 from resfit.features.digests import digest_files
+from resfit.features.progress import Progress
 from resfit.features.records import DecodeStatistics
 from resfit.storage.atomic import write_json
 from resfit.storage.locks import USERS, Opened, keep, locked, opened, report_unusable, scratch
 
 if TYPE_CHECKING:
-    from resfit.features import extract as feature_store
     from resfit.preprocessing import InputSpec
 
 #: Bytes that stored outputs of frozen parts may take up, and the share of the free disk.
@@ -138,7 +138,7 @@ def decoded(
     contract: InputSpec,
     cache: bool | str | Path,
     *,
-    progress: feature_store.Progress | None = None,
+    progress: Progress | None = None,
     records: bool = False,
     thumbnails: Collection[int] = (),
 ) -> DecodedPixels:
@@ -199,7 +199,7 @@ def pixels(
     contract: InputSpec,
     folder: Path,
     *,
-    progress: feature_store.Progress | None = None,
+    progress: Progress | None = None,
     sights: DecodeStatistics | None = None,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Returns the decoded images, memory-mapped.

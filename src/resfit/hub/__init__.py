@@ -13,7 +13,8 @@ dependencies.require_backend()
 
 from resfit.hub.layer import KerasLayer  # noqa: E402
 from resfit.hub.loading import load  # noqa: E402
-from resfit.hub.models import HubModel, describe, list_models, to_keras  # noqa: E402
+from resfit.hub.models import HubModel, describe, list_models  # noqa: E402
+from resfit.hub.native import to_keras  # noqa: E402
 from resfit.hub.publish import publish  # noqa: E402
 from resfit.hub.resolver import resolve  # noqa: E402
 

@@ -6,19 +6,17 @@ import dataclasses
 import fnmatch
 import functools
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resfit import zoo
 from resfit.errors import UnknownNameError, closest
-from resfit.hub import handles, resolver, scan
+from resfit.hub import handles
 from resfit.networks import arithmetic, catalog
 from resfit.preprocessing import InputSpec
 from resfit.weights import registry, tfhub
 from resfit.weights.registry import CheckpointInfo
 
 if TYPE_CHECKING:
-    import keras
+    pass
 
 #: Publishers whose modules take values -1..1: BiT networks that were ported to Keras and distilled
 #: (https://www.kaggle.com/models/spsayakpaul/distill-bit). All others follow the image input contract of TensorFlow
@@ -148,27 +146,6 @@ def value_range(spec: InputSpec) -> tuple[float, float]:
     """Returns the least and the greatest value that images have under a contract."""
     low = min(spec.offset)
     return low, low + 255 * max(spec.multiplier)
-
-
-def to_keras(handle: str, **kwargs: Any) -> keras.Model:
-    """Loads a SavedModel that holds a residual network as a native Keras network, with layers by name.
-
-    Args:
-        handle: What :func:`resfit.hub.resolve` takes.
-        **kwargs: As :func:`resfit.load` takes them. Default: what the SavedModel gives, logits or probabilities, and
-            without a classifier pooled features.
-
-    Returns:
-        The network, as :func:`resfit.load` returns it: it takes RGB images 0..255 unless ``preprocess=False``.
-
-    Raises:
-        CheckpointError: The SavedModel holds no network that can be recognised; :class:`resfit.hub.KerasLayer` runs it
-            as it is.
-        HandleError: The handle leads to no SavedModel.
-    """
-    folder = resolver.resolve(handle)
-    ends = {"pooling": "avg", "classifier_activation": "softmax" if scan.has(folder, "Softmax") else None}
-    return zoo.load(folder if tfhub.split(folder).scheme else Path(folder), **{**ends, **kwargs})
 
 
 @functools.cache

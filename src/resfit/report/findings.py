@@ -22,7 +22,7 @@ from resfit.evaluation.ranking import OperatingPoint, delong_interval, operating
 from resfit.evaluation.robustness import Robustness, robustness
 from resfit.evaluation.subgroups import Subgroup, by_column
 from resfit.features.digests import digest_files
-from resfit.features.extract import Progress
+from resfit.features.progress import Progress
 from resfit.tasks.classification import Classifier
 
 #: Coverages that prediction sets are measured at.

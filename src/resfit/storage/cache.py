@@ -15,14 +15,96 @@ import shutil
 import sqlite3
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from resfit.cache_kinds import KINDS, CacheEntry, CacheKind
 from resfit.errors import ArgumentError, closest
-from resfit.storage.locks import USERS, cache_root
+from resfit.storage.locks import USERS, cache_root, unused
 
 _DAY = 86400.0
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheEntry:
+    """One thing that can be deleted and made or brought again.
+
+    Attributes:
+        kind: One of :data:`KINDS`.
+        path: A folder or file.
+        what: What it is, for people.
+        source: Where it came from: a handle or address; ``""`` for what was computed here.
+        bytes: What it takes on disk.
+        used: When it was last used, in seconds since 1970.
+        state: ``""``; ``"partial"``, a download that goes on when it is asked for again; ``"leftover"`` of something
+            that was interrupted; or ``"link"``, which is not followed.
+        about: What is noted beside it.
+    """
+
+    kind: str
+    path: Path
+    what: str
+    source: str
+    bytes: int
+    used: float
+    state: str = ""
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON-ready values."""
+        return {**dataclasses.asdict(self), "path": os.fspath(self.path), "about": dict(self.about)}
+
+
+@contextlib.contextmanager
+def folder_unused(path: Path) -> Iterator[bool]:
+    """Whether nobody uses a folder of the cache, or writes into it."""
+    locks = [path / USERS, *(lock for lock in (path / "lock", path.with_suffix(".lock")) if lock.is_file())]
+    with contextlib.ExitStack() as stack:
+        yield all([stack.enter_context(unused(lock)) for lock in locks])
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheKind:
+    """One kind of what is kept.
+
+    Attributes:
+        name: What it is called.
+        describe: From a path there to an item, or to None where it is none of ours.
+        faults: What is wrong with an item.
+        unused: Whether nobody uses a path, for the length of a ``with`` block.
+        beside: Files that go with a path.
+        elsewhere: From the cache folder to where its entries lie, or to its one file; the folder of its name.
+        shared: Whether other libraries use it too.
+    """
+
+    name: str
+    describe: Callable[[Path], CacheEntry | None]
+    faults: Callable[[CacheEntry], list[str]]
+    unused: Callable[[Path], contextlib.AbstractContextManager[bool]] = folder_unused
+    beside: Callable[[Path], Sequence[Path]] = lambda path: ()
+    elsewhere: Callable[[Path], Path] | None = None
+    shared: bool = False
+
+    def folder(self, cache: Path) -> Path:
+        """Returns where its entries lie, or its one file.
+
+        Args:
+            cache: The cache folder.
+        """
+        return self.elsewhere(cache) if self.elsewhere else cache / self.name
+
+
+#: Every kind by its name, as its owner registered it.
+KINDS: dict[str, CacheKind] = {}
+
+
+def register(kind: CacheKind) -> None:
+    """Adds a kind of entry to what is listed, verified and pruned.
+
+    Args:
+        kind: The kind; one of the same name is replaced.
+    """
+    KINDS[kind.name] = kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +125,7 @@ def find(cache: Path | None = None, *, kinds: Sequence[str] = ()) -> list[CacheE
 
     Args:
         cache: A cache folder; ``None`` is resfit's own.
-        kinds: Only these of :data:`resfit.cache_kinds.KINDS`.
+        kinds: Only these of :data:`KINDS`.
 
     Raises:
         ArgumentError: There is no such kind.
@@ -85,7 +167,7 @@ def prune(
 
     Args:
         cache: A cache folder; ``None`` is resfit's own.
-        kinds: Only these of :data:`resfit.cache_kinds.KINDS`. Default: all that resfit shares with no other library.
+        kinds: Only these of :data:`KINDS`. Default: all that resfit shares with no other library.
         older_than: Days without use after which something goes.
         max_bytes: Bytes that may stay; what was used longest ago goes first.
         damaged: Only what :func:`faults` finds damaged goes.

@@ -25,6 +25,7 @@ from resfit.evaluation.metrics import Evaluation
 from resfit.evaluation.reference_images import References
 from resfit.explain import Explanation, neighbours, results
 from resfit.features import extract as feature_store
+from resfit.features.progress import Progress
 from resfit.numerics import tempered
 from resfit.preprocessing import InputSpec
 from resfit.tasks.classification import inputs, saving
@@ -120,7 +121,7 @@ class Classifier:
         set_method: str = "lac",
         engine: str = "auto",
         batch_size: int | None = None,
-        progress: feature_store.Progress | None = None,
+        progress: Progress | None = None,
     ) -> list[Prediction]:
         """Says what is on each image.
 
@@ -222,7 +223,7 @@ class Classifier:
         engine: str = "auto",
         cache: bool | str | Path = True,
         batch_size: int | None = None,
-        progress: feature_store.Progress | None = None,
+        progress: Progress | None = None,
         **scan_options: Any,
     ) -> Evaluation | LabelEvaluation:
         """Measures the classifier on labelled images.
@@ -276,7 +277,7 @@ class Classifier:
         examples: int = 0,
         references: Any = None,
         batch_size: int | None = None,
-        progress: feature_store.Progress | None = None,
+        progress: Progress | None = None,
         **options: Any,
     ) -> list[Explanation]:
         """Shows which parts of images speak for a class, and which training images are alike.
@@ -426,7 +427,7 @@ class Classifier:
         return cls(**saving.read(Path(path)))
 
     def _run(
-        self, images: Any, engine: str, batch_size: int | None, progress: feature_store.Progress | None, views: int = 1
+        self, images: Any, engine: str, batch_size: int | None, progress: Progress | None, views: int = 1
     ) -> Iterator[tuple[Path | None, np.ndarray | None, float | None, str]]:
         """Yields path, probabilities (or none), unlikeness (or none) and error of each image, in order."""
         sources = inputs.listed(images, self.input_spec)

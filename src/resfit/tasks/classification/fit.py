@@ -24,6 +24,7 @@ from resfit.evaluation import reference_selection as kept_images
 from resfit.evaluation.calibrated import calibrate
 from resfit.evaluation.inference import measured, right
 from resfit.features import extract as feature_store
+from resfit.features.progress import Progress
 from resfit.numerics import activated
 from resfit.preprocessing import Reading
 from resfit.tasks.classification import backbone, fit_report, strategies
@@ -81,7 +82,7 @@ def fit(
     batch_size: int | None = None,
     channels: int | None = None,
     reading: Reading | None = None,
-    progress: feature_store.Progress | None = None,
+    progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
     **scan_options: Any,
 ) -> Classifier:

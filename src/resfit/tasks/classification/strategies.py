@@ -32,7 +32,7 @@ from resfit.training.settings import Tuning
 if TYPE_CHECKING:
     import keras
 
-    from resfit.features.extract import Progress
+    from resfit.features.progress import Progress
 
 #: Files that a run leaves behind.
 LOG, CURVES, RATES = "training.csv", "training.png", "learning_rates.png"

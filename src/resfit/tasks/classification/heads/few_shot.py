@@ -13,11 +13,11 @@ import numpy as np
 from scipy.special import softmax
 
 from resfit.errors import ArgumentError, DataError
+from resfit.numerics import TINY, directions
 
 #: Numbers of neighbours that are tried.
 NEIGHBOURS = (1, 3, 5, 9, 15, 25)
 _TEMPERATURES = tuple(float(t) for t in np.logspace(-2.5, 0.5, 25))
-_TINY = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ class KNNHead:
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Returns the logarithm of each class' share of the votes, shape ``(n, classes)``."""
         cosines = directions(features, self.centre) @ self.bank.T
-        return np.log(_votes(cosines, self.labels, self.classes, self.count, self.temperature) + _TINY)
+        return np.log(_votes(cosines, self.labels, self.classes, self.count, self.temperature) + TINY)
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Returns the softmax of :meth:`logits`: the shares of the votes."""
@@ -165,38 +165,15 @@ def fit_neighbours(features: np.ndarray, labels: Any, classes: int, *, count: in
     return KNNHead(centre, bank, targets, classes, best[2], best[3])
 
 
-def directions(features: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Returns centred features of length one, float32."""
-    rows = np.asarray(features, np.float32) - centre
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _TINY)
-
-
-def closest(known: np.ndarray, features: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns for each row the known rows that point most nearly the same way from the mean of all known ones.
-
-    Args:
-        known: Array ``(m, features)``.
-        features: Array ``(n, features)``.
-        count: How many for each.
-
-    Returns:
-        Positions in ``known``, ``(n, count)``, nearest first, and the cosines.
-    """
-    centre = np.asarray(known, np.float32).mean(axis=0)
-    cosines = directions(features, centre) @ directions(known, centre).T
-    order = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
-    return order, np.take_along_axis(cosines, order, axis=1)
-
-
 def _direction_layers(centre: np.ndarray) -> list[Any]:
     import keras
 
     # a batch norm that only subtracts: the centre is a weight, and any Keras reads it
     centring = keras.layers.BatchNormalization(
-        center=False, scale=False, epsilon=_TINY, trainable=False, dtype="float32", name="centring"
+        center=False, scale=False, epsilon=TINY, trainable=False, dtype="float32", name="centring"
     )
     centring.build((None, len(centre)))
-    centring.set_weights([centre, np.full(len(centre), 1 - _TINY, np.float32)])
+    centring.set_weights([centre, np.full(len(centre), 1 - TINY, np.float32)])
     return [centring, keras.layers.UnitNormalization(dtype="float32", name="direction")]
 
 

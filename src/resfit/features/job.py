@@ -1,0 +1,41 @@
+"""What a pass over images is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resfit import engines
+from resfit.data.views import Views
+from resfit.features.progress import Progress
+
+if TYPE_CHECKING:
+    from resfit.features.pixels import DecodedPixels
+    from resfit.preprocessing import InputSpec
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ExtractionJob:
+    """The arguments of :func:`resfit.features.extract.extract`, the images as files."""
+
+    model: Any
+    files: list[Path]
+    contract: InputSpec
+    shape: tuple[int, ...]
+    engine: str | engines.Engine
+    precision: str
+    dtype: str
+    views: Views | None
+    threads: int | None
+    batch_size: int
+    progress: Progress | None
+    records: bool
+    thumbnails: Collection[int] = ()
+    decoded: DecodedPixels | None = None
+
+    def report(self, what: str, done: int, total: int) -> None:
+        """Says how far the work is."""
+        if self.progress is not None:
+            self.progress(what, done, total)
