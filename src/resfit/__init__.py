@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from resfit import telemetry
+from resfit import _moved, telemetry
 from resfit.storage import locks
 
 __version__ = "0.1.0"
@@ -33,6 +33,8 @@ _EXPORTS = {
 _MODULES = ("applications", "hub")
 #: Names that need Keras and so TensorFlow, which the user chooses: resfit[cpu] or resfit[gpu].
 _NEED_KERAS = frozenset({"load", "summary", "fit", "Classifier", "pretrain", "applications", "hub"})
+
+_moved.install()
 
 __all__ = ["__version__", *_EXPORTS, *_MODULES]
 
