@@ -29,6 +29,40 @@ def test_the_true_class_is_in_the_set_as_often_as_asked(method, coverage):
     assert 1 <= measured["size"].value < 6
 
 
+@pytest.mark.parametrize("method", conformal.METHODS)
+def test_class_conditional_sets_cover_each_class(method):
+    """Where one class is much harder than the others, overall sets miss it and class-conditional ones do not."""
+    truth, shares = world(20_000)
+    hard = truth == 2
+    shares[hard] = np.roll(shares[hard], 3, axis=1)
+    found = conformal.fit_conformal(shares[:10_000], truth[:10_000])
+    rest, known = shares[10_000:], truth[10_000:]
+    within = {}
+    for name, option in (("overall", False), ("by class", True)):
+        sets = found.sets(rest, 0.9, method, class_conditional=option)
+        within[name] = [sets[known == label, label].mean() for label in range(6)]
+    assert within["overall"][2] < 0.75
+    # about 1,600 images of a class on each side, and one knot of 64 upwards
+    assert all(0.9 - 0.032 <= share <= 0.9 + 0.032 + 1 / 64 for share in within["by class"]), within
+    again = conformal.Conformal.from_dict(found.to_dict())
+    assert (again.sets(rest, 0.9, method, class_conditional=True) == sets).all()
+
+
+def test_a_coverage_that_the_images_cannot_give_is_stated():
+    truth, shares = world(48)
+    found = conformal.fit_conformal(shares, truth)
+    assert found.limit(48 / 49) == ""
+    assert "0.99 needs at least 99 calibration images, and there are 48" in found.limit(0.99)
+    assert "to ask for is 0.979" in found.limit(0.99)
+    counts = np.bincount(truth, minlength=6)
+    few = [name for name, count in zip("abcdef", counts, strict=True) if count < 9]
+    assert 0 < len(few) < 6
+    text = found.limit(0.9, class_conditional=True, classes=tuple("abcdef"))
+    assert f"{len(few)} of 6 classes have fewer ({', '.join(few[:5])}" in text
+    chosen = found.sets(shares, 0.9, class_conditional=True)
+    assert [chosen[:, "abcdef".index(name)].all() for name in few] == [True] * len(few)
+
+
 def test_quantiles_are_the_order_statistics():
     shares = np.tile([[0.9, 0.1]], (99, 1))
     shares[:, 0] = np.linspace(0.5, 0.99, 99)

@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics
 
 from resfit.errors import ArgumentError
-from resfit.evaluation import calibration, figures, intervals, ranking
+from resfit.evaluation import calibration, figures, inference, intervals, ranking
 from resfit.evaluation.comparison import compare
 from resfit.evaluation.intervals import wilson_interval
 
@@ -83,7 +83,7 @@ def test_every_figure_of_a_resample_is_that_of_the_images_drawn():
     found = figures.figures(truth, shares, CLASSES, resamples=1, seed=3)
     again = figures.figures(truth[drawn], shares[drawn], CLASSES, resamples=1)
     for name, figure in found.overall.items():
-        if name != "ece":
+        if name not in ("ece", *figures._OVER_IMAGES):  # whose intervals are not spanned by resamples
             assert figure.low == pytest.approx(again.overall[name].value, abs=2e-6), name
     for label in CLASSES:
         for name, figure in found.per_class[label].items():
@@ -148,6 +148,50 @@ def test_whole_groups_are_drawn():
     table = next(intervals.weights(one, resamples=40))
     assert (table[1] == table[3]).all()
     assert (table[0] != table[2]).any()
+
+
+@pytest.mark.parametrize("groups", [None, [f"p{i // 4}" for i in range(120)]])
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_one_accuracy_has_one_interval(groups, multilabel):
+    truth, shares = several_labels(120) if multilabel else guesses(120)
+    names = CLASSES[: shares.shape[1]]
+    targets = truth if multilabel else np.eye(4)[truth]
+    found = figures.figures(truth, shares, names, groups=groups, seed=5).overall
+    found = found["exact_match_accuracy" if multilabel else "accuracy"]
+    result = inference.measured(targets, shares, names, multilabel, (), groups=groups, seed=5)
+    assert result.accuracy == pytest.approx(found.value)
+    assert result.interval == pytest.approx((found.low, found.high))
+    right = ((shares > 0.5) == truth).all(axis=1) if multilabel else shares.argmax(axis=1) == truth
+    if groups is None:
+        assert result.interval == pytest.approx(wilson_interval(right.sum(), 120))
+    else:
+        means = right.reshape(30, 4).mean(axis=1)  # equal groups: the standard error of the groups' means
+        assert result.interval[1] - result.interval[0] == pytest.approx(2 * 1.96 * means.std() / 30**0.5, rel=0.1)
+
+
+def test_matthews_correlation_of_one_class_is_undefined():
+    shares = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
+    found = figures.figures([0, 0, 0], shares, ("a", "b"), resamples=20).overall["mcc"]
+    assert np.isnan([found.value, found.low, found.high]).all()
+    assert found.to_dict() == {"value": None, "low": None, "high": None, "method": "bootstrap"}
+    called_one = figures.figures([0, 1, 0], [[0.9, 0.1]] * 3, ("a", "b"), resamples=20).overall["mcc"]
+    assert called_one.value == 0.0  # by convention
+
+
+def test_intervals_of_a_rare_class_state_the_resamples_without_it():
+    truth, shares = guesses(60, classes=3, ties=False)
+    truth[:] = truth % 2
+    truth[0] = 2
+    found = figures.figures(truth, shares, CLASSES[:3], resamples=500, seed=1)
+    lacking = sum((table[0] == 0).sum() for table in intervals.weights(np.arange(60), resamples=500, seed=1))
+    assert 0.3 < lacking / 500 < 0.43  # (1 - 1/60)^60
+    rare, common = found.per_class["c"]["auroc"], found.per_class["a"]["auroc"]
+    assert rare.note == f"{lacking} of 500 resamples left out, in which it is undefined"
+    assert rare.to_dict()["note"] == rare.note
+    assert common.note == ""
+    balanced = found.overall["balanced_accuracy"].note
+    assert balanced == f"a class has no image in {lacking} of 500 resamples, where the mean is over the others"
+    assert found.overall["accuracy"].note == found.overall["log_loss"].note == ""
 
 
 def test_what_is_always_right_has_an_interval_all_the_same():

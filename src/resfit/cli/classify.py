@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,6 +65,9 @@ def predict(
         float | None,
         typer.Option(help="List for each image the classes of which one is the true one this often, such as 0.9."),
     ] = None,
+    class_conditional: Annotated[
+        bool, typer.Option("--class-conditional", help="With --coverage: let it hold within each class.")
+    ] = False,
     csv: Annotated[Path | None, typer.Option(help="Write a table path,label,probability to this file.")] = None,
     engine: Engine = "auto",
     batch_size: BatchSize = None,
@@ -80,6 +84,7 @@ def predict(
             top=top,
             views=views,
             coverage=coverage,
+            class_conditional=class_conditional,
             engine=engine,
             batch_size=batch_size,
             progress=progress,
@@ -278,10 +283,7 @@ def _print_evaluation(result: Evaluation | LabelEvaluation) -> None:
 
 
 def _print_figures(found: Findings) -> None:
-    rows = [
-        (name.replace("_", " "), f"{figure.value:.3f}", f"{figure.low:.3f} to {figure.high:.3f}")
-        for name, figure in found.figures.overall.items()
-    ]
+    rows = [(name.replace("_", " "), *_numbers(figure)) for name, figure in found.figures.overall.items()]
     drawn = "groups" if found.figures.grouped else "images"
     title = f"figures with 95 % intervals ({found.figures.resamples} resamples of {drawn})"
     console.print_table(title, ("", ">value", ">interval"), rows)
@@ -310,6 +312,12 @@ def _print_figures(found: Findings) -> None:
 
 def _ends(figure: Figure | None) -> tuple[str, str]:
     return ("", "") if figure is None else (f"{figure.value:.1%}", f"{figure.low:.1%} to {figure.high:.1%}")
+
+
+def _numbers(figure: Figure) -> tuple[str, str]:
+    if not math.isfinite(figure.value):
+        return "undefined", ""
+    return f"{figure.value:.3f}", f"{figure.low:.3f} to {figure.high:.3f}"
 
 
 def _best(prediction: Prediction) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,10 @@ import numpy as np
 from resfit.errors import ArgumentError, closest
 from resfit.evaluation.intervals import Figure
 
-#: How a set is made: the classes above one probability (``lac``), or the likeliest classes until they sum up (``aps``).
+#: How a set is made: ``lac`` (least ambiguous set-valued classifier) takes the classes above one probability, ``aps``
+#: (adaptive prediction sets) the likeliest classes until their probabilities sum up. Papers: :func:`fit_conformal`.
 METHODS = ("lac", "aps")
-_KNOTS = 512
+_KNOTS, _KNOTS_OF_A_CLASS = 512, 64
 _ROUNDING = 1e-6  # float32 sums of probabilities differ by so much
 
 
@@ -26,11 +27,19 @@ class Conformal:
         count: Number of images.
         ranks: Which order statistics are kept, 1..count, ascending.
         scores: By method, the scores at these ranks.
+        by_class: For each class the same of its own images, for class-conditional sets; empty in classifiers of
+            earlier versions.
     """
 
     count: int
     ranks: tuple[int, ...]
     scores: Mapping[str, tuple[float, ...]]
+    by_class: tuple[Conformal, ...] = ()
+
+    @property
+    def highest_coverage(self) -> float:
+        """The highest coverage that so many images can give; above it, every class is in every set."""
+        return self.count / (self.count + 1)
 
     def quantile(self, coverage: float, method: str = "lac") -> float:
         """Returns the largest score that a class of a set may have.
@@ -48,7 +57,35 @@ class Conformal:
         position = int(np.searchsorted(self.ranks, wanted))
         return self.scores[method][position] if position < len(self.ranks) else float("inf")
 
-    def sets(self, probabilities: np.ndarray, coverage: float, method: str = "lac") -> np.ndarray:
+    def limit(self, coverage: float, *, class_conditional: bool = False, classes: Sequence[str] = ()) -> str:
+        """Returns why a coverage cannot be had from so many images, or ``""``.
+
+        Args:
+            coverage: As :meth:`quantile` takes it.
+            class_conditional: As :meth:`sets` takes it.
+            classes: Names of the classes, for class-conditional sets.
+        """
+        needed = math.ceil(coverage / (1 - coverage) - 1e-9)
+        if not class_conditional:
+            if self.count >= needed:
+                return ""
+            return (
+                f"a coverage of {coverage:g} needs at least {needed} calibration images, and there are {self.count}: "
+                f"every class is in every prediction set. The highest coverage to ask for is "
+                f"{math.floor(1000 * self.highest_coverage) / 1000:g}."
+            )
+        few = [name for name, own in zip(classes, self.by_class, strict=True) if own.count < needed]
+        if not few:
+            return ""
+        shown = ", ".join(few[:5]) + (", …" if len(few) > 5 else "")
+        return (
+            f"a coverage of {coverage:g} within each class needs at least {needed} calibration images of it, and "
+            f"{len(few)} of {len(classes)} classes have fewer ({shown}): these are in every prediction set."
+        )
+
+    def sets(
+        self, probabilities: np.ndarray, coverage: float, method: str = "lac", *, class_conditional: bool = False
+    ) -> np.ndarray:
         """Returns which classes are in each image's set, booleans ``(n, classes)``.
 
         The most probable class always is. Over images drawn like the held-out ones, the true class is in the set at
@@ -58,22 +95,41 @@ class Conformal:
             probabilities: Array ``(n, classes)``, of the classifier that the scores are of.
             coverage: As :meth:`quantile` takes it.
             method: As :meth:`quantile` takes it.
+            class_conditional: Whether the coverage is to hold within each class: each has a quantile of its own.
+
+        Raises:
+            ArgumentError: Sets by class are asked for, and the scores were not kept by class.
+
+        Source:
+            Class-conditional sets: Vovk 2012, Mondrian conformal prediction, arXiv:1209.2673.
         """
         shares = np.asarray(probabilities, np.float64)
-        chosen = _SCORES[method](shares) <= self.quantile(coverage, method) + _ROUNDING
+        limits: Any = self.quantile(coverage, method)
+        if class_conditional:
+            if len(self.by_class) != shares.shape[1]:
+                raise ArgumentError(
+                    "class-conditional prediction sets need calibration scores of each class, which classifiers of "
+                    "earlier versions do not have. Fit the classifier again."
+                )
+            limits = np.array([own.quantile(coverage, method) for own in self.by_class])
+        chosen = _SCORES[method](shares) <= limits + _ROUNDING
         chosen[np.arange(len(shares)), shares.argmax(axis=1)] = True
         return chosen
 
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON-ready values."""
         scores = {name: [float(f"{value:.7g}") for value in values] for name, values in self.scores.items()}
-        return {"count": self.count, "ranks": list(self.ranks), "scores": scores}
+        by_class = [own.to_dict() for own in self.by_class]
+        return {"count": self.count, "ranks": list(self.ranks), "scores": scores} | (
+            {"by_class": by_class} if by_class else {}
+        )
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Conformal:
         """Restores what :meth:`to_dict` returned."""
         scores = {name: tuple(float(value) for value in fields["scores"][name]) for name in METHODS}
-        return cls(int(fields["count"]), tuple(int(rank) for rank in fields["ranks"]), scores)
+        by_class = tuple(cls.from_dict(own) for own in fields.get("by_class", ()))
+        return cls(int(fields["count"]), tuple(int(rank) for rank in fields["ranks"]), scores, by_class)
 
 
 def fit_conformal(probabilities: np.ndarray, truth: np.ndarray) -> Conformal:
@@ -88,14 +144,24 @@ def fit_conformal(probabilities: np.ndarray, truth: np.ndarray) -> Conformal:
         Candès 2020,
         arXiv:2006.02544.
     """
-    shares = np.asarray(probabilities, np.float64)
-    count = len(shares)
-    ranks = np.unique(np.ceil(np.linspace(1, count, min(count, _KNOTS))).astype(int)) if count else np.zeros(0, int)
-    scores = {}
-    for method, score in _SCORES.items():
-        own = np.sort(score(shares)[np.arange(count), truth])
-        scores[method] = tuple(own[ranks - 1].tolist())
-    return Conformal(count, tuple(ranks.tolist()), scores)
+    shares, truth = np.asarray(probabilities, np.float64), np.asarray(truth)
+    own = {method: score(shares)[np.arange(len(shares)), truth] for method, score in _SCORES.items()}
+    by_class = (
+        _order_statistics({method: values[truth == label] for method, values in own.items()}, _KNOTS_OF_A_CLASS)
+        for label in range(shares.shape[1])
+    )
+    return dataclasses.replace(_order_statistics(own, _KNOTS), by_class=tuple(by_class))
+
+
+def _order_statistics(scores: Mapping[str, np.ndarray], knots: int) -> Conformal:
+    """Keeps at most so many of the sorted scores, evenly spread over their ranks."""
+    count = len(next(iter(scores.values())))
+    ranks = np.unique(np.ceil(np.linspace(1, count, min(count, knots))).astype(int)) if count else np.zeros(0, int)
+    return Conformal(
+        count,
+        tuple(ranks.tolist()),
+        {method: tuple(np.sort(values)[ranks - 1].tolist()) for method, values in scores.items()},
+    )
 
 
 def measure_sets(sets: np.ndarray, truth: np.ndarray, **options: Any) -> dict[str, Figure]:

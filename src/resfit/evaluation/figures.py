@@ -28,6 +28,9 @@ _SHARES = (
     *("accuracy", "exact_match_accuracy", "label_accuracy", "precision", "recall", "specificity"),
     *(f"top_{k}" for k in _TOPS),
 )
+#: Shares of images, of which each is right or wrong.
+_OVER_IMAGES = ("accuracy", "exact_match_accuracy", *(f"top_{k}" for k in _TOPS))
+_MEANS_OVER_CLASSES = ("balanced_accuracy", "f1_macro", "auroc_macro", "auprc_macro")
 _AREAS = ("auroc", "auprc", "sensitivity_at_specificity")
 
 
@@ -86,7 +89,8 @@ def figures(
     """Measures predicted probabilities.
 
     The values are scikit-learn's. The intervals are percentiles over resamples of the images, or of whole groups where
-    there are some; a share of 0 or 1, whose resamples are all alike, gets Wilson's.
+    there are some; the accuracy of images without groups, and a share of 0 or 1, whose resamples are all alike, get
+    Wilson's. A figure that is undefined on these images is NaN: with one class, the Matthews correlation.
 
     Args:
         truth: ``n`` integers in ``0..classes-1``; or an array ``(n, classes)`` of 0 and 1, where an image may have
@@ -133,7 +137,11 @@ def figures(
 
     values = task.values(rankings)
     units = int(numbers.max()) + 1
-    overall = {name: _figure(name, value, drawn[name], units) for name, value in values.items()}
+    overall = {
+        name: _figure(name, value, drawn[name], units, independent=name in _OVER_IMAGES and units == task.count)
+        for name, value in values.items()
+    }
+    _note_missing_classes(overall, tables["has"][task.known.any(axis=0)])
     per_class: dict[str, dict[str, Figure]] = {}
     for i, name in enumerate(task.classes):
         row: dict[str, Figure] = {}
@@ -160,10 +168,21 @@ def _at(ranking: Ranking, specificity: float) -> Statistic:
     return lambda weights: ranking.measure(weights, specificity)
 
 
-def _figure(name: str, value: float, drawn: np.ndarray, trials: int) -> Figure:
+def _figure(name: str, value: float, drawn: np.ndarray, trials: int, *, independent: bool = False) -> Figure:
     if name == "ece":
         return interval(value, drawn, basic=True)
-    return share_interval(value, drawn, trials) if name in _SHARES else interval(value, drawn)
+    return share_interval(value, drawn, trials, independent=independent) if name in _SHARES else interval(value, drawn)
+
+
+def _note_missing_classes(overall: dict[str, Figure], drawn: np.ndarray) -> None:
+    """Says of means over classes in how many resamples a class had no image, and was left out of the mean."""
+    lacking = int((drawn == 0).any(axis=0).sum())
+    if not lacking:
+        return
+    note = f"a class has no image in {lacking} of {drawn.shape[1]} resamples, where the mean is over the others"
+    for name in _MEANS_OVER_CLASSES:
+        if name in overall:
+            overall[name] = dataclasses.replace(overall[name], note=note)
 
 
 class _Task:
@@ -249,7 +268,8 @@ class _Task:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # classes that no image has
                 found["balanced_accuracy"] = float(metrics.balanced_accuracy_score(self.labels, self.guess))
-                found["mcc"] = float(metrics.matthews_corrcoef(self.labels, self.guess))
+                one_class = self.known.any(axis=0).sum() < 2
+                found["mcc"] = float("nan" if one_class else metrics.matthews_corrcoef(self.labels, self.guess))
             found["f1_macro"] = float(metrics.f1_score(self.labels, self.guess, average="macro", zero_division=0.0))
         scores = {"auroc": metrics.roc_auc_score, "auprc": metrics.average_precision_score}
         for name, score in scores.items():
@@ -312,7 +332,9 @@ def _from_counts(tables: Mapping[str, np.ndarray], used: np.ndarray, multilabel:
             n = total[0]
             spread = (n**2 - (called**2).sum(axis=0)) * (n**2 - (has**2).sum(axis=0))
             top = hits.sum(axis=0) * n - (has * called).sum(axis=0)
-            found["mcc"] = np.where(spread > 0, top / np.sqrt(np.maximum(spread, 1e-30)), 0.0)
+            # undefined with one true class; 0 by convention where all images are predicted as one class
+            predicted_as_one = np.where((has > 0).sum(axis=0) > 1, 0.0, np.nan)
+            found["mcc"] = np.where(spread > 0, top / np.sqrt(np.maximum(spread, 1e-30)), predicted_as_one)
     return found
 
 

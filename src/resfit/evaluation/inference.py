@@ -182,7 +182,14 @@ def right(probabilities: np.ndarray, known: np.ndarray, multilabel: bool) -> np.
 
 
 def measured(
-    known: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], multilabel: bool, skipped: Sequence[Skipped]
+    known: np.ndarray,
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    multilabel: bool,
+    skipped: Sequence[Skipped],
+    *,
+    groups: Sequence[Any] | None = None,
+    seed: int = 0,
 ) -> Evaluation | LabelEvaluation:
     """Compares probabilities with targets ``(n, classes)``.
 
@@ -192,10 +199,13 @@ def measured(
         classes: Names.
         multilabel: Whether an image may have several labels.
         skipped: Passed on.
+        groups: For each image its group or ``None``; groups are resampled whole for the accuracy's interval.
+        seed: Of the resamples.
     """
+    options: dict[str, Any] = {"skipped": skipped, "groups": groups, "seed": seed}
     if multilabel:
-        return evaluate_labels(known, probabilities, classes, skipped=skipped)
-    return evaluate(known.argmax(axis=1), probabilities, classes, skipped=skipped)
+        return evaluate_labels(known, probabilities, classes, **options)
+    return evaluate(known.argmax(axis=1), probabilities, classes, **options)
 
 
 def _part(images: ImageSet, part: str) -> ImageSet:

@@ -30,18 +30,21 @@ class Figure:
         high: Upper end.
         method: How the interval was found: ``"bootstrap"`` (percentiles), ``"basic bootstrap"``, ``"Wilson"`` or
             ``"DeLong"``.
+        note: What limits the interval, or ``""``: how many resamples lacked a class, say.
     """
 
     value: float
     low: float
     high: float
     method: str = "bootstrap"
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON-ready values; what is not known is ``None``."""
         numbers = {name: getattr(self, name) for name in ("value", "low", "high")}
         return {**{name: number if np.isfinite(number) else None for name, number in numbers.items()}} | {
-            "method": self.method
+            "method": self.method,
+            **({"note": self.note} if self.note else {}),
         }
 
 
@@ -128,30 +131,32 @@ def interval(value: float, resampled: np.ndarray, *, basic: bool = False) -> Fig
 
     Args:
         value: On the images themselves.
-        resampled: The same on each resample; what is not finite there (no image of a class was drawn) is left out.
+        resampled: The same on each resample; one where it is undefined (no image of a class was drawn) is left out,
+            which the figure's ``note`` states.
         basic: Mirrors the percentiles at the value, for figures that resampling alone makes larger, such as a
             calibration error, and cuts them off at 0.
     """
     usable = resampled[np.isfinite(resampled)]
     if not len(usable) or not np.isfinite(value):
         return Figure(float(value), float("nan"), float("nan"))
+    left_out = resampled.size - usable.size
+    note = f"{left_out} of {resampled.size} resamples left out, in which it is undefined" if left_out else ""
     low, high = np.quantile(usable, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     if basic:
-        return Figure(
-            float(value), max(0.0, float(2 * value - high)), max(0.0, float(2 * value - low)), "basic bootstrap"
-        )
-    return Figure(float(value), float(low), float(high))
+        low, high = max(0.0, 2 * value - high), max(0.0, 2 * value - low)
+    return Figure(float(value), float(low), float(high), "basic bootstrap" if basic else "bootstrap", note)
 
 
-def share_interval(value: float, resampled: np.ndarray, trials: int) -> Figure:
+def share_interval(value: float, resampled: np.ndarray, trials: int, *, independent: bool = False) -> Figure:
     """Returns a share with its interval; resamples of a share of 0 or 1 are all alike, and Wilson's interval serves.
 
     Args:
         value: The share, 0..1.
         resampled: The same on each resample.
         trials: Number of independent images or groups that it is a share of.
+        independent: Whether each trial is one image, so that Wilson's interval serves for every share.
     """
-    if value in (0.0, 1.0) and trials > 0:
+    if trials > 0 and (independent or value in (0.0, 1.0)):
         return Figure(float(value), *wilson_interval(round(value * trials), trials), method="Wilson")
     return interval(value, resampled)
 
@@ -184,3 +189,26 @@ def wilson_interval(correct: int, n: int, z: float = Z95) -> tuple[float, float]
     low = 0.0 if correct == 0 else float(centre - half)
     high = 1.0 if correct == n else float(centre + half)
     return (low, high)
+
+
+def accuracy_interval(right: np.ndarray, groups: Sequence[Any] | None = None, *, seed: int = 0) -> tuple[float, float]:
+    """Returns the 95 % interval of the share of images that are predicted correctly.
+
+    It is the one that :func:`resfit.evaluation.figures.figures` gives for the same images.
+
+    Args:
+        right: For each image whether it is predicted correctly; at least one.
+        groups: For each image its group or ``None``. Without groups the interval is Wilson's, with groups that of
+            resampled groups.
+        seed: Of the resamples.
+
+    Returns:
+        Low and high, both in 0..1.
+    """
+    numbers = group_numbers(groups, len(right))
+    units = int(numbers.max()) + 1
+    if units == len(right):
+        return wilson_interval(int(np.sum(right)), len(right))
+    drawn = bootstrap({"accuracy": mean_of(right)}, numbers, seed=seed)["accuracy"][0]
+    found = share_interval(float(np.mean(right)), drawn, units)
+    return found.low, found.high

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit.errors import ArgumentError
-from resfit.evaluation.intervals import wilson_interval
+from resfit.evaluation.intervals import accuracy_interval
 from resfit.evaluation.metrics import ClassScore
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ class LabelEvaluation:
 
     Attributes:
         exact_match_accuracy: Share of images whose labels are all right, none missing and none too many, 0..1.
-        interval: 95 % interval of that share after Wilson.
+        interval: 95 % interval of that share: Wilson's, or of resampled groups where there are groups.
         n: Number of images.
-        log_loss: Mean over images of the sum of the binary log-losses, in nats.
+        log_loss: Binary log-loss, mean over images and labels, in nats.
         mean_average_precision: Mean over labels of the average precision (mAP), over those that some image has and some
             has not; ``nan`` where there is no such label.
         average_precision: The same by label; ``nan`` for one that no image has, or that all have.
@@ -74,7 +74,13 @@ def _known(value: float) -> float | None:
 
 
 def evaluate_labels(
-    truth: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], *, skipped: Sequence[Any] = ()
+    truth: np.ndarray,
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    *,
+    skipped: Sequence[Any] = (),
+    groups: Sequence[Any] | None = None,
+    seed: int = 0,
 ) -> LabelEvaluation:
     """Compares predicted probabilities of labels with the true ones.
 
@@ -83,6 +89,8 @@ def evaluate_labels(
         probabilities: Array of the same shape.
         classes: Names of the labels.
         skipped: Passed on to the result.
+        groups: For each image the group it belongs to, or ``None``.
+        seed: Of the resamples of groups.
 
     Raises:
         ArgumentError: There is no image, or the arrays do not fit together.
@@ -106,10 +114,10 @@ def evaluate_labels(
     seen = [area for area in areas if np.isfinite(area)]
     exact = int((known == guesses).all(axis=1).sum())
     clipped = np.clip(scores, 1e-12, 1 - 1e-12)
-    losses = -(known * np.log(clipped) + (1 - known) * np.log(1 - clipped)).sum(axis=1)
+    losses = -(known * np.log(clipped) + (1 - known) * np.log(1 - clipped)).mean(axis=1)
     return LabelEvaluation(
         exact_match_accuracy=exact / len(known),
-        interval=wilson_interval(exact, len(known)),
+        interval=accuracy_interval((known == guesses).all(axis=1), groups, seed=seed),
         n=len(known),
         log_loss=float(losses.mean()),
         mean_average_precision=float(np.mean(seen)) if seen else float("nan"),

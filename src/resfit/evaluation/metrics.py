@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit.errors import ArgumentError
-from resfit.evaluation.intervals import wilson_interval
+from resfit.evaluation.intervals import accuracy_interval
 
 if TYPE_CHECKING:
     from resfit.evaluation.figures import Figures
@@ -40,7 +40,8 @@ class Evaluation:
 
     Attributes:
         accuracy: Share of images whose most probable class is the true one, 0..1.
-        interval: 95 % interval of the accuracy after Wilson, low and high, 0..1.
+        interval: 95 % interval of the accuracy, low and high, 0..1: Wilson's, or of resampled groups where images have
+            groups.
         n: Number of images.
         log_loss: Mean negative log-likelihood of the true class, in nats.
         per_class: One score a class, in the classifier's order.
@@ -71,7 +72,15 @@ class Evaluation:
         }
 
 
-def evaluate(labels: Any, probabilities: Any, classes: Sequence[str], *, skipped: Sequence[Any] = ()) -> Evaluation:
+def evaluate(
+    labels: Any,
+    probabilities: Any,
+    classes: Sequence[str],
+    *,
+    skipped: Sequence[Any] = (),
+    groups: Sequence[Any] | None = None,
+    seed: int = 0,
+) -> Evaluation:
     """Compares predicted probabilities with true labels.
 
     Args:
@@ -79,6 +88,8 @@ def evaluate(labels: Any, probabilities: Any, classes: Sequence[str], *, skipped
         probabilities: Array of shape ``(n, classes)``.
         classes: Names of the classes.
         skipped: Passed on to the result.
+        groups: For each image the group it belongs to (a patient, a scene), or ``None``.
+        seed: Of the resamples of groups.
 
     Raises:
         ArgumentError: There is no image, or the arrays do not fit together.
@@ -101,7 +112,7 @@ def evaluate(labels: Any, probabilities: Any, classes: Sequence[str], *, skipped
     likelihood = np.clip(scores[np.arange(len(truth)), truth].astype(np.float64), 1e-12, 1.0)
     return Evaluation(
         accuracy=correct / len(truth),
-        interval=wilson_interval(correct, len(truth)),
+        interval=accuracy_interval(predicted == truth, groups, seed=seed),
         n=len(truth),
         log_loss=float(-np.log(likelihood).mean()),
         per_class=tuple(

@@ -173,7 +173,15 @@ def measure(
     lap("images and network")
     groups, truth = judged.groups, judged.truth
     found = figures(truth, judged.probabilities, judged.classes, groups=groups, specificity=specificity, seed=seed)
-    main = measured(judged.targets, judged.probabilities, judged.classes, judged.multilabel, judged.skipped)
+    main = measured(
+        judged.targets,
+        judged.probabilities,
+        judged.classes,
+        judged.multilabel,
+        judged.skipped,
+        groups=groups,
+        seed=seed,
+    )
     lap("figures and intervals")
     sets: list[SetRow] = []
     fitted = classifier.calibration.conformal

@@ -22,21 +22,25 @@ _PAIRS = 40
 _NAMES = {
     "accuracy": "accuracy",
     "exact_match_accuracy": "exact-match accuracy (all labels of an image right)",
-    "label_accuracy": "labels right, each counted by itself",
+    "label_accuracy": "label accuracy (share of single labels)",
     "balanced_accuracy": "balanced accuracy",
-    "top_2": "true class among the first 2",
-    "top_3": "true class among the first 3",
-    "top_5": "true class among the first 5",
-    "f1_macro": "F1, mean over classes",
-    "f1_micro": "F1, all together",
-    "mcc": "Matthews correlation",
-    "auroc_macro": "AUROC, mean over classes",
-    "auroc_micro": "AUROC, all together",
-    "auprc_macro": "average precision, mean over classes (mAP)",
-    "auprc_micro": "average precision, all together",
+    "top_2": "top-2 accuracy",
+    "top_3": "top-3 accuracy",
+    "top_5": "top-5 accuracy",
+    "f1_macro": "macro F1",
+    "f1_micro": "micro F1",
+    "mcc": "Matthews correlation coefficient",
+    "auroc_macro": "macro AUROC",
+    "auroc_micro": "micro AUROC",
+    "auprc_macro": "macro average precision (mAP)",
+    "auprc_micro": "micro average precision",
     "log_loss": "log-loss (nats)",
-    "brier": "Brier score",
-    "ece": "calibration error (ECE, bins of equal mass)",
+    "brier": "Brier score, sum over classes (0 to 2)",
+    "ece": "expected calibration error (ECE, bins of equal mass)",
+}
+_MULTILABEL_NAMES = {
+    "log_loss": "log-loss, mean over labels (nats)",
+    "brier": "Brier score, mean over labels (0 to 1)",
 }
 _CLASS_COLUMNS = (
     ("precision", "precision"),
@@ -94,7 +98,7 @@ def render(findings: Findings, *, names: bool | None = None, explain: bool = Tru
         findings=findings,
         figures=findings.figures,
         accuracy_name="exact_match_accuracy" if judged.multilabel else "accuracy",
-        overall=[(_NAMES[name], figure) for name, figure in findings.figures.overall.items()],
+        overall=[(_name(name, judged.multilabel), figure) for name, figure in findings.figures.overall.items()],
         class_columns=_CLASS_COLUMNS,
         classes=classes,
         supports=judged.targets.sum(axis=0).astype(int).tolist(),
@@ -112,6 +116,11 @@ def render(findings: Findings, *, names: bool | None = None, explain: bool = Tru
         ],
         open_item=checklists.OPEN,
     )
+
+
+def _name(figure: str, multilabel: bool) -> str:
+    """Returns what a figure is called in the report."""
+    return _MULTILABEL_NAMES.get(figure, _NAMES[figure]) if multilabel else _NAMES[figure]
 
 
 def _figure(value: Any) -> str:
@@ -176,5 +185,5 @@ def _subgroups(findings: Findings) -> list[tuple[str, list[str], list[tuple[str,
             )
             for part in parts
         ]
-        tables.append((plain(column), [_NAMES[name] for name in shown], rows))
+        tables.append((plain(column), [_name(name, findings.judged.multilabel) for name in shown], rows))
     return tables

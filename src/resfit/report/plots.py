@@ -98,7 +98,7 @@ def _curves(findings: Findings) -> list[tuple[str, np.ndarray, np.ndarray]]:
     chosen = sorted(sorted(usable, key=lambda i: -int(known[:, i].sum()))[:_MOST])
     found = [(judged.classes[i], known[:, i], judged.probabilities[:, i]) for i in chosen]
     if len(usable) > 1:
-        found.append(("all together (micro)", known.ravel(), judged.probabilities.ravel()))
+        found.append(("micro average", known.ravel(), judged.probabilities.ravel()))
     return found
 
 
@@ -118,8 +118,8 @@ def _axes(x: str, y: str, size: tuple[float, float] = (4.4, 4.0)) -> tuple[Any, 
 
 
 def _line(axes: Any, x: Any, y: Any, number: int, name: str, **style: Any) -> None:
-    thick = 2.0 if name.startswith("all together") else 1.3
-    colour = _INK if name.startswith("all together") else _COLOURS[number % len(_COLOURS)]
+    thick = 2.0 if name == "micro average" else 1.3
+    colour = _INK if name == "micro average" else _COLOURS[number % len(_COLOURS)]
     x, y = _thinned(np.asarray(x, float), np.asarray(y, float))
     short = name if len(name) <= 28 else f"{name[:27]}…"
     axes.plot(x, y, color=colour, linewidth=thick, label=f" {short}", **style)

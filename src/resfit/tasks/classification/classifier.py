@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,6 +120,7 @@ class Classifier:
         views: int = 1,
         coverage: float | None = None,
         set_method: str = "lac",
+        class_conditional: bool = False,
         engine: str = "auto",
         batch_size: int | None = None,
         progress: Progress | None = None,
@@ -136,6 +138,8 @@ class Classifier:
             coverage: Share of images, in (0, 1), whose ``prediction_set`` is to hold the true class; ``None`` makes no
                 sets. It holds on average over images like the training images.
             set_method: How sets are made, one of :data:`resfit.evaluation.conformal.METHODS`.
+            class_conditional: Whether the coverage is to hold within each class and not only over all images
+                (Mondrian prediction sets). It takes more calibration images, of every class.
             engine: As :func:`resfit.engines.create` takes it.
             batch_size: Images in one pass; ``None`` chooses by their size.
             progress: Called as images get done.
@@ -159,7 +163,7 @@ class Classifier:
         if top is not None and top < 1:
             raise ArgumentError(f"top must be at least 1. Received: {top}.")
         results: list[Prediction] = []
-        sets = self._sets(coverage, set_method)
+        sets = self._sets(coverage, set_method, class_conditional)
         for path, probabilities, unlikeness, error in self._run(images, engine, batch_size, progress, views):
             if probabilities is None:
                 results.append(Prediction(path, None, 0.0, {}, error))
@@ -178,7 +182,9 @@ class Classifier:
             )
         return results
 
-    def _sets(self, coverage: float | None, method: str) -> Callable[[np.ndarray], tuple[str, ...]]:
+    def _sets(
+        self, coverage: float | None, method: str, class_conditional: bool
+    ) -> Callable[[np.ndarray], tuple[str, ...]]:
         """Returns what makes the prediction set of an image's probabilities."""
         if coverage is None:
             return lambda _: ()
@@ -190,8 +196,11 @@ class Classifier:
                 f"Received: coverage={coverage} for {self!r}. Fit it again with more images."
             )
 
+        if limit := found.limit(coverage, class_conditional=class_conditional, classes=self.classes):
+            warnings.warn(limit, stacklevel=3)
+
         def names(probabilities: np.ndarray) -> tuple[str, ...]:
-            chosen = found.sets(probabilities[None], coverage, method)[0]
+            chosen = found.sets(probabilities[None], coverage, method, class_conditional=class_conditional)[0]
             order = np.argsort(-probabilities, kind="stable")
             return tuple(self.classes[i] for i in order if chosen[i])
 
@@ -252,7 +261,15 @@ class Classifier:
             progress=progress,
             **scan_options,
         )
-        result = measured(found.targets, found.probabilities, self.classes, found.multilabel, found.skipped)
+        result = measured(
+            found.targets,
+            found.probabilities,
+            self.classes,
+            found.multilabel,
+            found.skipped,
+            groups=found.groups,
+            seed=seed,
+        )
         if not intervals:
             return result
         with_intervals = figures(found.truth, found.probabilities, self.classes, groups=found.groups, seed=seed)

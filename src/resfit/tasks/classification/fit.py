@@ -251,7 +251,10 @@ def fit(
     probabilities = activated(learned.logits / np.float32(calibration.temperature), activation)
     result = None
     if len(parts.test):
-        result = measured(data.targets[parts.test], probabilities, data.classes, data.multilabel, skipped)
+        groups = data.images.subset(parts.test).groups
+        result = measured(
+            data.targets[parts.test], probabilities, data.classes, data.multilabel, skipped, groups=groups, seed=seed
+        )
     journal.lap("measure")
     files = kept_images.attachments(
         learned.features,
