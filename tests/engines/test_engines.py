@@ -1,12 +1,15 @@
 import gc
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from resfit import cache_kinds as cache
 from resfit import engines
-from resfit.engines import int8
+from resfit.engines import int8, openvino
 from resfit.errors import ArgumentError, MissingDependencyError
 from tests.numeric import images as random_images
 from tests.numeric import randomize
@@ -91,6 +94,32 @@ def test_threads_share_an_engine(images, running):
     with ThreadPoolExecutor(4) as pool:
         for rows in pool.map(engine.run, [images] * 24):
             np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the platform does not tell affinities")
+def test_a_number_of_threads_is_not_pinned_to_cores(body, images, tmp_path):
+    """Pinned, two processes with one thread each would share one core."""
+    program = f"""
+import os, pathlib, threading
+import numpy as np
+from resfit.engines.openvino import OpenVinoEngine
+
+engine, everywhere, pinned = OpenVinoEngine(pathlib.Path({str(tmp_path)!r}), threads=1), os.sched_getaffinity(0), set()
+images = np.zeros((64, 64, 64, 3), np.float32)
+work = threading.Thread(target=lambda: [engine.run(images) for _ in range(10)])
+work.start()
+while work.is_alive():  # threads are pinned while they compute
+    for thread in os.listdir("/proc/self/task"):
+        try:
+            if os.sched_getaffinity(int(thread)) != everywhere:
+                pinned.add(thread)
+        except ProcessLookupError:
+            pass
+print(len(pinned))
+"""
+    openvino.convert(body, tmp_path)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])

@@ -113,7 +113,8 @@ class OpenVinoEngine:
     Args:
         folder: Where it stands.
         precision: ``"float32"`` or ``"int8"``, as it was written; ``"bfloat16"`` runs what was written in float32.
-        threads: Number of threads; ``None`` is one a core.
+        threads: Number of threads, which are then not pinned to cores, so that several processes can share the
+            machine; ``None`` is one a core.
 
     Raises:
         RuntimeError: The files are damaged.
@@ -127,7 +128,8 @@ class OpenVinoEngine:
         self.precision = precision
         self._core = openvino.Core()
         self._network = self._core.read_model(folder / _FILE)
-        self._threads = {"INFERENCE_NUM_THREADS": threads} if threads else {}
+        # pinned threads of two processes would take the same cores, whatever else is idle
+        self._threads = {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False} if threads else {}
         self._compiled = self._compile("THROUGHPUT")
         self._streams = max(1, int(self._compiled.get_property("NUM_STREAMS")))
         self._pool = _Requests(self._compiled, 2 * self._streams)
