@@ -168,7 +168,7 @@ def _decoded(
     files: list[Path],
     contract: InputSpec,
     place: Opened,
-    progress: feature_store.Progress | None,
+    progress: Progress | None,
     records: bool,
     thumbnails: Collection[int],
 ) -> DecodedPixels:
