@@ -76,7 +76,7 @@ MODULES = {
     "resfit.classifier.choices": "resfit.tasks.classification.fit_plan",
     "resfit.classifier.embedded": "resfit.tasks.classification.embedding",
     "resfit.classifier.fitting": "resfit.tasks.classification.fit",
-    "resfit.classifier.inputs": "resfit.tasks.classification.inputs",
+    "resfit.classifier.inputs": "resfit.data.inputs",
     "resfit.classifier.journal": "resfit.tasks.classification.timings",
     "resfit.classifier.learner": "resfit.tasks.classification.fit_pipeline",
     "resfit.classifier.learning": "resfit.tasks.classification.finetuning",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from resfit.data import class_names, folders, tables
-from resfit.data.folders import LAYOUTS, LayoutError, Source, some
+from resfit.data.folders import LAYOUTS, FolderSource, LayoutError, some
 from resfit.data.medical import cohort, dicomdir, frames
 from resfit.data.medical.cohort import CohortEntry
 from resfit.data.walk import SUFFIXES, TABLE, Skipped, Walk, files_of, has_images, is_image_name, unusable
@@ -201,7 +201,7 @@ def scan(
     given = _stated_parts(path, {"train": train, "val": val, "test": test})
     rule = None if label_from is None else folders.compile_pattern(label_from)
     if not path.is_dir():
-        layout = folders.Layout((Source(path, "train" if given else None),))
+        layout = folders.Layout((FolderSource(path, "train" if given else None),))
         if given:
             more = folders.stated(path.parent, {"train": path, **given}, named=rule is not None)
             layout = more
@@ -250,7 +250,7 @@ class _Collected:
         self._tables: list[Path] = []
         self._parents: set[Path] = set()
 
-    def add_folder(self, source: Source) -> None:
+    def add_folder(self, source: FolderSource) -> None:
         """Adds the images of a class folder."""
         before = len(self._entries) + len(self._skipped)
         labels = self._labels_in(source.label or "")
@@ -260,7 +260,7 @@ class _Collected:
         if len(self._entries) + len(self._skipped) == before:
             self._warnings.append(f"the class folder {source.path.name!r} has no images")
 
-    def add_named(self, source: Source, rule: object, pattern: str) -> None:
+    def add_named(self, source: FolderSource, rule: object, pattern: str) -> None:
         """Adds the images of a folder, whose names say the labels."""
         count = pattern.count("/")
         for path in self._walk.images(source.path):
@@ -283,7 +283,7 @@ class _Collected:
             label = parts["label"]
             self._entries.append(CohortEntry(path, label, split, parts.get("group"), labels=self._labels_in(label)))
 
-    def add_table(self, source: Source) -> None:
+    def add_table(self, source: FolderSource) -> None:
         """Adds the images of a table."""
         read = tables.read(source.path, self._asked, self._extra)
         self._notes += [note for note in read.notes if note not in self._notes]

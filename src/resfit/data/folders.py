@@ -69,7 +69,7 @@ def _words(name: str) -> list[str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class FolderSource:
     """Where images of a set are.
 
     Attributes:
@@ -95,7 +95,7 @@ class Layout:
         warnings: What is left out.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[FolderSource, ...]
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -128,7 +128,7 @@ def understand(root: Path, *, named: bool = False) -> Layout:
         )
         return dataclasses.replace(found, notes=(*notes, *found.notes), warnings=(*found.warnings, *more))
     if named:
-        return Layout((Source(root),), tuple(notes))
+        return Layout((FolderSource(root),), tuple(notes))
     if not full:
         return _flat(root, empty, notes)
     if all(is_fold(folder.name) for folder in full) and len(full) > 1:
@@ -145,12 +145,12 @@ def understand(root: Path, *, named: bool = False) -> Layout:
     if all(_is_no_class(folder) for folder in full):
         tables = _tables(root)
         if len(full) == len(tables) == 1:
-            return Layout((Source(tables[0]),), (*notes, f"labels are read from {tables[0].name}"))
+            return Layout((FolderSource(tables[0]),), (*notes, f"labels are read from {tables[0].name}"))
         raise LayoutError(
             f"the folders {some([folder.name for folder in full])} are called like parts of a data set and not like "
             f"classes. {_ways_out(_telling(full), root)}"
         )
-    sources = tuple(Source(folder, label=folder.name, above=(root,)) for folder in sorted((*full, *empty)))
+    sources = tuple(FolderSource(folder, label=folder.name, above=(root,)) for folder in sorted((*full, *empty)))
     return Layout(sources, tuple(notes))
 
 
@@ -174,10 +174,10 @@ def stated(root: Path, given: dict[str, Path], *, named: bool = False) -> Layout
         if named or all(_classes_inside(folder) and not walk.has_images(folder) for folder in rest):
             found += [part(folder, "train", named=named) for folder in rest]
         else:
-            found.append(Layout(tuple(Source(folder, "train", folder.name, (root,)) for folder in rest)))
+            found.append(Layout(tuple(FolderSource(folder, "train", folder.name, (root,)) for folder in rest)))
         found.append(Layout((), (f"read as the train part: {some([folder.name for folder in rest])}",)))
     for split, path in given.items():
-        found.append(Layout((Source(path, split),)) if path.is_file() else part(path, split, named=named))
+        found.append(Layout((FolderSource(path, split),)) if path.is_file() else part(path, split, named=named))
     return Layout(
         tuple(source for one in found for source in one.sources), tuple(note for one in found for note in one.notes)
     )
@@ -196,17 +196,17 @@ def part(folder: Path, split: str, *, named: bool = False, known: Sequence[str] 
         LayoutError: It has neither class folders nor a table.
     """
     if named:
-        return Layout((Source(folder, split),))
+        return Layout((FolderSource(folder, split),))
     inner, entered = _unwrapped(folder, known, is_part=True)
     notes = () if entered is None else (f"the images are in {folder.name}/{entered}/: it is entered, and is no class",)
     classes = [child for child in walk.subfolders(inner) if _is_full(child)]
     if classes:
         return Layout(
-            tuple(Source(child, split, child.name, (folder.parent, folder, inner)) for child in classes), notes
+            tuple(FolderSource(child, split, child.name, (folder.parent, folder, inner)) for child in classes), notes
         )
     tables = _tables(inner)
     if len(tables) == 1:
-        return Layout((Source(tables[0], split),), notes)
+        return Layout((FolderSource(tables[0], split),), notes)
     raise LayoutError(
         f"{folder.name}/ must have class folders inside, or one table with labels. Received: "
         f"{len(tables)} tables and images beside each other. {_ways_out(inner)}"
@@ -262,7 +262,7 @@ def _flat_parts(root: Path, parts: dict[Path, str], others: list[Path], named: b
     if named:
         if others and len(parts) == 1:
             return None
-        sources = tuple(Source(folder, split) for folder, split in sorted(parts.items()))
+        sources = tuple(FolderSource(folder, split) for folder, split in sorted(parts.items()))
         notes = [f"{folder.name}/ is read as the {split} part" for folder, split in sorted(parts.items())]
         left = [f"folders beside the parts are left out: {some([path.name for path in others])}"] if others else []
         return Layout(sources, tuple(notes), tuple(left))
@@ -277,9 +277,9 @@ def _flat(root: Path, empty: list[Path], notes: list[str]) -> Layout:
     """Returns the layout of a folder without folders of images: a table in it may say the labels."""
     tables, images = _tables(root), [path for path in walk.files_of(root) if walk.image_or_reason(path) is not None]
     if images and len(tables) == 1:
-        return Layout((Source(tables[0]),), (*notes, f"labels are read from {tables[0].name}"))
+        return Layout((FolderSource(tables[0]),), (*notes, f"labels are read from {tables[0].name}"))
     if empty and not images:
-        return Layout(tuple(Source(folder, label=folder.name, above=(root,)) for folder in empty), tuple(notes))
+        return Layout(tuple(FolderSource(folder, label=folder.name, above=(root,)) for folder in empty), tuple(notes))
     hint = f" {_ways_out(root)}" if images else ""
     raise LayoutError(
         f"source must be {LAYOUTS}. Received: {str(root)!r} with no folder inside and {len(images)} loose images.{hint}"
@@ -398,7 +398,9 @@ def _parts_below(root: Path, folders: Sequence[Path]) -> Layout | None:
     if len(folders) < 2 or len(set(parts.values())) < 2 or None in parts.values() or not all(below.values()):
         return None
     sources = [
-        Source(child, parts[child.name], folder.name, (root, folder)) for folder in folders for child in below[folder]
+        FolderSource(child, parts[child.name], folder.name, (root, folder))
+        for folder in folders
+        for child in below[folder]
     ]
     note = f"each class folder has the parts {some(sorted(names))} inside: they are read as a split"
     return Layout(tuple(sources), (note,))

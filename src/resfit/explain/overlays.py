@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from resfit.explain.photos import as_rgb
+
 if TYPE_CHECKING:
     from resfit.explain.photos import Photo
 
@@ -111,14 +113,6 @@ def _placed(shown: np.ndarray, box: tuple[float, float, float, float], size: tup
 def _whole_pixels(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, int, int]:
     left, top = min(round(box[0]), size[1] - 1), min(round(box[1]), size[0] - 1)
     return left, top, max(left + 1, min(round(box[2]), size[1])), max(top + 1, min(round(box[3]), size[0]))
-
-
-def as_rgb(image: np.ndarray) -> np.ndarray:
-    """Returns an image ``(height, width, channels)`` of any number of channels as uint8 RGB."""
-    pixels = np.asarray(image)
-    if pixels.shape[-1] != 3:
-        pixels = np.repeat(pixels.mean(axis=-1, keepdims=True), 3, axis=-1)
-    return pixels if pixels.dtype == np.uint8 else np.rint(np.clip(pixels, 0, 255)).astype(np.uint8)
 
 
 def enlarged(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit.data import arrays, decode, high_bit_depth
-from resfit.explain.overlays import as_rgb
 from resfit.preprocessing import InputSpec
 
 if TYPE_CHECKING:
@@ -81,3 +80,11 @@ def _of_array(array: np.ndarray, contract: InputSpec, longest: int) -> Photo:
     if array.shape[:2] == tuple(contract.size):  # such an array passes as it is, without a crop
         return Photo(pixels, (0.0, 0.0, float(width), float(height)))
     return Photo(pixels, decode.kept_box(width, height, contract))
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """Returns an image ``(height, width, channels)`` of any number of channels as uint8 RGB."""
+    pixels = np.asarray(image)
+    if pixels.shape[-1] != 3:
+        pixels = np.repeat(pixels.mean(axis=-1, keepdims=True), 3, axis=-1)
+    return pixels if pixels.dtype == np.uint8 else np.rint(np.clip(pixels, 0, 255)).astype(np.uint8)

@@ -26,6 +26,7 @@ from resfit.export import card, folder, images, snippet, verification
 from resfit.export.base import ExportFormat, ExportJob, Written, version
 from resfit.export.export_model import ExportModel, subject_of
 from resfit.export.images import Images
+from resfit.export.results import Export
 from resfit.export.verification import Check, Verification
 from resfit.storage.atomic import write_json, write_text
 
@@ -60,41 +61,6 @@ FLOAT_SHARES = (0.0, 0.05, 0.15, 0.3, 0.5, 0.75)
 _SECONDS = 0.3
 # what the card's plain resizing may be away from decoding at a reduced size, on average
 _PIXELS = 5.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Export:
-    """One export, or why there is none.
-
-    Attributes:
-        format: One of :data:`FORMATS`.
-        precision: One of :data:`PRECISIONS`.
-        folder: Where it stands; ``None`` if it does not.
-        size: Bytes of the network's files.
-        verification: How it compares with Keras; ``None`` if it was not made.
-        problem: Why there is none; empty if there is.
-        failed: Whether it was made and disagrees, rather than being left out.
-    """
-
-    format: str
-    precision: str
-    folder: Path | None = None
-    size: int = 0
-    verification: Verification | None = None
-    problem: str = ""
-    failed: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON-ready values."""
-        return {
-            "format": self.format,
-            "precision": self.precision,
-            "folder": None if self.folder is None else str(self.folder),
-            "size": self.size,
-            "verification": None if self.verification is None else self.verification.to_dict(),
-            "problem": self.problem or None,
-            "failed": self.failed,
-        }
 
 
 def export(

@@ -10,7 +10,7 @@ from resfit.drawing import new_figure
 from resfit.storage.atomic import atomic_path
 
 if TYPE_CHECKING:
-    from resfit.export import Export
+    from resfit.export.results import Export
 
 _COLOURS = {"float32": "#1565c0", "float16": "#6a1b9a", "int8": "#2e7d32"}
 

@@ -78,7 +78,7 @@ class HeadLayer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Head:
+class SourceHead:
     """The layers behind a body.
 
     Attributes:
@@ -122,12 +122,12 @@ class End:
     """
 
     activation: str = "softmax"
-    head: Head | None = None
+    head: SourceHead | None = None
     refused: str = ""
     takes: int | None = None
 
 
-def attach(model: keras.Model, head: Head) -> keras.Model:
+def attach(model: keras.Model, head: SourceHead) -> keras.Model:
     """Puts a head behind a body.
 
     Args:

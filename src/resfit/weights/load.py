@@ -344,7 +344,7 @@ def load_source(
     return model
 
 
-def _with_head(read: Source, model: keras.Model, head: heads.Head) -> keras.Model:
+def _with_head(read: Source, model: keras.Model, head: heads.SourceHead) -> keras.Model:
     try:
         return heads.attach(model, head)
     except Exception as error:  # Keras raises many kinds

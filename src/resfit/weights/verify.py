@@ -36,7 +36,7 @@ _OWN_PACKAGE = "resfit>"
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class SourceComparison:
     """How far a network is from its source.
 
     Attributes:
@@ -66,7 +66,7 @@ class Comparison:
         return {"compared": self.difference is not None, **dataclasses.asdict(self)}
 
 
-def compare(model: keras.Model, source: Source, *, preprocess: bool, unsafe: Iterable[str] = ()) -> Comparison:
+def compare(model: keras.Model, source: Source, *, preprocess: bool, unsafe: Iterable[str] = ()) -> SourceComparison:
     """Runs a source and a network that was read from it on the same images.
 
     Args:
@@ -81,25 +81,25 @@ def compare(model: keras.Model, source: Source, *, preprocess: bool, unsafe: Ite
     path = source.path
     kind, by, reason = _runner(path, list(unsafe))
     if path is None or not kind:
-        return Comparison(None, reason=reason)
+        return SourceComparison(None, reason=reason)
     contract = source.input_spec
     if contract.channels != model.input_shape[-1]:
-        return Comparison(None, reason="the network was read for another number of channels")
+        return SourceComparison(None, reason="the network was read for another number of channels")
     raw = _images(model, source)
     fed = contract.normalize(raw)
     ours = [np.asarray(one) for one in _listed(model(raw if preprocess else fed, training=False))]
-    best: Comparison | None = None
+    best: SourceComparison | None = None
     for images, told in _inputs(source, raw, fed, kind):
         try:
             theirs = _run(kind, path, images)
         except ResfitError as error:
-            return best or Comparison(None, reason=str(error))
+            return best or SourceComparison(None, reason=str(error))
         difference = _difference(ours, theirs, source)
         if difference is not None and (best is None or difference < (best.difference or 0)):
-            best = Comparison(difference, by, told)
+            best = SourceComparison(difference, by, told)
         if best is not None and (best.difference or 0) < 1e-3:
             break
-    return best or Comparison(None, reason=f"{by} gives outputs of other shapes than the network")
+    return best or SourceComparison(None, reason=f"{by} gives outputs of other shapes than the network")
 
 
 def _runner(path: Path | None, unsafe: list[str]) -> tuple[str, str, str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import artifact, engines
+from resfit.data import inputs
 from resfit.embedding import Embedding, embed_images
 from resfit.errors import ArgumentError, DataError
 from resfit.evaluation import conformal
@@ -29,7 +30,7 @@ from resfit.features import extract as feature_store
 from resfit.features.progress import Progress
 from resfit.numerics import tempered
 from resfit.preprocessing import InputSpec
-from resfit.tasks.classification import inputs, saving
+from resfit.tasks.classification import saving
 from resfit.tasks.classification.heads import base
 from resfit.tasks.classification.heads.linear import LinearHead
 from resfit.tasks.classification.results import FitRecipe, FitRun, Prediction

@@ -72,7 +72,7 @@ class _Description(msgspec.Struct):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Description:
+class ClassifierDescription:
     """What a classifier's folder says beside its model, checked.
 
     Attributes:
@@ -96,7 +96,7 @@ class Description:
     versions: dict[str, str]
 
 
-def read(description: Mapping[str, Any], *, strict: bool = True) -> Description:
+def read(description: Mapping[str, Any], *, strict: bool = True) -> ClassifierDescription:
     """Checks a description and returns its parts.
 
     Args:
@@ -117,7 +117,7 @@ def read(description: Mapping[str, Any], *, strict: bool = True) -> Description:
     recipe = _dataclass(found.recipe, FitRecipe, "recipe", lambda fields: FitRecipe(**fields))
     if recipe.head not in base.KINDS:
         raise ArtifactError(f"'recipe' must have a head of {base.KINDS}. Received: {recipe.head!r:.40}.")
-    return Description(
+    return ClassifierDescription(
         classes=tuple(found.classes),
         input_spec=contract,
         architecture=spec,

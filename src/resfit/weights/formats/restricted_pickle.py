@@ -172,7 +172,7 @@ class NumpyArray(_Record):
 
 
 @dataclasses.dataclass(eq=False)
-class Storage(_Record):
+class TensorStorage(_Record):
     """Where a tensor of torch lies: the key of its bytes, the name of its dtype, its first element and their number."""
 
     key: str
@@ -185,7 +185,7 @@ class Storage(_Record):
 class Tensor(_Record):
     """A tensor of torch, whose numbers lie in a storage beside the pickle."""
 
-    storage: Storage
+    storage: TensorStorage
     dtype: str
     start: int
     shape: tuple[int, ...]
@@ -200,7 +200,7 @@ class Unread(_Record):
     what: str
 
 
-def load(data: bytes, start: int = 0, *, storages: dict[str, Storage] | None = None) -> tuple[Any, int]:
+def load(data: bytes, start: int = 0, *, storages: dict[str, TensorStorage] | None = None) -> tuple[Any, int]:
     """Reads one pickle.
 
     Args:
@@ -402,7 +402,7 @@ def _popped(stack: list[int | None]) -> int:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, storages: dict[str, Storage] | None) -> None:
+    def __init__(self, file: io.BytesIO, storages: dict[str, TensorStorage] | None) -> None:
         super().__init__(file, encoding="latin-1")
         self._storages = storages
         self._classes: dict[str, type[Placeholder]] = {}
@@ -432,9 +432,9 @@ class _Unpickler(pickle.Unpickler):
         if not isinstance(key, str) or not _is_count(count) or not _is_count(start):
             raise ValueError("a storage without a key or a size")
         return (
-            self._storages.setdefault(key, Storage(key, dtype, 0, count))
+            self._storages.setdefault(key, TensorStorage(key, dtype, 0, count))
             if view is None
-            else Storage(key, dtype, start, count)
+            else TensorStorage(key, dtype, start, count)
         )
 
     def _named(self, full: str) -> type[Placeholder]:
@@ -547,7 +547,7 @@ def _bytes(*arguments: Any) -> Any:
 
 def _tensor(storage: Any, start: Any, shape: Any, strides: Any, *more: Any) -> Tensor:
     axes = all(isinstance(axes, tuple) and len(axes) <= _MOST_AXES for axes in (shape, strides))
-    if not isinstance(storage, Storage) or not _is_count(start) or not axes or len(shape) != len(strides):
+    if not isinstance(storage, TensorStorage) or not _is_count(start) or not axes or len(shape) != len(strides):
         raise ValueError("a tensor without a storage or a shape")
     if not all(map(_is_count, (*shape, *strides))):
         raise ValueError("a tensor of no shape")

@@ -20,7 +20,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from resfit.errors import CheckpointError
 from resfit.weights.formats import restricted_pickle
-from resfit.weights.formats.restricted_pickle import NumpyArray, Storage, Tensor
+from resfit.weights.formats.restricted_pickle import NumpyArray, Tensor, TensorStorage
 
 # Of torch's older format: torch/serialization.py of pytorch/pytorch.
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -125,7 +125,7 @@ def _read_stream(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     about, at = restricted_pickle.load(data, at)
     if protocol != _PROTOCOL or not isinstance(about, dict):
         raise ValueError(f"an unknown protocol of torch, {protocol!r:.50}")
-    storages: dict[str, Storage] = {}
+    storages: dict[str, TensorStorage] = {}
     loaded, at = restricted_pickle.load(data, at, storages=storages)
     keys, at = restricted_pickle.load(data, at)
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):

@@ -21,7 +21,7 @@ from resfit.weights.graph import translate as graphs
 from resfit.weights.graph.lift_keras import Call, Layer, LiftedModel
 from resfit.weights.graph.onnx_constants import UnsupportedOperationError
 from resfit.weights.graph.steps import Step
-from resfit.weights.heads import End, Head, HeadLayer
+from resfit.weights.heads import End, HeadLayer, SourceHead
 
 CONVENTION = "keras-graph"
 
@@ -112,7 +112,7 @@ def _end(model: LiftedModel, found: graphs.Assembled) -> End:
         return End("linear", None, f"the head must be of layers that Keras itself has. Received: {reason}", found.takes)
 
 
-def _head(model: LiftedModel, last: Step) -> Head:
+def _head(model: LiftedModel, last: Step) -> SourceHead:
     """Returns the layers behind the last step of the body.
 
     Raises:
@@ -135,7 +135,7 @@ def _head(model: LiftedModel, last: Step) -> Head:
     outputs = tuple(numbers.get(id(value), -2) for value in model.outputs)
     if any(place < 0 for place in outputs):
         raise UnsupportedOperationError("an output that is made before the last block has ended")
-    return Head(tuple(layers), outputs)
+    return SourceHead(tuple(layers), outputs)
 
 
 def _head_layer(call: Call, inputs: tuple[int, ...], channels_first: bool) -> HeadLayer:
