@@ -27,7 +27,8 @@ kind, how, file = sys.argv[1:]
 import h5py, keras, numpy, tensorflow
 import resfit
 from resfit import zoo
-from resfit.weights import canonical, convert, identify, keras_namings, tf_namings
+from resfit.weights import canonical, identify, load
+from resfit.weights.conventions import keras as _, tensorflow as _
 from resfit.weights.formats import keras_archive, npz, saved_model, torch as _
 import safetensors.numpy
 if kind in ("pth", "old.pth"):

@@ -112,7 +112,7 @@ MODULES = {
     "resfit.export.subject": "resfit.export.export_model",
     "resfit.files": "resfit.storage.atomic",
     "resfit.holdings": "resfit.cache_kinds",
-    "resfit.housekeeping": "resfit.storage.cache",
+    "resfit.housekeeping": "resfit.cache_kinds",
     "resfit.published": "resfit.tasks.classification.pretrained",
     "resfit.serving.people": "resfit.serving.rest_api",
     "resfit.transfer": "resfit.training",

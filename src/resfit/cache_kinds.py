@@ -22,10 +22,10 @@ from typing import Any
 from resfit.engines import compiled
 from resfit.errors import CheckpointError, DownloadError
 from resfit.features import store as features
-from resfit.storage.cache import CacheEntry, CacheKind, faults, find, prune, register
+from resfit.storage.cache import KINDS, CacheEntry, CacheKind, faults, find, prune, register
 from resfit.weights import download, fetch, registry, resolve, tfhub
 
-__all__ = ["faults", "find", "prune"]
+__all__ = ["KINDS", "faults", "find", "prune"]
 
 _MOST_JSON = 10_000_000
 _ENTRY = re.compile(r".+-[0-9a-f]{12}")

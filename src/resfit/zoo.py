@@ -20,7 +20,7 @@ from resfit.errors import ArgumentError, CheckpointError, UnknownNameError, clos
 from resfit.networks import arithmetic, catalog
 from resfit.networks.arithmetic import StageCount
 from resfit.networks.spec import ArchitectureSpec
-from resfit.weights import keras_models, registry
+from resfit.weights import registry
 from resfit.weights.registry import CheckpointInfo
 
 if TYPE_CHECKING:
@@ -287,6 +287,7 @@ def load_keras(path: str | os.PathLike[str]) -> keras.Model:
     """
     from resfit.networks import layers as _layers  # noqa: F401  # registers them
     from resfit.networks.build import attach
+    from resfit.weights import keras_models
 
     if not Path(path).is_file():
         raise CheckpointError(f"model file must exist. Received: {os.fspath(path)}.")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resfit import cache_kinds as housekeeping
+from resfit import cache_kinds
 from resfit.errors import ArgumentError
 from resfit.features.digests import digest_files
 from resfit.features.extract import extract, store_key
@@ -174,9 +174,9 @@ def test_prune_takes_what_nobody_uses(tmp_path):
     idle = FeatureStore(tmp_path / "features", StoreKey("cd" * 32, {"name": "idle"}), 1)
     idle.append([digest(1), digest(2)], np.ones((2, 1)))
     folder = idle.folder
-    assert housekeeping.prune(tmp_path, older_than=1).deleted == ()
+    assert cache_kinds.prune(tmp_path, older_than=1).deleted == ()
     del idle
-    assert [item.path for item in housekeeping.prune(tmp_path).deleted] == [folder]
+    assert [item.path for item in cache_kinds.prune(tmp_path).deleted] == [folder]
     assert not folder.exists()
     np.testing.assert_array_equal(used.rows([digest(1)]), [[1]])
 

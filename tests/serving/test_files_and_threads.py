@@ -214,7 +214,7 @@ def test_no_thread_is_in_the_networks_code_when_python_ends():
         from resfit.serving import repository
         from resfit.serving.batching import Work
         from resfit.serving.metrics import Metrics
-        from resfit.serving.settings import Settings
+        from resfit.serving.settings import ServerSettings
 
         image = op.parameter([-1, 96, 96, 3], np.float32)
         turned = op.transpose(image, op.constant(np.array([0, 3, 1, 2])))
@@ -239,7 +239,7 @@ def test_no_thread_is_in_the_networks_code_when_python_ends():
             folder.mkdir()
             for name in ("classifier.json", "model.keras"):
                 (folder / name).write_text("{}")
-            found = repository.Repository(pathlib.Path(root), Settings(), Metrics(), Network)
+            found = repository.Repository(pathlib.Path(root), ServerSettings(), Metrics(), Network)
             found.refresh()
             batcher = found.models["m"][1].batcher("predict")
             for _ in range(4):

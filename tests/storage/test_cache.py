@@ -20,7 +20,6 @@ import pytest
 from PIL import Image
 
 from resfit import cache_kinds
-from resfit import cache_kinds as housekeeping
 from resfit.engines import compiled
 from resfit.errors import ArgumentError
 from resfit.features import pixels
@@ -151,7 +150,7 @@ def names(found) -> list[str]:
 def test_every_kind_is_found_with_its_size_its_source_and_its_last_use(root, tmp_path):
     paths = put_all(root, tmp_path)
     assert set(paths) == set(cache_kinds.KINDS)
-    found = {item.kind: item for item in housekeeping.find()}
+    found = {item.kind: item for item in cache_kinds.find()}
     assert {kind: item.path for kind, item in found.items()} == paths
     assert found["weights"].source.startswith("http://127.0.0.1:")
     assert found["weights"].what == "net.safetensors"
@@ -162,11 +161,11 @@ def test_every_kind_is_found_with_its_size_its_source_and_its_last_use(root, tmp
     assert found["runs"].bytes >= 400
     age(paths["engines"], 10)
     put_weights("other.safetensors")
-    assert housekeeping.find()[0].path == paths["engines"]
+    assert cache_kinds.find()[0].path == paths["engines"]
     assert time.time() - found["pixels"].used < 60
-    assert [item.kind for item in housekeeping.find(kinds=["runs"])] == ["runs"]
+    assert [item.kind for item in cache_kinds.find(kinds=["runs"])] == ["runs"]
     with pytest.raises(ArgumentError, match=r"kind must be one of.*Did you mean 'features'"):
-        housekeeping.find(kinds=["feature"])
+        cache_kinds.find(kinds=["feature"])
 
 
 def damage(path: Path) -> None:
@@ -177,7 +176,7 @@ def damage(path: Path) -> None:
 
 def test_damage_is_named_in_every_kind(root, tmp_path):
     paths = put_all(root, tmp_path)
-    sound = {item.kind: housekeeping.faults(item) for item in housekeeping.find()}
+    sound = {item.kind: cache_kinds.faults(item) for item in cache_kinds.find()}
     assert sound == {kind: [] for kind in sound} | {"keras": sound["keras"]}
     assert "another md5" in sound["keras"][0]
     damage(paths["weights"] / "net.safetensors")
@@ -188,7 +187,7 @@ def test_damage_is_named_in_every_kind(root, tmp_path):
     paths["latency"].write_text("{")
     paths["digests"].write_bytes(b"SQLite format 3\0" + bytes(5000))
     damage(paths["hub"] / "variables" / "variables.data-00000-of-00001")
-    told = {item.kind: "; ".join(housekeeping.faults(item)) for item in housekeeping.find()}
+    told = {item.kind: "; ".join(cache_kinds.faults(item)) for item in cache_kinds.find()}
     for kind, text in (
         ("weights", "another sha256"),
         ("features", "1 of 3 rows"),
@@ -200,7 +199,7 @@ def test_damage_is_named_in_every_kind(root, tmp_path):
         ("hub", "checksum"),
     ):
         assert text in told[kind], (kind, told[kind])
-    gone = housekeeping.prune(damaged=True)
+    gone = cache_kinds.prune(damaged=True)
     assert names(gone.deleted) == sorted(OWN)
 
 
@@ -211,7 +210,7 @@ def test_missing_parts_are_damage(root, tmp_path):
     (paths["engines"] / "net.bin").unlink()
     (paths["hub"] / "saved_model.pb").unlink()
     (paths["pixels"] / "about.json").unlink()
-    wrong = {item.kind for item in housekeeping.find() if housekeeping.faults(item)}
+    wrong = {item.kind for item in cache_kinds.find() if cache_kinds.faults(item)}
     assert wrong == {"weights", "features", "engines", "hub", "pixels", "keras"}
 
 
@@ -238,14 +237,14 @@ def test_a_half_empty_module_is_damage_and_goes(root, tmp_path, inner):
             assert place.name == (inner or place.name)
             losses.get(name, lambda place: None)(place)
     ended()
-    found = {item.source.rpartition("/")[2]: item for item in housekeeping.find(kinds=["hub"])}
+    found = {item.source.rpartition("/")[2]: item for item in cache_kinds.find(kinds=["hub"])}
     assert found.keys() == {"sound", *losses}
     size = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file())
     assert (found["sound"].what, found["sound"].bytes) == ("SavedModel", size)
-    told = {name: "; ".join(housekeeping.faults(item)) for name, item in found.items()}
+    told = {name: "; ".join(cache_kinds.faults(item)) for name, item in found.items()}
     assert told.pop("sound") == ""
     assert {name: name in text and "cut short" in text for name, text in told.items()} == dict.fromkeys(losses, True)
-    gone = housekeeping.prune(kinds=["hub"], damaged=True)
+    gone = cache_kinds.prune(kinds=["hub"], damaged=True)
     assert {item.path for item in gone.deleted} == {item.path for name, item in found.items() if name in losses}
     left = sorted(path.name for path in (tmp_path / "tfhub").iterdir())
     assert left == [found["sound"].path.name, f"{found['sound'].path.name}.descriptor.txt"]
@@ -264,37 +263,37 @@ def test_modules_on_their_way(root, tmp_path):
     (folder / "notes.txt").write_text("of somebody else")
     module = put_module(tmp_path)
     (folder / f"{module.name}.lock").write_text(f"host.1.{'1' * 32}")
-    assert sorted(item.state for item in housekeeping.find()) == ["", "leftover", "partial"]
-    (loading,) = (item for item in housekeeping.find() if item.state == "partial")
+    assert sorted(item.state for item in cache_kinds.find()) == ["", "leftover", "partial"]
+    (loading,) = (item for item in cache_kinds.find() if item.state == "partial")
     with download.locked(folder / loading.path.name.split(".")[1]):  # as long as the download goes on
-        assert (loading, "in use") in housekeeping.prune(kinds=["hub"], dry_run=True).kept
-    result = housekeeping.prune(kinds=["hub"])
+        assert (loading, "in use") in cache_kinds.prune(kinds=["hub"], dry_run=True).kept
+    result = cache_kinds.prune(kinds=["hub"])
     assert [item.state for item in result.deleted] == ["partial"]
     assert result.deleted[0].bytes == 4000
     assert sorted(reason for _, reason in result.kept) == ["in use", "it may still be written"]
     for path in folder.iterdir():
         age(path, 2)
-    assert sorted(item.state for item in housekeeping.prune(kinds=["hub"]).deleted) == ["", "leftover"]
+    assert sorted(item.state for item in cache_kinds.prune(kinds=["hub"]).deleted) == ["", "leftover"]
     assert sorted(path.name for path in folder.iterdir()) == [f"{name}.lock", "notes.txt"]
 
 
 def test_a_cache_of_modules_that_is_not_here(root, monkeypatch):
     for elsewhere in ("gs://bucket/modules", "/no/such/folder"):
         monkeypatch.setenv("TFHUB_CACHE_DIR", elsewhere)
-        assert housekeeping.find(kinds=["hub"]) == []
+        assert cache_kinds.find(kinds=["hub"]) == []
 
 
 def test_all_is_what_no_other_library_uses(root, tmp_path):
     paths = put_all(root, tmp_path)
     before = sorted(path for path in tmp_path.rglob("*"))
-    planned = housekeeping.prune(dry_run=True)
+    planned = cache_kinds.prune(dry_run=True)
     assert names(planned.deleted) == sorted(OWN)
     assert all(path.exists() for path in before)
-    done = housekeeping.prune()
+    done = cache_kinds.prune()
     assert [item.path for item in done.deleted] == [item.path for item in planned.deleted]
-    assert names(housekeeping.find()) == ["hub", "keras"]
+    assert names(cache_kinds.find()) == ["hub", "keras"]
     assert not [path for path in root.rglob("*") if path.is_file() and path.suffix != ".lock"]
-    assert names(housekeeping.prune(kinds=["hub", "keras"]).deleted) == ["hub", "keras"]
+    assert names(cache_kinds.prune(kinds=["hub", "keras"]).deleted) == ["hub", "keras"]
     assert not list((tmp_path / "tfhub").iterdir())
     assert not paths["keras"].exists()
 
@@ -305,20 +304,20 @@ def test_age_and_size_take_what_was_used_longest_ago(root):
     for folder, days in zip(folders, (30, 20, 1), strict=True):
         age(folder, days)
     del stores
-    assert [item.path for item in housekeeping.prune(older_than=25, dry_run=True).deleted] == folders[:1]
-    each = housekeeping.find()[0].bytes
-    assert [item.path for item in housekeeping.prune(max_bytes=2 * each, dry_run=True).deleted] == folders[:1]
-    assert [item.path for item in housekeeping.prune(max_bytes=each, dry_run=True).deleted] == folders[:2]
-    assert [item.path for item in housekeeping.prune(max_bytes=0, older_than=10).deleted] == folders[:2]
-    assert [item.path for item in housekeeping.find()] == folders[2:]
+    assert [item.path for item in cache_kinds.prune(older_than=25, dry_run=True).deleted] == folders[:1]
+    each = cache_kinds.find()[0].bytes
+    assert [item.path for item in cache_kinds.prune(max_bytes=2 * each, dry_run=True).deleted] == folders[:1]
+    assert [item.path for item in cache_kinds.prune(max_bytes=each, dry_run=True).deleted] == folders[:2]
+    assert [item.path for item in cache_kinds.prune(max_bytes=0, older_than=10).deleted] == folders[:2]
+    assert [item.path for item in cache_kinds.find()] == folders[2:]
     put_features(root, "new")  # opening it is using it
-    assert housekeeping.prune(older_than=0.5).deleted == ()
+    assert cache_kinds.prune(older_than=0.5).deleted == ()
 
 
 USERS = {
-    "weights": "handles.resolve(sys.argv[2])",
+    "weights": "resolve.resolve(sys.argv[2])",
     "features": "kept = FeatureStore(root / 'features', StoreKey(sys.argv[2], {}), 5)",
-    "engines": "kept = object.__new__(type('Engine', (), {})); compiled.Entry(Path(sys.argv[2]), {}).used(kept)",
+    "engines": "kept = type('Engine', (), {})(); compiled.CompiledEntry(Path(sys.argv[2]), {}).used(kept)",
 }
 
 
@@ -333,7 +332,7 @@ def test_what_another_process_uses_stays(root, tmp_path, kind):
     program = f"""
     import sys
     from pathlib import Path
-    from resfit.weights import handles
+    from resfit.weights import resolve
     from resfit.engines import compiled
     from resfit.features.store import FeatureStore, StoreKey
     root = Path(sys.argv[1])
@@ -348,12 +347,12 @@ def test_what_another_process_uses_stays(root, tmp_path, kind):
         text=True,
     )
     assert user.stdout.readline() == "using\n"
-    result = housekeeping.prune()
+    result = cache_kinds.prune()
     assert [(item.kind, reason) for item, reason in result.kept] == [(kind, "in use")]
     assert names(result.deleted) == sorted(set(OWN) - {kind})
     assert paths[kind].is_dir()
     user.communicate("")
-    assert names(housekeeping.prune().deleted) == [kind]
+    assert names(cache_kinds.prune().deleted) == [kind]
 
 
 def test_links_are_neither_followed_nor_deleted(root, tmp_path):
@@ -368,7 +367,7 @@ def test_links_are_neither_followed_nor_deleted(root, tmp_path):
     ended()
     (root / "not of resfit").mkdir()
     (root / "weights" / "somebody's folder").mkdir()
-    result = housekeeping.prune()
+    result = cache_kinds.prune()
     assert names(result.deleted) == ["weights"]
     assert {item.kind: reason for item, reason in result.kept} == dict.fromkeys(
         ("features", "engines"), "a link, which is not followed"
@@ -387,41 +386,41 @@ def test_noted_names_lead_nowhere_else(root, tmp_path):
     digest = hashlib.sha256(b"s").hexdigest()
     origin["files"] = {"../../../secret": {"size": 1, "sha256": digest}, str(secret): {"size": 1, "sha256": digest}}
     (folder / resolve.ORIGIN).write_text(json.dumps(origin))
-    (item,) = housekeeping.find()
-    assert len(housekeeping.faults(item)) == 2
+    (item,) = cache_kinds.find()
+    assert len(cache_kinds.faults(item)) == 2
 
 
 def test_a_kill_in_the_middle_leaves_nothing_half(root, tmp_path):
     folder = put_features(root).folder
     program = """
     import os, shutil, signal, sys
-    from resfit import housekeeping
+    from resfit import cache_kinds
     whole = shutil.rmtree
     def killed(path):
         os.unlink(path / "rows.f32")
         os.kill(os.getpid(), signal.SIGKILL)
     shutil.rmtree = killed
-    housekeeping.prune()
+    cache_kinds.prune()
     """
     result = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False)
     assert result.returncode == -signal.SIGKILL
     assert not folder.exists()
-    (item,) = housekeeping.find()
+    (item,) = cache_kinds.find()
     assert (item.state, item.kind) == ("leftover", "features")
-    assert housekeeping.faults(item) == []
+    assert cache_kinds.faults(item) == []
     put_features(root)  # made again meanwhile
-    assert [one.state for one in housekeeping.prune(older_than=1).deleted] == ["leftover"]
-    assert [one.state for one in housekeeping.find()] == [""]
+    assert [one.state for one in cache_kinds.prune(older_than=1).deleted] == ["leftover"]
+    assert [one.state for one in cache_kinds.find()] == [""]
     assert not item.path.exists()
 
 
 def test_what_may_still_be_written_stays_for_a_day(root):
     work = put_engine().with_name(".0123.abc")
     shutil.copytree(put_engine(), work)
-    result = housekeeping.prune(older_than=5)
+    result = cache_kinds.prune(older_than=5)
     assert [(item.path, reason) for item, reason in result.kept] == [(work, "it may still be written")]
     age(work, 2)
-    assert [item.path for item in housekeeping.prune(older_than=5).deleted] == [work]
+    assert [item.path for item in cache_kinds.prune(older_than=5).deleted] == [work]
 
 
 def test_a_download_that_was_cut_off_is_partial_and_no_damage(root):
@@ -431,11 +430,11 @@ def test_a_download_that_was_cut_off_is_partial_and_no_damage(root):
         with pytest.raises(OSError, match="404"):
             resolve.resolve(f"{site.url}/net.safetensors")
     ended()
-    (item,) = housekeeping.find()
+    (item,) = cache_kinds.find()
     assert item.state == "partial"
     assert 4000 <= item.bytes < 5000
-    assert housekeeping.faults(item) == []
-    assert [one.path for one in housekeeping.prune().deleted] == [item.path]
+    assert cache_kinds.faults(item) == []
+    assert [one.path for one in cache_kinds.prune().deleted] == [item.path]
 
 
 def test_who_waits_for_a_lock_gets_the_new_one(tmp_path):
@@ -447,8 +446,8 @@ def test_who_waits_for_a_lock_gets_the_new_one(tmp_path):
     waiting = subprocess.Popen(
         [
             *(sys.executable, "-c"),
-            "import sys, pathlib; from resfit import cache; path = pathlib.Path(sys.argv[1]); print('ready', flush=1);"
-            "held = cache.hold(path); print(path.exists(), flush=True); sys.stdin.read()",
+            "import sys, pathlib; from resfit.storage import locks; path = pathlib.Path(sys.argv[1]); "
+            "print('ready', flush=1); held = locks.hold(path); print(path.exists(), flush=True); sys.stdin.read()",
             str(lock),
         ],
         stdin=subprocess.PIPE,
@@ -472,8 +471,8 @@ def test_who_waits_for_a_lock_gets_the_new_one(tmp_path):
 def test_rows_of_every_format_are_verified(tmp_path, dtype):
     kept = FeatureStore(tmp_path / "features", StoreKey.of({"of": dtype}), 8, dtype)
     kept.append([bytes([number]) * 32 for number in range(5)], np.arange(40).reshape(5, 8))
-    (item,) = housekeeping.find(cache=tmp_path, kinds=["features"])
-    assert housekeeping.faults(item) == []
+    (item,) = cache_kinds.find(cache=tmp_path, kinds=["features"])
+    assert cache_kinds.faults(item) == []
     (rows,) = kept.folder.glob("rows.*")
     rows.write_bytes(rows.read_bytes()[:-1] + b"\xff")
-    assert housekeeping.faults(item) == ["1 of 5 rows have another checksum"]
+    assert cache_kinds.faults(item) == ["1 of 5 rows have another checksum"]

@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 
 from resfit import artifact, processors
-from resfit.data import decode
+from resfit.data import dataset, decode
 from resfit.data.medical import privacy
 from resfit.errors import ArgumentError, ArtifactError, DataError, InputWarning
 from resfit.features.extract import extract
 from resfit.storage.locks import keep
 from resfit.tasks import classification as classifier
-from resfit.tasks.classification import Classifier, fit
+from resfit.tasks.classification import Classifier, fit, fit_plan, timings
 from tests.pictures import picture, tiny_body, write_folder, write_picture
 from tests.training.networks import small_body
 
@@ -314,11 +314,11 @@ def test_without_time_for_a_whole_probe_what_the_training_began_with_is_kept(net
     from resfit.tasks.classification import data_preparation
 
     monkeypatch.setattr(data_preparation, "_MOST_TO_BEGIN_WITH", 40)
-    monkeypatch.setattr(classifier.choices.Choice, "leaves", lambda *_: False)
+    monkeypatch.setattr(fit_plan.FitPlan, "leaves", lambda *_: False)
     options = {"model": network, "strategy": "auto", "budget": "5m", "trainable_from": 0}
     untrained = fit(patterns, **options, tuning={**QUICK, "learning_rate": 1e-12, "epochs": 1})
     assert untrained.metrics["training"]["epoch"] == 0
-    monkeypatch.setattr(classifier.choices.Choice, "too_late", lambda *_: True)
+    monkeypatch.setattr(fit_plan.FitPlan, "too_late", lambda *_: True)
     late = fit(patterns, **options, tuning=QUICK, cache=tmp_path)
     assert (late.recipe.strategy, "training" in late.metrics) == ("probe", False)
     np.testing.assert_array_equal(late.head().kernel, untrained.head().kernel)
@@ -570,10 +570,10 @@ def test_statistics_of_a_new_network_move(patterns):
     assert (backbone.has_statistics(new), backbone.has_statistics(trained)) == (False, True)
     trained.trainable = False
     assert backbone.has_statistics(trained)
-    images = classifier.fitting.image_sets.scan(patterns)
+    images = dataset.scan(patterns)
     for body, batch_norm in ((new, "auto"), (trained, "frozen")):
-        journal = classifier.fitting.Journal()
-        choice = classifier.fitting.Choice(body, "full", 5.0, None, None, 0, "linear", False, {}, False)
+        journal = timings.Timings()
+        choice = fit_plan.FitPlan(body, "full", 5.0, None, None, 0, "linear", False, {}, False)
         settings, _ = choice.settings(images, 60, None, False, journal)
         assert settings.batch_norm == batch_norm
         assert any("statistics move" in note for note in journal.notes) == (body is new)
@@ -588,7 +588,7 @@ def test_where_the_time_has_run_out_the_probe_is_kept(patterns, network, tmp_pat
 
     def slowly(*arguments):
         assert out.with_name("out.run").is_dir()
-        monkeypatch.setattr(classifier.fitting.Journal, "minutes", 4.99)
+        monkeypatch.setattr(timings.Timings, "minutes", 4.99)
         return prepare(*arguments)
 
     monkeypatch.setattr(strategies, "prepare", slowly)

@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score
 
 from resfit import report
 from resfit.cli import main
+from resfit.data import image_statistics
 from resfit.data.dataset import scan
 from resfit.errors import DataError
 from resfit.quality import checking
@@ -120,7 +121,7 @@ def test_imbalance_is_of_labels(data):
         (data / f"{n}.png").write_bytes((data / "images" / "red" / f"{n:03}.png").read_bytes())
     (data / "rare.csv").write_text("\n".join(rows))
     images = scan(data / "rare.csv", label_separator=";")
-    records = np.zeros(20, checking.checks.RECORD)
+    records = np.zeros(20, image_statistics.RECORD)
     records["width"] = records["height"] = 8
     found = checking.examine(images, np.zeros((20, 0)), records, checking.Duplicates((), np.zeros((0, 2), np.int64)))
     assert found.imbalance == 9.0
@@ -131,7 +132,7 @@ def test_imbalance_is_of_labels(data):
 def test_copies_with_other_labels_are_conflicts(data):
     images = scan(data / "cells.csv", label_separator="|")
     same = checking.Duplicates(((0, 1), (0, 20)), np.zeros((0, 2), np.int64))  # blue and blue, blue and green
-    records = np.zeros(len(images), checking.checks.RECORD)
+    records = np.zeros(len(images), image_statistics.RECORD)
     records["width"] = records["height"] = 8
     found = checking.examine(images, np.zeros((len(images), 0), np.float32), records, same)
     assert found.conflicts == ((0, 20),)

@@ -255,12 +255,12 @@ def test_nothing_that_is_obvious(names, match):
 
 _CHILD = """
 import json, os, sys
-from resfit.weights import handles
+from resfit.weights import resolve
 for line in sys.stdin:
     handle, options, environment = json.loads(line)
     os.environ.update(environment)
     try:
-        answer = ["", str(handles.resolve(handle, **options))]
+        answer = ["", str(resolve.resolve(handle, **options))]
     except Exception as error:
         answer = [type(error).__name__, str(error)]
     print(json.dumps(answer), flush=True)

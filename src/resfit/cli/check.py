@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from resfit.quality.checking import Checks
 
 _SHOWN = 10
+_CHECKS = {"leaks": "images in both training and test set", "label_errors": "labels", "shortcuts": "shortcuts"}
 
 
 def register(app: typer.Typer) -> None:
@@ -129,9 +130,11 @@ def _print(found: Checks) -> None:
         f"{sum(found.ignored.values())} ignored{ignored}"
     )
     console.print_table(title, ("found",), [(text,) for text in findings] or [("nothing wrong",)])
+    for key, reason in found.not_run.items():
+        console.message(f"Not checked: {_CHECKS[key]} ({reason}).")
     facts = found.to_dict(most=_SHOWN)
     tables = {
-        "leaks": ("test images that are there for training too", ("test", "other", "kind")),
+        "leaks": ("images in both training and test set", ("test", "other", "kind")),
         "label_errors": (f"labels worth a look ({label_precision()})", ("path", "label", "suggested", "probability")),
     }
     for key, (title, columns) in tables.items():

@@ -18,6 +18,7 @@ from resfit.data import image_statistics
 from resfit.data.medical import privacy
 from resfit.errors import ArgumentError, DataError
 from resfit.features import extract as feature_store
+from resfit.wording import counted
 
 if TYPE_CHECKING:
     import keras
@@ -117,7 +118,7 @@ class Checks:
         images: The images that could be read.
         exact: Groups of files with the same bytes.
         near: Pairs of images that show the same and are no exact copies, int64 ``(n, 2)``.
-        leaks: Test images that are there for training too: ``(test, other, "exact" or "near")``.
+        leaks: Images in both training and test set: ``(test, other, "exact" or "near")``.
         conflicts: Pairs of duplicates with different labels.
         looks: Blank, dark, bright, blurred and odd-sized images.
         marks: The same small picture on many images of one class.
@@ -127,6 +128,7 @@ class Checks:
         skipped: Images that could not be read.
         ignored: Number of files that each rule left out.
         leak_effect: Accuracy on all test images, and on those that do not leak; ``None`` where it was not measured.
+        not_run: Checks that were not run, each with the reason: ``"leaks"``, ``"label_errors"``, ``"shortcuts"``.
     """
 
     images: ImageSet
@@ -142,6 +144,7 @@ class Checks:
     leak_effect: tuple[float, float] | None = None
     probed: tuple[int, ...] | None = None
     ignored: dict[str, int] = dataclasses.field(default_factory=dict)
+    not_run: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def imbalance(self) -> float:
@@ -151,7 +154,7 @@ class Checks:
 
     @property
     def stops(self) -> bool:
-        """Whether the test images tell too little of new ones, for too many were there for training too."""
+        """Whether so many test images are in the training set too that their accuracy says little of new images."""
         near = {test for test, _, kind in self.leaks if kind == "near"}
         tested = sum(split == "test" for split in self.images.splits)
         return any(kind == "exact" for *_, kind in self.leaks) or len(near) > LEAK_SHARE * tested
@@ -184,7 +187,7 @@ class Checks:
             whole, clean = self.leak_effect
             effect = f"with them a probe is right on {whole:.1%} of the test images, without them on {clean:.1%}"
         raise DataError(
-            f"test images must not be there for training too. Received: {len(leaked)} of {tested} that are, such as "
+            f"{len(leaked)} of {counted(tested, 'test image')} are in the training set too, such as "
             f"{self.name(test)}, {_KINDS[kind]} of {self.name(other)}; {effect}. `resfit check` lists "
             "them: remove them, or pass --allow-leakage (allow_leakage=True)."
         )
@@ -203,22 +206,28 @@ class Checks:
         names = self.images.classes
         copies = sum(len(group) - 1 for group in self.exact)
         leaked = len({test for test, *_ in self.leaks})
+        pairs, conflicts, doubtful = len(self.near), len(self.conflicts), len(self.label_errors)
         largest, smallest = ("largest class", "smallest")
         if self.images.multilabel:
             largest, smallest = "most frequent label", "rarest"
         found = [
-            (copies, f"{copies} exact copies of other images"),
-            (len(self.near), f"{len(self.near)} pairs of near duplicates"),
-            (leaked, f"{leaked} test images that are there for training too"),
-            (len(self.conflicts), f"{len(self.conflicts)} pairs of duplicates with different labels"),
-            (len(self.label_errors), f"{len(self.label_errors)} labels worth a look ({label_precision()})"),
-            *((len(at), f"{len(at)} {name} images") for name, at in vars(self.looks).items()),
+            (copies, counted(copies, "exact copy of another image", "exact copies of other images")),
+            (pairs, counted(pairs, "pair of near duplicates", "pairs of near duplicates")),
+            (leaked, counted(leaked, "image in both training and test set", "images in both training and test set")),
+            (
+                conflicts,
+                counted(
+                    conflicts, "pair of duplicates with different labels", "pairs of duplicates with different labels"
+                ),
+            ),
+            (doubtful, f"{counted(doubtful, 'label', 'labels')} worth a look ({label_precision()})"),
+            *((len(at), counted(len(at), f"{name} image")) for name, at in vars(self.looks).items()),
             (
                 self.imbalance > IMBALANCE,
                 f"the {largest} has {self.imbalance:.0f} times as many images as the {smallest}",
             ),
             *(
-                (1, f"the same mark stands on {len(mark.positions)} images, most of class {names[mark.label]!r}")
+                (1, f"the same mark is on {len(mark.positions)} images, most of class {names[mark.label]!r}")
                 for mark in self.marks
             ),
             *((shortcut.strong, self._sentence(shortcut)) for shortcut in self.shortcuts),
@@ -244,7 +253,7 @@ class Checks:
             most: Entries of each list; ``None`` is all.
         """
         names, name = self.images.classes, self.name
-        return {
+        found = {
             "found": len(self.images) + len(self.skipped) + sum(self.ignored.values()),
             "images": len(self.images),
             "skipped": len(self.skipped),
@@ -293,7 +302,11 @@ class Checks:
                 for item in self.shortcuts
             ],
             **({} if self.probed is None else {"shortcuts_of_labels": [names[label] for label in self.probed]}),
+            "not_run": self.not_run,
         }
+        for key in self.not_run:  # what was not computed is not reported as zero
+            found[key] = None if key == "shortcuts" else {"count": None, "items": []}
+        return found
 
 
 def _listed(items: list[Any], most: int | None) -> dict[str, Any]:
@@ -428,7 +441,46 @@ def examine(
         label_errors=tuple(label_errors(features, labels, method=label_method, seed=seed)),
         skipped=tuple(skipped),
         probed=probed,
+        not_run=_not_run(features, labels, groups, splits),
     )
+
+
+def _not_run(
+    features: np.ndarray, labels: np.ndarray, groups: np.ndarray, splits: Sequence[str | None]
+) -> dict[str, str]:
+    """Returns the checks that this set does not allow, each with the reason."""
+    found = {}
+    if "test" not in splits:
+        found["leaks"] = "the data states no test set"
+    if reason := _too_little_for_label_errors(features, labels):
+        found["label_errors"] = reason
+    columns = labels.T.astype(np.int64) if labels.ndim == 2 else labels[None]
+    if all(not len(_probed(own, groups)) for own in columns):
+        found["shortcuts"] = f"fewer than {_LEAST_PROBED} images of at least two classes with 5 images each"
+    return found
+
+
+def _too_little_for_label_errors(features: np.ndarray, labels: np.ndarray) -> str:
+    if not features.shape[1]:
+        return "no features were computed"
+    if labels.ndim == 2:
+        counts = labels.sum(axis=0)
+        usable = ((counts >= 3) & (counts <= len(labels) - 3)).any()
+        return "" if usable else "no label has 3 images with it and 3 without it"
+    counts = np.unique(labels[labels >= 0], return_counts=True)[1]
+    if len(counts) < 2:
+        return "fewer than two classes"
+    return "a class has fewer than 3 images" if counts.min() < 3 else ""
+
+
+def _probed(labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Returns the positions of the images that shortcuts are looked for on; none where there are too few."""
+    some = np.unique(groups, return_index=True)[1]
+    some = some[labels[some] >= 0]
+    some = np.sort(np.random.default_rng(seed).permutation(some)[:_PROBED])
+    known, counts = np.unique(labels[some], return_counts=True)
+    some = some[np.isin(labels[some], known[counts >= 5])]
+    return some if len(some) >= _LEAST_PROBED and len(np.unique(labels[some])) > 1 else some[:0]
 
 
 def _differ(one: np.ndarray, other: np.ndarray) -> bool:
@@ -471,14 +523,10 @@ def shortcuts(records: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed:
     from sklearn.model_selection import StratifiedKFold
     from sklearn.tree import DecisionTreeClassifier
 
-    some = np.unique(groups, return_index=True)[1]
-    some = some[labels[some] >= 0]
-    some = np.sort(np.random.default_rng(seed).permutation(some)[:_PROBED])
-    known, counts = np.unique(labels[some], return_counts=True)
-    some = some[np.isin(labels[some], known[counts >= 5])]
+    some = _probed(labels, groups, seed)
     truth = labels[some]
     known = np.unique(truth)
-    if len(some) < _LEAST_PROBED or len(known) < 2:
+    if not len(some):
         return []
     found = []
     for cue, columns in image_statistics.cues(records[some]).items():
@@ -545,10 +593,10 @@ def label_errors(features: np.ndarray, labels: np.ndarray, *, method: str = "rid
     check_label_method(method)
     if labels.ndim == 2:
         return _errors_of_labels(features, labels, method)
+    if _too_little_for_label_errors(features, labels):
+        return []
     some = np.flatnonzero(labels >= 0)
     known, truth = np.unique(labels[some], return_inverse=True)
-    if len(known) < 2 or features.shape[1] == 0 or np.bincount(truth).min() < 3:
-        return []
     probabilities = left_out(features[some], truth, len(known))
     judged = _JUDGES[method](probabilities, truth)
     own = probabilities[np.arange(len(truth)), truth]

@@ -7,8 +7,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from resfit import processors
 from resfit.evaluation.figures import Figures
 from resfit.report.findings import Findings
@@ -32,9 +30,9 @@ def data_card(findings: Findings) -> Rows:
         ("measured on", plain(findings.source) + (f", part {findings.part!r}" if findings.part else "")),
         ("images", f"{len(judged.images)} used, {len(judged.skipped)} skipped"),
         ("images of each class", ", ".join(f"{plain(n)} {c}" for n, c in zip(judged.classes, counts, strict=True))),
-        ("digest of the data measured", judged.images.fingerprint),
+        ("SHA-256 of the evaluation data", judged.images.fingerprint),
         ("images of the fit", learned or "not recorded"),
-        ("digest of the data fitted", findings.classifier.fingerprint),
+        ("SHA-256 of the training data", findings.classifier.fingerprint),
         ("groups", _groups(findings)),
         ("also among the kept training images", _familiar(findings)),
     ]
@@ -54,7 +52,7 @@ def model_card(findings: Findings) -> Rows:
         ("parameters", f"{model.count_params():,}"),
         ("classes", ", ".join(plain(name) for name in classifier.classes)),
         ("strategy", f"{recipe.strategy} (asked for: {recipe.asked or recipe.strategy})"),
-        ("head", recipe.head + (f", C = {recipe.C:.3g}, {recipe.folds} folds" if recipe.head == "linear" else "")),
+        ("head", recipe.head + (f", {recipe.regularisation}" if recipe.regularisation else "")),
         ("input", f"{contract.size[1]} x {contract.size[0]} pixels, {contract.channels} channels"),
         ("resizing", f"{contract.resize_mode}, {contract.interpolation}, crop {contract.crop_fraction:g}"),
         ("seed of the fit", str(recipe.seed)),
@@ -200,15 +198,41 @@ def _reasons(skipped: Any) -> list[tuple[Any, int]]:
     return [(items[0], len(items)) for items in ordered]
 
 
+_CHECKED = {
+    "exact_duplicates": "groups of exact copies",
+    "near_duplicates": "pairs of near duplicates",
+    "leaks": "images in both training and test set",
+    "conflicting_labels": "pairs of duplicates with different labels",
+    "label_errors": "labels worth a look",
+    "blank": "blank images",
+    "dark": "dark images",
+    "bright": "bright images",
+    "blurred": "blurred images",
+    "odd": "images of odd size or shape",
+}
+
+
 def _checks(metrics: Mapping[str, Any]) -> Rows:
     """Returns the summary of the data checks that a fit left in the metrics."""
     found = metrics.get("checks")
     if not isinstance(found, Mapping):
         return []
+    reasons = found.get("not_run") or {}
     rows: Rows = []
-    for name, value in found.items():
-        if isinstance(value, bool | int | float | str | np.generic):
-            rows.append((f"data check: {plain(name).replace('_', ' ')}", plain(value)))
-        elif isinstance(value, list | tuple | Mapping):
-            rows.append((f"data check: {plain(name).replace('_', ' ')}", f"{len(value)} found"))
+    for key, words in _CHECKED.items():
+        listed = found.get(key)
+        if key in reasons:
+            rows.append((f"data check: {words}", f"not checked: {plain(reasons[key])}"))
+        elif isinstance(listed, Mapping) and isinstance(listed.get("count"), int):
+            rows.append((f"data check: {words}", str(listed["count"])))
+    if isinstance(found.get("imbalance"), int | float):
+        rows.append(("data check: images of the largest class for one of the smallest", f"{found['imbalance']:.1f}"))
+    marks, shortcuts = found.get("marks"), found.get("shortcuts")
+    if isinstance(marks, list):
+        rows.append(("data check: marks on many images of one class", str(len(marks))))
+    if "shortcuts" in reasons:
+        rows.append(("data check: shortcuts", f"not checked: {plain(reasons['shortcuts'])}"))
+    elif isinstance(shortcuts, list):
+        strong = [plain(item.get("cue", "")) for item in shortcuts if item.get("strong")]
+        rows.append(("data check: shortcuts", ", ".join(strong) or "none"))
     return rows

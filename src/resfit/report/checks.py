@@ -91,7 +91,7 @@ def _groups(found: Checks) -> list[dict[str, Any]]:
 
     return [
         group(
-            "Test images that are there for training too",
+            "Images in both training and test set",
             found.leaks,
             lambda leak: (leak[:2], "exact copy" if leak[2] == "exact" else "near duplicate"),
         ),
