@@ -5,7 +5,7 @@
     model.keras            the network with its head: RGB 0..255 in, probabilities out
     classifier.json        classes, input contract, recipe, temperature and prediction sets, metrics, versions
     references.npz         some training images: features, classes, thumbnails, no names (`references=False`: none)
-    unlike.npz             what tells images that are unlike the training images
+    unlike.npz             the out-of-distribution detector
     skipped.csv            images that were left out, with the reason
     test_predictions.csv   what it said about the test images
     training.csv           a row for each epoch, where the network was fine-tuned
@@ -15,7 +15,7 @@
     SHA256SUMS             a checksum of every file above, as ``sha256sum -c SHA256SUMS`` reads it
 
 Checksums tell damage and changes by hand; they are no signature, and whoever changes a file on purpose can write new
-ones. So every file is read as one that nobody vouches for: sizes, types and ranges are checked before they are used.
+ones. So every file is read as untrusted: sizes, types and ranges are checked before they are used.
 """
 
 from __future__ import annotations

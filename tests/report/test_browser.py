@@ -168,7 +168,7 @@ def test_names_in_the_page_of_checks_are_text_and_nobody_is_asked(opened_checks,
     assert page.title() == "Data checks"
     titles = page.locator("h2").all_inner_texts()
     for title in (
-        *("Test images that are there for training too: 1", "Duplicates with different labels: 1", "Exact copies: 9"),
+        *("Images in both training and test set: 1", "Duplicates with different labels: 1", "Exact copies: 9"),
         *("Blank images: 30", "Odd images: 1"),
     ):
         assert title in titles

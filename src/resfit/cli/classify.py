@@ -125,7 +125,7 @@ def evaluate(
         bool, typer.Option("--corruptions", help="Measure on corrupted images as well: noise, blur, JPEG and others.")
     ] = False,
     foreign: Annotated[
-        Path | None, typer.Option(help="Folder of images of another kind, to see how well they are told.")
+        Path | None, typer.Option(help="Folder of out-of-distribution images, to measure how well they are detected.")
     ] = None,
     cost_ratio: Annotated[
         float, typer.Option(help="With two classes, what missing the second costs, a false alarm being 1.")
@@ -305,7 +305,7 @@ def _print_figures(found: Findings) -> None:
     if found.foreign is not None:
         best = found.foreign.areas[found.foreign.method]
         typer.echo(
-            f"Foreign images told with AUROC {best.value:.3f} ({best.low:.3f} to {best.high:.3f}); "
+            f"Out-of-distribution images are detected with AUROC {best.value:.3f} ({best.low:.3f} to {best.high:.3f}); "
             f"{found.foreign.flagged[found.foreign.method]:.1%} flagged"
         )
 

@@ -102,7 +102,7 @@ def _default_target(source: str, ending: str) -> Path:
 def _print_table(rows: list[Export]) -> None:
     labelled = any(row.verification is not None and row.verification.accuracy is not None for row in rows)
     ends = (">accuracy", "") if labelled else ("",)
-    columns = ("format", "precision", ">MB", ">ms", ">largest difference", ">same first class", *ends)
+    columns = ("format", "precision", ">MB", ">ms", ">largest difference", ">top-1 agreement", *ends)
     console.print_table("", columns, [_cells(row, labelled) for row in rows])
     found = next((row.verification for row in rows if row.verification is not None), None)
     if found is not None:

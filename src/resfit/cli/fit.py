@@ -47,7 +47,7 @@ def register(app: typer.Typer) -> None:
 def fit(
     folder: Labelled,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder to write the classifier to; needed but for --dry-run.")
+        Path | None, typer.Option("--out", "-o", help="Folder to write the classifier to; required unless --dry-run.")
     ] = None,
     force: Annotated[
         bool,
@@ -85,7 +85,7 @@ def fit(
         str | None, typer.Option(help="A larger network, or a classifier, to learn from as well (distillation).")
     ] = None,
     balance: Annotated[bool, typer.Option("--balance", help="Let each class count the same in the loss.")] = False,
-    focal: Annotated[float, typer.Option(min=0, help="Exponent of the focal loss (mlp head, fine-tuning).")] = 0.0,
+    focal: Annotated[float, typer.Option(min=0, help="gamma of the focal loss (mlp head, fine-tuning).")] = 0.0,
     label_separator: LabelSeparator = None,
     multilabel: Multilabel = None,
     storage: Annotated[
@@ -93,7 +93,7 @@ def fit(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split and of all that is random.")] = 0,
     test_share: Annotated[float, typer.Option(help="Share set aside to measure with, if there is no test/.")] = 0.2,
-    max_skipped: Annotated[float, typer.Option(help="Largest share of unusable images that is put up with.")] = 0.1,
+    max_skipped: Annotated[float, typer.Option(help="Largest fraction of unreadable images.")] = 0.1,
     no_references: Annotated[
         bool, typer.Option("--no-references", help="Keep no training images, as features and thumbnails, in OUT.")
     ] = False,
@@ -101,7 +101,7 @@ def fit(
         bool, typer.Option("--check/--no-check", help="Look for duplicates, wrong labels, shortcuts in the same pass.")
     ] = True,
     allow_leakage: Annotated[
-        bool, typer.Option("--allow-leakage", help="Go on where test images are there for training too.")
+        bool, typer.Option("--allow-leakage", help="Continue although images are in both training and test set.")
     ] = False,
     engine: Engine = "auto",
     precision: Annotated[

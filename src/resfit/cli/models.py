@@ -227,7 +227,7 @@ def _heading(found: Description) -> str:
         f"centre crop {contract.crop_fraction:g}",
     ]
     if row.weights:
-        where = "brought by name" if row.loadable else "not brought by name yet"
+        where = "loadable by name" if row.loadable else "not loadable by name yet"
         lines.append(f"weights          {row.weights} ({row.licence or 'licence unknown'}; {where})")
     else:
         lines.append("weights          none published")

@@ -142,7 +142,7 @@ def create(
     """Makes a Keras model, or the first part of one, ready to run.
 
     An engine that is not Keras is compared with Keras on real images, the ``samples`` or the first batch it runs. The
-    result is kept beside the converted network, and an engine that disagrees is given up for Keras, with a warning.
+    result is kept beside the converted network. Where an engine disagrees, resfit falls back to Keras with a warning.
 
     An int8 network is compared with its float32 form on samples that it was not calibrated on, and given up for
     that, with a warning, below a cosine of 0.99.

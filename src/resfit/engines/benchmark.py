@@ -234,7 +234,7 @@ def _measure_here(asked: dict[str, Any]) -> list[dict[str, Any]]:
     engine.run(images[:1])
     start = time.perf_counter() - begin
     if (engine.name, engine.precision) != (asked["engine"], asked["precision"]) and asked["engine"] != "auto":
-        problem = f"given up for {engine.name} in {engine.precision}"
+        problem = f"fell back to {engine.name} in {engine.precision}"
         return [_unmeasured(asked, batch, problem) for batch in asked["batches"]]
     macs = engines.macs_per_image(body, size)
     found = []

@@ -1,4 +1,4 @@
-"""Whether an image is unlike the training images: three scores, and thresholds from images held out."""
+"""Out-of-distribution detection: three scores, and thresholds from held-out images."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Density:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OODDetector:
-    """What tells images that are unlike the training images.
+    """Detects out-of-distribution images.
 
     Attributes:
         density: For the Mahalanobis distance.
@@ -101,7 +101,7 @@ class OODDetector:
         right = centre.ndim == 1 and basis.shape == (len(centre), r) and precision.shape == (r, r)
         right = right and means.ndim == 2 and means.shape[1] == r and limits.shape == (len(METHODS),)
         if not right or noise.shape != () or not noise > 0 or any(array.dtype.kind != "f" for array in arrays.values()):
-            raise ArtifactError("what tells unlike images is damaged. Fit the classifier again.")
+            raise ArtifactError("the out-of-distribution detector is damaged. Fit the classifier again.")
         thresholds = {name: float(limit) for name, limit in zip(METHODS, limits, strict=True) if np.isfinite(limit)}
         if not references:
             thresholds.pop("knn", None)
@@ -203,7 +203,7 @@ def fit_unlike(
     multilabel: bool = False,
     seed: int = 0,
 ) -> OODDetector:
-    """Returns what tells unlike images, with the thresholds that flag one in a hundred of the held-out ones.
+    """Returns an out-of-distribution detector whose thresholds flag one in a hundred held-out images.
 
     Args:
         rows: Features of training images ``(n, features)``.

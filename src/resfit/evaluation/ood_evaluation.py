@@ -1,4 +1,4 @@
-"""How well a classifier tells images that are unlike its training images."""
+"""How well a classifier detects out-of-distribution images."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def measure_foreign(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> OODEvaluation:
-    """Measures how well images of another kind are told from a classifier's own.
+    """Measures how well a classifier detects out-of-distribution images.
 
     Args:
         classifier: A :class:`resfit.Classifier`.

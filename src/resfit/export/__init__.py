@@ -202,7 +202,7 @@ def line(row: Export) -> str:
     if row.problem or found is None:
         return f"{head}: {'FAILED' if row.failed else 'left out'}: {row.problem}"
     return (
-        f"{head}: largest difference {found.difference:.1e}, first class agrees on {found.agreement:.1%} of "
+        f"{head}: largest difference {found.difference:.1e}, top-1 agreement {found.agreement:.1%} on "
         f"{found.images} images, {row.size / 1e6:.1f} MB, {found.latency:.1f} ms"
     )
 
@@ -301,7 +301,7 @@ class _DisagreementError(ExportError):
         self.verification = found
         tried = f" with up to {FLOAT_SHARES[-1]:.0%} of the convolutions in float32" if precision == "int8" else ""
         super().__init__(
-            f"an export must say what Keras says. Received: {format} in {precision}{tried}: "
+            f"the export's outputs differ from Keras'. Received: {format} in {precision}{tried}: "
             f"{'; '.join(found.problems)} ({found.source}). Nothing was written. "
             + (_OTHERWISE if precision == "int8" else "Take another format.")
         )

@@ -1,4 +1,4 @@
-"""Whether an export says what Keras says, on real images, in the runtime that it was written for."""
+"""Whether an export's outputs equal Keras' on real images, in the runtime that it was written for."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Verification:
         images: Number of images.
         source: Where they are from, how many there are, and how these were chosen.
         difference: Largest difference of a score, as a share of the largest score.
-        agreement: Share of images with the same first class. A tie that the tolerance allows counts as the same. With
-            several labels an image: share of labels about which both decide the same.
+        agreement: Top-1 agreement: the share of images with the same most probable class. A tie that the tolerance
+            allows counts as the same. With several labels an image: share of labels about which both decide the same.
         accuracy: Share of labelled images that the export gets right; ``None`` without labels.
         keras_accuracy: The same for Keras.
         latency: Median milliseconds for one image, from array to scores, on this machine.
@@ -88,9 +88,7 @@ class Verification:
         if tolerance is not None and not self.difference <= tolerance:
             found.append(f"a score differs by {self.difference:.2g} of the largest, more than {tolerance:.0e}")
         if not self.agreement >= LEAST_AGREEMENT:
-            found.append(
-                f"the first class agrees on {self.agreement:.1%} of the images, less than {LEAST_AGREEMENT:.0%}"
-            )
+            found.append(f"the top-1 agreement is {self.agreement:.1%} of the images, less than {LEAST_AGREEMENT:.0%}")
         for check in self.checks:
             if not check.passed and check.tolerance is not None:
                 found.append(

@@ -26,7 +26,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "output_stride": (8, 16, 32),
 }
 
-# More than any network that was ever trained has; files that nobody vouches for may state anything.
+# More than any network that was ever trained has; untrusted files may state anything.
 _MOST_BLOCKS, _MOST_CHANNELS = 10_000, 10_000_000
 
 # Fields that came later: at their defaults they are left out of the dict form, which is that of before.

@@ -150,7 +150,7 @@ def facts(findings: Findings, explained: str) -> dict[str, str]:
                     "wrongly; the most confident of them are shown.",
         "poor_input": "Images that cannot be decoded are refused with a reason; images unlike the training images are "
                       "flagged." if findings.flagged is not None else "",
-        "explanation": f"{explained} of mistakes and of doubtful hits." if explained else "",
+        "explanation": f"{explained} of mistakes and of the least confident correct predictions." if explained else "",
         "robustness": "" if findings.robustness is None else
                       f"Mean accuracy {percent(findings.robustness.mean_accuracy)} over corruptions in five strengths.",
     }  # fmt: skip

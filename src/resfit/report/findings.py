@@ -60,7 +60,7 @@ class Findings:
         foreign: On foreign images; ``None`` where there were none.
         delong: With two classes, the AUROC of the second with DeLong's interval.
         operating: With two classes, the threshold of least cost.
-        flagged: Share of the images that are flagged as unlike the training images; ``None`` if it cannot tell.
+        flagged: Share of the images that are flagged as out-of-distribution; ``None`` if it cannot tell.
         familiar: How many of the images are among the training images that the classifier keeps.
         source: Name of the folder or table.
         part: Which part of a split was measured.
@@ -135,7 +135,7 @@ def measure(
         part: ``"train"``, ``"val"`` or ``"test"`` for one part of a split that the source states; ``None`` is all.
         columns: Columns of the CSV file whose values get figures of their own.
         corruptions: Whether to measure on corrupted images as well, which runs up to 500 images 71 times.
-        foreign: A folder of images of another kind, to see how well they are told.
+        foreign: A folder of out-of-distribution images, to measure how well they are detected.
         cost_ratio: What a missed positive costs, a false alarm being 1; with two classes, of which the second is the
             positive one.
         specificity: At which sensitivities are stated.

@@ -16,7 +16,7 @@ from resfit.report.templates import address, plain
 
 #: Images behind a cell of the confusion matrix, behind one of its diagonal, and behind all of them.
 EACH_WRONG, EACH_RIGHT, ALTOGETHER = 16, 4, 600
-#: Most confident mistakes, and least confident hits, that are shown.
+#: Most confident mistakes, and least confident correct predictions, that are shown.
 SHOWN = 12
 #: Longest side of a photo under a map, in pixels: a report is one file.
 LONGEST = 640
@@ -67,7 +67,7 @@ class Gallery:
     Attributes:
         cells: By row and column.
         mistakes: The most confident ones.
-        doubts: The least confident hits.
+        doubts: The least confident correct predictions.
         explained: How the overlays were made; empty where there are none.
         note: Why there are none.
     """

@@ -44,7 +44,7 @@ def precision_recall(findings: Findings) -> str:
 
 def reliability(findings: Findings) -> str:
     """Returns the reliability diagram."""
-    figure, axes = _axes("confidence", "share that was right")
+    figure, axes = _axes("confidence", "accuracy")
     rows = findings.reliability
     axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":", alpha=0.6)
     x, y = ([getattr(row, name) for row in rows] for name in ("confidence", "accuracy"))
@@ -56,7 +56,7 @@ def reliability(findings: Findings) -> str:
 
 def coverage(findings: Findings) -> str:
     """Returns the measured coverage of prediction sets against the one that was asked for."""
-    figure, axes = _axes("coverage asked for", "coverage measured")
+    figure, axes = _axes("target coverage", "coverage measured")
     asked = np.linspace(0.5, 0.99, 50)
     fitted = findings.classifier.calibration.conformal
     assert fitted is not None

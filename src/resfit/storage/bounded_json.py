@@ -1,4 +1,4 @@
-"""JSON from files that nobody vouches for: read quickly, in bounded memory, or refused with the reason.
+"""JSON from untrusted files: read quickly, in bounded memory, or refused with the reason.
 
 Python's own parser has no limits of size, takes ``NaN``, numbers of any length and lone surrogates, and ends deep
 nesting with an error of its own.

@@ -36,7 +36,7 @@ class Tuning:
         ema_decay: Of the moving average of the weights, which is then what is validated and kept; 0 keeps none.
         patience: Epochs without a better validation after which the run ends; ``None`` goes to the end.
         label_smoothing: Share of the target spread over all classes.
-        focal: Exponent of the focal loss (Lin et al. 2017, arXiv:1708.02002); 0 is cross-entropy.
+        focal: gamma of the focal loss (Lin et al. 2017, arXiv:1708.02002); 0 is cross-entropy.
         balance: Whether each class weighs the same in the loss, however many images it has.
         crop_scale: Least share of the area that a random crop keeps; 1 crops nothing.
         flip: Whether half of the images are mirrored left to right.

@@ -1,4 +1,4 @@
-"""Unpacking archives that nobody vouches for: tar, tar.gz and zip.
+"""Unpacking untrusted archives: tar, tar.gz and zip.
 
 Members are written as plain files and folders with this process's own rights; nothing else that an archive says is
 believed. It is unpacked beside its place and renamed when it is whole, so that a refusal leaves nothing behind.

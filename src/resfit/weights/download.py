@@ -92,7 +92,7 @@ def locked(path: Path, *, timeout: float | None = None) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout as error:
         raise DownloadError(
-            f"{path} is being made by another process. Received: no end of that in {timeout} s. Try again later."
+            f"timed out after {timeout} s: {path} is being made by another process. Try again later."
         ) from error
     try:
         yield

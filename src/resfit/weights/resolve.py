@@ -330,7 +330,7 @@ def _of_hugging_face(handle: str, expected: download.Expected) -> Path:
         from huggingface_hub import constants
     except ImportError as error:
         raise MissingDependencyError(
-            f'{handle} is brought by huggingface_hub. Received: it is not installed. pip install "resfit[hub]"'
+            f'{handle} needs huggingface_hub, which is not installed. Install it with: pip install "resfit[hub]"'
         ) from error
 
     def bring(*, local: bool) -> Path:
@@ -446,8 +446,8 @@ def _of_kaggle(handle: str, expected: download.Expected) -> Path:
         import kagglehub
     except ImportError as error:
         raise MissingDependencyError(
-            f'{handle} is brought by kagglehub. Received: it is not installed. pip install "resfit[hub]", or download '
-            f"it from {page} and pass its folder."
+            f"{handle} needs kagglehub, which is not installed. Install it with: "
+            f'pip install "resfit[hub]", or download it from {page} and pass its folder.'
         ) from error
     try:
         with _told_to_stderr("kagglehub"):
@@ -523,7 +523,7 @@ def _copy_from_cloud(handle: str, content: Path) -> None:
         system, root = fsspec.core.url_to_fs(handle)
     except (ImportError, ValueError) as error:
         raise MissingDependencyError(
-            f'{handle} is brought by fsspec. Received: {_first_line(error)} pip install "resfit[cloud]"'
+            f'{handle} needs fsspec with its storage back end. Received: {_first_line(error)} Install them with: pip install "resfit[cloud]"'
         ) from error
     with tempfile.TemporaryDirectory(prefix=".bringing-", dir=content.parent) as temporary:
         work = Path(temporary) / _CONTENT

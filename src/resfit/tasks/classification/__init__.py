@@ -1,4 +1,4 @@
-"""The trained thing: fit it on a folder of images, ask it, measure it, keep it."""
+"""Image classification: fit a classifier to a folder of images, predict, evaluate, save."""
 
 from resfit.tasks.classification.classifier import Classifier
 from resfit.tasks.classification.embedding import embed

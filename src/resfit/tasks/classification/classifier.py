@@ -1,4 +1,4 @@
-"""The trained thing: ask it, measure it, keep it."""
+"""An image classifier: predict, evaluate, save."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Classifier:
 
     @functools.cached_property
     def unlike(self) -> unlike.OODDetector | None:
-        """What tells images that are unlike the training images; ``None`` in a classifier without it."""
+        """The out-of-distribution detector; ``None`` in a classifier without one."""
         data = self._attachments.get(artifact.UNLIKE)
         return None if data is None else unlike.OODDetector.from_bytes(data, references=self.references is not None)
 

@@ -168,7 +168,7 @@ def check_skipped(skipped: Sequence[Skipped], found: int, most: float, table: by
     Args:
         skipped: Those that cannot be used.
         found: How many there are, with these.
-        most: Largest share that is put up with.
+        most: Largest fraction of them.
         table: The list, as a file.
         out: Where the classifier would go.
 

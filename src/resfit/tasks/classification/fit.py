@@ -120,7 +120,7 @@ def fit(
         balance: Whether each class counts the same in the loss, however many images it has.
         label_smoothing: Share of the target that is spread over all classes; ``None`` is none for a probe, and the
             recipe's in fine-tuning.
-        focal: Exponent of the focal loss, for the mlp head and for fine-tuning.
+        focal: gamma of the focal loss, for the mlp head and for fine-tuning.
         label_separator: Where an image may have several labels, what stands between them in the label column or in the
             folder's name, such as ``";"``. Columns of 0 and 1 need none.
         teacher: A larger network, or the folder of a classifier of the same classes, whose predictions are learned as
@@ -139,13 +139,14 @@ def fit(
             get features in float32 too, and where the head loses more than half a point of accuracy and more than one
             image by the change, all images do.
         cache: ``True`` for resfit's own cache folder, ``False`` for none, or a folder.
-        max_skipped: Largest share of unusable images, in [0, 1], that is put up with.
+        max_skipped: Largest fraction of unreadable images, in [0, 1].
         test_share: Share of the images set aside for the measurement, in (0, 1), where the data has no test split.
         val_share: Share of the other images set aside to choose the epoch on, in (0, 1), where the data has no such
             split and something is fine-tuned. A probe chooses by cross-validation and learns from them as well.
         check: Whether the images are checked in the same pass (:mod:`resfit.quality.checking`); what is found stands in
             ``metrics["checks"]``. Duplicates are then kept on one side of a split that the data does not state.
-        allow_leakage: Whether to go on where test images are, exactly or nearly, there for training too.
+        allow_leakage: Whether to continue although images, or near duplicates of them, are in both training and test
+            set.
         batch_size: Images in one pass of the frozen network; ``None`` chooses by their size.
         channels: 1 for grey images, 3 for colour; ``None`` is what the network was trained on. Grey is repeated for a
             network of three channels.
@@ -161,7 +162,7 @@ def fit(
     Raises:
         ArgumentError: An argument breaks its rule, or ``out`` holds something else.
         DataError: The images cannot be trained on, or too many are unusable; these are listed in ``skipped.csv``. Or
-            the data states test images that are there for training too.
+            the data states images in both training and test set.
 
     Example:
         >>> clf = resfit.fit("photos/", model="resnet50", out="photos.resfit", budget="10m")

@@ -1,4 +1,4 @@
-"""The course of a fit once its images are known: one pass over them, a head, a training, and what is kept of it."""
+"""The fit pipeline after the data scan: one pass over the images, a head, a training, and what is kept of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a fit says of itself: recipe, figures, tables, versions."""
+"""The fit report: recipe, figures, tables, versions."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def verdict(tuned: strategies.FineTuned, strategy: str) -> str:
     what = "share of right labels in validation" if tuned.head.activation == "sigmoid" else "validation accuracy"
     text = f"{what} {first:.1%} before, {tuned.learned.accuracy or 0.0:.1%} after"
     if tuned.learned.ending == "diverged":
-        text += "; the loss was no number any more, a lower learning rate may help"
+        text += "; the loss became NaN, a lower learning rate may help"
     if tuned.learned.epoch == 0:
         return f"{text}: {'the probe is kept' if strategy == 'auto' else 'no epoch was better than the probe'}"
     return f"{text}: epoch {tuned.learned.epoch} of {tuned.learned.history[-1]['epoch']} is kept"

@@ -1,4 +1,4 @@
-"""The course of a fit: how long each step took, and what was decided on the way."""
+"""Timings of a fit: how long each step took, and notes of what was decided."""
 
 from __future__ import annotations
 

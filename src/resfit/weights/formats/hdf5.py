@@ -1,4 +1,4 @@
-"""Opens and reads HDF5 files that nobody vouches for.
+"""Opens and reads untrusted HDF5 files.
 
 The HDF5 library itself can hang, take all memory or crash on a damaged file. So a process of its own, with limits,
 looks through the file first (:mod:`resfit.weights.formats.hdf5_child`); what it gets through is then opened here.

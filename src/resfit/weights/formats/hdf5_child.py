@@ -1,4 +1,4 @@
-"""Looks at HDF5 files in a process of its own, where the library may hang, grow or crash; run as a script.
+"""Inspects HDF5 files in a process of its own, where the library may hang, grow or crash; run as a script.
 
 A request is a line ``[path, offset, size, seconds]`` in JSON, an answer one with null or what is wrong. The process
 ends with its parent, after ten seconds without a request, and when a request takes more than its seconds of computing.

@@ -155,7 +155,7 @@ def fit_head(
         sample_groups: As :func:`resfit.tasks.classification.heads.linear.fit_linear` takes it.
         balance: Whether each class counts the same, however many images it has (``"linear"`` and ``"mlp"``).
         label_smoothing: Share of the target spread over all classes (``"linear"`` and ``"mlp"``).
-        focal: Exponent of the focal loss (``"mlp"``).
+        focal: gamma of the focal loss (``"mlp"``).
         strength: C of ``"linear"``; ``None`` chooses it by cross-validation.
         settings: Further settings of the training, as :class:`resfit.training.settings.Tuning` has them (``"mlp"``).
 
