@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,9 @@ from resfit.errors import ArgumentError, DataError, MissingDependencyError
 from resfit.features import extract as feature_store
 from resfit.features import pixels as storage
 from resfit.quality import checking
+from resfit.report import cards
 from resfit.tasks import classification
+from resfit.wording import counted
 from tests.pictures import tiny_body, write_folder
 
 
@@ -89,7 +92,7 @@ def test_the_watermark_and_the_blurred_are_found(found, spoiled):
 
 def test_findings_and_json(found, spoiled):
     text = " ".join(found.findings())
-    for part in ("5 exact copies", "pairs of near duplicates", "labels worth a look (if 5 % of all", "mark stands on",
+    for part in ("5 exact copies", "pairs of near duplicates", "labels worth a look (if 5 % of all", "mark is on",
                  "blurred images"):  # fmt: skip
         assert part in text
     whole = json.loads(json.dumps(found.to_dict(most=None)))
@@ -138,7 +141,7 @@ def test_images_are_decoded_once_for_features_and_records(tmp_path, monkeypatch)
 
 def test_a_fit_stops_at_leaks_and_says_what_they_do(body, spoiled, tmp_path):
     with pytest.raises(
-        DataError, match=r"of 225 that are.*an exact copy of.*with them a probe is right on \d.*leakage"
+        DataError, match=r"of 225 test images are in the training set too.*an exact copy of.*with them a probe is right on \d.*leakage"
     ):
         classification.fit(spoiled[0], model=body)
     fitted = classification.fit(spoiled[0], model=body, allow_leakage=True, out=tmp_path / "out")
@@ -307,3 +310,52 @@ def test_names_in_the_page_do_no_harm(tmp_path):
     html = render(checking.check(tiny_body(), scan(folder), cache=False))
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
+
+
+def rows_of_report(checks):
+    """Returns what the data card of a report prints of the checks that a fit left."""
+    return {name.removeprefix("data check: "): text for name, text in cards._checks({"checks": checks.to_dict()})}
+
+
+def test_a_report_prints_the_counts_that_were_computed(found):
+    rows = rows_of_report(found)
+    computed = found.to_dict(most=None)
+    assert rows["groups of exact copies"] == str(len(found.exact)) == str(computed["exact_duplicates"]["count"])
+    assert rows["images in both training and test set"] == str(len(found.leaks)) == str(len(computed["leaks"]["items"]))
+    assert rows["labels worth a look"] == str(len(found.label_errors))
+    assert rows["blurred images"] == str(len(found.looks.blurred))
+    assert rows["blank images"] == str(len(found.looks.blank)) == "0"
+    assert found.not_run == {}
+    strong = [item.cue for item in found.shortcuts if item.strong]
+    assert rows["shortcuts"] == (", ".join(strong) or "none")
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (np.zeros(40, np.int64), "fewer than two classes"),
+        (np.array([0] * 38 + [1] * 2), "a class has fewer than 3 images"),
+        (np.arange(40) % 2, "no features were computed"),
+    ],
+)
+def test_what_was_not_checked_is_not_reported_as_zero(tmp_path, labels, reason):
+    features = np.zeros((40, 0 if reason.startswith("no features") else 3), np.float32)
+    images = scan(write_folder(tmp_path / "d", each=20))
+    images = dataclasses.replace(images.subset(range(40)), labels=labels)
+    same = checking.Duplicates((), np.zeros((0, 2), np.int64))
+    checks = checking.examine(images, features, records_of(40), same)
+    assert checks.not_run["label_errors"] == reason
+    told = checks.to_dict()
+    assert told["label_errors"] == {"count": None, "items": []}
+    assert told["leaks"]["count"] is None  # no test set is stated
+    assert told["shortcuts"] is None  # too few images to probe
+    assert told["near_duplicates"]["count"] == 0  # looked for, and there are none
+    rows = rows_of_report(checks)
+    assert rows["labels worth a look"] == f"not checked: {reason}"
+    assert rows["images in both training and test set"] == "not checked: the data states no test set"
+    assert rows["pairs of near duplicates"] == "0"
+
+
+def test_one_is_singular():
+    assert [counted(number, "pair") for number in (0, 1, 2)] == ["0 pairs", "1 pair", "2 pairs"]
+    assert counted(1, "exact copy", "exact copies") == "1 exact copy"

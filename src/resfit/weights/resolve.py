@@ -523,7 +523,8 @@ def _copy_from_cloud(handle: str, content: Path) -> None:
         system, root = fsspec.core.url_to_fs(handle)
     except (ImportError, ValueError) as error:
         raise MissingDependencyError(
-            f'{handle} needs fsspec with its storage back end. Received: {_first_line(error)} Install them with: pip install "resfit[cloud]"'
+            f"{handle} needs fsspec with its storage back end. Received: {_first_line(error)} Install them with: "
+            'pip install "resfit[cloud]"'
         ) from error
     with tempfile.TemporaryDirectory(prefix=".bringing-", dir=content.parent) as temporary:
         work = Path(temporary) / _CONTENT
