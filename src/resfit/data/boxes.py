@@ -22,7 +22,15 @@ import numpy as np
 from resfit.data import decode
 from resfit.data.annotations import coco, cvat, label_studio, tabular, voc, yolo
 from resfit.data.annotations.files import FileList
-from resfit.data.annotations.table import FORMATS, AnnotationTable, ReadOptions, SkippedBox, StatedImage, formats
+from resfit.data.annotations.table import (
+    FORMATS,
+    MOST_LISTED,
+    AnnotationTable,
+    ReadOptions,
+    SkippedBox,
+    StatedImage,
+    formats,
+)
 from resfit.data.box_geometry import turn_boxes
 from resfit.data.dataset import ImageSet
 from resfit.data.image_header import ImageHeader, read_header
@@ -417,8 +425,7 @@ def _box_set(
     reason = np.full(len(stated), "", dtype=object)
     bad_images = np.array([bool(problem) for problem in problems], bool)
     bad = bad_images[images]
-    for row in np.flatnonzero(bad):
-        reason[row] = problems[images[row]][0]
+    reason[bad] = np.array([problem[0] if problem else "" for problem in problems], dtype=object)[images[bad]]
     clipped, found = _unusable(pixels, sizes[images], labels, images, crowd, ~bad)
     for code, text in enumerate(("not finite", "unknown class", "degenerate", "outside", "doubled"), 1):
         reason[found == code] = text
@@ -656,7 +663,10 @@ def _list_skipped(
     names: Sequence[str],
 ) -> None:
     """Adds rows for boxes that were left out, and for images without boxes that were."""
-    for row in np.flatnonzero(reason != "").tolist():
+    rows = np.flatnonzero(reason != "")
+    listed = max(0, MOST_LISTED - len(table.skipped))
+    table.skipped_counts = dict(Counter(table.skipped_counts) + Counter(reason[rows[listed:]].tolist()))
+    for row in rows[:listed].tolist():
         image = table.images[images[row]]
         problem = problems[images[row]]
         label = int(labels[row])

@@ -273,7 +273,7 @@ def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = 
 
 
 def read_yaml(path: Path) -> Any:
-    """Reads a YAML file of at most 1 MiB as text, lists and mappings: nothing becomes a number, a date or an object.
+    """Reads a YAML file of at most 256 KiB as text, lists and mappings: nothing becomes a number, a date or an object.
 
     ``names: [yes, no]`` therefore stays what it says. References (``&a``, ``*a``) are refused, since a few lines of
     them can stand for gigabytes.
@@ -289,9 +289,11 @@ def read_yaml(path: Path) -> Any:
                 raise UnreadableError("references (*name) are not allowed in it")
             return super().compose_node(parent, index)
 
-    text = read_text(path, 2**20)
+    text = read_text(path, 256 * 2**10)
     try:
         return yaml.load(text, Loader)  # a loader of plain values
+    except UnreadableError:
+        raise
     except yaml.YAMLError as error:
         raise UnreadableError(f"not YAML: {' '.join(str(error).split())[:200]}") from error
     except (RecursionError, ValueError) as error:

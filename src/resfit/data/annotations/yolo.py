@@ -170,7 +170,7 @@ def _from_yaml(files: FileList, sources: Sequence[Path]) -> tuple[dict[int, str]
                 continue
             if not isinstance(place, str):
                 raise DataError(
-                    f"{key} of {source.name} must be a folder or a list of folders. Received: {type(place)}."
+                    f"{key} of {source.name} must be a folder or a list of folders. Received: {type(place).__name__}."
                 )
             for path in _images_at(files, source, content.get("path"), place):
                 if chosen.setdefault(path, split) != split:
