@@ -51,8 +51,11 @@ def find(files: FileList) -> list[Path]:
     """Returns the CSV files whose header names boxes."""
     found = []
     for path in files.with_suffix(".csv", ".tsv"):
-        head = _decoded(head_and_tail(path, 8192)).partition("\n")[0]
-        fields = next(csv.reader([head], delimiter=_delimiter(head)), [])
+        head = next(iter(_decoded(head_and_tail(path, 8192)).splitlines()), "")
+        try:
+            fields = next(csv.reader([head], delimiter=_delimiter(head)), [])
+        except csv.Error:
+            continue
         if all(name in _columns(fields, {}) for name in _NEEDED):
             found.append(path)
     return found
@@ -68,7 +71,7 @@ def read(files: FileList, sources: Sequence[Path], table: AnnotationTable, optio
             text = _decoded(read_bytes(source), strict=True)
         except UnreadableError as error:
             raise DataError(f"{source.name} must be a CSV file. Received: {error}.") from error
-        header = text.partition("\n")[0]
+        header = next(iter(text[:65_536].splitlines()), "")
         try:
             frame = pd.read_csv(
                 io.StringIO(text),
