@@ -220,10 +220,25 @@ def label_studio(root):
     write(root / "project.json", tasks)
 
 
+def labelimg_yolo(root):
+    put_images(root, "{part}/{stem}.jpg")
+    for stem, (part, width, height, found) in SCENE.items():
+        write(root / SPLIT_FOLDERS[part] / f"{stem}.txt", yolo_text(width, height, found))
+        write(root / SPLIT_FOLDERS[part] / "classes.txt", "cat\ndog\n")
+
+
+def label_studio_yolo(root):
+    for stem, (part, width, height, found) in SCENE.items():
+        draw(root / part / "images" / f"{stem}.jpg", width, height)
+        write(root / part / "labels" / f"{stem}.txt", yolo_text(width, height, found))
+    write(root / "classes.txt", "cat\ndog")
+    write(root / "notes.json", {"categories": [{"id": 0, "name": "cat"}], "info": {}})
+
+
 WRITERS = {
     "voc": (labelimg, voc_devkit),
     "coco": (coco_instances, roboflow_coco),
-    "yolo": (ultralytics, roboflow_yolo, darknet),
+    "yolo": (ultralytics, roboflow_yolo, darknet, labelimg_yolo, label_studio_yolo),
     "csv": (csv_files, one_csv),
     "cvat": (cvat,),
     "label-studio": (label_studio,),
@@ -498,6 +513,14 @@ def test_yolo_outlines_and_numbers_without_names(tmp_path):
     assert any("1 outlines" in text for text in found.warnings)
 
 
+def test_an_image_may_be_called_as_a_list_is(tmp_path):
+    for name in ("train", "labels", "other"):
+        draw(tmp_path / f"{name}.jpg", 100, 50)
+        write(tmp_path / f"{name}.txt", "0 0.5 0.5 0.2 0.2\n")
+    write(tmp_path / "classes.txt", "cat\n")
+    assert len(scan_boxes(tmp_path).boxes) == 3
+
+
 def test_yaml_says_what_it_says(tmp_path):
     draw(tmp_path / "train/images/a.jpg", 100, 50)
     write(tmp_path / "train/labels/a.txt", "4 0.5 0.5 0.2 0.2\n")
@@ -512,7 +535,7 @@ def test_yaml_says_what_it_says(tmp_path):
         ("train: train/images\nval: train/images\nnames: [a, b, c, d, e]\n", "one split"),
         ("train: train/images\nnames: !!python/object/apply:os.system ['true']\n", "unknown class: 1"),
         ("train: train/images\nnames: {a: b}\n", "names of data.yaml must be"),
-        ("train: " + "[" * 5000 + "\nnames: [a]\n", "must be a YOLO data.yaml"),
+        ("train: " + "[" * 1500 + "\nnames: [a]\n", "must be a YOLO data.yaml"),
     ):
         (tmp_path / "data.yaml").write_text(text)
         with pytest.raises(DataError, match=words):
@@ -566,6 +589,18 @@ def test_names_of_images_are_found_and_never_guessed(tmp_path):
     (tmp_path / "x/1.jpg").unlink()
     write(tmp_path / "b.csv", rows.format("train/1.jpg") + "val/1.jpg,cat,2,2,8,8\n")  # one file cannot be both
     with pytest.raises(DataError, match=r"one split|only the file of"):
+        scan_boxes(tmp_path)
+
+
+def test_two_annotations_of_one_image(tmp_path):
+    draw(tmp_path / "images/1.jpg", 64, 48)
+    for name, box in (("x", (1, 1, 9, 9)), ("y", (20, 20, 40, 40))):
+        write(tmp_path / name / "1.xml", voc_xml("1.jpg", 64, 48, [("cat", *box)]))
+    found = scan_boxes(tmp_path)
+    assert len(found.boxes) == 2
+    assert any("1 images have several XML files" in text for text in found.warnings)
+    write(tmp_path / "y/1.xml", voc_xml("1.jpg", 48, 48, [("cat", 1, 1, 9, 9)]))
+    with pytest.raises(SkippedBoxesError, match="stated with two sizes"):
         scan_boxes(tmp_path)
 
 

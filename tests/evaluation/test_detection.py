@@ -17,7 +17,7 @@ from resfit.evaluation.detection_errors import CORRECT, KINDS, NOT_COUNTED, dete
 SQUARE = [10, 10, 50, 50]
 
 
-def drawn(seed, images, classes, *, whole=True, ties=True, dense=False):
+def drawn(seed, images, classes, *, whole=True, ties=True, dense=False, reach=350):
     """Random true boxes, some crowds, some with other areas; and detections near them, beside them and anywhere."""
     random = np.random.default_rng(seed)
 
@@ -25,7 +25,7 @@ def drawn(seed, images, classes, *, whole=True, ties=True, dense=False):
         return np.round(boxes) if whole else boxes.astype(np.float32).astype(float)
 
     def anywhere(count):
-        corner, side = random.uniform(0, 350, (count, 2)), np.exp(random.uniform(1.4, 5.5, (count, 2)))
+        corner, side = random.uniform(0, reach, (count, 2)), np.exp(random.uniform(1.4, 5.5, (count, 2)))
         return rounded(np.concatenate([corner, corner + side], axis=1))
 
     numbers = random.poisson(6, images) * (random.random(images) > 0.15)
@@ -112,12 +112,24 @@ def values(matching):
         (2, 40, 7, {"whole": False}),
         (3, 12, 2, {"ties": False, "dense": True}),
         (4, 30, 20, {"whole": False, "ties": False}),
+        (5, 30, 2, {"reach": 40}),  # boxes cover each other and crowds
     ],
 )
 def test_the_twelve_figures_are_cocos(seed, images, classes, options, program):
     truth, predicted = drawn(seed, images, classes, **options)
     found = values(match(truth, predicted, images=images, classes=classes))
     np.testing.assert_allclose(found, of_coco(truth, predicted, images, classes, program), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("program", ["pycocotools", "faster-coco-eval"])
+def test_of_two_boxes_that_overlap_alike_the_later_is_taken_as_coco_does(program):
+    truth = TrueBoxes(*map(np.array, ([0, 0], [[0, 0, 40, 40], [20, 0, 60, 40]], [0, 0], [0, 0], [1600, 1600])))
+    for second, ap50 in (([0, 0, 40, 40], 1.0), ([20, 0, 60, 40], 51 / 101)):
+        boxes = np.array([[10, 0, 50, 40], second])  # the first lies between both
+        predicted = PredictedBoxes(np.zeros(2, int), boxes, np.array([0.9, 0.8]), np.zeros(2, int))
+        matching = match(truth, predicted, images=1, classes=1)
+        assert matching.figures()["ap50"] == pytest.approx(ap50)
+        np.testing.assert_allclose(values(matching), of_coco(truth, predicted, 1, 1, program), atol=1e-9)
 
 
 def test_a_hand_computed_average_precision():

@@ -582,7 +582,6 @@ class _Resampler:
             best = np.maximum.accumulate((true / np.maximum(called, 1.0))[::-1], axis=0)[::-1]
             with np.errstate(invalid="ignore", divide="ignore"):
                 reached = np.searchsorted(RECALLS, true / expected[some], "right")
-            reached[true == 0] = 0  # an image that was not drawn reaches nothing, not even recall 0
             gained = np.diff(reached, axis=0, prepend=0)
             result[some] = np.where(expected[some] > 0, (best * gained).sum(axis=0) / len(RECALLS), np.nan)
         return result

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 from xml.parsers import expat
 
 from resfit.data.dataset import SUFFIXES
+from resfit.data.medical.cohort import is_scan_name
 from resfit.errors import DataError
 
 #: Most files that a folder may hold.
@@ -75,8 +76,8 @@ class FileList:
         self.root = root
         self.only = only
         files = sorted(_walk(root))
-        self.images = [path for path in files if path.suffix.lower() in SUFFIXES]
-        self.others = [path for path in files if path.suffix.lower() not in SUFFIXES] if only is None else [only]
+        self.images = [path for path in files if _is_image(path)]
+        self.others = [path for path in files if not _is_image(path)] if only is None else [only]
         self._known = set(self.images)
         self._by_name: dict[str, list[Path]] = defaultdict(list)
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
@@ -174,6 +175,11 @@ class FileList:
         if known != name and known.split("/")[:-1] != name.split("/")[:-1] and "/" in known and "/" in name:
             return None, f"only the file of {known!r} has this name"
         return path, ""
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file's ending is that of an image or scan."""
+    return path.suffix.lower() in SUFFIXES or is_scan_name(path)
 
 
 def _walk(root: Path) -> Iterator[Path]:

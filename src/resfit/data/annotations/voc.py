@@ -34,6 +34,8 @@ def read(files: FileList, sources: Sequence[Path], table: AnnotationTable, optio
     """
     splits = _stated_splits(files)
     one_based = difficult = renamed = others = boxes = 0
+    seen: set[int] = set()
+    several: set[int] = set()
     for source in sources:
         try:
             root = read_xml(source)
@@ -61,6 +63,9 @@ def read(files: FileList, sources: Sequence[Path], table: AnnotationTable, optio
                 problem=problem if path is None else "",
             )
         )
+        if image in seen:
+            several.add(image)
+        seen.add(image)
         first = options.first_pixel
         if first is None:
             first = int(root.text("source", "database").lower().startswith("the voc"))
@@ -75,6 +80,11 @@ def read(files: FileList, sources: Sequence[Path], table: AnnotationTable, optio
             table.add_box(image, box, label, crowd=hard and options.difficult == "ignore", place=place)
     if others:
         table.notes.append(f"{others} XML files that are no VOC annotations are left out")
+    if several:
+        table.notes.append(
+            f"{len(several)} images have several XML files, whose boxes are taken together, such as "
+            f"{table.images[min(several)].name}"
+        )
     if renamed:
         table.notes.append(f"{renamed} XML files name another image than the one of their own name, which is taken")
     if one_based:

@@ -25,9 +25,7 @@ from resfit.data.annotations.table import AnnotationTable, ReadOptions, SkippedB
 from resfit.errors import DataError
 
 _NAMES = ("classes.txt", "obj.names", "predefined_classes.txt")
-_NO_LABELS = re.compile(
-    r"^(readme.*|classes|notes|train|val|valid|test|trainval|requirements|license.*|.*labels.*)$", re.I
-)
+_LISTS = ("train", "val", "valid", "test", "trainval", "classes", "readme", "notes")
 _LINE = re.compile(rb"\s*\d+(\.0+)?(\s+[-+.\deE]+){4,}\s*(\r|\n|$)")
 
 
@@ -42,7 +40,7 @@ def find(files: FileList) -> list[Path]:
     if tables:
         return tables
     labels = _label_files(files)
-    if not any(_LINE.match(head_and_tail(path, 4096)) for path in list(labels.values())[:200]):
+    if not any(_is_labels(path) for path in list(labels.values())[:200]):
         return []
     names = [path for path in files.others if path.name.lower() in _NAMES or path.suffix.lower() == ".names"]
     return names or [next(iter(labels.values()))]
@@ -90,15 +88,10 @@ def read(files: FileList, sources: Sequence[Path], table: AnnotationTable, optio
 
 def _label_files(files: FileList) -> dict[Path, Path]:
     """For each image the text file with its labels: in ``labels/`` where the image is in ``images/``, or beside it."""
-    texts = {
-        path: path for path in files.with_suffix(".txt") if not _NO_LABELS.match(path.stem) or "labels" in path.parts
-    }
-    if files.only is not None:  # a file was named: the labels are those beside it
-        texts = {
-            path: path
-            for path in sorted(files.root.rglob("*.txt"))
-            if not _NO_LABELS.match(path.stem) or "labels" in path.parts
-        }
+    paths = files.with_suffix(".txt")
+    if files.only is not None:  # a file was named: the labels are those beside the images
+        paths = [path for path in sorted(files.root.rglob("*.txt")) if path.is_file()]
+    texts = {path for path in paths if path.stem.lower() not in _LISTS or _is_labels(path)}
     found = {}
     for image in files.images:
         parts = list(image.parts)
@@ -112,6 +105,11 @@ def _label_files(files: FileList) -> dict[Path, Path]:
         if label is not None:
             found[image] = label
     return found
+
+
+def _is_labels(path: Path) -> bool:
+    """Whether a text file that may be another list begins as labels do."""
+    return _LINE.match(head_and_tail(path, 4096)) is not None
 
 
 def _labels(path: Path, image: int, numbers: dict[int, int], table: AnnotationTable) -> int:
@@ -283,7 +281,7 @@ def _without_images(files: FileList, used: set[Path], table: AnnotationTable) ->
     for path in files.with_suffix(".txt"):
         if path in used or (path.parent.name.lower() != "labels" and "labels" not in files.relative(path).parts):
             continue
-        if _LINE.match(head_and_tail(path, 4096)):
+        if _is_labels(path):
             table.skip(
                 SkippedBox(PurePosixPath(path.stem).name, "image missing", "a label file without image", str(path))
             )
