@@ -147,7 +147,7 @@ def test_a_set_without_boxes_has_no_sizes():
         box_statistics(box_set([], [(10, 10)]), (0, 64))
 
 
-def test_pairs_are_found_among_many():
+def test_pairs_are_found_among_many(monkeypatch):
     random = np.random.default_rng(1)
     rows = []
     for image in range(3):
@@ -162,3 +162,6 @@ def test_pairs_are_found_among_many():
     upper = np.triu(np.ones_like(alike), 1)
     assert numbers.duplicate_count == (upper & alike & (table >= 0.9)).sum() > 10
     assert numbers.contradiction_count == (upper & ~alike & (table >= 0.8)).sum() > 10
+    assert numbers.all_compared
+    monkeypatch.setattr("resfit.data.box_statistics.MOST_COMPARED", 500)
+    assert not box_statistics(found, (320, 320)).all_compared

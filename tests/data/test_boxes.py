@@ -301,6 +301,16 @@ def test_an_annotation_file_instead_of_its_folder(tmp_path, writer, file):
     assert by_name(found)["a"] == by_name(scan_boxes(tmp_path))["a"]
 
 
+def test_annotations_and_images_in_different_folders(tmp_path):
+    where = tmp_path / "test" / "project"  # folders above the set say nothing of splits
+    for stem, (_, width, height, found) in SCENE.items():
+        draw(where / "photos" / f"{stem}.jpg", width, height)
+        write(where / "xml" / f"{stem}.xml", voc_xml(f"{stem}.jpg", width, height, found))
+    write(where / "csv" / "boxes.csv", "path,label,xmin,ymin,xmax,ymax\na.jpg,cat,1,1,9,9\n")
+    assert Counter(scan_boxes(where / "xml", images=where / "photos").splits) == {None: 4}
+    assert Counter(scan_boxes(where / "csv/boxes.csv", images=where / "photos").splits) == {None: 1}
+
+
 def test_classes_are_mapped_by_name_to_those_of_a_detector(tmp_path):
     ultralytics(tmp_path)
     found = scan_boxes(tmp_path, classes=["bird", "dog", "cat"])

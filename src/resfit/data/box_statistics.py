@@ -19,8 +19,8 @@ SAME_OBJECT = 0.9
 SAME_PLACE = 0.8
 #: Length in pixels of the input below which a box is small for a detector whose finest level has stride 8.
 SMALL_SIDE = 16.0
-#: Most pairs that are listed, and most neighbours to the right that a box is compared with.
-MOST_PAIRS, MOST_CANDIDATES = 10_000, 1_000
+#: Most pairs that are listed, and most that are compared.
+MOST_PAIRS, MOST_COMPARED = 10_000, 200_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +63,8 @@ class BoxStatistics:
         contradictions: Pairs of boxes of different classes with an overlap of at least :data:`SAME_PLACE`; at most
             10,000.
         contradiction_count: How many there are.
+        all_compared: Whether every box was compared with all that it may cover. In a set with very many boxes on top
+            of each other it is not, and the two counts are too low.
     """
 
     images: int
@@ -82,6 +84,7 @@ class BoxStatistics:
     duplicate_count: int
     contradictions: tuple[BoxPair, ...]
     contradiction_count: int
+    all_compared: bool
 
     def side_quantiles(self, shares: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75, 0.95)) -> dict[float, float]:
         """Returns the sides, in pixels of the input, below which given shares of the boxes lie; NaN without boxes.
@@ -167,7 +170,7 @@ def box_statistics(found: BoxSet, input_size: tuple[int, int]) -> BoxStatistics:
         scales[size] = math.sqrt(fitted.scale[0] * fitted.scale[1])
     scale = np.array([scales[tuple(size)] for size in found.sizes.tolist()])
     sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])) * (scale[owners] if len(owners) else 1.0)
-    duplicates, contradictions = _pairs(boxes, owners, labels, kept)
+    duplicates, contradictions, all_compared = _pairs(boxes, owners, labels, kept)
     return BoxStatistics(
         images=len(found),
         boxes=len(kept),
@@ -186,13 +189,14 @@ def box_statistics(found: BoxSet, input_size: tuple[int, int]) -> BoxStatistics:
         duplicate_count=len(duplicates),
         contradictions=tuple(contradictions[:MOST_PAIRS]),
         contradiction_count=len(contradictions),
+        all_compared=all_compared,
     )
 
 
 def _pairs(
     boxes: np.ndarray, owners: np.ndarray, labels: np.ndarray, rows: np.ndarray
-) -> tuple[list[BoxPair], list[BoxPair]]:
-    """Pairs of the same class and of different ones, by falling overlap; memory and time stay bounded."""
+) -> tuple[list[BoxPair], list[BoxPair], bool]:
+    """Pairs of the same class and of different ones, by falling overlap; and whether all were compared."""
     same: list[BoxPair] = []
     other: list[BoxPair] = []
     # two boxes that overlap by a share t begin within (1 - t) of the width of the one further left
@@ -203,9 +207,12 @@ def _pairs(
     reach = begin + (1 - SAME_PLACE) * (boxes[:, 2] - boxes[:, 0]) + 1e-6
     last = np.searchsorted(begin, reach, "right")
     here = np.arange(len(boxes))
-    for step in range(1, min(MOST_CANDIDATES, int((last - here).max(initial=1))) + 1):
+    compared = step = 0
+    while True:
+        step += 1
         here = here[here + step < last[here]]
-        if not len(here):
+        compared += len(here)
+        if not len(here) or compared > MOST_COMPARED:
             break
         there = here + step
         overlap = overlaps(boxes[here], boxes[there])
@@ -216,4 +223,4 @@ def _pairs(
                 target.append(BoxPair(int(owners[here[i]]), first, second, float(overlap[i])))
     for pairs in (same, other):
         pairs.sort(key=lambda pair: (-pair.overlap, pair.first, pair.second))
-    return same, other
+    return same, other, not len(here)

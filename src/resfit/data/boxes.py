@@ -355,7 +355,7 @@ def _with_images(source: Path, images: Path) -> FileList:
     """The annotation files of one folder with the images of another."""
     files = FileList(images)
     if not source.resolve().is_relative_to(images.resolve()):
-        files.others = FileList(source).others
+        files.others, files.annotations = FileList(source).others, source
     return files
 
 

@@ -65,6 +65,7 @@ class FileList:
 
     Attributes:
         root: The folder.
+        annotations: The folder of the annotation files, where it is another one.
         images: Image files, by their endings, sorted.
         others: The other files, sorted.
 
@@ -74,6 +75,7 @@ class FileList:
 
     def __init__(self, root: Path, only: Path | None = None):
         self.root = root
+        self.annotations = root
         self.only = only
         files = sorted(_walk(root))
         self.images = [path for path in files if _is_image(path)]
@@ -91,11 +93,11 @@ class FileList:
         return [path for path in self.others if path.suffix.lower() in suffixes]
 
     def relative(self, path: Path) -> PurePosixPath:
-        """Returns a path below the folder, or the path itself where it is elsewhere."""
-        try:
-            return PurePosixPath(path.relative_to(self.root).as_posix())
-        except ValueError:
-            return PurePosixPath(path.as_posix())
+        """Returns a path below the folder of images or that of annotations; of a file elsewhere, its name alone."""
+        for folder in (self.root, self.annotations):
+            if path.is_relative_to(folder):
+                return PurePosixPath(path.relative_to(folder).as_posix())
+        return PurePosixPath(path.name)
 
     def split_of(self, image: Path | None, source: Path) -> str | None:
         """Returns the split that the folders of an image state, or those and the name of its annotation file."""
