@@ -235,6 +235,33 @@ def label_studio_yolo(root):
     write(root / "notes.json", {"categories": [{"id": 0, "name": "cat"}], "info": {}})
 
 
+def create_ml(root):
+    put_images(root, "{part}/{stem}.jpg")
+    for part, folder in SPLIT_FOLDERS.items():
+        items = []
+        for stem, (_, _, _, found) in part_of(part).items():
+            shapes = [
+                {
+                    "label": label,
+                    "coordinates": {"x": (x1 + x2) / 2, "y": (y1 + y2) / 2, "width": x2 - x1, "height": y2 - y1},
+                }
+                for label, x1, y1, x2, y2 in found
+            ]
+            items.append({"image": f"{stem}.jpg", "annotations": shapes})
+        write(root / folder / "_annotations.createml.json", items)
+
+
+def labelme(root):
+    put_images(root, "{part}/{stem}.jpg")
+    for stem, (part, width, height, found) in SCENE.items():
+        shapes = [
+            {"label": label, "shape_type": "rectangle", "points": [[x2, y2], [x1, y1]]}
+            for label, x1, y1, x2, y2 in found
+        ]
+        content = {"shapes": shapes, "imagePath": f"{stem}.jpg", "imageWidth": width, "imageHeight": height}
+        write(root / SPLIT_FOLDERS[part] / f"{stem}.json", content)
+
+
 WRITERS = {
     "voc": (labelimg, voc_devkit),
     "coco": (coco_instances, roboflow_coco),
@@ -242,6 +269,8 @@ WRITERS = {
     "csv": (csv_files, one_csv),
     "cvat": (cvat,),
     "label-studio": (label_studio,),
+    "create-ml": (create_ml,),
+    "labelme": (labelme,),
 }
 
 

@@ -1,4 +1,4 @@
-"""Finding images with boxes: Pascal VOC, COCO, YOLO, CVAT, Label Studio, CSV files and DataFrames.
+"""Finding images with boxes: COCO, Pascal VOC, YOLO, CSV files, DataFrames, and what labelling tools export.
 
 The formats are read by :mod:`resfit.data.annotations`; here it is decided which boxes can be used, and all become
 pixels of the image as it is displayed, that is, after the rotation that its EXIF data asks for.
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from resfit.data import decode
-from resfit.data.annotations import coco, cvat, label_studio, tabular, voc, yolo
+from resfit.data.annotations import coco, create_ml, cvat, label_studio, tabular, voc, yolo
 from resfit.data.annotations.files import FileList
 from resfit.data.annotations.table import (
     FORMATS,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["REASONS", "BoxSet", "SkippedBox", "SkippedBoxesError", "find_box_formats", "scan_boxes"]
 
-_READERS = (coco, voc, cvat, yolo, label_studio, tabular)  # imported, they are registered
+_READERS = (coco, voc, cvat, yolo, label_studio, tabular, create_ml)  # imported, they are registered
 
 #: Why a box or an image is left out.
 REASONS = {
@@ -231,8 +231,8 @@ def scan_boxes(
     Args:
         source: A folder as a labelling tool exports it; or its annotation file (COCO or Label Studio JSON, CVAT XML,
             ``data.yaml``, CSV); or a pandas DataFrame with the columns of the CSV file.
-        format: ``"coco"``, ``"voc"``, ``"cvat"``, ``"yolo"``, ``"label-studio"`` or ``"csv"``; ``"auto"`` takes the
-            first of these that the folder holds, and warns of others.
+        format: ``"coco"``, ``"voc"``, ``"cvat"``, ``"yolo"``, ``"label-studio"``, ``"csv"``, ``"create-ml"`` or
+            ``"labelme"``; ``"auto"`` takes the first of these that the folder holds, and warns of others.
         images: Folder in which the images are looked for. Default: the source, or the folder around the file.
         classes: Names of the classes in the order to use, such as those of a detector that is to be measured. Boxes of
             others are left out. Default: all classes, in the order of
