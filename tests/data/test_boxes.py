@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from resfit.data.boxes import REASONS, SkippedBoxesError, find_box_formats, scan_boxes
-from resfit.data.image_header import read_header
+from resfit.data.image_dimensions import read_dimensions
 from resfit.data.split import split
 from resfit.errors import ArgumentError, DataError
 
@@ -489,7 +489,7 @@ def test_sizes_are_those_that_decoding_gives(tmp_path, ending):
 
     for orientation in (1, 6):
         draw(tmp_path / f"a.{ending}", 60, 40, orientation=orientation)
-        header = read_header(tmp_path / f"a.{ending}")
+        header = read_dimensions(tmp_path / f"a.{ending}")
         image = decode_image(tmp_path / f"a.{ending}", InputSpec(size=(8, 8), resize_mode="none"))
         assert (header.height, header.width) == image.shape[:2]
         assert (header.stored_height, header.stored_width) == (40, 60)

@@ -33,7 +33,7 @@ from resfit.data.annotations.table import (
 )
 from resfit.data.box_geometry import turn_boxes
 from resfit.data.dataset import ImageSet
-from resfit.data.image_header import ImageHeader, read_header
+from resfit.data.image_dimensions import ImageDimensions, read_dimensions
 from resfit.errors import ArgumentError, DataError, ImageError, closest
 
 if TYPE_CHECKING:
@@ -344,7 +344,7 @@ def _one_of(name: str, value: Any, known: Sequence[str]) -> None:
 def _files(source: Path, images: Path | None) -> FileList:
     """The files of a source, which may be an annotation file."""
     if source.is_dir():
-        return FileList(source if images is None else images) if images is None else _with_images(source, images)
+        return FileList(source) if images is None else _with_images(source, images)
     root = images
     if root is None:
         root = source.parent.parent if source.parent.name.lower() in _ANNOTATION_FOLDERS else source.parent
@@ -419,7 +419,7 @@ def _box_set(
     pixels = _displayed(table, headers, stored_frame, images, stated)
     classes, labels = _classes(table, options, labels)
     sizes = np.array(
-        [(0, 0) if not isinstance(header, ImageHeader) else (header.height, header.width) for header in headers],
+        [(0, 0) if not isinstance(header, ImageDimensions) else (header.height, header.width) for header in headers],
         np.int64,
     ).reshape(-1, 2)
     reason = np.full(len(stated), "", dtype=object)
@@ -475,14 +475,14 @@ def _box_set(
     return dataclasses.replace(result, fingerprint=_fingerprint(result))
 
 
-def _headers(table: AnnotationTable) -> list[ImageHeader | str]:
+def _headers(table: AnnotationTable) -> list[ImageDimensions | str]:
     """The header of each image, or why there is none."""
 
-    def look(image: StatedImage) -> ImageHeader | str:
+    def look(image: StatedImage) -> ImageDimensions | str:
         if image.path is None:
             return image.problem
         try:
-            return read_header(image.path)
+            return read_dimensions(image.path)
         except ImageError as error:
             return str(error)
 
@@ -490,7 +490,7 @@ def _headers(table: AnnotationTable) -> list[ImageHeader | str]:
 
 
 def _frames(
-    table: AnnotationTable, headers: Sequence[ImageHeader | str], orientation: str
+    table: AnnotationTable, headers: Sequence[ImageDimensions | str], orientation: str
 ) -> tuple[np.ndarray, list[tuple[str, str] | None]]:
     """For each image whether its boxes refer to the image as stored, and what is wrong with it: reason and detail."""
     stored = np.zeros(len(headers), bool)
@@ -540,7 +540,7 @@ def _frames(
 
 def _displayed(
     table: AnnotationTable,
-    headers: Sequence[ImageHeader | str],
+    headers: Sequence[ImageDimensions | str],
     stored: np.ndarray,
     images: np.ndarray,
     boxes: np.ndarray,
@@ -552,7 +552,7 @@ def _displayed(
         factors = np.ones((len(table.images), 2))
         for row in np.flatnonzero(fractions).tolist():
             header = headers[row]
-            if isinstance(header, ImageHeader):
+            if isinstance(header, ImageDimensions):
                 sides = (header.stored_width, header.stored_height) if stored[row] else (header.width, header.height)
                 factors[row] = sides
         with np.errstate(over="ignore", invalid="ignore"):
@@ -560,7 +560,7 @@ def _displayed(
     starts = np.searchsorted(images, np.arange(len(table.images) + 1))
     for row in np.flatnonzero(stored).tolist():
         header = headers[row]
-        if isinstance(header, ImageHeader) and header.orientation != 1:
+        if isinstance(header, ImageDimensions) and header.orientation != 1:
             some = slice(starts[row], starts[row + 1])
             pixels[some] = turn_boxes(pixels[some], header.orientation, (header.stored_height, header.stored_width))
     return pixels

@@ -102,7 +102,7 @@ class PrecisionRecallCurve:
 
 
 @dataclasses.dataclass(frozen=True)
-class OperatingPoint:
+class DetectionThreshold:
     """The score from which detections of a class are shown.
 
     Attributes:
@@ -232,7 +232,7 @@ class Matching:
         last = np.append(np.diff(scores) != 0, True) if len(scores) else np.zeros(0, bool)  # equal scores come together
         return PrecisionRecallCurve(scores[last], precision[last], recall[last], interpolated, average)
 
-    def operating_points(self, *, iou: float = 0.5) -> dict[str, OperatingPoint | None]:
+    def operating_points(self, *, iou: float = 0.5) -> dict[str, DetectionThreshold | None]:
         """Returns for each class the score with the largest F1.
 
         Args:
@@ -242,7 +242,7 @@ class Matching:
             By class; ``None`` for a class without true boxes or without any hit. Of several scores that are as good,
             the highest is taken.
         """
-        found: dict[str, OperatingPoint | None] = {}
+        found: dict[str, DetectionThreshold | None] = {}
         for row, name in enumerate(self.classes):
             curve = self.curve(row, iou=iou)
             total = curve.precision + curve.recall
@@ -252,7 +252,7 @@ class Matching:
                 continue
             best = int(np.flatnonzero(f1 >= f1.max() - 1e-12)[0])
             numbers = (curve.scores[best], f1[best], curve.precision[best], curve.recall[best])
-            found[name] = OperatingPoint(*map(float, numbers))
+            found[name] = DetectionThreshold(*map(float, numbers))
         return found
 
     def _class(self, label: str | int) -> int:

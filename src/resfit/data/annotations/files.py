@@ -295,7 +295,12 @@ def read_yaml(path: Path) -> Any:
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.events.AliasEvent):
                 raise UnreadableError("references (*name) are not allowed in it")
-            return super().compose_node(parent, index)
+            self.depth = getattr(self, "depth", 0) + 1
+            if self.depth > MOST_DEPTH:
+                raise UnreadableError("nested too deeply")
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
 
     text = read_text(path, 256 * 2**10)
     try:

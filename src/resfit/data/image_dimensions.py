@@ -15,7 +15,7 @@ from resfit.preprocessing import Reading
 _ORIENTATION = 274
 
 
-class ImageHeader(NamedTuple):
+class ImageDimensions(NamedTuple):
     """Sizes of an image.
 
     Attributes:
@@ -33,7 +33,7 @@ class ImageHeader(NamedTuple):
     orientation: int
 
 
-def read_header(path: str | os.PathLike[str], *, max_pixels: int = decode.MAX_PIXELS) -> ImageHeader:
+def read_dimensions(path: str | os.PathLike[str], *, max_pixels: int = decode.MAX_PIXELS) -> ImageDimensions:
     """Reads the header of an image file, of the formats that :mod:`resfit.data.decode` decodes.
 
     Args:
@@ -67,16 +67,16 @@ def read_header(path: str | os.PathLike[str], *, max_pixels: int = decode.MAX_PI
     return header
 
 
-def _of_picture(file: BinaryIO) -> ImageHeader:
+def _of_picture(file: BinaryIO) -> ImageDimensions:
     from PIL import Image
 
     decode._quieten()
     with Image.open(file, formats=decode.FORMATS) as image:
         width, height = image.size
         if image.format == "PNG" and not _png_may_rotate(file, image):
-            return ImageHeader(height, width, height, width, 1)
+            return ImageDimensions(height, width, height, width, 1)
         if image.format == "PNG" and width * height > decode.MAX_PIXELS:
-            return ImageHeader(height, width, height, width, 1)  # is refused before it is decoded
+            return ImageDimensions(height, width, height, width, 1)  # is refused before it is decoded
         if image.format == "TIFF":  # its size is that as displayed already
             tags: Any = image
             width, height = int(tags.tag_v2.get(256, width)), int(tags.tag_v2.get(257, height))
@@ -86,7 +86,7 @@ def _of_picture(file: BinaryIO) -> ImageHeader:
             orientation = 1
     orientation = orientation if orientation in ORIENTATIONS else 1
     shown = displayed_size(orientation, (height, width))
-    return ImageHeader(*shown, height, width, orientation)
+    return ImageDimensions(*shown, height, width, orientation)
 
 
 def _png_may_rotate(file: BinaryIO, image: Any) -> bool:
@@ -106,10 +106,10 @@ def _png_may_rotate(file: BinaryIO, image: Any) -> bool:
     return False
 
 
-def _of_scan(path: str | os.PathLike[str]) -> ImageHeader:
+def _of_scan(path: str | os.PathLike[str]) -> ImageDimensions:
     """The size of a DICOM or NIfTI file's first frame."""
     scan = scans.read_picture(decode.read_file(path), Reading(), None, decode.MAX_PIXELS)
     if scan is None:
         raise ImageError("not an image of a known format")
     height, width = scan.planes[0].shape
-    return ImageHeader(height, width, height, width, 1)
+    return ImageDimensions(height, width, height, width, 1)
