@@ -20,7 +20,7 @@ from resfit.networks.build import build
 from resfit.weights import load
 from resfit.weights.conventions import keras as keras_namings
 from tests.contract.test_catalog import reduced
-from tests.numbers import relative_error
+from tests.numeric import relative_error
 from tests.weights.keras_networks import cifar, images, randomize, small
 
 LIMIT = 1e-4

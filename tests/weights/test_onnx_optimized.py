@@ -9,7 +9,7 @@ import pytest
 
 from resfit.errors import CheckpointError
 from resfit.weights import load
-from tests.numbers import relative_error
+from tests.numeric import relative_error
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
