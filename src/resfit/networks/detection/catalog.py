@@ -1,0 +1,136 @@
+"""Every named dense detector, one row each. No Keras here."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import functools
+from typing import Any
+
+from resfit.errors import UnknownNameError, closest
+from resfit.networks import arithmetic, catalog
+from resfit.networks.detection.anchors import octave_sizes
+from resfit.networks.detection.spec import DetectorSpec
+from resfit.networks.spec import ArchitectureSpec
+
+RETINANET = "Lin et al. 2017, arXiv:1708.02002"
+FCOS = "Tian et al. 2019, arXiv:1904.01355"
+ATSS = "Zhang et al. 2019, arXiv:1912.02424"
+
+#: torchvision's classes of COCO: 80 with gaps, and the background at 0.
+TORCHVISION_CLASSES = 91
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectorRow:
+    """One named detector.
+
+    Attributes:
+        name: Its name.
+        family: The kind of detector, for listings.
+        spec: The detector.
+        paper: Where it was published.
+    """
+
+    name: str
+    family: str
+    spec: DetectorSpec
+    paper: str
+
+
+def light(backbone: ArchitectureSpec, **changes: Any) -> DetectorSpec:
+    """Returns a light detector for processors without an accelerator, on any backbone.
+
+    FCOS with two convolutions of 128 channels in each branch and one level less, points in the middle of their cells,
+    a learned factor for each level, and distances by an exponential, which learn from the first step.
+
+    Args:
+        backbone: The residual network. Where it ends before stride 32, further levels take the place of those that it
+            lacks; where it ends before stride 8 (networks for CIFAR), the levels begin at its last stride.
+        **changes: Other fields of the spec.
+    """
+    strides = arithmetic.count(backbone, include_top=False).taps.values()
+    levels = changes.pop("levels", tuple(range(min(3, max(strides).bit_length() - 1), 7)))
+    fields: dict[str, Any] = {
+        "pyramid_width": 128,
+        "head_depth": 2,
+        "head_width": 128,
+        "head_norm": "group",
+        "head_bias": False,
+        "anchor_sizes": tuple((2**level,) for level in levels),
+        "anchor_rounding": False,
+        "anchor_stride": "nominal",
+        "anchor_offset": 0.5,
+        "distance_activation": "exp",
+        "level_scales": True,
+        "quality": "centerness",
+        "nms_threshold": 0.6,
+        "candidates": 250,
+        "input_size": (640, 640),
+    }
+    return DetectorSpec(backbone=backbone, levels=levels, **{**fields, **changes})
+
+
+@functools.cache
+def rows() -> dict[str, DetectorRow]:
+    """Returns every row by its name, in the order of the table."""
+    # torchvision's resnet50, the stride in the 3x3
+    resnet50 = catalog.get("resnet50v1.5").spec
+    anchored = DetectorSpec(
+        backbone=resnet50,
+        anchor_sizes=octave_sizes((32, 64, 128, 256, 512)),
+        anchor_ratios=(0.5, 1.0, 2.0),
+        box_coding="deltas",
+        classes=TORCHVISION_CLASSES,
+        max_detections=300,
+    )
+    fcos = DetectorSpec(
+        backbone=resnet50,
+        head_norm="group",
+        quality="centerness",
+        classes=TORCHVISION_CLASSES,
+        score_threshold=0.2,
+        nms_threshold=0.6,
+    )
+    small = light(catalog.get("resnet18").spec)
+    table = (
+        # its weights were trained, and run, with an epsilon of 0
+        DetectorRow(
+            "retinanet_resnet50", "RetinaNet", anchored.replace(backbone=resnet50.replace(norm_epsilon=0.0)), RETINANET
+        ),
+        DetectorRow(
+            "retinanet_resnet50_v2",
+            "RetinaNet",
+            anchored.replace(extra_input="c5", head_norm="group", head_bias=False),
+            ATSS,
+        ),
+        DetectorRow("fcos_resnet50", "FCOS", fcos, FCOS),
+        DetectorRow("fcos_light_resnet18", "FCOS", small, FCOS),
+    )
+    return {row.name: row for row in table}
+
+
+def get(name: str) -> DetectorRow:
+    """Returns the row of a name.
+
+    Args:
+        name: A name of the catalog, such as ``"retinanet_resnet50_v2"``.
+
+    Raises:
+        UnknownNameError: No row has this name.
+    """
+    table = rows()
+    if name not in table:
+        raise UnknownNameError(
+            f"detector must be a name of the catalog: {', '.join(table)}. Received: {name!r}.{closest(name, table)}"
+        )
+    return table[name]
+
+
+def names(pattern: str = "*") -> list[str]:
+    """Returns the names that match a shell pattern, in the order of the table.
+
+    Args:
+        pattern: Shell pattern such as ``"retinanet_*"``.
+    """
+    return [name for name in rows() if fnmatch.fnmatchcase(name, pattern)]
