@@ -34,7 +34,6 @@ def torchvision() -> Any:
     """torchvision with its detection module; where it was compiled for another torch, its suppression is the loop."""
     library = torchside.library("torchvision")
     import torch
-    import torchvision.models.detection
     import torchvision.ops.boxes as operators
 
     if torchside._KEPT and not getattr(library, "_loop_of_tests", None):

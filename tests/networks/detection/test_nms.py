@@ -157,7 +157,10 @@ def test_the_layer_refuses_what_makes_no_sense():
 
 def exported() -> tuple[keras.Model, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """A model of nothing but the suppression, its input and its output."""
-    inputs = {"boxes_in": keras.Input((None, 4), name="boxes_in"), "scores_in": keras.Input((None, 2), name="scores_in")}
+    inputs = {
+        "boxes_in": keras.Input((None, 4), name="boxes_in"),
+        "scores_in": keras.Input((None, 2), name="scores_in"),
+    }
     layer = NonMaxSuppression(0.05, 0.6, candidates=100, max_detections=30, block=64)
     model = keras.Model(inputs, layer({"boxes": inputs["boxes_in"], "scores": inputs["scores_in"]}))
     boxes = np.concatenate([chain(60)[None], crowd(60)[None]])

@@ -84,9 +84,9 @@ def anchors(spec: DetectorSpec, image_size: tuple[int, int]) -> list[np.ndarray]
         image_size: Height and width in pixels.
 
     Returns:
-        For each level, finest first, float32 of shape ``(rows * columns * anchors_per_cell, 4)``, xyxy in pixels, in the
-        order of the model's outputs: row by row, at each place ratio by ratio, and within these size by size. They may
-        reach beyond the image.
+        For each level, finest first, float32 of shape ``(rows * columns * anchors_per_cell, 4)``, xyxy in pixels, in
+        the order of the model's outputs: row by row, at each place ratio by ratio, and within these size by size. They
+        may reach beyond the image.
     """
     grids = grid_sizes(spec, image_size)
     found = []

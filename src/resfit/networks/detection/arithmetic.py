@@ -19,8 +19,8 @@ class DetectorArithmetic:
     """What a dense detector costs.
 
     Attributes:
-        layers: Every counted layer; ``stage`` is that of the backbone, ``"pyramid"`` or ``"head"``. The MACs of a layer of
-            the head are those of all levels; its shape is that of the finest.
+        layers: Every counted layer; ``stage`` is that of the backbone, ``"pyramid"`` or ``"head"``. The MACs of a layer
+            of the head are those of all levels; its shape is that of the finest.
         levels: Height and width of the map of each level.
         boxes: Boxes that the model returns for one image.
     """

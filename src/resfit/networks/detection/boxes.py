@@ -1,6 +1,7 @@
 """Boxes: their codes against anchors and points, and how much they overlap. Keras ops, so that gradients pass.
 
-A box is xyxy: left, top, right and bottom edge in pixels. Anchors and points are boxes too; a point is the centre of one.
+A box is xyxy: left, top, right and bottom edge in pixels. Anchors and points are boxes too; a point is the centre of
+one.
 """
 
 from __future__ import annotations

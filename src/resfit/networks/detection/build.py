@@ -110,7 +110,10 @@ def build(
     if outputs == "detections":
         found = suppression(spec, rounds=rounds)({**found, "maps": list(raw.maps)})
     model = keras.Model(body.inputs[0], found, name=name)
-    return networks.attach(model, spec, input_spec)
+    model.architecture = spec
+    if input_spec is not None:
+        model.input_spec = input_spec
+    return model
 
 
 def build_on_maps(spec: DetectorSpec, *, name: str | None = None) -> keras.Model:
@@ -121,13 +124,14 @@ def build_on_maps(spec: DetectorSpec, *, name: str | None = None) -> keras.Model
         name: Name of the model.
 
     Returns:
-        A model from ``{"stage3": (batch, height, width, channels), ...}``, the taps of ``spec.taps``, to the raw outputs of
-        :func:`build`. Its weights have the names that they have in the whole model.
+        A model from ``{"stage3": (batch, height, width, channels), ...}``, the taps of ``spec.taps``, to the raw outputs
+        of :func:`build`. Its weights have the names that they have in the whole model.
     """
     inputs = {tap: layers.Input((None, None, tap_width(spec, tap)), name=tap) for tap in spec.taps.values()}
     raw = pyramid_and_head({level: inputs[tap] for level, tap in spec.taps.items()}, spec)
     model = keras.Model(inputs, raw.named(), name=name)
-    return networks.attach(model, spec, None)
+    model.architecture = spec
+    return model
 
 
 def suppression(spec: DetectorSpec, *, rounds: int | None = None) -> NonMaxSuppression:

@@ -145,7 +145,7 @@ class DecodeBoxes(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
-        self.options = {
+        self.options: dict[str, Any] = {
             "levels": [int(level) for level in levels],
             "anchor_sizes": [[float(size) for size in sizes] for sizes in anchor_sizes],
             "anchor_ratios": [float(ratio) for ratio in anchor_ratios],

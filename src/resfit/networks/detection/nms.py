@@ -1,9 +1,9 @@
 """Non-maximum suppression, exactly the greedy one, from operations that every runtime has.
 
-Boxes are sorted by score. Whether one stays depends on the better ones alone: it goes if a better one of its class, which
-stays itself, overlaps it by more than the threshold. Starting with all, this rule is applied to all at once until nothing
-changes. After ``n`` rounds all boxes are decided that a chain of at most ``n`` suppressions ends in, so that the end is
-reached, and it is what the loop over the boxes gives.
+Boxes are sorted by score. Whether one stays depends on the better ones alone: it goes if a better one of its class,
+which stays itself, overlaps it by more than the threshold. Starting with all boxes, this rule is applied to all of them
+at once until nothing changes. After ``n`` rounds every box is decided that ends a chain of at most ``n`` suppressions.
+So the rounds come to an end, and what is left is what the loop over the boxes leaves.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def best_pairs(boxes: Any, scores: Any, candidates: int) -> tuple[Any, Any, Any]
         candidates: How many pairs.
 
     Returns:
-        Boxes ``(batch, candidates, 4)``, scores ``(batch, candidates)`` and classes ``(batch, candidates)``, int32. Where
-        there are fewer, the rest are empty boxes of score -1.
+        Boxes ``(batch, candidates, 4)``, scores ``(batch, candidates)`` and classes ``(batch, candidates)``, int32.
+        Where there are fewer, the rest are empty boxes of score -1.
     """
     count, classes = scores.shape[1], scores.shape[2]
     missing = candidates if count is None else max(candidates - count, 0)
@@ -98,9 +98,7 @@ def best_pairs(boxes: Any, scores: Any, candidates: int) -> tuple[Any, Any, Any]
     return boxes, scores, pairs % classes
 
 
-def best_pairs_by_level(
-    boxes: Any, scores: Any, counts: Sequence[Any], candidates: int
-) -> tuple[Any, Any, Any]:
+def best_pairs_by_level(boxes: Any, scores: Any, counts: Sequence[Any], candidates: int) -> tuple[Any, Any, Any]:
     """Returns the best pairs of box and class of each level, the best of all first, as torchvision chooses them.
 
     Args:
@@ -130,7 +128,8 @@ class NonMaxSuppression(keras.layers.Layer):
 
     Args:
         score_threshold: Detections have more than this score.
-        nms_threshold: Of two boxes of one class that overlap by more than this intersection over union, the better stays.
+        nms_threshold: Of two boxes of one class that overlap by more than this intersection over union, the better
+            stays.
         candidates: Pairs of box and class that enter, the best of each level, where the input tells of levels, else of
             each image.
         max_detections: Detections of an image.
@@ -237,7 +236,15 @@ class NonMaxSuppression(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
-        own = ("score_threshold", "nms_threshold", "candidates", "max_detections", "anchors_per_cell", "rounds", "block")
+        own = (
+            "score_threshold",
+            "nms_threshold",
+            "candidates",
+            "max_detections",
+            "anchors_per_cell",
+            "rounds",
+            "block",
+        )
         return {**super().get_config(), **{name: getattr(self, name) for name in own}}
 
 

@@ -31,7 +31,8 @@ class DetectorSpec:
     """One dense detector: a residual network, a feature pyramid and a head that is shared by all of its levels.
 
     By its fields this is RetinaNet (Lin et al. 2017, arXiv:1708.02002; torchvision's first and second form), FCOS (Tian
-    et al. 2019, arXiv:1904.01355), ATSS (Zhang et al. 2019, arXiv:1912.02424) or GFL (Li et al. 2020, arXiv:2006.04388).
+    et al. 2019, arXiv:1904.01355), ATSS (Zhang et al. 2019, arXiv:1912.02424) or GFL (Li et al. 2020,
+    arXiv:2006.04388).
 
     Level ``n`` has a stride of ``2 ** n`` pixels. Levels whose stride a stage of the backbone has are made of that
     stage; the coarser ones, one from another, by convolutions of stride 2.

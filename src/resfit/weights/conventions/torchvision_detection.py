@@ -1,4 +1,4 @@
-"""Names of torchvision's RetinaNet and FCOS, and what their tensors are called here. One table, read in both directions.
+"""Names of torchvision's RetinaNet and FCOS, and what their tensors are called here: one table, read both ways.
 
 The published files hold a network (``backbone.body.*``, named as torchvision's classifiers), its pyramid and a head. Of
 the last there are three dialects: RetinaNet's with convolutions and norms numbered apart, the one of files that were
@@ -32,7 +32,6 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(DetectorSpec))
 _CONV = {"weight": "kernel", "bias": "bias"}
 _NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 _COUNTER = "num_batches_tracked"
-
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,8 +256,8 @@ def _prefix(tensors: Mapping[str, Any]) -> str:
     prefix = found[0]
     if any(name.startswith((f"{prefix}rpn.", f"{prefix}roi_heads.")) for name in tensors):
         raise CheckpointError(
-            "the tensors must be those of a dense detector, RetinaNet or FCOS. Received: a detector of two stages, with "
-            f"{prefix}rpn or {prefix}roi_heads."
+            "the tensors must be those of a dense detector, RetinaNet or FCOS. Received: a detector of two stages, "
+            f"with {prefix}rpn or {prefix}roi_heads."
         )
     if f"{prefix}head.classification_head.cls_logits.weight" not in tensors:
         raise CheckpointError(
