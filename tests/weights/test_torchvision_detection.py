@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import random
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 
-from resfit.errors import ArgumentError, CheckpointError
+from resfit.errors import ArgumentError, CheckpointError, ResfitError
 from resfit.networks import catalog as networks
 from resfit.networks.detection import anchors, arithmetic, build, catalog
 from resfit.weights import canonical
@@ -178,3 +180,51 @@ def test_published_networks_are_torchvisions(name):
     count = int(one["count"])
     assert abs(count - len(expected["boxes"])) <= 1
     assert matched(one, expected, count) >= 0.99
+
+
+def mutated(names: list[tuple[str, tuple[int, ...]]], generator: random.Random) -> dict[str, np.ndarray]:
+    """Tensors with some of their names and shapes changed; they take no memory, however large they say they are."""
+    changed = list(names)
+    for _ in range(generator.randint(1, 4)):
+        place = generator.randrange(len(changed))
+        name, shape = changed[place]
+        kind = generator.randrange(5)
+        if kind == 0:
+            del changed[place]
+            continue
+        if kind == 1:
+            digits = re.sub(r"\d+", lambda _: str(generator.choice((0, 1, 7, 99, 999, 10**6))), name, count=1)
+            changed[place] = (generator.choice((digits, name.replace(".", "", 1), f"x.{name}", name[:-1])), shape)
+        elif kind == 2 and shape:
+            side = generator.randrange(len(shape))
+            value = generator.choice((0, 1, 2, 3, 35, 37, 257, 10**6))
+            changed[place] = (name, (*shape[:side], value, *shape[side + 1 :]))
+        elif kind == 3:
+            changed[place] = (name, generator.choice(((), (1,), shape[:-1], (*shape, 1), (4, 4, 4, 4))))
+        else:
+            other = generator.randrange(len(changed))
+            changed[place] = (name, changed[other][1])
+    return {name: np.broadcast_to(np.float32(0), shape) for name, shape in changed}
+
+
+def survive(count: int, seed: int) -> int:
+    """Recovers detectors from mutated tensors; returns how many were refused. Any other error passes through."""
+    generator = random.Random(seed)
+    sources = [[(name, array.shape) for name, array in source(kind)[1].items()] for kind in KINDS]
+    refused = 0
+    for _ in range(count):
+        try:
+            translation = torchvision_detection.translate(mutated(generator.choice(sources), generator))
+            torchvision_detection.identify(translation)
+        except ResfitError:
+            refused += 1
+    return refused
+
+
+def test_mutated_tensors_are_refused_or_read():
+    assert 10 < survive(100, 0) < 100
+
+
+@pytest.mark.slow
+def test_many_mutated_tensors():
+    assert survive(50_000, 1) < 50_000

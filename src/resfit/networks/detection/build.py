@@ -124,8 +124,8 @@ def build_on_maps(spec: DetectorSpec, *, name: str | None = None) -> keras.Model
         name: Name of the model.
 
     Returns:
-        A model from ``{"stage3": (batch, height, width, channels), ...}``, the taps of ``spec.taps``, to the raw outputs
-        of :func:`build`. Its weights have the names that they have in the whole model.
+        A model from the maps of ``spec.taps``, ``{"stage3": (batch, height, width, channels), ...}``, to the raw
+        outputs of :func:`build`. Its weights have the names that they have in the whole model.
     """
     inputs = {tap: layers.Input((None, None, tap_width(spec, tap)), name=tap) for tap in spec.taps.values()}
     raw = pyramid_and_head({level: inputs[tap] for level, tap in spec.taps.items()}, spec)

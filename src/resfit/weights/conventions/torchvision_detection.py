@@ -35,7 +35,7 @@ _COUNTER = "num_batches_tracked"
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class DetectorRule:
     """One line of the table.
 
     Attributes:
@@ -55,32 +55,32 @@ class Rule:
     offset: int = 0
 
 
-def _branches(convolution: str, norm: str | None, step: int) -> tuple[Rule, ...]:
+def _branches(convolution: str, norm: str | None, step: int) -> tuple[DetectorRule, ...]:
     rules = []
     for branch, path in _HEADS.items():
-        rules.append(Rule(f"{path}.{convolution}", f"{branch}_{{i}}", "conv", step, first=1))
+        rules.append(DetectorRule(f"{path}.{convolution}", f"{branch}_{{i}}", "conv", step, first=1))
         if norm is not None:
             offset = 1 if step > 1 else 0
-            rules.append(Rule(f"{path}.{norm}", f"{branch}_{{i}}", "norm", step, first=1, offset=offset))
+            rules.append(DetectorRule(f"{path}.{norm}", f"{branch}_{{i}}", "norm", step, first=1, offset=offset))
     return tuple(rules)
 
 
 _SHARED = (
-    Rule("backbone.fpn.inner_blocks.{i}.0", "p{i}_lateral", "conv", first=3),
-    Rule("backbone.fpn.inner_blocks.{i}.1", "p{i}_lateral", "norm", first=3),
-    Rule("backbone.fpn.layer_blocks.{i}.0", "p{i}_output", "conv", first=3),
-    Rule("backbone.fpn.layer_blocks.{i}.1", "p{i}_output", "norm", first=3),
+    DetectorRule("backbone.fpn.inner_blocks.{i}.0", "p{i}_lateral", "conv", first=3),
+    DetectorRule("backbone.fpn.inner_blocks.{i}.1", "p{i}_lateral", "norm", first=3),
+    DetectorRule("backbone.fpn.layer_blocks.{i}.0", "p{i}_output", "conv", first=3),
+    DetectorRule("backbone.fpn.layer_blocks.{i}.1", "p{i}_output", "norm", first=3),
     # files from before the pyramid could have norms
-    Rule("backbone.fpn.inner_blocks.{i}", "p{i}_lateral", "conv", first=3),
-    Rule("backbone.fpn.layer_blocks.{i}", "p{i}_output", "conv", first=3),
-    Rule("backbone.fpn.extra_blocks.p{i}", "p{i}", "conv"),
-    Rule("head.classification_head.cls_logits", "class_logits", "conv"),
-    Rule("head.regression_head.bbox_reg", "box_codes", "conv"),
-    Rule("head.regression_head.bbox_ctrness", "quality", "conv"),
+    DetectorRule("backbone.fpn.inner_blocks.{i}", "p{i}_lateral", "conv", first=3),
+    DetectorRule("backbone.fpn.layer_blocks.{i}", "p{i}_output", "conv", first=3),
+    DetectorRule("backbone.fpn.extra_blocks.p{i}", "p{i}", "conv"),
+    DetectorRule("head.classification_head.cls_logits", "class_logits", "conv"),
+    DetectorRule("head.regression_head.bbox_reg", "box_codes", "conv"),
+    DetectorRule("head.regression_head.bbox_ctrness", "quality", "conv"),
 )
 
 #: The tables by dialect.
-DIALECTS: dict[str, tuple[Rule, ...]] = {
+DIALECTS: dict[str, tuple[DetectorRule, ...]] = {
     "retinanet": (*_branches("conv.{i}.0", "conv.{i}.1", 1), *_SHARED),
     "retinanet-first": (*_branches("conv.{i}", None, 2), *_SHARED),
     "fcos": (*_branches("conv.{i}", "conv.{i}", 3), *_SHARED),
