@@ -140,6 +140,18 @@ def test_other_backbones_have_the_maps_that_the_arithmetic_says(name):
     assert found["boxes"].shape[1] == sum(map(len, anchors.anchors(spec, (75, 50))))
 
 
+def test_a_stem_that_rounds_down_has_the_maps_that_the_arithmetic_says():
+    """Average pooling without padding, CLIP's: a side of 77 is 39, then 19 and not 20."""
+    body = networks.get("test_resnet").spec.replace(stem_pool="avg")
+    spec = catalog.light(body, pyramid_width=16, head_width=16, norm_groups=4, head_depth=1)
+    assert anchors.grid_sizes(spec, (77, 53))[0] == (10, 7)
+    assert anchors.grid_sizes(spec, (66, 90))[0] == (8, 11)
+    model = build.build(spec)
+    for size in ((77, 53), (66, 90), (64, 64)):
+        found = model(np.zeros((1, *size, 3), np.float32))
+        assert found["boxes"].shape[1] == arithmetic.count(spec, input_size=size).boxes
+
+
 def test_a_fresh_detector_starts_at_its_prior():
     raw = build.build(SPECS["light"], outputs="raw")
     assert np.asarray(raw.get_layer("class_logits_conv").bias) == pytest.approx(-np.log(99))

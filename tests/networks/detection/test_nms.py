@@ -113,7 +113,7 @@ def test_the_layer_is_the_loop_over_every_class(block):
     assert 0 < found["count"][1] < 50
 
 
-def test_fewer_boxes_than_candidates_and_none_at_all():
+def test_fewer_boxes_than_candidates_none_at_all_and_no_images():
     layer = NonMaxSuppression(0.5, 0.5, candidates=8, max_detections=4)
     boxes = np.array([[[0, 0, 4, 4], [9, 9, 12, 12]]], np.float32)
     found = layer({"boxes": boxes, "scores": np.array([[[0.6, 0.7], [0.9, 0.5]]], np.float32)})
@@ -122,6 +122,8 @@ def test_fewer_boxes_than_candidates_and_none_at_all():
     none = layer({"boxes": boxes, "scores": np.zeros((1, 2, 2), np.float32)})
     assert np.asarray(none["count"]).tolist() == [0]
     assert not np.asarray(none["boxes"]).any()
+    empty = layer({"boxes": boxes[:0], "scores": np.zeros((0, 2, 2), np.float32)})
+    assert np.asarray(empty["boxes"]).shape == (0, 4, 4)
 
 
 def test_pairs_with_equal_scores_come_in_their_order():

@@ -89,7 +89,7 @@ def best_pairs(boxes: Any, scores: Any, candidates: int) -> tuple[Any, Any, Any]
         boxes = ops.pad(boxes, ((0, 0), (0, missing), (0, 0)))
         scores = ops.pad(scores, ((0, 0), (0, missing), (0, 0)), constant_values=-1.0)
     # the best pairs are among the boxes with the best classes
-    _, chosen = ops.top_k(ops.max(scores, axis=2), candidates)
+    _, chosen = ops.top_k(ops.max(scores, axis=2, initial=-1.0), candidates)  # without it, Keras refuses no images
     chosen = ops.expand_dims(ops.sort(ops.cast(chosen, "int32"), axis=1), 2)
     boxes, scores = ops.take_along_axis(boxes, chosen, axis=1), ops.take_along_axis(scores, chosen, axis=1)
     scores, pairs = ops.top_k(ops.reshape(scores, (-1, candidates * classes)), candidates)
