@@ -305,9 +305,10 @@ def test_onnx_runtime_detects_alike(tmp_path):
     pytest.importorskip("tf2onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     model = randomize(build.build(SPECS["light"], outputs="detections", input_shape=(75, 50, 3)))
+    x = np.random.default_rng(0).normal(0, 1, (2, 75, 50, 3)).astype(np.float32)
+    expected = {key: np.asarray(value) for key, value in model(x).items()}
     model.export(tmp_path / "m.onnx", format="onnx", verbose=False)
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
-    x = np.random.default_rng(0).normal(0, 1, (2, 75, 50, 3)).astype(np.float32)
     found = dict(
         zip(
             [one.name for one in session.get_outputs()],
@@ -315,5 +316,5 @@ def test_onnx_runtime_detects_alike(tmp_path):
             strict=True,
         )
     )
-    for key, value in model(x).items():
-        np.testing.assert_allclose(found[key], np.asarray(value), atol=1e-3, err_msg=key)
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, atol=1e-3, err_msg=key)
