@@ -14,7 +14,7 @@ from resfit.networks.detection.layers import CropToMatch
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.preprocessing import InputSpec
 from resfit.weights import canonical
-from tests.numbers import randomize
+from tests.numeric import randomize
 
 TINY = networks.get("resnet10_tiny").spec
 
