@@ -329,3 +329,16 @@ def test_an_image_whose_scores_are_no_numbers_is_a_problem_and_spoils_no_other(l
         assert not isinstance(found[0], Problem)
         assert isinstance(found[1], Problem)
         assert "is not finite" in str(found[1])
+
+
+def test_fractions_of_at_most_1_are_refused_and_whole_numbers_taken_as_they_are(loaded, classifier):
+    served = Served(loaded, classifier, "keras")
+    height, width, _ = served.shape
+    bright = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.float32)
+    np.testing.assert_array_equal(served.fit(bright), bright)
+    with pytest.raises(Problem, match=r"0\.\.255 are needed: multiply them by 255"):
+        served.fit(bright / 255)
+    dark = np.zeros((height, width, 3), np.float32)
+    dark[0, 0] = 1  # as JSON's integers arrive: one step above black
+    np.testing.assert_array_equal(served.fit(dark), dark)
+    np.testing.assert_array_equal(served.fit(0 * dark), 0 * dark)

@@ -162,11 +162,19 @@ class Served:
     def fit(self, image: np.ndarray) -> np.ndarray:
         """Brings an array to the network's size as the classifier does offline.
 
+        Fractions of at most 1 are refused, so that no client gets an answer for other values than it thinks: an
+        exported network would take them as 0..255. Whole numbers are taken as they are, since JSON does not tell
+        integers from floats.
+
         Raises:
             Problem: It cannot be used.
         """
         from resfit.data import decode, inputs
 
+        if image.dtype.kind == "f" and image.size and image.min() >= 0 and image.max() <= 1:
+            if (image != np.rint(image)).any():
+                raise unusable("its values are 0..1, and 0..255 are needed: multiply them by 255")
+            image = image.astype(np.uint8)
         try:
             image = inputs.fit_array(image, self.classifier.input_spec)
             decode.check_size(image, self.classifier.input_spec)
