@@ -53,6 +53,7 @@ def write(job: ExportJob, folder: Path) -> Written:
             head="import onnxruntime\n",
             load=f'session = onnxruntime.InferenceSession("{_FILE}", providers=["CPUExecutionProvider"])\n',
             run=f'session.run(["{given}"], {{"{taken}": images}})[0]',
+            refuses_none=True,  # onnxruntime's group normalisation does
         ),
         notes=tuple(notes),
         facts={"conversion": way},

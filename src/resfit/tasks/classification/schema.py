@@ -135,12 +135,12 @@ def _calibration(temperature: float, fields: Mapping[str, Any] | None) -> Calibr
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise ArtifactError(f"'calibration' cannot be read: {error}.") from error
     sets = found.conformal
-    if sets is not None:
-        scores = [value for values in sets.scores.values() for value in values]
-        ordered = list(sets.ranks) == sorted(sets.ranks) and all(
-            list(values) == sorted(values) for values in sets.scores.values()
+    for own in () if sets is None else (sets, *sets.by_class):
+        scores = [value for values in own.scores.values() for value in values]
+        ordered = list(own.ranks) == sorted(own.ranks) and all(
+            list(values) == sorted(values) for values in own.scores.values()
         )
-        lengths = {len(values) for values in sets.scores.values()} | {len(sets.ranks)}
+        lengths = {len(values) for values in own.scores.values()} | {len(own.ranks)}
         if len(lengths) != 1 or not ordered or not all(-1e-6 <= score <= 1 + 1e-6 for score in scores):
             raise ArtifactError("'calibration' must have ascending scores 0..1, one for each rank.")
     return found
