@@ -565,8 +565,12 @@ def _whole(named: Source, path: Path) -> Source | None:
     kind = convert.find_format(path)
     read = kind.read(path) if kind else None
     if read is None or not isinstance(read.graph, SavedModel):
-        is_nested = read is not None and any(name.count("/") > 1 for name in read.arrays)
-        return _of_name(named, convert.read_source(path, architecture=named.name), path) if is_nested else None
+        if read is None or not any(name.count("/") > 1 for name in read.arrays):
+            return None
+        try:
+            return _of_name(named, convert.read_source(path, architecture=named.name), path)
+        except CheckpointError:
+            return None  # the names mean nothing: layers are matched by order and shape, as Keras does
     found = _of_path(path, "default", {})
     shapes = identify.differences(
         found.spec, named.spec, ("depths", "widths", "inner_widths", "block", "preactivation")

@@ -602,6 +602,13 @@ def _window(
     return {**values, "up": False}, (made[0], made[1])
 
 
+def _is_pooled(step: Step) -> bool:
+    """Whether a step gives one value a channel because the map was pooled, and not because the image is small."""
+    while step.kind in ("dense", "act", "affine") and len(step.inputs) == 1:
+        step = step.inputs[0]
+    return step.kind == "mean"
+
+
 def _conv(layer: Layer, label: str, values: list[Any], options: Mapping[str, Any]) -> Map:
     x, config = _one(values, options), layer.config
     if x.axes not in ("N11C", "NC11"):  # vectors of squeeze-excite
@@ -626,7 +633,7 @@ def _conv(layer: Layer, label: str, values: list[Any], options: Mapping[str, Any
         x.step.channels = kernel.shape[2] * groups
     strides, dilations = _pair(config.get("strides", 1)), _pair(config.get("dilation_rate", 1))
     bias = rest[0] if rest else None
-    if x.step.size == (1, 1) and sides == (1, 1) and groups == 1:  # of squeeze-excite
+    if _is_pooled(x.step) and sides == (1, 1) and groups == 1:  # of squeeze-excite
         made = {"kernel": kernel[0, 0], "bias": bias}
         result = Map(Step("dense", [x.step], label, kernel.shape[3], (1, 1), made), x.axes)
     else:

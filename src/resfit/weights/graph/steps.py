@@ -29,7 +29,7 @@ class Step:
     """
 
     kind: str
-    inputs: list[Step]
+    inputs: list[Step] = dataclasses.field(repr=False)  # a graph that is printed whole repeats each branch
     node: str
     channels: int
     size: Size
