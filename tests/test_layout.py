@@ -2,7 +2,6 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 
-import grimp
 import pytest
 
 import resfit
@@ -12,6 +11,7 @@ SOURCE = Path(resfit.__file__).parent
 
 @pytest.fixture(scope="module")
 def graph():
+    grimp = pytest.importorskip("grimp")
     return grimp.build_graph("resfit", cache_dir=None)
 
 

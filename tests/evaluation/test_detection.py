@@ -57,6 +57,7 @@ def drawn(seed, images, classes, *, whole=True, ties=True, dense=False, reach=35
 
 def of_coco(truth, predicted, images, classes, program):
     """COCO's twelve figures by one of its programs; NaN where it writes -1."""
+    pytest.importorskip(program.replace("-", "_"))
     if program == "pycocotools":
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval as Evaluation

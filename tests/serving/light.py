@@ -26,7 +26,7 @@ class Brightness:
     """Tells dark images from bright ones by their mean. A file is as bright as its first byte says."""
 
     engine, classes, shape, features = "none", CLASSES, (2, 2, 3), 1
-    is_calibrated = False
+    is_calibrated, label_separator = False, ""
 
     def __init__(self, folder: Path, engine: str):
         self.folder = folder

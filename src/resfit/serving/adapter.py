@@ -115,6 +115,11 @@ class Served:
         return self.classifier.classes
 
     @property
+    def label_separator(self) -> str:
+        """What stands between labels in an answer; empty for one label an image."""
+        return str(self.classifier.recipe.separator)
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Height, width and channels that the network takes."""
         contract = self.classifier.input_spec

@@ -207,8 +207,7 @@ def _metadata(context: Context, version: Version) -> dict[str, Any]:
 
 def _separated(served: Served) -> dict[str, Any]:
     """Returns what stands between labels in the output ``label``, where an image may have several."""
-    recipe = served.classifier.recipe
-    return {"parameters": {"label_separator": recipe.separator}} if recipe.multilabel else {}
+    return {"parameters": {"label_separator": served.label_separator}} if served.label_separator else {}
 
 
 def _configuration(context: Context, version: Version) -> dict[str, Any]:
