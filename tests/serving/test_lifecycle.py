@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import signal
 import subprocess
@@ -189,10 +188,10 @@ def test_a_damaged_classifier_ends_the_command(classifier, tmp_path, capfd):
 def unreadable(classifier, place):
     """A classifier whose sums are right and whose network is none."""
     shutil.copytree(classifier, place)
+    before = hashlib.sha256((place / "model.keras").read_bytes()).hexdigest()
     (place / "model.keras").write_bytes(b"PK no network")
-    description = json.loads((place / "classifier.json").read_text())
-    description["files"] = {"model.keras": hashlib.sha256(b"PK no network").hexdigest()}
-    (place / "classifier.json").write_text(json.dumps(description))
+    sums = (place / "SHA256SUMS").read_text()
+    (place / "SHA256SUMS").write_text(sums.replace(before, hashlib.sha256(b"PK no network").hexdigest()))
     return place
 
 
