@@ -315,7 +315,7 @@ def test_without_time_for_a_whole_probe_what_the_training_began_with_is_kept(net
 
     monkeypatch.setattr(data_preparation, "_MOST_TO_BEGIN_WITH", 40)
     monkeypatch.setattr(fit_plan.FitPlan, "leaves", lambda *_: False)
-    options = {"model": network, "strategy": "auto", "budget": "5m", "trainable_from": 0}
+    options = {"model": network, "strategy": "auto", "budget": "60m", "trainable_from": 0}
     untrained = fit(patterns, **options, tuning={**QUICK, "learning_rate": 1e-12, "epochs": 1})
     assert untrained.metrics["training"]["epoch"] == 0
     monkeypatch.setattr(fit_plan.FitPlan, "too_late", lambda *_: True)
