@@ -143,7 +143,7 @@ def test_the_command_writes_a_report(out, tested, tmp_path, capsys):
     assert found["foreign"]["count"] == 6
     assert found["figures"]["overall"]["mcc"]["low"] < found["figures"]["overall"]["mcc"]["value"]
     assert {row["asked"] for row in found["prediction_sets"]} == {0.8, 0.9, 0.95}
-    assert "Foreign images" in page.read_text("utf-8")
+    assert "Out-of-distribution images" in page.read_text("utf-8")
     with pytest.raises(SystemExit) as stopped:
         main.run(["evaluate", str(out), str(tested), "--specificity", "2"])
     assert stopped.value.code == 2

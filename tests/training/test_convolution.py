@@ -52,9 +52,14 @@ def test_values_and_gradients_are_tensorflows(size, side, stride, padding, relu,
         values = [tf.cast(tf.cast(value, tf.bfloat16), tf.float32) for value in values]
     expected = tf.function(lambda: gradients(plain, values, dtype))()
     received = tf.function(lambda: gradients(ours, values, dtype))()
-    for name, one, two in zip(("outputs", "inputs", "kernel", "bias"), received, expected, strict=True):
-        if (name, dtype) != ("bias", "bfloat16"):  # TensorFlow's is far off there; see below
-            assert relative_error(one.numpy(), two.numpy()) < (1e-5 if dtype == "float32" else 1e-2), name
+    exact = tf.function(lambda: gradients(plain, values, "float32"))()
+    for name, one, two, three in zip(("outputs", "inputs", "kernel", "bias"), received, expected, exact, strict=True):
+        if dtype == "float32":
+            assert relative_error(one.numpy(), two.numpy()) < 1e-5, name
+        elif name != "bias":  # TensorFlow's is far off there; see below
+            # on processors without bfloat16 instructions TensorFlow itself sums in bfloat16, which is coarser
+            theirs = relative_error(two.numpy(), three.numpy())
+            assert relative_error(one.numpy(), three.numpy()) < max(1e-2, 1.2 * theirs), name
 
 
 def test_the_gradient_of_the_bias_is_right_in_bfloat16():
