@@ -54,8 +54,8 @@ _COMPILED = frozenset(
     """Abs Add AddN AddV2 All Any ArgMax Assert AssignAddVariableOp AssignSubVariableOp AssignVariableOp AvgPool
     AvgPoolGrad BatchMatMulV2 BiasAdd BiasAddGrad BroadcastGradientArgs BroadcastTo Cast ConcatV2 Const Conv2D
     Conv2DBackpropFilter Conv2DBackpropInput DepthwiseConv2dNative Div DivNoNan Elu EnsureShape Equal Exp ExpandDims
-    Fill FusedBatchNorm FusedBatchNormGradV3 FusedBatchNormV2 FusedBatchNormV3 Greater GreaterEqual Identity IdentityN If
-    L2Loss LeakyRelu Less LessEqual Log LogSoftmax LogicalAnd LogicalNot LogicalOr MatMul Max MaxPool MaxPoolGrad
+    Fill FusedBatchNorm FusedBatchNormGradV3 FusedBatchNormV2 FusedBatchNormV3 Greater GreaterEqual Identity IdentityN
+    If L2Loss LeakyRelu Less LessEqual Log LogSoftmax LogicalAnd LogicalNot LogicalOr MatMul Max MaxPool MaxPoolGrad
     Maximum Mean Min Minimum MirrorPad Mul Neg NoOp OnesLike Pack Pad PadV2 PartitionedCall Placeholder
     PlaceholderWithDefault Pow Prod Range ReadVariableOp RealDiv Reciprocal Relu Relu6 ReluGrad Reshape ResizeBilinear
     Rsqrt RsqrtGrad Selu Select SelectV2 Shape Sigmoid Sign Slice Softmax Softplus Split SplitV Sqrt Square
