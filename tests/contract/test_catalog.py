@@ -24,7 +24,7 @@ def convolutions(name: str) -> int:
 
 
 def marked() -> list:
-    """Every row; those that differ from a shallower one of their kind in depth and widths alone are for the slow run."""
+    """Every row; those that differ from a shallower one in depth and widths alone are for the slow run."""
     shallowest: dict[ArchitectureSpec, str] = {}
     for name in sorted(catalog.names(), key=convolutions):
         shallowest.setdefault(reduced(catalog.get(name).spec), name)
