@@ -1,10 +1,11 @@
 """Registries: tables that are filled by decorators, where the things stand that are in them.
 
-A registry has a home: a package whose modules are imported when the registry is first read, so that whatever they
-register is there. A new format, naming convention or engine is therefore one new file in that package, and nothing
-else. What is registered from outside resfit is found in the same way.
+A registry may have a home: a package whose modules are imported when the registry is first read, so that whatever they
+register is there. A new format of weights or naming convention is therefore one new file in that package, and nothing
+else. Where there is no home, the package imports its modules itself. What is registered from outside resfit is found
+in the same way.
 
-This is the one place, beside the names of the package itself, that imports modules by their names.
+Beside ``resfit/__init__.py`` and the table of old names, this is the one place that imports modules by their names.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     Args:
         what: What an entry is, for messages: ``"a format"``.
-        home: The package whose modules register entries; it is imported already.
+        home: The package whose modules register entries and are imported when the registry is first read; it is
+            imported already. Default: none.
     """
 
-    def __init__(self, what: str, home: str) -> None:
+    def __init__(self, what: str, home: str = "") -> None:
         self._what, self._home = what, home
         self._entries: dict[str, Entry] = {}
-        self._is_complete = False
+        self._is_complete = not home
         self._lock = threading.RLock()
 
     def add(self, name: str, entry: Entry) -> None:
