@@ -584,10 +584,13 @@ def resize(image: Image, spec: InputSpec) -> Image:
     target_height, target_width = spec.size
     if spec.resize_mode == "none":
         return image
-    if image.size == (target_width, target_height) and spec.resize_size == (target_height, target_width):
+    whole = spec.resize_size == (target_height, target_width)
+    if spec.resize_mode == "fit":
+        target_height, target_width = spec.fitted_size(image.height, image.width)
+    if whole and image.size == (target_width, target_height):
         return image
     method: Callable[..., Any] = getattr(Images.Resampling, spec.interpolation.upper())
-    if spec.resize_mode == "squash":
+    if spec.resize_mode in ("squash", "fit"):
         return image.resize((target_width, target_height), method)  # type: ignore[arg-type]
     box = kept_box(*image.size, spec)
     return image.resize((target_width, target_height), method, box=box)  # type: ignore[arg-type]
