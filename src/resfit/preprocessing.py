@@ -18,13 +18,13 @@ from resfit.errors import ArgumentError
 
 ChannelOrder = Literal["rgb", "bgr"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box"]
-ResizeMode = Literal["shorter", "squash", "none"]
+ResizeMode = Literal["shorter", "squash", "letterbox", "none"]
 Plane = Literal["axial", "coronal", "sagittal"]
 
 _CHOICES = {
     "channel_order": ("rgb", "bgr"),
     "interpolation": ("nearest", "bilinear", "bicubic", "lanczos", "box"),
-    "resize_mode": ("shorter", "squash", "none"),
+    "resize_mode": ("shorter", "squash", "letterbox", "none"),
 }
 _PLANES = ("axial", "coronal", "sagittal")
 
@@ -94,7 +94,8 @@ class InputSpec:
         std: Divided by after that, one value a channel, in the network's channel order.
         interpolation: How an image is resized.
         resize_mode: ``"shorter"`` scales the shorter side to ``size / crop_fraction`` and cuts the centre out;
-            ``"squash"`` resizes to ``size`` whatever the aspect ratio; ``"none"`` leaves the image as it is.
+            ``"squash"`` resizes to ``size`` whatever the aspect ratio; ``"letterbox"`` scales the image as a whole to
+            ``size``, with its own proportions, and pads both sides with ``fill``; ``"none"`` leaves it as it is.
         crop_fraction: Share of the resized image that the centre crop keeps, in (0, 1].
         reading: How scans become pictures.
     """
@@ -163,6 +164,14 @@ class InputSpec:
     def scales_nothing(self) -> bool:
         """Whether values pass as they are; the channel order may differ."""
         return all(m == 1.0 for m in self.multiplier) and not any(self.offset)
+
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """Colour of the padding, 0..255 a channel, RGB or grey: the nearest to what the network sees as 0."""
+        if self.channels == 1:
+            return (round(float(np.clip(np.mean(self.mean) / self.scale, 0, 255))),)
+        colours = self.mean[::-1] if self.channel_order == "bgr" else self.mean
+        return tuple(round(float(np.clip(mean / self.scale, 0, 255))) for mean in colours)
 
     @property
     def resize_size(self) -> tuple[int, int]:
