@@ -25,7 +25,8 @@ from resfit.tasks.detection import saving
 from resfit.tasks.detection.detections import Detections
 from resfit.tasks.detection.evaluation import DetectionEvaluation, evaluated
 from resfit.tasks.detection.postprocess import suppress
-from resfit.tasks.detection.results import Calibration, DetectorRecipe
+from resfit.tasks.base import Exportable, FittedModel, FitRun, TextTable
+from resfit.tasks.detection.results import DetectorRecipe
 
 if TYPE_CHECKING:
     import keras
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 _MANY = 64  # pictures from which an engine of its own may be worth it
 
 
-class Detector:
+class Detector(FittedModel):
     """A network that finds objects of one's own classes.
 
     Made by :func:`resfit.tasks.detection.fit` or :meth:`load`.
@@ -46,7 +47,6 @@ class Detector:
         spec: The network.
         recipe: How it was made.
         thresholds: For each class the score from which a box is shown: the one with the best F1 on validation images.
-        calibration: How scores become probabilities of a box being right; on held-out images.
         metrics: JSON-ready figures of the fit.
         fingerprint: Digest of the data it was fitted on.
         versions: Versions of the packages that made it.
@@ -64,7 +64,6 @@ class Detector:
         recipe: DetectorRecipe,
         *,
         thresholds: Mapping[str, float] | None = None,
-        calibration: Calibration | None = None,
         metrics: dict[str, Any] | None = None,
         fingerprint: str = "",
         versions: dict[str, str] | None = None,
@@ -76,11 +75,10 @@ class Detector:
         self.spec = spec
         self.recipe = recipe
         self.thresholds = {name: float((thresholds or {}).get(name, spec.score_threshold)) for name in self.classes}
-        self.calibration = calibration or Calibration()
         self.metrics = metrics or {}
         self.fingerprint = fingerprint
         self.versions = versions or {}
-        self.run: Any = None
+        self.run: FitRun | None = None
         self._attachments = dict(attachments or {})
         self._engines: dict[str, engines.Engine] = {}
 
@@ -99,7 +97,6 @@ class Detector:
         *,
         threshold: float | Mapping[str, float] | None = None,
         max_detections: int | None = None,
-        calibrated: bool = True,
         engine: str = "auto",
         batch_size: int | None = None,
         progress: Progress | None = None,
@@ -112,8 +109,6 @@ class Detector:
             threshold: Boxes of at least this score are returned: a number, or one for each class. ``None`` takes the
                 detector's own; 0 returns all boxes down to the lowest score of the network.
             max_detections: Boxes of a picture; ``None`` is the network's own.
-            calibrated: Whether scores are probabilities of the box being right, as held-out images say; otherwise they
-                are the network's own. Thresholds are compared with what is returned.
             engine: As :func:`resfit.engines.create` takes it.
             batch_size: Pictures in one pass; ``None`` chooses by their size.
             progress: Called as pictures get done.
@@ -128,7 +123,7 @@ class Detector:
             (array([[12.1, 30.7, 80.2, 99.0]], dtype=float32), ('red',))
         """
         sources = inputs.listed(images, self.input_spec)
-        limits = self._limits(threshold, calibrated)
+        limits = self._limits(threshold)
         found = []
         for item, path, boxes, scores, labels, size, error in self._run(
             sources, engine, batch_size, progress, max_detections
@@ -136,22 +131,17 @@ class Detector:
             if error:
                 found.append(Detections.failed(path, self.classes, error))
                 continue
-            scores = self.calibration.apply(scores) if calibrated else scores
             kept = scores >= limits[labels] if len(labels) else np.zeros(0, bool)
             found.append(Detections(path, boxes[kept], scores[kept], labels[kept], self.classes, size, "", item))
         return found
 
-    def _limits(self, threshold: float | Mapping[str, float] | None, calibrated: bool) -> np.ndarray:
+    def _limits(self, threshold: float | Mapping[str, float] | None) -> np.ndarray:
         """For each class the lowest score that is returned."""
-        if threshold is None:
-            own = np.array([self.thresholds[name] for name in self.classes], np.float32)
-            return self.calibration.apply(own) if calibrated else own
-        if isinstance(threshold, Mapping):
-            unknown = sorted(set(threshold) - set(self.classes))
+        if threshold is None or isinstance(threshold, Mapping):
+            unknown = sorted(set(threshold or ()) - set(self.classes))
             if unknown:
                 raise ArgumentError(f"threshold must name classes of {list(self.classes)}. Received: {unknown}.")
-            own = self._limits(None, calibrated)
-            given = [threshold.get(name, own[number]) for number, name in enumerate(self.classes)]
+            given: Any = [(threshold or {}).get(name, self.thresholds[name]) for name in self.classes]
         else:
             given = [threshold] * len(self.classes)
         values = np.array(given, np.float32)
@@ -197,7 +187,7 @@ class Detector:
                 raise DataError(f"the source must have a part {part!r}. Received: {sorted({str(s) for s in boxes.splits})}.")
             boxes = boxes.subset(chosen)
         predicted = self.predict(
-            list(boxes.paths), threshold=0.0, calibrated=False, engine=engine, batch_size=batch_size, progress=progress
+            list(boxes.paths), threshold=0.0, engine=engine, batch_size=batch_size, progress=progress
         )
         if all(one.error for one in predicted):
             raise DataError(f"none of the {len(boxes)} pictures can be read. The first: {predicted[0].error if predicted else 'none'}.")
@@ -311,6 +301,70 @@ class Detector:
         model = keras.Model(base.inputs[0], found, name=f"{self.model.name}_suppressed")
         model.architecture, model.input_spec = self.spec, self.input_spec
         return model
+
+    def exportable(self) -> Exportable:
+        """Returns what an export needs: the network with suppression."""
+        return Exportable(
+            network=self.suppressed(),
+            outputs=("boxes", "scores", "classes", "count"),
+            labels=self.classes,
+            activation="sigmoid",
+            facts={
+                "kind": "detector",
+                "recipe": dataclasses.asdict(self.recipe),
+                "thresholds": self.thresholds,
+                "metrics": self.metrics,
+                "data": self.fingerprint,
+                "versions": self.versions,
+            },
+            tests=tuple((Path(name), "") for name in self.metrics.get("test_files", ())),
+        )
+
+    def arrays(self, predictions: Sequence[Detections]) -> dict[str, np.ndarray]:
+        """Returns detections in rows of one length: ``boxes`` ``(n, most, 4)``, ``scores``, ``classes``, ``count``.
+
+        Args:
+            predictions: Of pictures that could be used.
+        """
+        most, n = self.spec.max_detections, len(predictions)
+        found = {
+            "boxes": np.zeros((n, most, 4), np.float32),
+            "scores": np.zeros((n, most), np.float32),
+            "classes": np.full((n, most), -1, np.int32),
+            "count": np.array([min(len(one), most) for one in predictions], np.int32),
+        }
+        for row, one in enumerate(predictions):
+            count = int(found["count"][row])
+            found["boxes"][row, :count] = one.boxes[:count]
+            found["scores"][row, :count] = one.scores[:count]
+            found["classes"][row, :count] = one.classes[:count]
+        return found
+
+    def prediction_table(self, predictions: Sequence[Detections]) -> TextTable:
+        """Returns a row for each box, and one for each picture without any.
+
+        Args:
+            predictions: Of pictures that could be used.
+        """
+        rows: list[tuple[object, ...]] = []
+        for one in predictions:
+            path = "" if one.path is None else str(one.path)
+            rows += [
+                (path, label, f"{score:.3f}", *(f"{value:.1f}" for value in box))
+                for label, score, box in zip(one.labels, one.scores.tolist(), one.boxes.tolist(), strict=True)
+            ] or [(path, "", "", "", "", "", "")]
+        return TextTable("", ("image", "class", ">score", ">x1", ">y1", ">x2", ">y2"), rows)
+
+    def card(self) -> list[tuple[str, object]]:
+        """Returns what the detector is, as names and values for people."""
+        shown = ", ".join(self.classes[:12]) + (f" and {len(self.classes) - 12} more" if len(self.classes) > 12 else "")
+        size = "x".join(map(str, reversed(self.input_spec.size)))
+        return [
+            ("classes", f"{len(self.classes)}: {shown}"),
+            ("network", f"{self.recipe.model}, {self.recipe.trained}"),
+            ("input", f"letterbox of {size} pixels"),
+            ("thresholds", ", ".join(f"{name} {value:.2f}" for name, value in list(self.thresholds.items())[:12])),
+        ]
 
     def body(self) -> keras.Model:
         """Returns the residual network: RGB 0..255 in, features ``(batch, features)`` of its last stage out."""

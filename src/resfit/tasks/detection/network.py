@@ -31,7 +31,7 @@ class Network:
         contract: How images become the input: a letterbox.
         whole: RGB 0..255 to raw outputs.
         body: RGB 0..255 to the maps of the taps, by their names.
-        head: Those maps to raw outputs.
+        head: Those maps, in the order of the taps, to raw outputs.
     """
 
     spec: DetectorSpec
@@ -92,7 +92,7 @@ def build(
     keras.utils.set_random_seed(seed)
     raw = pyramid_and_head({level: body.output[tap] for level, tap in spec.taps.items()}, spec)
     whole = keras.Model(body.inputs[0], raw.named(), name=f"{body.name}_raw")
-    head = keras.Model({tap: body.output[tap] for tap in taps}, raw.named(), name=f"{body.name}_head")
+    head = keras.Model([body.output[tap] for tap in taps], raw.named(), name=f"{body.name}_head")
     for layer in body.layers:
         layer.trainable = False
     return Network(spec, contract, whole, body, head)
@@ -171,17 +171,17 @@ class MapShapes:
         """Numbers in a row."""
         return sum(math.prod(shape) for shape in self.shapes)
 
-    def maps(self, rows: Any) -> dict[str, Any]:
-        """Returns maps by tap, ``(batch, height, width, channels)``.
+    def maps(self, rows: Any) -> list[Any]:
+        """Returns the map of each tap, ``(batch, height, width, channels)``.
 
         Args:
             rows: Array or tensor ``(batch, width)``.
         """
-        found, start = {}, 0
-        for tap, shape in zip(self.taps, self.shapes, strict=True):
+        found, start = [], 0
+        for shape in self.shapes:
             end = start + math.prod(shape)
             part = rows[:, start:end]
-            found[tap] = part.reshape(-1, *shape) if isinstance(part, np.ndarray) else _reshaped(part, shape)
+            found.append(part.reshape(-1, *shape) if isinstance(part, np.ndarray) else _reshaped(part, shape))
             start = end
         return found
 
@@ -225,3 +225,26 @@ def level_layers(model: keras.Model, spec: DetectorSpec) -> list[str]:
     return [
         f"p{level}_output_{suffix}" if f"p{level}_output_{suffix}" in names else f"p{level}_conv" for level in spec.levels
     ]
+
+
+def learning_layers(made: Network, strategy: str) -> frozenset[str]:
+    """Returns the names of the body's layers that learn.
+
+    Args:
+        made: The network.
+        strategy: ``"head"``, none; ``"last"``, the last stage that a map is taken from, and what lies behind the one
+            before it; ``"full"``, all.
+    """
+    names = [layer.name for layer in made.body.layers if layer.trainable_variables or layer.weights]
+    if strategy == "head":
+        return frozenset()
+    if strategy == "full":
+        return frozenset(names)
+    from resfit.engines import prefix
+
+    taps = list(made.spec.taps.values())
+    order = [layer.name for layer in made.body.layers]
+    known = prefix.taps(made.body)
+    number = int(taps[-1].removeprefix("stage"))
+    start = order.index(known[f"stage{number - 1}"]) + 1
+    return frozenset(names) & frozenset(order[start:])
