@@ -22,7 +22,7 @@ _EXPORTS = {
     "describe": "resfit.zoo",
     "suggest": "resfit.suggestions",
     "summary": "resfit.summary",
-    "fit": "resfit.tasks.classification.fit",
+    "fit": "resfit.tasks.dispatch",
     "Classifier": "resfit.tasks.classification",
     "InputSpec": "resfit.preprocessing",
     "Reading": "resfit.preprocessing",
@@ -30,9 +30,9 @@ _EXPORTS = {
     "ResfitError": "resfit.errors",
     "pretrain": "resfit.training.pretrain",
 }
-_MODULES = ("applications", "hub")
+_MODULES = ("applications", "export", "hub", "serving")
 #: Names that need Keras and so TensorFlow, which the user chooses: resfit[cpu] or resfit[gpu].
-_NEED_KERAS = frozenset({"load", "summary", "fit", "Classifier", "pretrain", "applications", "hub"})
+_NEED_KERAS = frozenset({"load", "summary", "fit", "Classifier", "pretrain", "applications", "export", "hub"})
 
 _moved.install()
 
@@ -40,7 +40,9 @@ __all__ = ["__version__", *_EXPORTS, *_MODULES]
 
 if TYPE_CHECKING:
     from resfit import applications as applications
+    from resfit import export as export
     from resfit import hub as hub
+    from resfit import serving as serving
     from resfit.errors import ResfitError as ResfitError
     from resfit.networks.spec import ArchitectureSpec as ArchitectureSpec
     from resfit.preprocessing import InputSpec as InputSpec
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from resfit.suggestions import suggest as suggest
     from resfit.summary import summary as summary
     from resfit.tasks.classification import Classifier as Classifier
-    from resfit.tasks.classification.fit import fit as fit
+    from resfit.tasks.dispatch import fit as fit
     from resfit.training.pretrain import pretrain as pretrain
     from resfit.zoo import describe as describe
     from resfit.zoo import list_models as list_models

@@ -18,13 +18,13 @@ from resfit.errors import ArgumentError
 
 ChannelOrder = Literal["rgb", "bgr"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box"]
-ResizeMode = Literal["shorter", "squash", "fit", "none"]
+ResizeMode = Literal["shorter", "squash", "fit", "letterbox", "none"]
 Plane = Literal["axial", "coronal", "sagittal"]
 
 _CHOICES = {
     "channel_order": ("rgb", "bgr"),
     "interpolation": ("nearest", "bilinear", "bicubic", "lanczos", "box"),
-    "resize_mode": ("shorter", "squash", "fit", "none"),
+    "resize_mode": ("shorter", "squash", "fit", "letterbox", "none"),
 }
 _PLANES = ("axial", "coronal", "sagittal")
 
@@ -94,10 +94,11 @@ class InputSpec:
         std: Divided by after that, one value a channel, in the network's channel order.
         interpolation: How an image is resized.
         resize_mode: ``"shorter"`` scales the shorter side to ``size / crop_fraction`` and cuts the centre out;
-            ``"squash"`` resizes to ``size`` whatever the aspect ratio; ``"fit"`` keeps it and makes the image as large
-            as fits into ``size``, which is turned where that lets it be larger, so that images have sizes of their own
-            (torchvision's detectors: a shorter side of 800, a longer one of 1333 at most); ``"none"`` leaves the
-            image as it is.
+            ``"squash"`` resizes to ``size`` whatever the aspect ratio; ``"letterbox"`` scales the image as a whole to
+            ``size``, with its own proportions, and pads both sides with ``fill``; ``"fit"`` makes it as large as fits
+            into ``size``, which is turned where that lets it be larger, and pads nothing, so that images have sizes of
+            their own (torchvision's detectors: a shorter side of 800, a longer one of 1333 at most); ``"none"`` leaves
+            it as it is.
         crop_fraction: Share of the resized image that the centre crop keeps, in (0, 1].
         reading: How scans become pictures.
     """
@@ -166,6 +167,14 @@ class InputSpec:
     def scales_nothing(self) -> bool:
         """Whether values pass as they are; the channel order may differ."""
         return all(m == 1.0 for m in self.multiplier) and not any(self.offset)
+
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """Colour of the padding, 0..255 a channel, RGB or grey: the nearest to what the network sees as 0."""
+        if self.channels == 1:
+            return (round(float(np.clip(np.mean(self.mean) / self.scale, 0, 255))),)
+        colours = self.mean[::-1] if self.channel_order == "bgr" else self.mean
+        return tuple(round(float(np.clip(mean / self.scale, 0, 255))) for mean in colours)
 
     @property
     def resize_size(self) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -93,15 +93,9 @@ def predict(
     if csv is not None:
         _write_csv(csv, predictions)
     if as_json:
-        console.print_json([_prediction_json(prediction) for prediction in predictions])
+        console.print_json([prediction.to_dict() for prediction in predictions])
     elif csv is None:
-        more = [*(["further"] if top > 1 else []), *(["one of"] if coverage is not None else [])]
-        rows = [
-            (item.path, *_best(item), *([", ".join(item.prediction_set)] if coverage is not None else []))
-            for item in predictions
-            if not item.error
-        ]
-        console.print_table("", ("image", "class", ">probability", *more), rows)
+        console.show(classifier.prediction_table([item for item in predictions if not item.error]))
     for item in predictions:
         if item.unlike_training:
             console.message(f"Unlike the training images, not to be relied on: {console.printable(item.path)}")
@@ -320,19 +314,6 @@ def _numbers(figure: Figure) -> tuple[str, str]:
     return f"{figure.value:.3f}", f"{figure.low:.3f} to {figure.high:.3f}"
 
 
-def _best(prediction: Prediction) -> tuple[str, ...]:
-    if len(prediction.labels) != 1:  # several labels an image, or none of them
-        listed = list(prediction.probabilities.items())
-        count = len(prediction.labels)
-        decided = ", ".join(f"{name} {value:.1%}" for name, value in listed[:count]) or "no label"
-        others = [f"{name} {value:.1%}" for name, value in listed[count:]]
-        first = (decided, f"{prediction.probability:.1%}")
-        return (*first, ", ".join(others)) if others else first
-    further = [f"{name} {value:.1%}" for name, value in list(prediction.probabilities.items())[1:]]
-    first = (str(prediction.label), f"{prediction.probability:.1%}")
-    return (*first, ", ".join(further)) if further else first
-
-
 def _write_csv(path: Path, predictions: list[Prediction]) -> None:
     from resfit.data import csv_cells
     from resfit.storage.atomic import atomic_open
@@ -343,17 +324,3 @@ def _write_csv(path: Path, predictions: list[Prediction]) -> None:
     ]
     with atomic_open(path) as file:
         file.write(csv_cells.table(("path", "label", "probability", "error"), rows))
-
-
-def _prediction_json(item: Prediction) -> dict[str, Any]:
-    return {
-        "path": str(item.path),
-        "label": item.label,
-        "labels": list(item.labels),
-        "probability": item.probability if item.label is not None else None,
-        "probabilities": item.probabilities,
-        "prediction_set": list(item.prediction_set),
-        "unlike_training": item.unlike_training,
-        "unlikeness": item.unlikeness,
-        "error": item.error or None,
-    }

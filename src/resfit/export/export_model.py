@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
-import io
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resfit import artifact
-from resfit.data import csv_cells
 from resfit.errors import ArgumentError
 from resfit.preprocessing import InputSpec
-from resfit.tasks.classification import Classifier
+from resfit.tasks import dispatch
+from resfit.tasks.base import FittedModel
 
 if TYPE_CHECKING:
     import keras
@@ -90,9 +88,8 @@ def subject_of(source: Any, *, name: str | None = None) -> ExportModel:
     """Returns what is to be exported.
 
     Args:
-        source: A :class:`resfit.tasks.classification.Classifier`; the folder of one; a Keras model that has an
-            ``input_spec``; or
-            what :func:`resfit.load` takes: a name, a handle, or a file.
+        source: A fitted model, such as a :class:`resfit.Classifier`; the folder of one; a Keras model that has an
+            ``input_spec``; or what :func:`resfit.load` takes: a name, a handle, or a file.
         name: Its name in file names and model servers. Default: that of the classifier's folder or of the network.
 
     Raises:
@@ -103,13 +100,13 @@ def subject_of(source: Any, *, name: str | None = None) -> ExportModel:
     if isinstance(source, str | os.PathLike):
         if _holds_classifier(Path(source)):
             name = name or _clean(Path(os.path.abspath(source)).name.removesuffix(".resfit"))
-            source = Classifier.load(source)
+            source = dispatch.load(source)
         else:
             from resfit import zoo
 
             name = name or _clean(Path(str(source)).name)
             facts, source = _published(str(source)), zoo.load(source)
-    found = _of_classifier(source, name) if isinstance(source, Classifier) else _of_model(source, name, facts)
+    found = _of_fitted(source, name) if isinstance(source, FittedModel) else _of_model(source, name, facts)
     _check(found)
     return found
 
@@ -128,29 +125,18 @@ def _published(name: str) -> dict[str, Any]:
     return {} if row is None else {"weights": {key: getattr(row, key) for key in known}}
 
 
-def _of_classifier(classifier: Classifier, name: str | None) -> ExportModel:
-    table = classifier.attachment(artifact.TEST_PREDICTIONS).decode("utf-8", "surrogateescape")
-    try:
-        rows = [row for row in csv.DictReader(io.StringIO(table, newline="")) if row.get("path") and row.get("label")]
-    except csv.Error:  # no table that resfit wrote: then there are no images to compare on
-        rows = []
-    tests = [(Path(csv_cells.unescaped(row["path"])), csv_cells.unescaped(row["label"])) for row in rows]
+def _of_fitted(fitted: FittedModel, name: str | None) -> ExportModel:
+    found = fitted.exportable()
     return ExportModel(
-        name=name or _clean(classifier.model.name),
-        network=_single(classifier.model),
-        labels=classifier.classes,
-        input_spec=classifier.input_spec,
-        activation="sigmoid" if classifier.recipe.multilabel else "softmax",
-        features=classifier.recipe.features or _last_input(classifier.model),
-        temperature=float(getattr(classifier, "temperature", None) or 1.0),
-        facts={
-            "kind": "classifier",
-            "recipe": dataclasses.asdict(classifier.recipe),
-            "metrics": classifier.metrics,
-            "data": classifier.fingerprint,
-            "versions": classifier.versions,
-        },
-        tests=tuple(tests),
+        name=name or _clean(found.network.name),
+        network=_single(found.network),
+        labels=found.labels,
+        input_spec=fitted.input_spec,
+        activation=found.activation,
+        features=found.features or _last_input(found.network),
+        temperature=found.temperature or 1.0,
+        facts=found.facts,
+        tests=found.tests,
     )
 
 

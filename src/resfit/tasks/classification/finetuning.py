@@ -183,7 +183,9 @@ def tune(
     Returns:
         What was learned, and the files that the run leaves in the classifier: its log, its curves and TensorBoard's.
     """
-    task = strategies.Task(data.targets, data.parts.train, data.parts.val, data.parts.test, data.multilabel, taught)
+    task = strategies.TuningTargets(
+        data.targets, data.parts.train, data.parts.val, data.parts.test, data.multilabel, taught
+    )
     with _run_folder(folder) as place:
         tuned = strategies.tune(task, prepared, head, settings, dataclasses.replace(running, folder=place))
         paths = [place / name for name in (strategies.LOG, strategies.CURVES, strategies.RATES)]

@@ -27,6 +27,7 @@ from resfit.features import extract as feature_store
 from resfit.features.progress import Progress
 from resfit.numerics import activated
 from resfit.preprocessing import Reading
+from resfit.tasks.base import FitRun
 from resfit.tasks.classification import backbone, fit_report, strategies
 from resfit.tasks.classification.classifier import Classifier
 from resfit.tasks.classification.data_preparation import (
@@ -39,7 +40,6 @@ from resfit.tasks.classification.data_preparation import (
 from resfit.tasks.classification.fit_pipeline import FitPipeline, look
 from resfit.tasks.classification.fit_plan import FitPlan, check_arguments, facts, subsample_to_budget
 from resfit.tasks.classification.heads import base
-from resfit.tasks.classification.results import FitRun
 from resfit.tasks.classification.timings import Timings
 from resfit.training import recipes
 from resfit.training.loop import check_choice

@@ -41,7 +41,7 @@ _BATCH = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Task:
+class TuningTargets:
     """What there is to learn.
 
     Attributes:
@@ -254,7 +254,9 @@ def features(prepared: FrozenOutputs, rows: np.ndarray, running: RunOptions) -> 
     return _Suffix(prepared, prepared.second, len(rows), running)(rows)
 
 
-def tune(task: Task, prepared: FrozenOutputs, head: base.Head, tuning: Tuning, running: RunOptions) -> FineTuned:
+def tune(
+    task: TuningTargets, prepared: FrozenOutputs, head: base.Head, tuning: Tuning, running: RunOptions
+) -> FineTuned:
     """Fine-tunes a network, or goes on with a run that was interrupted.
 
     Args:
