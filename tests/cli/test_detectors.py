@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from resfit.cli.main import app
+from resfit.cli import models, suggest
 
 
 @pytest.fixture
 def run():
     """Runs a command; returns its exit status, its output and what it says beside."""
+    app = typer.Typer()
+    models.register(app)
+    suggest.register(app)
 
     def call(*arguments: str) -> tuple[int, str, str]:
         done = CliRunner().invoke(app, list(arguments))
@@ -28,7 +32,7 @@ def test_models(run):
     assert [line.split()[0] for line in lines[2:5]] == ["retinanet_resnet50_v2", "fcos_resnet50", "retinanet_resnet50"]
     assert "41.5  800x1333  COCO val2017  none stated" in lines[2]
     assert "4 detectors, 3 with weights" in said
-    status, output, _ = run("models", "fcos_*", "--task", "detection", "--json")
+    _, output, _ = run("models", "fcos_*", "--task", "detection", "--json")
     assert [row["ap"] for row in json.loads(output)] == [39.2, None]
 
 
