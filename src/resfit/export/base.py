@@ -44,8 +44,8 @@ class Written:
         files: What is loaded, relative to the folder of the export; the first is the one to name.
         input: What goes in, JSON-ready, as :func:`image_input` describes it.
         outputs: What comes out, JSON-ready, as :func:`scores_output` describes it.
-        usage: Code that loads it and classifies one image, without resfit. It is run as it is printed, and has to leave
-            behind what :func:`resfit.export.snippet.run` says.
+        usage: Code that loads it and classifies one image (or detects in one), without resfit. It is run as it is
+            printed, and has to leave behind what :func:`resfit.export.snippet.run` says.
         temperature_applied: Whether the scores are divided by the temperature already.
         notes: Sentences for the model card.
         facts: More for ``contract.json``, JSON-ready.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -80,6 +80,9 @@ class Verification:
     other_size: tuple[int, ...] | str | None = None
     files: tuple[str, ...] = ()
 
+    #: What ``difference``, ``agreement`` and ``accuracy`` are called in tables.
+    HEADINGS: ClassVar[tuple[str, str, str]] = (">largest difference", ">top-1 agreement", ">accuracy")
+
     @property
     def problems(self) -> tuple[str, ...]:
         """What is wrong with the export, in words; nothing if it agrees."""
@@ -102,16 +105,29 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields, the limits and the verdict as JSON-ready values."""
-        limits = {"difference": TOLERANCES[self.precision], "agreement": LEAST_AGREEMENT}
         return {
             **dataclasses.asdict(self),
             "no_images": list(self.no_images) if isinstance(self.no_images, tuple) else self.no_images,
             "other_size": list(self.other_size) if isinstance(self.other_size, tuple) else self.other_size,
             "files": list(self.files),
             "checks": [{**dataclasses.asdict(check), "passed": check.passed} for check in self.checks],
-            "limits": limits,
+            "limits": self.limits(),
             "passed": not self.problems,
         }
+
+    def limits(self) -> dict[str, Any]:
+        """Returns what the figures must not pass."""
+        return {"difference": TOLERANCES[self.precision], "agreement": LEAST_AGREEMENT}
+
+    def lines(self) -> list[str]:
+        """Returns the comparison for the card."""
+        found = [
+            f"- Largest difference of a score: {self.difference:.1e} of the largest. "
+            f"Same first class: {self.agreement:.1%}."
+        ]
+        if self.accuracy is not None and self.keras_accuracy is not None:
+            found.append(f"- Accuracy on them: {self.accuracy:.1%}; in Keras {self.keras_accuracy:.1%}.")
+        return found
 
 
 def rows(run: Run, images: np.ndarray) -> np.ndarray:

@@ -21,11 +21,11 @@ from resfit.features.progress import Progress
 from resfit.networks.detection import anchors
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.preprocessing import InputSpec
+from resfit.tasks.base import Exportable, FitRun, FittedModel, TextTable
 from resfit.tasks.detection import orientation, pretrained, saving
 from resfit.tasks.detection.detections import Detections
 from resfit.tasks.detection.evaluation import DetectionEvaluation, evaluated
 from resfit.tasks.detection.postprocess import suppress
-from resfit.tasks.base import Exportable, FittedModel, FitRun, TextTable
 from resfit.tasks.detection.results import DetectorRecipe
 
 if TYPE_CHECKING:

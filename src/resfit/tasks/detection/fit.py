@@ -16,7 +16,7 @@ import numpy as np
 from resfit import artifact, engines
 from resfit.data.box_views import BoxViews
 from resfit.data.boxes import BoxSet, SkippedBoxesError, scan_boxes
-from resfit.errors import ArgumentError, DataError
+from resfit.errors import DataError
 from resfit.features.progress import Progress
 from resfit.storage.atomic import write_text
 from resfit.storage.locks import USERS, folder_of, is_writable, keep
