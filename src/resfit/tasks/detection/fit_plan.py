@@ -119,7 +119,7 @@ def make_plan(
         )
     if strategy == "auto":
         strategy = "full" if minutes is not None and minutes >= 1.0 else "head"
-    share = 1.0 if strategy == "head" else 0.5
+    share = 1.0 if strategy == "head" else _HEAD_SHARE
     return DetectionPlan(
         strategy=strategy,
         size=chosen,
@@ -134,9 +134,10 @@ def make_plan(
     )
 
 
+_HEAD_SHARE = 0.3  # of the training's time, before the body learns too
 _HEAD: dict[str, Any] = {
-    "pyramid_width": 96,
-    "head_width": 96,
+    "pyramid_width": 64,
+    "head_width": 64,
     "norm_groups": 16,
     "quality": None,
     "score_threshold": 0.01,
