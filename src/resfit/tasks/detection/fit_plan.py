@@ -56,7 +56,7 @@ class DetectionPlan:
     body_learning_rate: float = 1e-3
     zoom: tuple[float, float] = (0.6, 1.7)
     colour: float = 0.3
-    mosaic: float = 0.3
+    mosaic: float = 0.0
     map_bytes: int = 0
     reasons: tuple[str, ...] = ()
 
@@ -134,10 +134,10 @@ def make_plan(
     )
 
 
-_HEAD_SHARE = 0.3  # of the training's time, before the body learns too
+_HEAD_SHARE = 0.25  # of the training's time, before the body learns too
 _HEAD: dict[str, Any] = {
-    "pyramid_width": 64,
-    "head_width": 64,
+    "pyramid_width": 96,
+    "head_width": 96,
     "norm_groups": 16,
     "quality": None,
     "score_threshold": 0.01,
