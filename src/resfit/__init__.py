@@ -24,6 +24,7 @@ _EXPORTS = {
     "summary": "resfit.summary",
     "fit": "resfit.tasks.dispatch",
     "Classifier": "resfit.tasks.classification",
+    "Detector": "resfit.tasks.detection",
     "InputSpec": "resfit.preprocessing",
     "Reading": "resfit.preprocessing",
     "ArchitectureSpec": "resfit.networks.spec",
@@ -32,7 +33,7 @@ _EXPORTS = {
 }
 _MODULES = ("applications", "export", "hub", "serving")
 #: Names that need Keras and so TensorFlow, which the user chooses: resfit[cpu] or resfit[gpu].
-_NEED_KERAS = frozenset({"load", "summary", "fit", "Classifier", "pretrain", "applications", "export", "hub"})
+_NEED_KERAS = frozenset({"load", "summary", "fit", "Classifier", "Detector", "pretrain", "applications", "export", "hub"})
 
 _moved.install()
 

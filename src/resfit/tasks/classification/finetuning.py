@@ -15,17 +15,45 @@ import numpy as np
 from resfit import artifact, engines
 from resfit.errors import ArgumentError
 from resfit.features import extract as feature_store
-from resfit.tasks.classification import backbone, strategies
+from resfit.tasks import backbone
 from resfit.tasks.classification.classifier import Classifier
 from resfit.tasks.classification.data_preparation import TrainingData
 from resfit.tasks.classification.heads import base
 from resfit.tasks.classification.heads.linear import HeldOut, LinearHead, fit_linear
 from resfit.tasks.classification.heads.mlp import MlpHead
+from resfit.tasks.classification.objective import ClassObjective
 from resfit.tasks.classification.reduced_precision import Rows
+from resfit.training import boundary, frozen, runs
+from resfit.training import trainer as training
 from resfit.training.settings import Tuning
 
 if TYPE_CHECKING:
     import keras
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FineTuned:
+    """A network that was fine-tuned.
+
+    Attributes:
+        body: Images to features.
+        head: The head on them.
+        learned: What the run came to.
+        tuning: The settings.
+        boundary: Where the network was cut.
+        logits: Of the test images, by the tuned network.
+        val_logits: Of the validation images.
+        features: Computes features of the tuned network for positions in the feed.
+    """
+
+    body: keras.Model
+    head: base.Head
+    learned: training.TrainingHistory
+    tuning: Tuning
+    boundary: boundary.Boundary
+    logits: np.ndarray
+    val_logits: np.ndarray
+    features: Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,7 +80,7 @@ class FitResult:
     train: np.ndarray
     held_out: np.ndarray | None
     features: Callable[[np.ndarray], np.ndarray]
-    tuned: strategies.FineTuned | None = None
+    tuned: FineTuned | None = None
 
     @property
     def strategy(self) -> str:
@@ -60,7 +88,7 @@ class FitResult:
         return "probe" if self.tuned is None else "finetune" if self.tuned.boundary.frozen else "full"
 
 
-def keep_tuned(data: TrainingData, tuned: strategies.FineTuned) -> FitResult:
+def keep_tuned(data: TrainingData, tuned: FineTuned) -> FitResult:
     """Keeps what was fine-tuned.
 
     Args:
@@ -162,13 +190,13 @@ def _left_out(
 
 def tune(
     data: TrainingData,
-    prepared: strategies.FrozenOutputs,
+    prepared: frozen.FrozenOutputs,
     head: base.Head,
     taught: np.ndarray | None,
     settings: Tuning,
-    running: strategies.RunOptions,
+    running: runs.RunOptions,
     folder: Path | None,
-) -> tuple[strategies.FineTuned, dict[str, bytes]]:
+) -> tuple[FineTuned, dict[str, bytes]]:
     """Fine-tunes a network.
 
     Args:
@@ -183,14 +211,57 @@ def tune(
     Returns:
         What was learned, and the files that the run leaves in the classifier: its log, its curves and TensorBoard's.
     """
-    task = strategies.TuningTargets(
-        data.targets, data.parts.train, data.parts.val, data.parts.test, data.multilabel, taught
-    )
     with _run_folder(folder) as place:
-        tuned = strategies.tune(task, prepared, head, settings, dataclasses.replace(running, folder=place))
-        paths = [place / name for name in (strategies.LOG, strategies.CURVES, strategies.RATES)]
+        tuned = _trained(data, prepared, head, taught, settings, dataclasses.replace(running, folder=place))
+        paths = [place / name for name in (runs.LOG, runs.CURVES, runs.RATES)]
         paths += [*sorted(place.glob(f"{artifact.TENSORBOARD}/*"))]
         return tuned, {path.relative_to(place).as_posix(): path.read_bytes() for path in paths if path.is_file()}
+
+
+def _trained(
+    data: TrainingData,
+    prepared: frozen.FrozenOutputs,
+    head: base.Head,
+    taught: np.ndarray | None,
+    tuning: Tuning,
+    running: runs.RunOptions,
+) -> FineTuned:
+    """Fine-tunes a network, or goes on with a run that was interrupted."""
+    model, layers = base.attach(boundary.copy(prepared.body, dtype=tuning.policy), head, logits=True)
+    parts, targets = data.parts, data.targets
+    objective = ClassObjective(targets, parts.train, tuning, multilabel=data.multilabel, teacher=taught is not None)
+    trainer = training.Trainer(
+        model,
+        layers,
+        tuning,
+        prepared.feed,
+        objective,
+        targets,
+        parts.train,
+        parts.val,
+        teacher=taught,
+        closing=running.closing,
+    )
+    learned = runs.run(trainer, running, prepared.body.name)
+    tuning = trainer.tuning
+    body, final = training.body_of(model, layers), base.from_layers(layers, head)
+    if tuning.policy:  # what is measured is what is kept: float32
+        body = boundary.copy(body, dtype="float32")
+    body = boundary.copy(body)
+    _, second = boundary.split(body, boundary.find(body, tuning.trainable_from))
+    measured = np.concatenate([parts.test, parts.val])
+    suffix = frozen.Suffix(prepared, second, len(measured), running)
+    logits = final.logits(suffix(measured))
+    return FineTuned(
+        body=body,
+        head=final,
+        learned=learned,
+        tuning=tuning,
+        boundary=trainer.boundary,
+        logits=logits[: len(parts.test)],
+        val_logits=logits[len(parts.test) :],
+        features=suffix,
+    )
 
 
 @contextlib.contextmanager

@@ -27,21 +27,17 @@ from resfit.features import extract as feature_store
 from resfit.features.progress import Progress
 from resfit.numerics import activated
 from resfit.preprocessing import Reading
+from resfit.tasks import backbone, preparation
 from resfit.tasks.base import FitRun
-from resfit.tasks.classification import backbone, fit_report, strategies
+from resfit.tasks.classification import fit_report
 from resfit.tasks.classification.classifier import Classifier
-from resfit.tasks.classification.data_preparation import (
-    DataChecker,
-    check_skipped,
-    likely_references,
-    material_of,
-    split,
-)
+from resfit.tasks.classification.data_preparation import material_of
 from resfit.tasks.classification.fit_pipeline import FitPipeline, look
 from resfit.tasks.classification.fit_plan import FitPlan, check_arguments, facts, subsample_to_budget
 from resfit.tasks.classification.heads import base
-from resfit.tasks.classification.timings import Timings
-from resfit.training import recipes
+from resfit.tasks.preparation import DataChecker, check_skipped, likely_references, split
+from resfit.tasks.timings import Timings
+from resfit.training import recipes, runs
 from resfit.training.loop import check_choice
 from resfit.training.settings import Tuning
 
@@ -197,7 +193,7 @@ def fit(
         raise ArgumentError(f"heads that are trained with the network are 'linear' and 'mlp'. Received: {head!r}.")
     if precision != "float32" and not choice.probes:
         raise ArgumentError(f"precision is of a probe's features. Received: {precision!r} for strategy={strategy!r}.")
-    running = strategies.RunOptions(
+    running = runs.RunOptions(
         folder=Path(),
         cache=cache,
         engine=engine,
@@ -223,7 +219,7 @@ def fit(
     used = looked.used
     found = len(images) + len(unusable)
     skipped = privacy.shown_skipped(images, (*unusable, *used.skipped))
-    skipped_csv = fit_report.skipped_table(skipped, ignored, medical=images.medical)
+    skipped_csv = preparation.skipped_table(skipped, ignored, medical=images.medical)
     check_skipped(skipped, found, max_skipped, skipped_csv, None if out is None else Path(out))
 
     kept = images.subset(used.indices)
@@ -237,7 +233,7 @@ def fit(
     learner.begin()
     checked = None
     if checker is not None:
-        checked = dataclasses.replace(checker.examine(seed, skipped), ignored=fit_report.by_rule(ignored))
+        checked = dataclasses.replace(checker.examine(seed, skipped), ignored=preparation.by_rule(ignored))
         if learner.head is not None and checked.leaks:
             guesses = np.asarray(learner.head.probabilities(learner.rows[parts.test]))
             checked = checked.measured_leaks(parts.test, right(guesses, data.targets[parts.test], data.multilabel))
@@ -287,10 +283,10 @@ def fit(
             precision=learner.precision if learned.tuned is None else "float32",
         ),
         metrics=fit_report.metrics(
-            data, learned, found, skipped, tuned, checked, result, listed - len(images), fit_report.by_rule(ignored)
+            data, learned, found, skipped, tuned, checked, result, listed - len(images), preparation.by_rule(ignored)
         ),
         fingerprint=kept.fingerprint,
-        versions=fit_report.package_versions(),
+        versions=preparation.package_versions(),
         attachments={
             artifact.SKIPPED: skipped_csv,
             artifact.TEST_PREDICTIONS: fit_report.test_table(data, probabilities),

@@ -15,13 +15,15 @@ from resfit.data.dataset import ImageSet
 from resfit.evaluation import reference_images
 from resfit.features.extract import Features
 from resfit.features.pixels import DecodedPixels, decoded
-from resfit.tasks.classification import finetuning, fit_report, reduced_precision, strategies
-from resfit.tasks.classification.data_preparation import TrainingData, UsableImages
+from resfit.tasks.classification import finetuning, fit_report, reduced_precision
+from resfit.tasks.classification.data_preparation import TrainingData
 from resfit.tasks.classification.fit_plan import FitPlan
 from resfit.tasks.classification.heads import base
 from resfit.tasks.classification.heads.linear import DEFAULT_C
 from resfit.tasks.classification.reduced_precision import Rows
-from resfit.tasks.classification.timings import Timings
+from resfit.tasks.preparation import UsableImages
+from resfit.tasks.timings import Timings
+from resfit.training import frozen, runs
 from resfit.training.settings import Tuning
 
 #: Computes features as :func:`resfit.features.extract.extract` does, of a network that is settled.
@@ -44,7 +46,7 @@ class DecodedData:
     used: UsableImages
     precision: str
     pixels: DecodedPixels | None = None
-    prepared: strategies.FrozenOutputs | None = None
+    prepared: frozen.FrozenOutputs | None = None
     settings: Tuning | None = None
     folder: Path | None = None
 
@@ -53,7 +55,7 @@ def look(
     images: ImageSet,
     extract: Extract,
     choice: FitPlan,
-    running: strategies.RunOptions,
+    running: runs.RunOptions,
     journal: Timings,
     *,
     count: int,
@@ -78,7 +80,7 @@ def look(
         settings, folder = choice.settings(images, count, out, running.cache, journal)
         assert settings is not None
         running = dataclasses.replace(running, thumbnails=pictured)
-        prepared = strategies.prepare(choice.body, images.paths, settings, running)
+        prepared = frozen.prepare(choice.body, images.paths, settings, running)
         journal.lap("frozen part")
         return DecodedData(UsableImages(prepared), precision, None, prepared, settings, folder)
     shared: dict[str, Any] = {"records": running.records, "thumbnails": pictured}
@@ -117,7 +119,7 @@ class FitPipeline:
         looked: DecodedData,
         extract: Extract,
         choice: FitPlan,
-        running: strategies.RunOptions,
+        running: runs.RunOptions,
         journal: Timings,
     ):
         self._data, self._looked, self._extract = data, looked, extract
@@ -125,7 +127,7 @@ class FitPipeline:
         self.rows: Rows = looked.used.rows
         self.precision = looked.precision
         self.head: base.Head | None = None
-        self.tuned: strategies.FineTuned | None = None
+        self.tuned: finetuning.FineTuned | None = None
         self.files: dict[str, bytes] = {}
         self.folder = looked.folder
         # what a training begins with; its strength does not matter for long
@@ -165,11 +167,11 @@ class FitPipeline:
             return
         taught = finetuning.teach(teacher, data, running.engine, running.cache)
         if self._start is None:
-            rows = strategies.features(prepared, self._beginning, running)
+            rows = frozen.features(prepared, self._beginning, running)
             self._start = self._head(rows, self._beginning, self._strength)
             journal.lap("head")
         if choice.minutes is not None and not choice.sets_time:
-            settings = strategies.with_time_left(self.folder, settings, choice.minutes - journal.minutes)
+            settings = runs.with_time_left(self.folder, settings, choice.minutes - journal.minutes)
             closing = len(data.parts.test) + len(data.parts.val) + reference_images.MAX_ROWS
             running = dataclasses.replace(running, closing=closing)
         self.tuned, self.files = finetuning.tune(data, prepared, self._start, taught, settings, running, self.folder)
@@ -236,14 +238,14 @@ class FitPipeline:
             self.precision = "float32"
             self.head = self._start = self._head_of(self.rows, self._learned_from)
 
-    def _prepare(self, out: str | os.PathLike[str] | None) -> tuple[strategies.FrozenOutputs | None, Tuning | None]:
+    def _prepare(self, out: str | os.PathLike[str] | None) -> tuple[frozen.FrozenOutputs | None, Tuning | None]:
         """Returns the images as the part that learns reads them, and the settings, if a training is worth while."""
         data, choice, journal = self._data, self._choice, self._journal
         count = len(data.parts.train)
         settings, self.folder = choice.settings(data.images, count, out, self._running.cache, journal)
         if settings is None:
             return None, None
-        prepared = strategies.prepare(choice.body, data.images.paths, settings, self._running, self._looked.pixels)
+        prepared = frozen.prepare(choice.body, data.images.paths, settings, self._running, self._looked.pixels)
         journal.lap("frozen part")
         if not choice.too_late(data.images, count, self.folder, journal):
             return prepared, settings

@@ -16,9 +16,9 @@ from resfit import artifact, engines, processors
 from resfit.data import stratification
 from resfit.data.dataset import ImageSet
 from resfit.errors import ArgumentError
-from resfit.tasks.classification import backbone, strategies
-from resfit.tasks.classification.timings import Timings
-from resfit.training import loop, recipes
+from resfit.tasks import backbone
+from resfit.tasks.timings import Timings
+from resfit.training import loop, recipes, runs
 from resfit.training.loop import check_choice
 from resfit.training.settings import Tuning
 
@@ -199,7 +199,7 @@ class FitPlan:
             given["distillation"] = given.get("distillation") or 0.5
         if self.trainable_from is not None:
             given["trainable_from"] = self.trainable_from
-        strategies.tuning_from(given)  # refuses what is out of range before any work
+        runs.tuning_from(given)  # refuses what is out of range before any work
         described = {
             "data": images.fingerprint,
             "network": engines.fingerprint(self.body),
@@ -210,14 +210,14 @@ class FitPlan:
             "head": self.head,
             "lr_find": self.lr_find,
         }
-        folder = strategies.run_folder(None if out is None else Path(out), described, cache)
+        folder = runs.run_folder(None if out is None else Path(out), described, cache)
 
         def choose() -> Tuning | None:
             return self._chosen(images, count, given, journal)
 
         if folder is None:
             return choose(), None
-        return strategies.open_run(folder, described, choose, journal.note), folder
+        return runs.open_run(folder, described, choose, journal.note), folder
 
     @functools.cached_property
     def _hardware(self) -> recipes.Hardware:
@@ -293,7 +293,7 @@ class FitPlan:
         if found.tuning is None and not given:
             return None
         base = found.tuning or Tuning(seed=self.seed)
-        chosen = strategies.tuning_from({**base.to_dict(), **given})
+        chosen = runs.tuning_from({**base.to_dict(), **given})
         if left is not None and chosen.minutes is None:
             chosen = dataclasses.replace(chosen, minutes=left)
         return chosen

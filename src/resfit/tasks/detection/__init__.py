@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from resfit.tasks.detection.detections import Detections as Detections
-from resfit.tasks.detection.detector import Detector as Detector
-from resfit.tasks.detection.fit import fit as fit
-from resfit.tasks.detection.fit import plan as plan
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Detections", "Detector", "fit", "plan"]
+if TYPE_CHECKING:
+    from resfit.tasks.detection.detections import Detections as Detections
+    from resfit.tasks.detection.detector import Detector as Detector
+
+# Imported on first use: the task is registered without them, and without Keras.
+_EXPORTS = {"Detections": "detections", "Detector": "detector"}
+
+__all__ = ["Detections", "Detector"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)

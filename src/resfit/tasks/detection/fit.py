@@ -21,8 +21,8 @@ from resfit.features.progress import Progress
 from resfit.storage.atomic import write_text
 from resfit.storage.locks import USERS, folder_of, is_writable, keep
 from resfit.tasks.base import FitRun
-from resfit.tasks.classification.fit_report import package_versions
-from resfit.tasks.classification.timings import Timings
+from resfit.tasks.preparation import package_versions
+from resfit.tasks.timings import Timings
 from resfit.tasks.detection import calibration, network, validation
 from resfit.tasks.detection.detector import Detector
 from resfit.tasks.detection.feeds import MapFeed, PictureChanges, PictureFeed
@@ -265,7 +265,7 @@ class _Work:
             most = pictures.most * (4 if plan.mosaic else 1)
             again = PictureFeed(pictures, made.contract, places, changes, most, seed=seed + 1)
             body_settings = self._settings("body", seed, tuning, left)
-            phases.append(Phase(body_settings, made.whole, plain, again, head_layers | learning))
+            phases.append(Phase(body_settings, network.forward_of(made), plain, again, head_layers | learning))
         key = self._key(model, seed, tuning)
         self.folder = _run_folder(target, key, cache)
         trainer = Trainer(
@@ -316,7 +316,7 @@ class _Work:
         some = material.boxes.subset(val)
         spec = made.spec
         on_maps = validation.scorer(made.head, unpack, self.places, spec, size)
-        on_pictures = validation.scorer(made.whole, plain, self.places, spec, size)
+        on_pictures = validation.scorer(network.forward_of(made), plain, self.places, spec, size)
         images: dict[int, np.ndarray] = {}
 
         def validate() -> tuple[float, float]:

@@ -56,7 +56,7 @@ class DetectionPlan:
     body_learning_rate: float = 1e-3
     zoom: tuple[float, float] = (0.6, 1.7)
     colour: float = 0.3
-    mosaic: float = 0.3
+    mosaic: float = 0.0
     map_bytes: int = 0
     reasons: tuple[str, ...] = ()
 
@@ -119,7 +119,7 @@ def make_plan(
         )
     if strategy == "auto":
         strategy = "full" if minutes is not None and minutes >= 1.0 else "head"
-    share = 1.0 if strategy == "head" else 0.5
+    share = 1.0 if strategy == "head" else _HEAD_SHARE
     return DetectionPlan(
         strategy=strategy,
         size=chosen,
@@ -134,6 +134,7 @@ def make_plan(
     )
 
 
+_HEAD_SHARE = 0.25  # of the training's time, before the body learns too
 _HEAD: dict[str, Any] = {
     "pyramid_width": 96,
     "head_width": 96,

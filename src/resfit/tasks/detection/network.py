@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -226,6 +226,26 @@ def level_layers(model: keras.Model, spec: DetectorSpec) -> list[str]:
         f"p{level}_output_{suffix}" if f"p{level}_output_{suffix}" in names else f"p{level}_conv"
         for level in spec.levels
     ]
+
+
+def forward_of(made: Network) -> Callable[..., Any]:
+    """Returns the whole network as a function with the norms of the body inside its convolutions, which is faster.
+
+    The norms keep the statistics of the checkpoint; their scales and shifts learn as in the network itself.
+
+    Args:
+        made: The network.
+    """
+    from resfit.training import bn_folding
+
+    folded = bn_folding.fold(made.body, lambda norm: True)
+    taps = tuple(made.spec.taps.values())
+
+    def forward(images: Any, training: bool = False) -> Any:
+        maps = folded(images, training=training)
+        return made.head([maps[tap] for tap in taps], training=training)
+
+    return forward
 
 
 def learning_layers(made: Network, strategy: str) -> frozenset[str]:

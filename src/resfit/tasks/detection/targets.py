@@ -78,7 +78,9 @@ def assign(places: Places, boxes: np.ndarray, ignored: np.ndarray) -> np.ndarray
         return rows
     boxes = np.asarray(boxes, np.float32)
     middles = (boxes[:, :2] + boxes[:, 2:]) / 2
-    distances = ((places.centres[:, None] - middles) ** 2).sum(axis=2)  # (n, k)
+    distances = np.zeros((len(rows), len(boxes)), np.float32)
+    for axis in (0, 1):
+        distances += (places.centres[:, axis, None] - middles[:, axis]) ** 2
     chosen, start = [], 0
     for count in places.counts:
         some = min(_CANDIDATES, count)
@@ -96,19 +98,20 @@ def assign(places: Places, boxes: np.ndarray, ignored: np.ndarray) -> np.ndarray
     for number in columns.tolist():
         mine = candidates[learns[:, number], number]
         if not len(mine):
-            mine = candidates[[_closest(distances, candidates, overlaps, number)], number]
+            mine = _ranked(distances, candidates, overlaps, number)[:1]
         better = overlaps[mine, number] > best[mine]
         rows[mine[better]] = number
         best[mine[better]] = overlaps[mine[better], number]
-    # a box that lost all its places to others keeps its closest
+    # a box that lost all its places to others gets one that its owner can spare
     for number in np.setdiff1d(columns, rows).tolist():
-        place = candidates[_closest(distances, candidates, overlaps, number), number]
-        if (rows == rows[place]).sum() > 1 or rows[place] < 0:
-            rows[place] = number
+        for place in _ranked(distances, candidates, overlaps, number).tolist():
+            if rows[place] < 0 or (rows == rows[place]).sum() > 1:
+                rows[place] = number
+                break
     return rows
 
 
-def _closest(distances: np.ndarray, candidates: np.ndarray, overlaps: np.ndarray, number: int) -> int:
-    """The candidate of a box whose square overlaps it most, and of equals the one closest to its middle."""
+def _ranked(distances: np.ndarray, candidates: np.ndarray, overlaps: np.ndarray, number: int) -> np.ndarray:
+    """The candidates of a box: first those whose square overlaps it most, of equals the closest to its middle."""
     mine = candidates[:, number]
-    return int(np.lexsort((distances[mine, number], -overlaps[mine, number]))[0])
+    return mine[np.lexsort((distances[mine, number], -overlaps[mine, number]))]

@@ -78,7 +78,7 @@ class Phase:
     """
 
     settings: PhaseSettings
-    model: keras.Model
+    model: Callable[..., Any]
     unpack: Callable[[Any], Any]
     feed: feeds.Feed
     trainable: frozenset[str]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,12 +17,8 @@ from resfit.tasks.detection.evaluation import matched
 from resfit.tasks.detection.postprocess import suppress
 from resfit.tasks.detection.targets import Places
 
-if TYPE_CHECKING:
-    import keras
-
-
 def scorer(
-    model: keras.Model, unpack: Callable[[Any], Any], places: Places, spec: DetectorSpec, size: tuple[int, int]
+    model: Callable[..., Any], unpack: Callable[[Any], Any], places: Places, spec: DetectorSpec, size: tuple[int, int]
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Returns a function from inputs to boxes and scores in one array ``(batch, n, 4 + classes)``.
 
