@@ -32,9 +32,10 @@ from resfit.tasks.base import FitRun
 from resfit.tasks.classification import fit_report
 from resfit.tasks.classification.classifier import Classifier
 from resfit.tasks.classification.data_preparation import material_of
-from resfit.tasks.classification.fit_pipeline import FitPipeline, look
-from resfit.tasks.classification.fit_plan import FitPlan, check_arguments, facts, subsample_to_budget
+from resfit.tasks.classification.fit_pipeline import FitPipeline
 from resfit.tasks.classification.heads import base
+from resfit.tasks.decoding import look
+from resfit.tasks.fit_plan import FitPlan, check_arguments, facts, subsample_to_budget
 from resfit.tasks.preparation import DataChecker, check_skipped, likely_references, split
 from resfit.tasks.timings import Timings
 from resfit.training import recipes, runs

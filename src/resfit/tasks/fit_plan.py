@@ -161,19 +161,6 @@ class FitPlan:
         """Whether the user has set the time of the training itself."""
         return self._given().get("minutes") is not None
 
-    @property
-    def head_options(self) -> dict[str, Any]:
-        """What :func:`resfit.tasks.classification.heads.base.fit_head` is told besides the data, the kind and the
-        seed.
-        """
-        given = {} if isinstance(self.tuning, Tuning) else dict(self.tuning or {})
-        return {
-            "balance": self.options["balance"],
-            "label_smoothing": self.options["label_smoothing"] or 0.0,
-            "focal": self.options["focal"] if self.head == "mlp" else 0.0,
-            "settings": given if self.strategy == "probe" else {},
-        }
-
     def settings(
         self,
         images: ImageSet,
