@@ -716,7 +716,7 @@ def _values(entries: Sequence[CohortEntry], count: int) -> np.ndarray:
 def _ranges(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Returns for each number its range and the names of the ranges, with about as many images in each; -1 for NaN."""
     known = np.isfinite(values)
-    count = max(1, min(10, int(known.sum()) // 10))
+    count = max(1, min(5, int(known.sum()) // 20))
     edges = np.unique(np.quantile(values[known], np.linspace(0, 1, count + 1))) if known.any() else np.zeros(1)
     labels = np.searchsorted(edges[1:-1], values, side="right")
     ends = edges if len(edges) > 1 else np.repeat(edges, 2)

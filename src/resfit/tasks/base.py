@@ -94,12 +94,12 @@ class Picture:
     """A picture of a report.
 
     Attributes:
-        image: uint8 ``(height, width, 3)``.
+        image: JPEG or PNG, or uint8 ``(height, width, 3)``.
         caption: What it shows.
         group: Heading under which it stands, such as ``"largest errors"``.
     """
 
-    image: np.ndarray
+    image: bytes | np.ndarray
     caption: str
     group: str = ""
 

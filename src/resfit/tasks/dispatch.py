@@ -12,8 +12,9 @@ from resfit.errors import ArtifactError
 from resfit.tasks import base
 from resfit.tasks.base import FittedModel, Task
 from resfit.tasks.classification import task as _classification
+from resfit.tasks.regression import task as _regression
 
-_TASKS = (_classification,)  # imported, they are registered; the first is taken where data is of no task
+_TASKS = (_classification, _regression)  # imported, they are registered; the first is taken where data is of no task
 
 
 def chosen(source: Any, task: str = base.AUTO, **options: Any) -> tuple[Task, str]:

@@ -34,6 +34,7 @@ from resfit.tasks.classification import saving
 from resfit.tasks.classification.heads import base
 from resfit.tasks.classification.heads.linear import LinearHead
 from resfit.tasks.classification.results import FitRecipe, Prediction
+from resfit.tasks.preparation import tested
 from resfit.training.augment import prediction_views
 
 if TYPE_CHECKING:
@@ -429,7 +430,7 @@ class Classifier(FittedModel):
                 "data": self.fingerprint,
                 "versions": self.versions,
             },
-            tests=saving.tested(self.attachment(artifact.TEST_PREDICTIONS)),
+            tests=tested(self.attachment(artifact.TEST_PREDICTIONS)),
         )
 
     def arrays(self, predictions: Sequence[Prediction]) -> dict[str, np.ndarray]:
