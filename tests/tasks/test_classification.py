@@ -25,8 +25,8 @@ from resfit.errors import ArgumentError, ArtifactError, DataError, InputWarning
 from resfit.features.extract import extract
 from resfit.storage.locks import keep
 from resfit.tasks import classification as classifier
-from resfit.tasks import timings
-from resfit.tasks.classification import Classifier, fit, fit_plan
+from resfit.tasks import fit_plan, timings
+from resfit.tasks.classification import Classifier, fit
 from tests.pictures import picture, tiny_body, write_folder, write_picture
 from tests.training.networks import small_body
 

@@ -221,7 +221,10 @@ def _file(path: Path, as_json: bool) -> None:
     from resfit.cli.console import printable
     from resfit.weights import describe
 
-    if path.is_dir() and artifact.is_artifact(path):
+    if path.is_dir() and (kind := artifact.kind_of(path)):
+        if kind != artifact.CLASSIFIER.name:
+            _fitted(path, as_json)
+            return
         description, _ = artifact.read(path)
         if as_json:
             typer.echo(json.dumps({"path": str(path), **description}, indent=2))
@@ -233,6 +236,23 @@ def _file(path: Path, as_json: bool) -> None:
     typer.echo("\n".join(printable(line) for line in text.splitlines()))
     if found.problem:
         raise typer.Exit(1)
+
+
+def _fitted(path: Path, as_json: bool) -> None:
+    """Describes a fitted model of any task by its own card."""
+    from resfit.cli.console import load_tensorflow, printable
+    from resfit.tasks import dispatch
+
+    load_tensorflow()
+    fitted = dispatch.load(path)
+    if as_json:
+        card = {name: str(value) for name, value in fitted.card()}
+        typer.echo(json.dumps({"path": str(path), "task": fitted.task, **card, "metrics": fitted.metrics}, indent=2))
+        return
+    width = max(len(name) for name, _ in fitted.card()) + 2
+    lines = [f"{path}  (a model of resfit for {fitted.task})"]
+    lines += [f"{name:<{width}}{value}" for name, value in fitted.card()]
+    typer.echo("\n".join(printable(line) for line in lines))
 
 
 def _classifier_card(path: Path, description: dict[str, Any]) -> list[str]:
