@@ -17,7 +17,7 @@ def _is_own(tensors: Tensors) -> bool:
     return isinstance(tensors.graph, CanonicalNames) and isinstance(tensors.config.get("resfit"), DetectorSpec)
 
 
-@register_convention("resfit's detectors", recognises=_is_own, order=0, is_larger=True)
+@register_convention("resfit's detectors", recognises=_is_own, order=-1, is_larger=True)
 def _own(tensors: Tensors, **reading: Any) -> DetectorSource:
     """Hands on the arrays of a detector that resfit wrote."""
     return detectors.read_own(tensors, **reading)
