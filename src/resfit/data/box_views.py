@@ -117,7 +117,11 @@ def plain_placement(image_size: tuple[int, int], size: tuple[int, int]) -> Place
 
 
 def random_placement(
-    image_size: tuple[int, int], size: tuple[int, int], random: np.random.Generator, zoom: tuple[float, float], flip: bool
+    image_size: tuple[int, int],
+    size: tuple[int, int],
+    random: np.random.Generator,
+    zoom: tuple[float, float],
+    flip: bool,
 ) -> Placement:
     """Draws where a picture is in a view: with its own proportions, at another scale, at another place.
 

@@ -627,7 +627,9 @@ def placed(
     if (height, width) == tuple(spec.size):
         return resized
     colour = spec.fill if image.mode == "RGB" else sum(spec.fill) / len(spec.fill)
-    canvas = Images.new(image.mode, (spec.size[1], spec.size[0]), colour if image.mode in ("RGB", "F") else round(colour))
+    canvas = Images.new(
+        image.mode, (spec.size[1], spec.size[0]), colour if image.mode in ("RGB", "F") else round(colour)
+    )
     canvas.paste(resized, (left, top))
     return canvas
 

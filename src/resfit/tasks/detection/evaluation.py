@@ -107,7 +107,14 @@ class DetectionEvaluation:
             curve = self.matching.curve(label)
             if len(curve.recall) and np.isfinite(curve.average_precision):
                 found.append(
-                    Plot(f"{label}: AP50 {curve.average_precision:.3f}", "recall", "precision", curve.recall, curve.precision, joined=True)
+                    Plot(
+                        f"{label}: AP50 {curve.average_precision:.3f}",
+                        "recall",
+                        "precision",
+                        curve.recall,
+                        curve.precision,
+                        joined=True,
+                    )
                 )
         return found
 
@@ -156,9 +163,7 @@ def evaluated(
         seed: Of the resamples.
     """
     usable = [position for position, one in enumerate(predicted) if not one.error]
-    skipped = tuple(
-        Skipped(boxes.paths[position], one.error) for position, one in enumerate(predicted) if one.error
-    )
+    skipped = tuple(Skipped(boxes.paths[position], one.error) for position, one in enumerate(predicted) if one.error)
     kept = boxes.subset(usable) if skipped else boxes
     some = [predicted[position] for position in usable]
     matching = matched(kept, some)
@@ -188,7 +193,10 @@ def matched(boxes: BoxSet, predicted: Sequence[Detections]) -> Matching:
         predicted: For each its detections.
     """
     owners = np.repeat(np.arange(len(predicted)), [len(one) for one in predicted])
-    parts = [np.concatenate([getattr(one, name) for one in predicted]) if predicted else np.zeros(0) for name in ("boxes", "scores", "classes")]
+    parts = [
+        np.concatenate([getattr(one, name) for one in predicted]) if predicted else np.zeros(0)
+        for name in ("boxes", "scores", "classes")
+    ]
     table = PredictedBoxes(owners, parts[0].reshape(-1, 4), parts[1], parts[2])
     truth = TrueBoxes(boxes.owners, boxes.boxes, boxes.labels, boxes.crowd)
     return match(truth, table, images=len(boxes), classes=boxes.classes)

@@ -63,7 +63,14 @@ def binary(logits: Any, targets: Any) -> Any:
 
 
 def detection_loss(
-    outputs: dict[str, Any], points: Any, rows: Any, boxes: Any, labels: Any, *, kind: str = "quality_focal", box_weight: float = 2.0
+    outputs: dict[str, Any],
+    points: Any,
+    rows: Any,
+    boxes: Any,
+    labels: Any,
+    *,
+    kind: str = "quality_focal",
+    box_weight: float = 2.0,
 ) -> dict[str, Any]:
     """Returns the loss of a batch by part.
 

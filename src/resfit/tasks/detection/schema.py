@@ -56,7 +56,9 @@ def read(description: Mapping[str, Any]) -> dict[str, Any]:
             f"Received: {spec.classes} and {len(found.thresholds)}."
         )
     recipe = _made(found.recipe, DetectorRecipe, "recipe", lambda fields: DetectorRecipe(**fields))
-    recipe = dataclasses.replace(recipe, epochs=tuple(recipe.epochs))
+    recipe = dataclasses.replace(recipe, epochs=tuple(recipe.epochs), tiles=tuple(recipe.tiles))
+    if recipe.tiles and not (len(recipe.tiles) == 2 and all(32 <= side <= _MOST_SIDE for side in recipe.tiles)):
+        raise ArtifactError(f"'recipe' must have tiles of 32 to {_MOST_SIDE} pixels. Received: {recipe.tiles}.")
     return {
         "classes": tuple(found.classes),
         "input_spec": contract,

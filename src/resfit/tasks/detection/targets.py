@@ -45,7 +45,9 @@ class Places:
         levels = anchors.anchors(spec, size)
         points = np.concatenate(levels)
         centres = (points[:, :2] + points[:, 2:]) / 2
-        half = np.concatenate([np.full((len(one), 1), _ANCHOR * 2.0**level / 2) for one, level in zip(levels, spec.levels, strict=True)])
+        half = np.concatenate(
+            [np.full((len(one), 1), _ANCHOR * 2.0**level / 2) for one, level in zip(levels, spec.levels, strict=True)]
+        )
         squares = np.concatenate([centres - half, centres + half], axis=1).astype(np.float32)
         return cls(points, centres.astype(np.float32), squares, tuple(len(one) for one in levels))
 
@@ -69,7 +71,9 @@ def assign(places: Places, boxes: np.ndarray, ignored: np.ndarray) -> np.ndarray
     rows = np.full(len(places.points), BACKGROUND, np.int16)
     if len(ignored):
         x, y = places.centres[:, :1], places.centres[:, 1:]
-        rows[((x >= ignored[:, 0]) & (x <= ignored[:, 2]) & (y >= ignored[:, 1]) & (y <= ignored[:, 3])).any(axis=1)] = IGNORED
+        rows[
+            ((x >= ignored[:, 0]) & (x <= ignored[:, 2]) & (y >= ignored[:, 1]) & (y <= ignored[:, 3])).any(axis=1)
+        ] = IGNORED
     if not len(boxes):
         return rows
     boxes = np.asarray(boxes, np.float32)

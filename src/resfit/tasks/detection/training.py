@@ -265,6 +265,7 @@ class Trainer:
             "val_ap": ap,
             "val_ap50": ap50,
             "seconds": round(sum(state["seconds"]), 2),
+            "passes": state["passes"],
         }
         state["rows"].append(row)
         if self._say is not None and epochs:
@@ -293,7 +294,13 @@ class Trainer:
                 # norms of the body keep the statistics of the checkpoint
                 outputs = phase.model(phase.unpack(inputs), training=False)
                 found = losses.detection_loss(
-                    outputs, points, tf.cast(rows, tf.int32), boxes, labels, kind=settings.loss, box_weight=settings.box_weight
+                    outputs,
+                    points,
+                    tf.cast(rows, tf.int32),
+                    boxes,
+                    labels,
+                    kind=settings.loss,
+                    box_weight=settings.box_weight,
                 )
             gradients = tape.gradient(found["total"], [variable.value for variable in variables])
             gradients, _ = tf.clip_by_global_norm(gradients, CLIP)

@@ -17,6 +17,7 @@ from resfit.tasks.detection.evaluation import matched
 from resfit.tasks.detection.postprocess import suppress
 from resfit.tasks.detection.targets import Places
 
+
 def scorer(
     model: Callable[..., Any], unpack: Callable[[Any], Any], places: Places, spec: DetectorSpec, size: tuple[int, int]
 ) -> Callable[[np.ndarray], np.ndarray]:
@@ -73,7 +74,7 @@ def predicted(
         for offset, row in enumerate(score(rows)):
             position = start + offset
             own = (int(boxes.sizes[position, 0]), int(boxes.sizes[position, 1]))
-            some, scores, labels = suppress(
+            some, scores, labels, _ = suppress(
                 row[:, :4],
                 row[:, 4:],
                 counts=places.counts,
