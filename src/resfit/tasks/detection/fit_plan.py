@@ -133,7 +133,7 @@ def make_plan(
     if strategy == "auto":
         strategy = "head"
         if minutes is not None and minutes >= _LEAST_MINUTES:
-            strategy = "full" if passes["full"] >= _ENOUGH else "last" if passes["last"] >= _ENOUGH else "head"
+            strategy = "full" if passes["full"] >= 2 * _ENOUGH else "last" if passes["last"] >= _ENOUGH else "head"
         reasons.append(_why(strategy, minutes, passes))
     share = 1.0 if strategy == "head" else _HEAD_SHARE
     cores = processors.available()
