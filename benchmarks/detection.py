@@ -73,7 +73,10 @@ def scratch(boxes, minutes, seed, clock, cache):
         for start in range(0, len(parts.train), 4):
             order = np.random.default_rng([seed, epoch]).permutation(parts.train)[start : start + 4]
             targets = [
-                {"boxes": torch.from_numpy(boxes.boxes_of(i)[0].copy()), "labels": torch.from_numpy(boxes.boxes_of(i)[1] + 1)}
+                {
+                    "boxes": torch.from_numpy(boxes.boxes_of(i)[0].copy()),
+                    "labels": torch.from_numpy(boxes.boxes_of(i)[1] + 1),
+                }
                 for i in order
             ]
             loss = sum(model([picture(i) for i in order], targets).values())

@@ -35,7 +35,9 @@ def scene(random: np.random.Generator, size: tuple[int, int] = (240, 320), most:
 
     height, width = size
     ground = random.integers(60, 200, 3)
-    waves = np.sin(np.arange(width) / random.uniform(5, 40)) + np.cos(np.arange(height) / random.uniform(5, 40))[:, None]
+    waves = (
+        np.sin(np.arange(width) / random.uniform(5, 40)) + np.cos(np.arange(height) / random.uniform(5, 40))[:, None]
+    )
     pixels = ground + 15 * waves[..., None] + random.normal(0, 8, (height, width, 3))
     image = Images.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     canvas = ImageDraw.Draw(image)

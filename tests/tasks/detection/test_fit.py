@@ -242,8 +242,8 @@ def test_the_plan_says_what_is_chosen_and_why(folder):
 
 
 def test_the_size_follows_the_smallest_class(tmp_path):
-    from resfit.tasks.detection.fit_plan import make_plan
     from resfit.networks import catalog
+    from resfit.tasks.detection.fit_plan import make_plan
 
     folder = write_set(tmp_path / "set", {"train": 6})
     found = scan_boxes(folder)
@@ -285,12 +285,18 @@ def test_a_large_picture_in_tiles_has_the_boxes_of_its_parts(detector, tmp_path)
         for column in range(3):
             part, boxes = scene(random)
             large.paste(part, (column * 128, row * 96))
-            truth += [(label, x1 + column * 128, y1 + row * 96, x2 + column * 128, y2 + row * 96) for label, x1, y1, x2, y2 in boxes]
+            truth += [
+                (label, x1 + column * 128, y1 + row * 96, x2 + column * 128, y2 + row * 96)
+                for label, x1, y1, x2, y2 in boxes
+            ]
     large.save(tmp_path / "large.png")
 
     def recall(found):
         near = [
-            any(lab == label and np.abs(box - np.array(true)).max() < 8 for lab, box in zip(found.labels, found.boxes, strict=True))
+            any(
+                lab == label and np.abs(box - np.array(true)).max() < 8
+                for lab, box in zip(found.labels, found.boxes, strict=True)
+            )
             for label, *true in truth
         ]
         return np.mean(near)
@@ -342,7 +348,7 @@ def test_checks_find_what_was_planted(detector, tmp_path):
     from resfit.tasks.detection.checks import check
 
     folder = write_set(tmp_path / "set", {"train": 12, "test": 6}, seed=21)
-    rows = list(csv.reader(open(folder / "labels.csv")))
+    rows = list(csv.reader((folder / "labels.csv").read_text().splitlines()))
     (folder / "test-copy.png").write_bytes((folder / "train-0.png").read_bytes())
     first = next(row for row in rows[1:] if row[0] == "train-0.png")
     rows += [["test-copy.png", *first[1:6], "test"]]

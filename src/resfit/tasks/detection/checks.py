@@ -181,12 +181,12 @@ class BoxChecks:
             columns = ("class", "other class", "picture", ">overlap")
             found.append(TextTable("boxes that cover each other", columns, pairs[:_SHOWN]))
         if self.doubtful:
-            rows = [
+            doubtful = [
                 (self.name(one.image), one.kind, one.label, one.suggested, f"{one.score:.2f}")
                 for one in self.doubtful[:_SHOWN]
             ]
-            columns = ("picture", "what", "class", "detector says", ">score")
-            found.append(TextTable("boxes worth a look", columns, rows))
+            headings = ("picture", "what", "class", "detector says", ">score")
+            found.append(TextTable("boxes worth a look", headings, doubtful))
         return found
 
     def _pair(self, pair: BoxPair) -> dict[str, Any]:
@@ -326,16 +326,20 @@ def doubts(
         sure = np.flatnonzero(seen.scores >= limits[seen.classes]) if len(seen) else np.zeros(0, np.int64)
         near = overlap_matrix(seen.boxes, marked)
         for row in sure.tolist():
-            box = tuple(round(float(value), 1) for value in seen.boxes[row])
             label, score = seen.labels[row], float(seen.scores[row])
             if over[row].max(initial=0.0) < 0.1:
-                found.append(DoubtfulBox(position, "missing", box, label, label, score))  # type: ignore[arg-type]
+                found.append(DoubtfulBox(position, "missing", _edges(seen.boxes[row]), label, label, score))
             elif near[row].max(initial=0.0) >= 0.6 and kinds[int(near[row].argmax())] != label:
                 best = int(near[row].argmax())
-                edges = tuple(marked[best].tolist())
-                found.append(DoubtfulBox(position, "class", edges, kinds[best], label, score))  # type: ignore[arg-type]
+                found.append(DoubtfulBox(position, "class", _edges(marked[best]), kinds[best], label, score))
         for number, kind in enumerate(kinds):
             if near[:, number].max(initial=0.0) < 0.3:
-                found.append(DoubtfulBox(position, "box", tuple(marked[number].tolist()), kind, "", 0.0))  # type: ignore[arg-type]
+                found.append(DoubtfulBox(position, "box", _edges(marked[number]), kind, "", 0.0))
     order = {"missing": 0, "class": 0, "box": 1}
     return sorted(found, key=lambda one: (order[one.kind], -one.score))
+
+
+def _edges(box: np.ndarray) -> tuple[float, float, float, float]:
+    """A box as four numbers of one digit behind the point."""
+    x1, y1, x2, y2 = (round(float(value), 1) for value in box)
+    return x1, y1, x2, y2

@@ -107,7 +107,7 @@ class Detector(FittedModel):
         """Finds objects in pictures.
 
         Args:
-            images: A file; a folder, with all that is below it; the bytes of a file; an open file; a PIL image; an array
+            images: A file; a folder, with all below it; the bytes of a file; an open file; a PIL image; an array
                 ``(height, width, 3)`` or ``(n, height, width, 3)``, RGB, values 0..255; or a list of any of these.
             threshold: Boxes of at least this score are returned: a number, or one for each class. ``None`` takes the
                 detector's own; 0 returns all boxes down to the lowest score of the network.
@@ -238,7 +238,8 @@ class Detector(FittedModel):
         )
         if all(one.error for one in predicted):
             raise DataError(
-                f"none of the {len(boxes)} pictures can be read. The first: {predicted[0].error if predicted else 'none'}."
+                f"at least one picture must be readable. Received: {len(boxes)}, of which none is; the first: "
+                f"{predicted[0].error if predicted else 'none'}."
             )
         return evaluated(boxes, predicted, self.thresholds, intervals=intervals, seed=seed)
 
@@ -250,7 +251,7 @@ class Detector(FittedModel):
         progress: Progress | None,
         max_detections: int | None,
     ) -> Iterator[tuple[Any, Path | None, np.ndarray, np.ndarray, np.ndarray, tuple[int, int], str]]:
-        """Yields for each picture what it was, boxes, scores and labels in its pixels, its size, and what went wrong."""
+        """Yields for each picture what it was, boxes, scores and labels, its size, and what went wrong."""
         size = batch_size or max(1, feature_store.default_batch_size(self.input_spec.size) // 2)
         spec = self.spec if max_detections is None else self.spec.replace(max_detections=max_detections)
         sizes: dict[int, tuple[int, int]] = {}

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from resfit.tasks.detection.detector import Detector
 
 
-def explain(detector: Detector, images: Any, *, box: int = 0, target: str | None = None, stage: str | None = None) -> list[Explanation]:
+def explain(
+    detector: Detector, images: Any, *, box: int = 0, target: str | None = None, stage: str | None = None
+) -> list[Explanation]:
     """Explains one box of each picture.
 
     The score's slope against a tap's map, averaged over places, weighs its channels (Selvaraju et al. 2016,
@@ -68,7 +70,9 @@ def _one(
 
     sizes: list[tuple[int, int]] = []
     try:
-        image = decode.decode_image(item, detector.input_spec, look=lambda _, upright: sizes.append(decode.full_size(upright)))
+        image = decode.decode_image(
+            item, detector.input_spec, look=lambda _, upright: sizes.append(decode.full_size(upright))
+        )
     except ImageError as error:
         return _failed(path, str(error))
     batch = tf.constant(image[None], tf.float32)
@@ -78,7 +82,9 @@ def _one(
         row = np.concatenate([boxes[0].numpy(), scores[0].numpy()], axis=-1)
         fitted: Letterbox = detector.letterbox_of(sizes[0] if sizes else detector.input_spec.size)
         found, values, labels, places = detector.placed(row, fitted)
-        rows = np.flatnonzero(labels == detector.classes.index(target)) if target is not None else np.arange(len(labels))
+        rows = (
+            np.flatnonzero(labels == detector.classes.index(target)) if target is not None else np.arange(len(labels))
+        )
         if len(rows) <= number:
             return _failed(path, f"there is no box number {number}" + (f" of class {target!r}" if target else ""))
         mine = int(rows[number])

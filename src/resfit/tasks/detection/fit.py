@@ -292,9 +292,9 @@ class _Work:
             self.views = plan.views
             feed: Any = MapFeed(stored.maps, stored.targets)
         else:
-            running = engines.create(self.rows_of, options["engine"], images=len(pictures) * 10)
+            frozen = engines.create(self.rows_of, options["engine"], images=len(pictures) * 10)
             changes = PictureChanges(zoom=plan.zoom, colour=plan.colour)
-            feed = PictureFeed(pictures, made.contract, places, changes, pictures.most, seed=seed, frozen=running)
+            feed = PictureFeed(pictures, made.contract, places, changes, pictures.most, seed=seed, frozen=frozen)
             self.views = 0
         self.timings.lap("views")
         left = self._left()
@@ -305,7 +305,8 @@ class _Work:
             changes = PictureChanges(zoom=plan.zoom, colour=plan.colour, mosaic=plan.mosaic)
             most = pictures.most * (4 if plan.mosaic else 1)
             body_settings = self._settings("body", seed, tuning, left)
-            running, forward, taken = None, network.forward_of(made), plain
+            running: engines.Engine | None = None
+            forward, taken = network.forward_of(made), plain
             if plan.strategy == "last":
                 before, own = network.row_model(made, network.frozen_stages(made.spec))
                 running = engines.create(before, options["engine"])

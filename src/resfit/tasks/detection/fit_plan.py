@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from resfit import processors
 from resfit.data.boxes import BoxSet
 from resfit.errors import ArgumentError
 from resfit.features import pixels
-from resfit import processors
 from resfit.networks import arithmetic
 from resfit.networks.detection import anchors
 from resfit.networks.detection.build import tap_width
@@ -112,7 +112,7 @@ def make_plan(
         raise ArgumentError(f"batch_size must be at least 1. Received: {batch_size}.")
     if views is not None and not 0 <= views <= 100:
         raise ArgumentError(f"views must be 0 to 100. Received: {views}.")
-    reasons = []
+    reasons: list[str] = []
     chosen = _size(boxes, size, reasons)
     fields = {**_HEAD, **head}
     spec = detector_spec(backbone, len(boxes.classes), chosen, **fields)
@@ -127,7 +127,8 @@ def make_plan(
         reasons.append(f"{stored.reason}")
     elif wanted:
         reasons.append(
-            f"{wanted} views of each picture are stored: maps of {len(boxes) * wanted * width * 2 / 2**20:.0f} MB in float16"
+            f"{wanted} views of each picture are stored: maps of {len(boxes) * wanted * width * 2 / 2**20:.0f} MB in "
+            "float16"
         )
     passes = _passes(boxes, backbone, chosen, minutes)
     if strategy == "auto":
@@ -155,7 +156,9 @@ def make_plan(
     )
 
 
-def _passes(boxes: BoxSet, backbone: ArchitectureSpec, size: tuple[int, int], minutes: float | None) -> dict[str, float]:
+def _passes(
+    boxes: BoxSet, backbone: ArchitectureSpec, size: tuple[int, int], minutes: float | None
+) -> dict[str, float]:
     """About how many passes over the training pictures what learns could make in the body's part of the budget."""
     counted = arithmetic.count(backbone, input_size=size, include_top=False)
     cores = processors.available()
@@ -176,7 +179,9 @@ def _why(strategy: str, minutes: float | None, passes: dict[str, float]) -> str:
             f"{passes['last']:.1f} passes over the pictures, too few to help"
         )
     what = "the whole network" if strategy == "full" else "the last stages"
-    return f"pyramid and head learn on stored maps, then {what} on changed pictures, about {passes[strategy]:.0f} passes"
+    return (
+        f"pyramid and head learn on stored maps, then {what} on changed pictures, about {passes[strategy]:.0f} passes"
+    )
 
 
 # Multiply-accumulates a second and core in a training step, and those of the head's step, measured on two shared cores.
