@@ -334,7 +334,10 @@ class _Work:
         if self.plan.minutes is None:
             return None
         total = self.plan.minutes * 60
-        return max(1.0, total * 0.94 - 2.0 - (self.clock() - self.began))
+        after = (
+            0.03 * total + 3.0 + self.plan.seconds_each * (len(self.material.parts.val) + len(self.material.parts.test))
+        )
+        return max(1.0, total - after - (self.clock() - self.began))
 
     def _settings(self, phase: str, seed: int, tuning: dict[str, Any], left: float | None) -> PhaseSettings:
         """The settings of a phase."""
@@ -385,7 +388,11 @@ class _Work:
             "data": self.material.boxes.fingerprint,
             "network": engines.fingerprint(self.rows_of),
             "head": self.made.spec.to_dict(),
-            "plan": {key: value for key, value in self.plan.to_dict().items() if key not in ("seconds", "reasons")},
+            "plan": {
+                key: value
+                for key, value in self.plan.to_dict().items()
+                if key not in ("seconds", "seconds_each", "reasons")
+            },
             "tuning": {key: value for key, value in tuning.items()},
             "seed": seed,
         }

@@ -46,6 +46,7 @@ class DetectionPlan:
         mosaic: Share of mosaics where the body learns.
         map_bytes: What the stored maps take.
         seconds: Estimates: ``"features"`` and ``"training"``.
+        seconds_each: Estimate for a prediction.
         reasons: Why, one sentence each.
     """
 
@@ -64,6 +65,7 @@ class DetectionPlan:
     mosaic: float = 0.0
     map_bytes: int = 0
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    seconds_each: float = 0.0
     reasons: tuple[str, ...] = ()
     tuning: None = None  # of a classification's plan
 
@@ -114,7 +116,9 @@ def make_plan(
         raise ArgumentError(f"views must be 0 to 100. Received: {views}.")
     reasons: list[str] = []
     chosen = _size(boxes, size, reasons)
-    fields = {**_HEAD, **head}
+    most = int(np.diff(boxes.offsets).max(initial=0))
+    crowded = {"max_detections": min(1000, 2 * most), "candidates": min(1000, 3 * most)} if most > 50 else {}
+    fields = {**_HEAD, **crowded, **head}
     spec = detector_spec(backbone, len(boxes.classes), chosen, **fields)
     grids = dict(zip(spec.levels, anchors.grid_sizes(spec, chosen), strict=True))
     width = sum(grids[level][0] * grids[level][1] * tap_width(spec, tap) for level, tap in spec.taps.items())
@@ -143,6 +147,7 @@ def make_plan(
     training = 30 * 0.7 * len(boxes) * _HEAD_MACS / (cores * _MACS_PER_SECOND)
     return DetectionPlan(
         seconds={"features": features, "training": training if minutes is None else max(0.0, minutes * 60 - features)},
+        seconds_each=0.01 + (body + _HEAD_MACS / 3) / (cores * _MACS_PER_SECOND),
         strategy=strategy,
         size=chosen,
         views=wanted,

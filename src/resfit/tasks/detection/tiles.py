@@ -1,8 +1,8 @@
 """Large pictures in overlapping tiles: which tiles there are, training on them, and detections of tiles put together.
 
 A tile is a part of the picture at its own scale, so that objects keep the pixels that a letterbox of the whole picture
-would take from them. Detections of all tiles, and of the picture as a whole, are put together by non-maximum suppression
-over intersection over the smaller box: a box that an edge of a tile cut lies in the whole one that the next tile shows.
+would take from them. Detections of all tiles, and of the picture as a whole, are put together by suppression over
+intersection over the smaller box: a box that an edge of a tile cut lies in the whole one that the next tile shows.
 
 Source:
     Akyon et al. 2022, "Slicing Aided Hyper Inference and Fine-tuning for Small Object Detection", arXiv:2202.06934.
