@@ -18,13 +18,13 @@ from resfit.errors import ArgumentError
 
 ChannelOrder = Literal["rgb", "bgr"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box"]
-ResizeMode = Literal["shorter", "squash", "letterbox", "none"]
+ResizeMode = Literal["shorter", "squash", "fit", "letterbox", "none"]
 Plane = Literal["axial", "coronal", "sagittal"]
 
 _CHOICES = {
     "channel_order": ("rgb", "bgr"),
     "interpolation": ("nearest", "bilinear", "bicubic", "lanczos", "box"),
-    "resize_mode": ("shorter", "squash", "letterbox", "none"),
+    "resize_mode": ("shorter", "squash", "fit", "letterbox", "none"),
 }
 _PLANES = ("axial", "coronal", "sagittal")
 
@@ -95,7 +95,10 @@ class InputSpec:
         interpolation: How an image is resized.
         resize_mode: ``"shorter"`` scales the shorter side to ``size / crop_fraction`` and cuts the centre out;
             ``"squash"`` resizes to ``size`` whatever the aspect ratio; ``"letterbox"`` scales the image as a whole to
-            ``size``, with its own proportions, and pads both sides with ``fill``; ``"none"`` leaves it as it is.
+            ``size``, with its own proportions, and pads both sides with ``fill``; ``"fit"`` makes it as large as fits
+            into ``size``, which is turned where that lets it be larger, and pads nothing, so that images have sizes of
+            their own (torchvision's detectors: a shorter side of 800, a longer one of 1333 at most); ``"none"`` leaves
+            it as it is.
         crop_fraction: Share of the resized image that the centre crop keeps, in (0, 1].
         reading: How scans become pictures.
     """
@@ -182,6 +185,16 @@ class InputSpec:
             int(np.floor(self.size[0] / self.crop_fraction)),
             int(np.floor(self.size[1] / self.crop_fraction)),
         )
+
+    def fitted_size(self, height: int, width: int) -> tuple[int, int]:
+        """Returns height and width in pixels that ``"fit"`` gives an image.
+
+        Args:
+            height: Of the image, at least 1.
+            width: Likewise.
+        """
+        scale = min(min(self.size) / min(height, width), max(self.size) / max(height, width))
+        return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
 
     def normalize(self, images: Any) -> np.ndarray:
         """Brings images to the values that the network was trained on.

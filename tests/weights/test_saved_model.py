@@ -198,7 +198,7 @@ def test_two_networks_in_one_source_are_refused(tmp_path):
     for scope in ("left/resnet_v1_50", "right/resnet_v1_50"):
         arrays |= tf_sources.slim_arrays(1, (1,), (8,), scope=scope)
     path = tf_sources.write_checkpoint(tmp_path / "two", arrays)
-    with pytest.raises(CheckpointError, match=r"one network. Received: networks under .*left.*right"):
+    with pytest.raises(CheckpointError, match=r"one network, or say which. Received: networks under .*left.*right"):
         load.read_source(path)
     assert load.read_source(path, ignore=["right/*"]).spec.depths == (1,)
 

@@ -647,10 +647,13 @@ def resize(image: Image, spec: InputSpec) -> Image:
         return image
     if spec.resize_mode == "letterbox":
         return letterboxed(image, spec)
-    if image.size == (target_width, target_height) and spec.resize_size == (target_height, target_width):
+    whole = spec.resize_size == (target_height, target_width)
+    if spec.resize_mode == "fit":
+        target_height, target_width = spec.fitted_size(*full_size(image))
+    if whole and image.size == (target_width, target_height):
         return image
     method: Callable[..., Any] = getattr(Images.Resampling, spec.interpolation.upper())
-    if spec.resize_mode == "squash":
+    if spec.resize_mode in ("squash", "fit"):
         return image.resize((target_width, target_height), method)  # type: ignore[arg-type]
     box = kept_box(*image.size, spec)
     return image.resize((target_width, target_height), method, box=box)  # type: ignore[arg-type]

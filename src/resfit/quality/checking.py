@@ -147,6 +147,11 @@ class Checks:
     not_run: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What was assumed of the source, with the argument that changes it."""
+        return self.images.notes
+
+    @property
     def imbalance(self) -> float:
         """Images of the largest class for one of the smallest."""
         counts = [count for count in self.images.counts().values() if count]

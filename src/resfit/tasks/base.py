@@ -94,12 +94,12 @@ class Picture:
     """A picture of a report.
 
     Attributes:
-        image: uint8 ``(height, width, 3)``.
+        image: JPEG or PNG, or uint8 ``(height, width, 3)``.
         caption: What it shows.
         group: Heading under which it stands, such as ``"largest errors"``.
     """
 
-    image: np.ndarray
+    image: bytes | np.ndarray
     caption: str
     group: str = ""
 
@@ -295,6 +295,14 @@ class FittedModel(abc.ABC):
             By the name of the output, in the order of :attr:`Exportable.outputs`.
         """
 
+    def texts(self, predictions: Sequence[Any]) -> dict[str, list[str]]:
+        """Returns what clients of a server get as text, one for each prediction, by name; nothing by default.
+
+        Args:
+            predictions: What :meth:`predict` returned, none with an error.
+        """
+        return {}
+
     @abc.abstractmethod
     def prediction_table(self, predictions: Sequence[Any]) -> TextTable:
         """Returns predictions for people and for CSV files, a row for each, the path first.
@@ -302,6 +310,24 @@ class FittedModel(abc.ABC):
         Args:
             predictions: What :meth:`predict` returned, none with an error.
         """
+
+    def write_predictions(self, path: str | os.PathLike[str], predictions: Sequence[Any]) -> None:
+        """Writes predictions as a CSV file: the table for people, and a column with the error.
+
+        Args:
+            path: The file.
+            predictions: What :meth:`predict` returned.
+        """
+        from resfit.data import csv_cells
+        from resfit.storage.atomic import atomic_open
+
+        table = self.prediction_table([item for item in predictions if not item.error])
+        usable = iter(table.rows)
+        empty = ("",) * (len(table.columns) - 1)
+        rows = [(*((item.path, *empty) if item.error else next(usable)), item.error) for item in predictions]
+        with atomic_open(path) as file:
+            heads = ("path", *(name.removeprefix(">") for name in table.columns[1:]), "error")
+            file.write(csv_cells.table(heads, rows))
 
     @abc.abstractmethod
     def card(self) -> list[tuple[str, object]]:

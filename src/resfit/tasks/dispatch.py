@@ -13,8 +13,10 @@ from resfit.tasks import base
 from resfit.tasks.base import FittedModel, Task
 from resfit.tasks.classification import task as _classification
 from resfit.tasks.detection import task as _detection
+from resfit.tasks.regression import task as _regression
 
-_TASKS = (_classification, _detection)  # imported, they are registered; the first is taken where data is of no task
+# imported, they are registered; the first is taken where data is of no task
+_TASKS = (_classification, _regression, _detection)
 
 
 def chosen(source: Any, task: str = base.AUTO, **options: Any) -> tuple[Task, str]:
@@ -88,7 +90,18 @@ def load(path: str | os.PathLike[str]) -> FittedModel:
         >>> resfit.tasks.load("photos.resfit")  # doctest: +SKIP
         <Classifier resnet10_tiny, 2 classes: cat, dog>
     """
-    folder = Path(path)
+    return task_of(Path(path)).load(Path(path))
+
+
+def task_of(folder: Path) -> Task:
+    """Returns the task that the fitted model in a folder is of; the first one where there is none.
+
+    Args:
+        folder: A folder.
+
+    Raises:
+        ArtifactError: It is of a task that is not registered.
+    """
     kind = artifact.kind_of(folder)
     known = {task.kind.name: task for task in base.tasks().values()}
     if kind and kind not in known:
@@ -96,4 +109,21 @@ def load(path: str | os.PathLike[str]) -> FittedModel:
             f"a fitted model must be of one of the kinds {', '.join(known)}. Received: {kind!r:.60} in "
             f"{str(folder)!r}. Use the version of resfit that wrote it, or import the module that registers its task."
         )
-    return known.get(kind, next(iter(known.values()))).load(folder)
+    return known.get(kind, next(iter(known.values())))
+
+
+def load_or_pretrained(source: str | os.PathLike[str]) -> FittedModel:
+    """Loads a fitted model of any task, or a published network as a classifier of its own classes.
+
+    Args:
+        source: A folder that ``resfit fit`` wrote, or what :func:`resfit.load` takes.
+
+    Raises:
+        ArtifactError: It is neither, or damaged.
+        CheckpointError: The network has no classifier, or cannot be read.
+    """
+    if artifact.kind_of(Path(source)) not in ("", artifact.CLASSIFIER.name):
+        return load(source)
+    from resfit.tasks.classification import pretrained
+
+    return pretrained.load(source)

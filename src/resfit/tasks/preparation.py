@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -176,3 +178,17 @@ def package_versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
+
+
+def tested(table: bytes) -> tuple[tuple[Path, str], ...]:
+    """Returns the files that a fitted model was tested on, with the text of their labels.
+
+    Args:
+        table: ``test_predictions.csv``; what is no such table gives none.
+    """
+    try:
+        text = io.StringIO(table.decode("utf-8", "surrogateescape"), newline="")
+        rows = [row for row in csv.DictReader(text) if row.get("path") and row.get("label")]
+    except csv.Error:
+        return ()
+    return tuple((Path(csv_cells.unescaped(row["path"])), csv_cells.unescaped(row["label"])) for row in rows)

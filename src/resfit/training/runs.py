@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resfit import artifact
 from resfit.storage.atomic import write_json
 from resfit.storage.locks import USERS, folder_of, is_writable, keep
 from resfit.training import loop
@@ -196,3 +197,14 @@ def _found_rate(trainer: finetune.Trainer, running: RunOptions) -> float:
     draw_rates(running.folder / RATES, curve)
     write_json(path, {"suggestion": curve.suggestion, "rates": curve.rates, "losses": curve.losses})
     return curve.suggestion
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Returns what a run leaves in the fitted model, by name: its log, its curves and TensorBoard's files.
+
+    Args:
+        folder: Of the run.
+    """
+    paths = [folder / name for name in (LOG, CURVES, RATES)]
+    paths += [*sorted(folder.glob(f"{artifact.TENSORBOARD}/*"))]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.is_file()}

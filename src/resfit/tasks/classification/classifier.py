@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import artifact, engines
-from resfit.data import inputs
+from resfit.data import csv_cells, inputs
 from resfit.embedding import Embedding, embed_images
 from resfit.errors import ArgumentError, DataError
 from resfit.evaluation import conformal
@@ -29,11 +29,13 @@ from resfit.features import extract as feature_store
 from resfit.features.progress import Progress
 from resfit.numerics import tempered
 from resfit.preprocessing import InputSpec
+from resfit.storage.atomic import atomic_open
 from resfit.tasks.base import Exportable, FitRun, FittedModel, TextTable
 from resfit.tasks.classification import saving
 from resfit.tasks.classification.heads import base
 from resfit.tasks.classification.heads.linear import LinearHead
 from resfit.tasks.classification.results import FitRecipe, Prediction
+from resfit.tasks.preparation import tested
 from resfit.training.augment import prediction_views
 
 if TYPE_CHECKING:
@@ -429,7 +431,7 @@ class Classifier(FittedModel):
                 "data": self.fingerprint,
                 "versions": self.versions,
             },
-            tests=saving.tested(self.attachment(artifact.TEST_PREDICTIONS)),
+            tests=tested(self.attachment(artifact.TEST_PREDICTIONS)),
         )
 
     def arrays(self, predictions: Sequence[Prediction]) -> dict[str, np.ndarray]:
@@ -440,6 +442,14 @@ class Classifier(FittedModel):
         """
         rows = [[prediction.probabilities[name] for name in self.classes] for prediction in predictions]
         return {"scores": np.array(rows, np.float32).reshape(len(predictions), len(self.classes))}
+
+    def texts(self, predictions: Sequence[Prediction]) -> dict[str, list[str]]:
+        """Returns the most probable class, or all labels decided on, as ``"label"``.
+
+        Args:
+            predictions: Of images that could be used.
+        """
+        return {"label": [str(prediction.label) for prediction in predictions]}
 
     def prediction_table(self, predictions: Sequence[Prediction]) -> TextTable:
         """Returns the most probable class of each image, further ones and prediction sets where there are any.
@@ -456,6 +466,20 @@ class Classifier(FittedModel):
             columns,
             [(*row[:3], *([row[3]] if more else []), *([row[4]] if sets else [])) for row in rows],
         )
+
+    def write_predictions(self, path: str | os.PathLike[str], predictions: Sequence[Prediction]) -> None:
+        """Writes predictions as a CSV file of path, label, probability and error.
+
+        Args:
+            path: The file.
+            predictions: What :meth:`predict` returned.
+        """
+        rows = [
+            (item.path, item.label or "", f"{item.probability:.6f}" if item.label is not None else "", item.error)
+            for item in predictions
+        ]
+        with atomic_open(path) as file:
+            file.write(csv_cells.table(("path", "label", "probability", "error"), rows))
 
     def card(self) -> list[tuple[str, object]]:
         """Returns what the classifier is, as names and values for people."""

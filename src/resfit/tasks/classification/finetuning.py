@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +23,7 @@ from resfit.tasks.classification.objective import ClassObjective
 from resfit.tasks.classification.reduced_precision import Rows
 from resfit.training import boundary, frozen, runs
 from resfit.training import trainer as training
+from resfit.training.finetuning import finetune
 from resfit.training.settings import Tuning
 
 if TYPE_CHECKING:
@@ -211,67 +210,31 @@ def tune(
     Returns:
         What was learned, and the files that the run leaves in the classifier: its log, its curves and TensorBoard's.
     """
-    with _run_folder(folder) as place:
-        tuned = _trained(data, prepared, head, taught, settings, dataclasses.replace(running, folder=place))
-        paths = [place / name for name in (runs.LOG, runs.CURVES, runs.RATES)]
-        paths += [*sorted(place.glob(f"{artifact.TENSORBOARD}/*"))]
-        return tuned, {path.relative_to(place).as_posix(): path.read_bytes() for path in paths if path.is_file()}
-
-
-def _trained(
-    data: TrainingData,
-    prepared: frozen.FrozenOutputs,
-    head: base.Head,
-    taught: np.ndarray | None,
-    tuning: Tuning,
-    running: runs.RunOptions,
-) -> FineTuned:
-    """Fine-tunes a network, or goes on with a run that was interrupted."""
-    model, layers = base.attach(boundary.copy(prepared.body, dtype=tuning.policy), head, logits=True)
-    parts, targets = data.parts, data.targets
-    objective = ClassObjective(targets, parts.train, tuning, multilabel=data.multilabel, teacher=taught is not None)
-    trainer = training.Trainer(
-        model,
-        layers,
-        tuning,
-        prepared.feed,
-        objective,
-        targets,
-        parts.train,
-        parts.val,
-        teacher=taught,
-        closing=running.closing,
+    objective = ClassObjective(
+        data.targets, data.parts.train, settings, multilabel=data.multilabel, teacher=taught is not None
     )
-    learned = runs.run(trainer, running, prepared.body.name)
-    tuning = trainer.tuning
-    body, final = training.body_of(model, layers), base.from_layers(layers, head)
-    if tuning.policy:  # what is measured is what is kept: float32
-        body = boundary.copy(body, dtype="float32")
-    body = boundary.copy(body)
-    _, second = boundary.split(body, boundary.find(body, tuning.trainable_from))
-    measured = np.concatenate([parts.test, parts.val])
-    suffix = frozen.Suffix(prepared, second, len(measured), running)
-    logits = final.logits(suffix(measured))
-    return FineTuned(
-        body=body,
+    layers: list[Any] = []
+
+    def attach(body: keras.Model) -> tuple[keras.Model, Sequence[Any]]:
+        model, added = base.attach(body, head, logits=True)
+        layers.extend(added)
+        return model, added
+
+    parts = data.parts
+    found = finetune(prepared, attach, objective, data.targets, parts, settings, running, folder=folder, teacher=taught)
+    final = base.from_layers(layers, head)
+    logits = final.logits(found.features(np.concatenate([parts.test, parts.val])))
+    tuned = FineTuned(
+        body=found.body,
         head=final,
-        learned=learned,
-        tuning=tuning,
-        boundary=trainer.boundary,
+        learned=found.learned,
+        tuning=found.tuning,
+        boundary=found.boundary,
         logits=logits[: len(parts.test)],
         val_logits=logits[len(parts.test) :],
-        features=suffix,
+        features=found.features,
     )
-
-
-@contextlib.contextmanager
-def _run_folder(folder: Path | None) -> Iterator[Path]:
-    """Yields the folder of a run; one that goes away where there is none."""
-    if folder is not None:
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="resfit-run-", ignore_cleanup_errors=True) as temporary:
-        yield Path(temporary)
+    return tuned, found.files
 
 
 def teach(

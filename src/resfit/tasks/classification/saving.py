@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from resfit import artifact
-from resfit.data import class_names, csv_cells
+from resfit.data import class_names
 from resfit.errors import ArgumentError, ArtifactError
 from resfit.tasks.classification import schema
 from resfit.weights import keras_models
@@ -116,17 +114,3 @@ def read(folder: Path) -> dict[str, Any]:
         "attachments": attachments,
         "calibration": found.calibration,
     }
-
-
-def tested(table: bytes) -> tuple[tuple[Path, str], ...]:
-    """Returns the files that a fitted model was tested on, with the text of their labels.
-
-    Args:
-        table: ``test_predictions.csv``; what is no such table gives none.
-    """
-    try:
-        text = io.StringIO(table.decode("utf-8", "surrogateescape"), newline="")
-        rows = [row for row in csv.DictReader(text) if row.get("path") and row.get("label")]
-    except csv.Error:
-        return ()
-    return tuple((Path(csv_cells.unescaped(row["path"])), csv_cells.unescaped(row["label"])) for row in rows)

@@ -22,7 +22,7 @@ from resfit.networks.detection import anchors
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.preprocessing import InputSpec
 from resfit.tasks.base import Exportable, FitRun, FittedModel, TextTable
-from resfit.tasks.detection import saving
+from resfit.tasks.detection import orientation, pretrained, saving
 from resfit.tasks.detection.detections import Detections
 from resfit.tasks.detection.evaluation import DetectionEvaluation, evaluated
 from resfit.tasks.detection.postprocess import suppress
@@ -252,6 +252,9 @@ class Detector(FittedModel):
         max_detections: int | None,
     ) -> Iterator[tuple[Any, Path | None, np.ndarray, np.ndarray, np.ndarray, tuple[int, int], str]]:
         """Yields for each picture what it was, boxes, scores and labels, its size, and what went wrong."""
+        if self.input_spec.resize_mode == "fit":
+            yield from orientation.run(self._letterboxed, sources, engine, batch_size, progress, max_detections)
+            return
         size = batch_size or max(1, feature_store.default_batch_size(self.input_spec.size) // 2)
         spec = self.spec if max_detections is None else self.spec.replace(max_detections=max_detections)
         sizes: dict[int, tuple[int, int]] = {}
@@ -284,6 +287,45 @@ class Detector(FittedModel):
             done += len(batch.indices) + len(batch.failures)
             if progress is not None:
                 progress("network", done, len(sources))
+
+    @functools.cached_property
+    def _letterboxed(self) -> dict[bool, Detector]:
+        """The detector for landscapes and the one for portraits, where the contract turns its box."""
+        return {
+            portrait: Detector(
+                self.model,
+                self.classes,
+                orientation.letterbox_for(self.input_spec, portrait=portrait),
+                self.spec,
+                self.recipe,
+                thresholds=self.thresholds,
+            )
+            for portrait in (False, True)
+        }
+
+    @classmethod
+    def pretrained(cls, source: str | os.PathLike[str], **options: Any) -> Detector:
+        """Loads a published detector, with its classes and its input contract.
+
+        Args:
+            source: A name that ``resfit models --task detection`` lists, a handle, or a file of weights.
+            **options: As :func:`resfit.tasks.detection.pretrained.load` takes them, such as ``threshold`` and
+                ``weights``.
+
+        Example:
+            >>> Detector.pretrained("retinanet_resnet50_v2").predict("street.jpg")[0]  # doctest: +SKIP
+        """
+        return cls(**pretrained.load(source, **options))
+
+    @classmethod
+    def of_model(cls, model: keras.Model, **options: Any) -> Detector:
+        """Returns a Keras model of a detector as a detector.
+
+        Args:
+            model: What :func:`resfit.load` returned.
+            **options: As :func:`resfit.tasks.detection.pretrained.of_model` takes them.
+        """
+        return cls(**pretrained.of_model(model, **options))
 
     def letterbox_of(self, size: tuple[int, int]) -> Letterbox:
         """Returns how a picture is fitted into the model's input.

@@ -44,7 +44,11 @@ def read(description: Mapping[str, Any]) -> dict[str, Any]:
     found = _converted(dict(description), _Description, "")
     class_names.check(found.classes, alike=False, error=ArtifactError)
     contract = _made(found.input, InputSpec, "input", InputSpec.from_dict)
-    if max(contract.size) > _MOST_SIDE or contract.channels not in (1, 3) or contract.resize_mode != "letterbox":
+    if (
+        max(contract.size) > _MOST_SIDE
+        or contract.channels not in (1, 3)
+        or contract.resize_mode not in ("letterbox", "fit")
+    ):
         raise ArtifactError(
             f"'input' must be a letterbox of 1 or 3 channels with sides up to {_MOST_SIDE} pixels. "
             f"Received: {contract.resize_mode}, {contract.channels} and {contract.size}."

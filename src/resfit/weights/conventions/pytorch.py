@@ -162,6 +162,7 @@ class Rule:
         kind: What the layer is; ``"pointwise"`` is a dense layer that is a 1x1 convolution there.
         shift: Added to the source's ``{i}``.
         only: For writing: the networks that this name is for, by a field of the spec and its value.
+        is_read_only: Whether files are read with this name and never written: it is that of another library's variant.
     """
 
     source: str
@@ -169,6 +170,7 @@ class Rule:
     kind: Kind
     shift: int = 0
     only: tuple[str, Any] | None = None
+    is_read_only: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -370,8 +372,8 @@ TRANSFORMERS = Convention(
         Rule("embedder.embedder.convolution", "conv1", "conv"),
         Rule("embedder.embedder.normalization", "conv1", "norm"),
         # RT-DETR's deep stem, and its shortcuts that average before they project
-        Rule("embedder.embedder.{i}.convolution", "conv1_{i}", "conv", shift=1),
-        Rule("embedder.embedder.{i}.normalization", "conv1_{i}", "norm", shift=1),
+        Rule("embedder.embedder.{i}.convolution", "conv1_{i}", "conv", shift=1, is_read_only=True),
+        Rule("embedder.embedder.{i}.normalization", "conv1_{i}", "norm", shift=1, is_read_only=True),
         Rule(f"{_TRANSFORMERS}.shortcut.1.convolution", "conv{s}_block{b}_0", "conv", only=("shortcut", "avgpool")),
         Rule(f"{_TRANSFORMERS}.shortcut.1.normalization", "conv{s}_block{b}_0", "norm", only=("shortcut", "avgpool")),
         Rule(f"{_TRANSFORMERS}.shortcut.convolution", "conv{s}_block{b}_0", "conv"),
@@ -581,6 +583,26 @@ def unwrapped(tensors: Mapping[str, _Value]) -> Mapping[str, _Value]:
     return dict(zip(names, tensors.values(), strict=True)) if len(set(names)) == len(names) else tensors
 
 
+def state_of_training(name: str) -> str | None:
+    """Returns what a tensor beside a network is that its training keeps, such as an optimiser's slots, or None.
+
+    Args:
+        name: The tensor's.
+    """
+    kinds = ("slots of an", "state of", "a counter of", "counters of")
+    found = (told for pattern, told in LEFT_OUT.items() if told.startswith(kinds) and _is_below(name, pattern))
+    return next(found, None)
+
+
+def is_averaged(prefix: str) -> bool:
+    """Whether what stands before names marks the running average (EMA) of a network.
+
+    Args:
+        prefix: Such as ``"model_ema."``.
+    """
+    return any(_AVERAGED.search(part) for part in prefix.split("."))
+
+
 def to_torch(
     model: Any, convention: str = "timm", *, arrays: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, np.ndarray]:
@@ -612,7 +634,11 @@ def to_torch(
             f"Take {'timm-v2' if spec.preactivation else 'timm'!r}."
         )
     stem = f"conv1_{len(spec.stem)}" if len(spec.stem) > 1 else "conv1"
-    rules = [rule for rule in chosen.rules if rule.only is None or getattr(spec, rule.only[0]) == rule.only[1]]
+    rules = [
+        rule
+        for rule in chosen.rules
+        if not rule.is_read_only and (rule.only is None or getattr(spec, rule.only[0]) == rule.only[1])
+    ]
     written: dict[str, np.ndarray] = {}
     for name, array in (canonical.arrays(model) if arrays is None else arrays).items():
         layer, _, leaf = name.partition("/")
