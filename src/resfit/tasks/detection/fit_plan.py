@@ -58,7 +58,7 @@ class DetectionPlan:
     minutes: float | None
     head_share: float
     batch_size: int = 4
-    learning_rate: float = 4e-3
+    learning_rate: float = 2.5e-3
     body_learning_rate: float = 1e-3
     zoom: tuple[float, float] = (0.6, 1.7)
     colour: float = 0.3
