@@ -33,7 +33,9 @@ _EXPORTS = {
 }
 _MODULES = ("applications", "export", "hub", "serving")
 #: Names that need Keras and so TensorFlow, which the user chooses: resfit[cpu] or resfit[gpu].
-_NEED_KERAS = frozenset({"load", "summary", "fit", "Classifier", "Detector", "pretrain", "applications", "export", "hub"})
+_NEED_KERAS = frozenset(
+    {"load", "summary", "fit", "Classifier", "Detector", "pretrain", "applications", "export", "hub"}
+)
 
 _moved.install()
 

@@ -196,3 +196,16 @@ def test_half_widths_are_the_errors_of_their_rank():
     assert len(many.ranks) == 1000
     assert many.half_widths(0.9)[0] == pytest.approx(0.9, abs=2e-3)
     assert many.half_widths(0.9)[0] >= 0.9
+
+
+@pytest.mark.parametrize("format", ["onnx", "tf_saved_model"])
+def test_an_export_gives_the_same_numbers(fitted, tmp_path, format):
+    found = fitted.export(tmp_path / format, format=format)
+    assert (found.verification.agreement, found.verification.problems) == (1.0, ())
+    assert found.verification.difference < 1e-4
+    contract = json.loads((tmp_path / format / "contract.json").read_text())
+    assert contract["outputs"][0]["name"] == "values"
+    assert contract["labels"] == ["radius in px"]
+    card = (tmp_path / format / "README.md").read_text()
+    assert "def predict(images)" in card
+    assert "radius in px was learned between" in card

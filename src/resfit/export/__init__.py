@@ -34,10 +34,10 @@ from resfit.export.detection import pictures
 from resfit.export.detection import verification as detections
 from resfit.export.detection.export_detector import ExportDetector, of_detector
 from resfit.export.detection.formats import WRITERS
-from resfit.export.export_model import ExportModel, opened, subject_of
+from resfit.export.export_model import ExportModel, ExportRegressor, opened, subject_of
 from resfit.export.images import Images
 from resfit.export.results import Export
-from resfit.export.verification import Check, Verification
+from resfit.export.verification import Check, NumberVerification, Verification
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.storage.atomic import write_json, write_text
 from resfit.tasks.detection import Detector
@@ -75,6 +75,8 @@ PICTURE = "exports.png"
 FLOAT_SHARES = (0.0, 0.05, 0.15, 0.3, 0.5, 0.75)
 
 _SECONDS = 0.3
+# formats in which a regressor is exported
+_OF_NUMBERS = ("tf_saved_model", "keras", "onnx", "openvino", "litert")
 # what the card's plain resizing may be away from decoding at a reduced size, on average
 _PIXELS = 5.0
 
@@ -262,6 +264,10 @@ class _Exporter:
 
     def _writer(self, module: ExportFormat, format: str) -> Callable[[ExportJob, Path], Written]:
         """What writes the files of a format."""
+        if isinstance(self.subject, ExportRegressor) and format not in _OF_NUMBERS:
+            raise ExportError(
+                f"a regressor is exported as {', '.join(_OF_NUMBERS)}. Received: format={format!r}. Take one of these."
+            )
         return module.write
 
     def run(self, format: str, precision: str, out: Path) -> Export:
@@ -307,17 +313,30 @@ class _Exporter:
         return found, size
 
     def _compared(self, module: ExportFormat, job: ExportJob, written: Written, work: Path) -> Verification:
-        received = snippet.run(written.usage, work, self.images.checking, self.images.photo, seconds=_SECONDS)
-        multilabel = self.subject.multilabel
+        subject = self.subject
+        received = snippet.run(
+            written.usage,
+            work,
+            self.images.checking,
+            self.images.photo,
+            seconds=_SECONDS,
+            function=subject.function,
+            of_photo=subject.output,
+        )
+        multilabel = subject.multilabel
+        numbers = isinstance(subject, ExportRegressor)
         checks = getattr(module, "checks", None)
         alone = verification.difference(received.alone, self._expected[: len(received.alone)])
-        return Verification(
+        kind = NumberVerification if numbers else Verification
+        return kind(
             runtime=version(module.RUNTIME),
             precision=job.precision,
             images=len(self.images.checking),
             source=self.images.source,
             difference=max(alone, verification.difference(received.scores, self._expected)),
-            agreement=verification.agreement(
+            agreement=verification.closeness(received.scores, self._expected, job.precision)
+            if numbers
+            else verification.agreement(
                 received.scores, self._expected, precision=job.precision, multilabel=multilabel
             ),
             accuracy=verification.accuracy(received.scores, self.images.labels),
@@ -339,7 +358,7 @@ class _Exporter:
         scores = verification.difference(received.photo, expected)
         return (
             Check("the pixels of a photo, averaged", away, _PIXELS, "of 255"),
-            Check("the scores of a photo", scores, tolerance),
+            Check(f"the {self.subject.output} of a photo", scores, tolerance),
         )
 
 

@@ -86,6 +86,8 @@ def _compared(found: Verification) -> str:
 def _origin(facts: dict[str, Any]) -> str:
     if facts.get("kind") == "detector":
         return _detector(facts)
+    if facts.get("kind") == "regressor":
+        return _regressor(facts)
     if facts.get("kind") != "classifier":
         return "\n".join([_weights(facts.get("weights")), *(f"- Assumed: {text}" for text in facts["assumptions"])])
     recipe, metrics = facts["recipe"], facts["metrics"]
@@ -107,6 +109,24 @@ def _origin(facts: dict[str, Any]) -> str:
         "it names one of them."
     )
     return "\n".join(lines)
+
+
+def _regressor(facts: dict[str, Any]) -> str:
+    recipe, test = facts["recipe"], facts["metrics"].get("test") or {"numbers": []}
+    lines = [f"- {recipe['model']}, strategy {recipe['strategy']}, seed {recipe['seed']}."]
+    for score in test["numbers"]:
+        figures = ", ".join(
+            f"{name.upper()} {score[name]['value']:.4g} (95 % interval {score[name]['low']:.4g} to "
+            f"{score[name]['high']:.4g})"
+            for name in ("mae", "rmse", "r2")
+            if None not in score[name].values()
+        )
+        lines.append(f"- {score['name']} on {test['n']} test images that nothing was chosen on: {figures}.")
+    for name, (low, high) in facts["metrics"].get("ranges", {}).items():
+        lines.append(f"- {name} was learned between {low:.6g} and {high:.6g}; beyond that it is extrapolated.")
+    lines.append(f"- Fingerprint of the data: `{facts['data']}`.")
+    made = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
+    return "\n".join([*lines, f"- Made with {made}."])
 
 
 def _detector(facts: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import functools
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from resfit import artifact
 from resfit.errors import ArgumentError
@@ -51,10 +51,19 @@ class ExportModel:
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     tests: tuple[tuple[Path, str], ...] = ()
 
+    #: Name of the output, and of the function that the card's code calls.
+    output: ClassVar[str] = "scores"
+    function: ClassVar[str] = "classify"
+
     @property
     def kind(self) -> str:
         """What it is, in words."""
         return "Image classifier"
+
+    @property
+    def meaning(self) -> str:
+        """What the output is, in words."""
+        return "probability of each label on its own" if self.multilabel else "probabilities, which sum to 1"
 
     def title(self, format: str, precision: str, size: int) -> str:
         """Returns the first sentence of the card.
@@ -115,7 +124,7 @@ class ExportModel:
         if self.temperature == 1 and _ending(self.network) in ACTIVATIONS:
             return self.network
         logits = self.logits
-        layer = keras.layers.Activation(self.activation, dtype="float32", name=_free("scores", logits))
+        layer = keras.layers.Activation(self.activation, dtype="float32", name=_free(self.output, logits))
         return keras.Model(logits.inputs[0], layer(logits.outputs[0]), name=self.network.name)
 
     @functools.cached_property
@@ -125,6 +134,39 @@ class ExportModel:
 
         output = self.network.get_layer(self.features).output
         return keras.Model(self.network.inputs[0], output, name=f"{self.network.name}_features")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ExportRegressor(ExportModel):
+    """A network that predicts numbers, as it is shipped; ``labels`` are their names."""
+
+    output: ClassVar[str] = "values"
+    function: ClassVar[str] = "predict"
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        return "Image regressor"
+
+    @property
+    def meaning(self) -> str:
+        """What the output is, in words."""
+        return "the number of each label, in its own unit"
+
+    def title(self, format: str, precision: str, size: int) -> str:
+        """Returns the first sentence of the card; see :meth:`ExportModel.title`."""
+        return (
+            f"{self.kind} for {', '.join(self.labels)} as {format} in {precision}, {size / 1e6:.1f} MB. Made with "
+            "resfit; nothing here needs resfit."
+        )
+
+    def about(self, temperature_applied: bool) -> dict[str, Any]:
+        """Returns what ``contract.json`` says of the outputs beside their shapes: nothing."""
+        return {}
+
+    def output_lines(self, temperature_applied: bool) -> list[str]:
+        """Returns what the card says of the outputs beside their names: nothing."""
+        return []
 
 
 def subject_of(source: Any, *, name: str | None = None, facts: dict[str, Any] | None = None) -> ExportModel:
@@ -195,7 +237,14 @@ def _published_detector(name: str) -> dict[str, Any]:
 
 def _of_fitted(fitted: FittedModel, name: str | None) -> ExportModel:
     found = fitted.exportable()
-    return ExportModel(
+    kinds: dict[tuple[str, ...], type[ExportModel]] = {("scores",): ExportModel, ("values",): ExportRegressor}
+    kind = kinds.get(found.outputs)
+    if kind is None:
+        raise ArgumentError(
+            f"exports have one output, 'scores' or 'values'. Received: {', '.join(found.outputs)} of a model for "
+            f"{fitted.task}."
+        )
+    return kind(
         name=name or clean(found.network.name),
         network=_single(found.network),
         labels=found.labels,

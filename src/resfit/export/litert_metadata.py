@@ -133,7 +133,7 @@ def _metadata(subject: ExportModel, outputs: Mapping[str, str]) -> bytes:
         [("offset", 4, _offsets(builder, [unit])), ("offset", 5, _range(builder, 0.0, 255.0))],
     )
     # whose values or last axis the labels are of
-    labelled = "classes" if "classes" in outputs else "scores"
+    labelled = next((name for name in ("classes", "scores") if name in outputs), next(iter(outputs)))
     described = builder.CreateString(f"Labels of the {labelled}, one a line.")
     name = builder.CreateString(LABELS)
     kind = _VALUE_LABELS if labelled == "classes" else _AXIS_LABELS

@@ -53,9 +53,9 @@ def write(job: ExportJob, folder: Path) -> Written:
     network.get_parameters()[0].set_layout(openvino.Layout("NHWC"))
     network.get_results()[0].set_layout(openvino.Layout("NC"))
     network.inputs[0].get_tensor().set_names({"images"})
-    network.outputs[0].get_tensor().set_names({"scores"})
+    network.outputs[0].get_tensor().set_names({subject.output})
     about = {
-        "model_type": "Classification",
+        "model_type": "Classification" if subject.output == "scores" else "Regression",
         "labels": " ".join(label.replace(" ", "_") for label in subject.labels),
         "temperature": str(subject.temperature),
         "multilabel": str(subject.multilabel),
@@ -74,7 +74,7 @@ def write(job: ExportJob, folder: Path) -> Written:
             job,
             head="import openvino\n",
             load=f'network = openvino.Core().compile_model("{_FILE}", "CPU", {json.dumps(CONFIG)})\n',
-            run='np.array(network({"images": images})["scores"])',
+            run=f'np.array(network({{"images": images}})["{subject.output}"])',
             refuses_none=True,
         ),
         notes=tuple(notes),
@@ -107,7 +107,7 @@ def without_hint(path: Path, images: np.ndarray) -> float:
         network = core.compile_model(path, "CPU", config)
 
         def run(batch: np.ndarray) -> np.ndarray:
-            return np.array(network({"images": batch})["scores"])
+            return np.array(network({"images": batch})[0])
 
         return rows(run, images)
 
