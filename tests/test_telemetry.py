@@ -25,7 +25,7 @@ folder = write_folder(root / "photos", each=6)
 fitted = resfit.fit(folder, model=tiny_body(size=16), precision="int8", engine="openvino", out=root / "out")
 fitted.predict(folder, engine="onnxruntime")
 engines.create(tiny_body(size=16), "onnxruntime", precision="int8", samples=images(8, 16, 16, 3))
-engine._traced(tiny_body(size=16))
+engine.traced(tiny_body(size=16))
 drawing.new_figure((2, 2)).savefig(root / "figure.png")
 import kagglehub
 from huggingface_hub import constants

@@ -22,8 +22,9 @@ _EXPORTS = {
     "describe": "resfit.zoo",
     "suggest": "resfit.suggestions",
     "summary": "resfit.summary",
-    "fit": "resfit.tasks.classification.fit",
+    "fit": "resfit.tasks.dispatch",
     "Classifier": "resfit.tasks.classification",
+    "Detector": "resfit.tasks.detection",
     "InputSpec": "resfit.preprocessing",
     "Reading": "resfit.preprocessing",
     "ArchitectureSpec": "resfit.networks.spec",
@@ -32,7 +33,9 @@ _EXPORTS = {
 }
 _MODULES = ("applications", "export", "hub", "serving")
 #: Names that need Keras and so TensorFlow, which the user chooses: resfit[cpu] or resfit[gpu].
-_NEED_KERAS = frozenset({"load", "summary", "fit", "Classifier", "pretrain", "applications", "export", "hub"})
+_NEED_KERAS = frozenset(
+    {"load", "summary", "fit", "Classifier", "Detector", "pretrain", "applications", "export", "hub"}
+)
 
 _moved.install()
 
@@ -50,7 +53,7 @@ if TYPE_CHECKING:
     from resfit.suggestions import suggest as suggest
     from resfit.summary import summary as summary
     from resfit.tasks.classification import Classifier as Classifier
-    from resfit.tasks.classification.fit import fit as fit
+    from resfit.tasks.dispatch import fit as fit
     from resfit.training.pretrain import pretrain as pretrain
     from resfit.zoo import describe as describe
     from resfit.zoo import list_models as list_models

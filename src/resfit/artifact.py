@@ -1,6 +1,6 @@
-"""A classifier as a folder on disk: written whole or not at all, and checked when it is read.
+"""A fitted model as a folder on disk: written whole or not at all, and checked when it is read.
 
-::
+What a folder holds depends on its kind (:class:`ArtifactKind`), one for each task. That of a classifier::
 
     model.keras            the network with its head: RGB 0..255 in, probabilities out
     classifier.json        classes, input contract, recipe, temperature and prediction sets, metrics, versions
@@ -14,6 +14,8 @@
     learning_rates.png     the range test of the learning rate, where there was one
     SHA256SUMS             a checksum of every file above, as ``sha256sum -c SHA256SUMS`` reads it
 
+Other kinds have ``model.json`` in place of ``classifier.json``, with what their task writes into it.
+
 Checksums tell damage and changes by hand; they are no signature, and whoever changes a file on purpose can write new
 ones. So every file is read as untrusted: sizes, types and ranges are checked before they are used.
 """
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import hashlib
 import json
 import os
@@ -39,10 +42,7 @@ from resfit.errors import ArgumentError, ArtifactError, ArtifactWarning
 from resfit.storage import bounded_json
 from resfit.storage.atomic import full_disks_named, sync, umask, write_text
 
-FORMAT = 2  # 1 had a checksum of the model alone
-KIND = "resfit classifier"
 MODEL = "model.keras"
-DESCRIPTION = "classifier.json"
 SKIPPED = "skipped.csv"
 TEST_PREDICTIONS = "test_predictions.csv"
 TRAINING = "training.csv"
@@ -53,7 +53,7 @@ REFERENCES = "references.npz"
 UNLIKE = "unlike.npz"
 CHECKSUMS = "SHA256SUMS"
 
-# Further files that a classifier may have, and the most bytes that are read of one and of all.
+# Further files that a fitted model may have, and the most bytes that are read of one and of all.
 _ATTACHMENTS = (SKIPPED, TEST_PREDICTIONS, REFERENCES, UNLIKE, TRAINING, CURVES, RATES)
 _CLUTTER = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
 _MOST_ATTACHED = 1 << 30
@@ -65,46 +65,94 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _MARK = ".resfit-partial-"
 _ASIDE = "-old"
+_KIND = re.compile(r"resfit [a-z][a-z -]{0,38}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ArtifactKind:
+    """What a task saves its fitted models as.
+
+    Attributes:
+        noun: What such a model is called in messages, such as ``"classifier"``.
+        format: The newest format of the description that is written and read.
+        description: Name of the file with the description; new kinds keep the default, by which a folder of any kind
+            is found.
+    """
+
+    noun: str
+    format: int = 1
+    description: str = "model.json"
+
+    @property
+    def name(self) -> str:
+        """What the description says it is, such as ``"resfit classifier"``."""
+        return f"resfit {self.noun}"
+
+
+CLASSIFIER = ArtifactKind("classifier", format=2, description="classifier.json")  # 1 had a checksum of the model alone
+DESCRIPTION = CLASSIFIER.description
+#: Files of which one describes a fitted model, whatever its kind.
+DESCRIPTIONS = (DESCRIPTION, ArtifactKind("").description)
+
+
+def kind_of(folder: Path) -> str:
+    """Returns the name of the kind of fitted model that a folder holds, whole or damaged; empty where it holds none.
+
+    Args:
+        folder: A folder.
+    """
+    for description in DESCRIPTIONS:
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            found = bounded_json.parse(bounded_json.read_file(folder / description), allow_nan=True)["kind"]
+            if _KIND.fullmatch(found) and (found == CLASSIFIER.name) == (description == DESCRIPTION):
+                return str(found)
+    return ""
+
+
+def description_file(folder: Path) -> Path | None:
+    """Returns the file that describes the fitted model in a folder, or is meant to; ``None`` where there is none.
+
+    Args:
+        folder: A folder.
+    """
+    return next((folder / name for name in DESCRIPTIONS if os.path.lexists(folder / name)), None)
 
 
 def check_target(out: Path, *, force: bool = False) -> str:
-    """Makes sure that a classifier may be written here, before hours of work.
+    """Makes sure that a fitted model may be written here, before hours of work.
 
     Args:
         out: The folder.
-        force: Whether files of others that lie in the folder of an earlier classifier may be deleted with it.
+        force: Whether files of others that lie in the folder of an earlier fitted model may be deleted with it.
 
     Returns:
-        Which classifier is replaced, as a sentence; empty where none is.
+        Which fitted model is replaced, as a sentence; empty where none is.
 
     Raises:
         ArgumentError: There is something else that must not be overwritten.
     """
     if not os.path.lexists(out) or (out.is_dir() and _holds_nothing_else(out)):
         return ""
-    if out.is_dir() and is_artifact(out):
-        others = _others(out)
+    if out.is_dir() and (kind := kind_of(out)):
+        noun, others = kind.removeprefix("resfit "), _others(out)
         if others and not force:
             some = ", ".join(others[:5]) + (", …" if len(others) > 5 else "")
             raise ArgumentError(
-                "an earlier classifier is replaced with its folder, and nothing else is. "
+                f"an earlier {noun} is replaced with its folder, and nothing else is. "
                 f"Received: {str(out)!r}, which also holds {some}. Move what is yours elsewhere, or delete it too with "
                 "force=True (--force)."
             )
         also = f" and, as asked for, {len(others)} other files in its folder" if others else ""
-        return f"{out} holds an earlier classifier, which is replaced{also} when the new one is written"
+        return f"{out} holds an earlier {noun}, which is replaced{also} when the new one is written"
     raise ArgumentError(
-        "the output must be a new or empty folder, or an earlier resfit classifier. "
+        "the output must be a new or empty folder, or an earlier model that resfit fitted. "
         f"Received: {str(out)!r}, which holds something else. Name another folder or remove it."
     )
 
 
 def is_artifact(folder: Path) -> bool:
-    """Says whether a folder holds a classifier, whole or damaged."""
-    try:
-        return bool(bounded_json.parse(bounded_json.read_file(folder / DESCRIPTION), allow_nan=True)["kind"] == KIND)
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
+    """Says whether a folder holds a fitted model of any kind, whole or damaged."""
+    return bool(kind_of(folder))
 
 
 def write(
@@ -113,15 +161,17 @@ def write(
     description: dict[str, Any],
     attachments: dict[str, bytes],
     *,
+    kind: ArtifactKind = CLASSIFIER,
     force: bool = False,
 ) -> None:
-    """Writes a classifier folder. A kill at any moment leaves what was there before, or the new one.
+    """Writes the folder of a fitted model. A kill at any moment leaves what was there before, or the new one.
 
     Args:
-        out: The folder. An earlier classifier is replaced.
+        out: The folder. An earlier fitted model is replaced.
         save_model: Writes the Keras model to a path.
-        description: JSON-ready content of ``classifier.json``; format and checksums are added.
+        description: JSON-ready content of the description; kind, format and checksums are added.
         attachments: Further files, by name; a name may have one folder in it.
+        kind: What is written.
         force: As :func:`check_target` takes it.
 
     Raises:
@@ -135,8 +185,8 @@ def write(
         for name, content in attachments.items():
             (temporary / name).parent.mkdir(exist_ok=True)
             (temporary / name).write_bytes(content)
-        full = bounded_json.without_nan({"kind": KIND, "format": FORMAT, **description})
-        write_text(temporary / DESCRIPTION, json.dumps(full, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        full = bounded_json.without_nan({"kind": kind.name, "format": kind.format, **description})
+        write_text(temporary / kind.description, json.dumps(full, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         names = sorted(path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file())
         write_text(temporary / CHECKSUMS, "".join(f"{_sha256(temporary / name)}  {name}\n" for name in names))
 
@@ -168,31 +218,30 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+def read(folder: Path, kind: ArtifactKind = CLASSIFIER) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Reads and checks everything but the model.
 
     Args:
         folder: A folder that :func:`write` wrote.
+        kind: What it must hold.
 
     Returns:
         The description and the attachments.
 
     Raises:
-        ArtifactError: It is missing, incomplete, damaged or of a newer format.
+        ArtifactError: It is missing, incomplete, damaged, of another kind or of a newer format.
     """
     if not folder.is_dir():
-        raise ArtifactError(f"a classifier is a folder that `resfit fit` wrote. Received: {str(folder)!r}: no folder.")
-    description = _described(folder)
-    if description["format"] == 1:
-        sums = _sums_of_before(folder, description)
-    else:
-        sums = _sums(folder)
-    attached = [name for name in _attached(folder) if os.path.lexists(folder / name)]
+        raise ArtifactError(f"a {kind.noun} is a folder that `resfit fit` wrote. Received: {str(folder)!r}: no folder.")
+    description = _described(folder, kind)
+    unsigned = kind is CLASSIFIER and description["format"] == 1
+    sums = _sums_of_before(folder, description) if unsigned else _sums(folder, kind)
+    attached = [name for name in _attached(folder, sums, kind) if os.path.lexists(folder / name)]
     for name in attached:
-        if name not in sums and description["format"] != 1:
+        if name not in sums and not unsigned:
             raise ArtifactError(
-                f"every part of a classifier must have its checksum in {CHECKSUMS}. Received: {str(folder)!r} with "
-                f"{name!r}, which has none. Remove it, or fit the classifier again."
+                f"every part of a {kind.noun} must have its checksum in {CHECKSUMS}. Received: {str(folder)!r} with "
+                f"{name!r}, which has none. Remove it, or fit the {kind.noun} again."
             )
     for name, expected in sums.items():
         path = folder / name
@@ -200,59 +249,60 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
             found = _sha256(path)
         except OSError as error:
             raise ArtifactError(
-                f"{path} cannot be read: {error.strerror or error}. Copy the folder again or fit the classifier again."
+                f"{path} cannot be read: {error.strerror or error}. Copy the folder again or fit the {kind.noun} again."
             ) from error
         if found != expected:
             raise ArtifactError(
                 f"{path} is damaged or was changed: its SHA-256 must be {expected}. Received: {found}. "
-                "Copy the folder again or fit the classifier again."
+                f"Copy the folder again or fit the {kind.noun} again."
             )
     return description, _contents(folder, attached)
 
 
-def _described(folder: Path) -> dict[str, Any]:
-    """Returns what ``classifier.json`` says; whether it is as it was written, the checksums tell."""
-    path = folder / DESCRIPTION
+def _described(folder: Path, kind: ArtifactKind = CLASSIFIER) -> dict[str, Any]:
+    """Returns what the description says; whether it is as it was written, the checksums tell."""
+    path, other = folder / kind.description, kind_of(folder)
+    if other and other != kind.name:
+        raise ArtifactError(f"{folder} must hold a {kind.noun}. Received: a {other.removeprefix('resfit ')}.")
     try:
         data = bounded_json.read_file(path)
         # Python's writer made NaN of what is undefined before; what is written now has none
-        description = bounded_json.parse(data, allow_nan=b'"format": 1,' in data[:200])
+        description = bounded_json.parse(data, allow_nan=kind is CLASSIFIER and b'"format": 1,' in data[:200])
     except FileNotFoundError:
         raise ArtifactError(
-            f"a classifier is a folder with {DESCRIPTION} in it. Received: {str(folder)!r}, which has none."
+            f"a {kind.noun} is a folder with {kind.description} in it. Received: {str(folder)!r}, which has none."
         ) from None
     except (OSError, ValueError, MemoryError) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}). Fit the classifier again.") from error
-    if not isinstance(description, dict) or description.get("kind") != KIND:
-        raise ArtifactError(f"{path} does not describe a resfit classifier.")
+        raise ArtifactError(f"{path} cannot be read ({error}). Fit the {kind.noun} again.") from error
+    if not isinstance(description, dict) or description.get("kind") != kind.name:
+        raise ArtifactError(f"{path} does not describe a resfit {kind.noun}.")
     number = description.get("format")
-    if type(number) is not int or not 1 <= number <= FORMAT:
+    if type(number) is not int or not 1 <= number <= kind.format:
         versions = description.get("versions")
         writer = versions.get("resfit", "unknown") if isinstance(versions, dict) else "unknown"
         raise ArtifactError(
-            f"this resfit reads classifiers of format 1 to {FORMAT}. Received: format {number!r:.40}, "
+            f"this resfit reads {kind.noun}s of format 1 to {kind.format}. Received: format {number!r:.40}, "
             f"written by resfit {writer!s:.40}. Use that version."
         )
     return description
 
 
-def _sums(folder: Path) -> dict[str, str]:
+def _sums(folder: Path, kind: ArtifactKind = CLASSIFIER) -> dict[str, str]:
     """Returns the checksums of all files by name."""
     path = folder / CHECKSUMS
+    again = f"Copy the folder again or fit the {kind.noun} again."
     try:
         text = bounded_json.read_file(path, most=_MOST_SUMS).decode("utf-8")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ArtifactError(
-            f"{path} cannot be read: {reason}. Copy the folder again or fit the classifier again."
-        ) from error
+        raise ArtifactError(f"{path} cannot be read: {reason}. {again}") from error
     found = [_SUM.fullmatch(line) for line in text.splitlines()]
     sums = {match[2]: match[1] for match in found if match}
     odd = [name for name in sums if ".." in name.split("/") or name.startswith("/") or ":" in name]
-    if len(sums) != len(found) or odd or len(sums) > _MOST_FILES or not {MODEL, DESCRIPTION} <= set(sums):
+    if len(sums) != len(found) or odd or len(sums) > _MOST_FILES or not {MODEL, kind.description} <= set(sums):
         raise ArtifactError(
-            f"{path} must have a line of SHA-256 and name for each file, {MODEL} and {DESCRIPTION} among them. "
-            "Received: another content. Copy the folder again or fit the classifier again."
+            f"{path} must have a line of SHA-256 and name for each file, {MODEL} and {kind.description} among them. "
+            f"Received: another content. {again}"
         )
     return sums
 
@@ -274,15 +324,17 @@ def _sums_of_before(folder: Path, description: Mapping[str, Any]) -> dict[str, s
     return {MODEL: str(files[MODEL])}
 
 
-def _attached(folder: Path) -> list[str]:
-    """Returns the names of the further files that a classifier may have."""
+def _attached(folder: Path, sums: Iterable[str], kind: ArtifactKind) -> list[str]:
+    """Returns the names of the further files that a fitted model may have, those with a checksum and those without."""
     try:
         logs = sorted(path.name for path in (folder / TENSORBOARD).iterdir())
     except OSError:
         logs = []
     if len(logs) > _MOST_FILES:
         raise ArtifactError(f"{folder / TENSORBOARD} must have at most {_MOST_FILES} files. Received: {len(logs)}.")
-    return [*_ATTACHMENTS, *(f"{TENSORBOARD}/{name}" for name in logs)]
+    known = [*_ATTACHMENTS, *(f"{TENSORBOARD}/{name}" for name in logs)]
+    listed = () if kind is CLASSIFIER else sums
+    return [*known, *(name for name in listed if name not in (*known, MODEL, kind.description))]
 
 
 def _contents(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
@@ -294,7 +346,7 @@ def _contents(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
             found[name] = bounded_json.read_file(folder / name, most=room)
         except OSError as error:
             reason = error.strerror or error
-            raise ArtifactError(f"{folder / name} cannot be read: {reason}. Fit the classifier again.") from error
+            raise ArtifactError(f"{folder / name} cannot be read: {reason}. Fit it again.") from error
         room -= len(found[name])
     return found
 
@@ -304,8 +356,11 @@ def _holds_nothing_else(folder: Path) -> bool:
 
 
 def _others(out: Path) -> list[str]:
-    """Returns what lies in the folder of a classifier and is none of its files."""
-    own = {MODEL, DESCRIPTION, CHECKSUMS, *_ATTACHMENTS}
+    """Returns what lies in the folder of a fitted model and is none of its files."""
+    own = {MODEL, *DESCRIPTIONS, CHECKSUMS, *_ATTACHMENTS}
+    with contextlib.suppress(OSError, ValueError):
+        lines = bounded_json.read_file(out / CHECKSUMS, most=_MOST_SUMS).decode("utf-8").splitlines()
+        own |= {match[2] for line in lines if (match := _SUM.fullmatch(line)) and "/" not in match[2]}
     found = []
     for path in sorted(out.iterdir()):
         if path.name == TENSORBOARD and path.is_dir():

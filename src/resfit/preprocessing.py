@@ -18,13 +18,13 @@ from resfit.errors import ArgumentError
 
 ChannelOrder = Literal["rgb", "bgr"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box"]
-ResizeMode = Literal["shorter", "squash", "none"]
+ResizeMode = Literal["shorter", "squash", "fit", "letterbox", "none"]
 Plane = Literal["axial", "coronal", "sagittal"]
 
 _CHOICES = {
     "channel_order": ("rgb", "bgr"),
     "interpolation": ("nearest", "bilinear", "bicubic", "lanczos", "box"),
-    "resize_mode": ("shorter", "squash", "none"),
+    "resize_mode": ("shorter", "squash", "fit", "letterbox", "none"),
 }
 _PLANES = ("axial", "coronal", "sagittal")
 
@@ -94,7 +94,11 @@ class InputSpec:
         std: Divided by after that, one value a channel, in the network's channel order.
         interpolation: How an image is resized.
         resize_mode: ``"shorter"`` scales the shorter side to ``size / crop_fraction`` and cuts the centre out;
-            ``"squash"`` resizes to ``size`` whatever the aspect ratio; ``"none"`` leaves the image as it is.
+            ``"squash"`` resizes to ``size`` whatever the aspect ratio; ``"letterbox"`` scales the image as a whole to
+            ``size``, with its own proportions, and pads both sides with ``fill``; ``"fit"`` makes it as large as fits
+            into ``size``, which is turned where that lets it be larger, and pads nothing, so that images have sizes of
+            their own (torchvision's detectors: a shorter side of 800, a longer one of 1333 at most); ``"none"`` leaves
+            it as it is.
         crop_fraction: Share of the resized image that the centre crop keeps, in (0, 1].
         reading: How scans become pictures.
     """
@@ -165,6 +169,14 @@ class InputSpec:
         return all(m == 1.0 for m in self.multiplier) and not any(self.offset)
 
     @property
+    def fill(self) -> tuple[int, ...]:
+        """Colour of the padding, 0..255 a channel, RGB or grey: the nearest to what the network sees as 0."""
+        if self.channels == 1:
+            return (round(float(np.clip(np.mean(self.mean) / self.scale, 0, 255))),)
+        colours = self.mean[::-1] if self.channel_order == "bgr" else self.mean
+        return tuple(round(float(np.clip(mean / self.scale, 0, 255))) for mean in colours)
+
+    @property
     def resize_size(self) -> tuple[int, int]:
         """Height and width of the box that the image is resized to before the centre crop, in pixels."""
         if self.resize_mode != "shorter":
@@ -173,6 +185,16 @@ class InputSpec:
             int(np.floor(self.size[0] / self.crop_fraction)),
             int(np.floor(self.size[1] / self.crop_fraction)),
         )
+
+    def fitted_size(self, height: int, width: int) -> tuple[int, int]:
+        """Returns height and width in pixels that ``"fit"`` gives an image.
+
+        Args:
+            height: Of the image, at least 1.
+            width: Likewise.
+        """
+        scale = min(min(self.size) / min(height, width), max(self.size) / max(height, width))
+        return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
 
     def normalize(self, images: Any) -> np.ndarray:
         """Brings images to the values that the network was trained on.

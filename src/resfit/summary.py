@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 from resfit.errors import ArgumentError
+from resfit.networks.detection.spec import is_of_detector
 
 if TYPE_CHECKING:
     import keras
@@ -225,6 +226,8 @@ def _stage_of(model: Any, layer: Any) -> str:
     ours = ours or any(own.name in ("conv1_conv", "conv1_1_conv") for own in model._layers)
     if not ours:
         return layer.name
+    if is_of_detector(layer.name):
+        return "pyramid" if layer.name.startswith("p") else "head"
     match = _STAGE.match(layer.name)
     if match is None:
         return "input" if layer.name == "normalization" or type(layer).__name__ in ("Flip", "Repeat") else layer.name

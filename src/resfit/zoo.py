@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 from resfit.errors import ArgumentError, CheckpointError, UnknownNameError, closest
 from resfit.networks import arithmetic, catalog
 from resfit.networks.arithmetic import StageCount
+from resfit.networks.detection import catalog as detector_catalog
 from resfit.networks.spec import ArchitectureSpec
-from resfit.weights import registry, resolve
+from resfit.weights import detectors, registry, resolve
+from resfit.weights.detectors import DetectorSource
 from resfit.weights.formats import base as formats
 from resfit.weights.registry import CheckpointInfo
 
@@ -167,7 +169,8 @@ def load(
     """Loads a network as a Keras model, with its weights and its input contract.
 
     Args:
-        source: A name of the catalog (``"resnet50"``) or of a checkpoint (``"resnet50.a1_in1k"``); a handle
+        source: A name of the catalog (``"resnet50"``) or of a checkpoint (``"resnet50.a1_in1k"``), or of a detector
+            (``"retinanet_resnet50_v2"``); a handle
             (``"hf://timm/resnet50.a1_in1k"``, ``"timm://…"``, ``"kaggle://…"``, ``"https://…"``); or the path of a
             file or folder of any kind that :func:`resfit.weights.formats.base.all_formats` lists. A ``.keras`` file
             alone is loaded as it was saved (:func:`load_keras`); with any other argument, the residual network in
@@ -197,8 +200,10 @@ def load(
 
     Returns:
         A functional Keras model, images of shape ``(batch, height, width, channels)`` to probabilities,
-        features or feature maps, with the attributes ``architecture`` (ArchitectureSpec), ``input_spec``
-        (InputSpec), ``class_names`` (a tuple of labels, or None where they are not known) and ``assumptions``
+        features or feature maps; of a detector to ``{"boxes": (batch, n, 4), "scores": (batch, n, classes)}``, xyxy in
+        pixels of the input and scores in [0, 1], before non-maximum suppression. It has the attributes
+        ``architecture`` (ArchitectureSpec; of a detector DetectorSpec), ``input_spec`` (InputSpec),
+        ``class_names`` (a tuple of labels, or None where they are not known) and ``assumptions``
         (what the source leaves open and was assumed, one sentence each).
 
     Raises:
@@ -234,8 +239,24 @@ def load(
     if path is None and include_top is None:
         include_top = True
     needs_top = include_top is not False and not taps
+    found = read_any(source if path is None else path, weights, reading, needs_top=needs_top, classes=classes)
+    if isinstance(found, DetectorSource):
+        if pooling is not None or classifier_activation != "default":
+            raise ArgumentError(
+                f"pooling and classifier_activation are for classifiers. Received: {found.name!r}, a detector. Pass "
+                "include_top=False for its backbone."
+            )
+        with convert.building(dtype, seed):
+            return detectors.load(
+                found,
+                classes=classes,
+                preprocess=preprocess,
+                input_shape=input_shape,
+                in_channels=in_channels,
+                name=name,
+            )
     return convert.load_source(
-        read(source if path is None else path, weights, reading, needs_top=needs_top, classes=classes),
+        found,
         include_top=include_top,
         classes=classes,
         pooling=pooling,
@@ -258,6 +279,7 @@ def _as_saved(path: Path) -> keras.Model:
     if not path.is_file() or not zipfile.is_zipfile(path) or keras_archive.version(path) == 3:
         return load_keras(path)
     source = _of_path(path, "default", {})
+    assert isinstance(source, convert.Source)  # a file of Keras
     takes = source.end.takes if source.end is not None else None
     if takes == 1:
         contract = dataclasses.replace(source.input_spec, scale=source.input_spec.scale * 255)
@@ -280,6 +302,7 @@ def load_keras(path: str | os.PathLike[str]) -> keras.Model:
     """
     from resfit.networks import layers as _layers  # noqa: F401  # registers them
     from resfit.networks.build import attach
+    from resfit.networks.detection import build as _build  # noqa: F401  # likewise
     from resfit.weights import keras_models
     from resfit.weights.formats import keras_archive
 
@@ -298,7 +321,7 @@ def load_keras(path: str | os.PathLike[str]) -> keras.Model:
     about = keras_archive.own_metadata(Path(path))
     if about is not None:
         model.class_names = about[2]
-        return attach(model, about[0], about[1])
+        return attach(model, about[0], about[1])  # type: ignore[arg-type]  # of a detector too
     row = catalog.rows().get(model.name)
     if row is None:
         return model
@@ -332,6 +355,35 @@ def read(
     needs_top: bool = True,
     classes: int | None = None,
 ) -> Source:
+    """Reads what :func:`load` would build a classifier or its body from, as :func:`read_any` does.
+
+    Args:
+        source: As :func:`load` takes it.
+        weights: As :func:`load` takes it.
+        reading: Further arguments of :func:`load`, for files and handles.
+        needs_top: Whether the classifier is wanted; if not, the smaller published file serves.
+        classes: Outputs of the classifier that is wanted. Default: as many as the weights have.
+
+    Raises:
+        ResfitError: As :func:`load`; or it is a detector, and the classifier is wanted.
+    """
+    found = read_any(source, weights, reading, needs_top=needs_top, classes=classes)
+    if isinstance(found, DetectorSource):
+        raise CheckpointError(
+            f"the network must be a classifier. Received: {os.fspath(source)!r}, a detector ({found.name!r}). Take "
+            "resfit.Detector, or pass include_top=False for its backbone."
+        )
+    return found
+
+
+def read_any(
+    source: str | os.PathLike[str],
+    weights: Any = "default",
+    reading: Mapping[str, Any] | None = None,
+    *,
+    needs_top: bool = True,
+    classes: int | None = None,
+) -> Source | DetectorSource:
     """Reads what :func:`load` would build a network from. Nothing is built, and a ``.keras`` file is read anew.
 
     Args:
@@ -347,6 +399,8 @@ def read(
     path = resolve.as_path(source)
     if path is not None:
         return _of_path(path, weights, {**({} if needs_top else {"include_top": False}), **(reading or {})})
+    if str(source) in detector_catalog.rows():
+        return _detector(str(source), weights, reading or {}, needs_top=needs_top)
     return read_named(str(source), weights, reading, needs_top=needs_top, classes=classes)
 
 
@@ -366,13 +420,58 @@ def _check_reading(reading: Mapping[str, Any]) -> None:
         ]
         for function in (load, convert.read_source)
     )
-    further += [field.name for field in dataclasses.fields(ArchitectureSpec)]
+    further += detectors.FIELDS
     for name in reading:
         if name not in further:
             raise ArgumentError(f"load has no argument {name!r}.{closest(name, [*own, *further])}")
 
 
-def _of_path(path: Path, weights: Any, reading: Mapping[str, Any]) -> Source:
+def _detector(name: str, weights: Any, reading: Mapping[str, Any], *, needs_top: bool) -> Source | DetectorSource:
+    """Reads a detector of the catalog, or its backbone."""
+    from resfit.weights import fetch
+    from resfit.weights import load as convert
+    from resfit.weights.formats import resfit as resfit_format
+
+    named, row = detectors.named(name), registry.detectors().get(name)
+    path = resolve.as_path(weights)
+    if reading and path is None:
+        raise ArgumentError(f"only a file or handle can be read in other ways. Received: {sorted(reading)}.")
+    if path is None and weights not in ("default", None):
+        raise ArgumentError(
+            f'weights must be "default", None, a handle or a path that ends in {", ".join(formats.suffixes())}. '
+            f"Received: weights={weights!r}."
+        )
+    if path is None and weights is not None:
+        if row is None:
+            raise CheckpointError(
+                f"no weights are published for {name!r}. Pass weights=None for fresh ones, or the path of a file."
+            )
+        path = fetch.fetch(row)
+    if path is not None and path.suffix.lower() in formats.suffixes(runner="keras") and needs_top:
+        return dataclasses.replace(named, path=path, is_keras_file=True)
+    if path is not None:
+        own = {} if resfit_format.states_architecture(path) else {"architecture": name}
+        found = convert.read_any(path, **{**own, **reading})
+        if not isinstance(found, DetectorSource):
+            raise CheckpointError(f"{path}: the weights must be those of {name!r}. Received: {found.name!r}.")
+        named = found if reading else detectors.filled(named, found)
+    if needs_top:
+        return named
+    spec, arrays = detectors.body(named)
+    return convert.Source(
+        path=named.path,
+        name=convert.catalog_name_of(spec) or "resnet",
+        spec=spec,
+        arrays=arrays,
+        has_top=False,
+        input_spec=named.input_spec,
+        class_names=None,
+        convention=named.convention,
+        assumptions=named.assumptions,
+    )
+
+
+def _of_path(path: Path, weights: Any, reading: Mapping[str, Any]) -> Source | DetectorSource:
     """Reads a file or folder that says itself what network it is.
 
     Raises:
@@ -384,10 +483,12 @@ def _of_path(path: Path, weights: Any, reading: Mapping[str, Any]) -> Source:
     if weights not in ("default", None):
         raise ArgumentError(f"a file as source brings its own weights. Received: weights={weights!r}.")
     try:
-        found = convert.read_source(path, **reading)
+        found = convert.read_any(path, **reading)
     except CheckpointError as error:
         offer = f" resfit.hub.KerasLayer({str(path)!r}) runs it as it is." if (path / _GRAPH).is_file() else ""
         raise CheckpointError(f"{error}{offer}") from error
+    if isinstance(found, DetectorSource):
+        return found if weights else dataclasses.replace(found, path=None, arrays={})
     return found if weights else dataclasses.replace(found, path=None, class_names=None)
 
 
@@ -541,7 +642,9 @@ def _whole(named: Source, path: Path) -> Source | None:
             return _of_name(named, convert.read_source(path, architecture=named.name), path)
         except CheckpointError:
             return None  # the names mean nothing: layers are matched by order and shape, as Keras does
-    found = _of_path(path, "default", {})
+    whole = _of_path(path, "default", {})
+    assert isinstance(whole, convert.Source)  # a file of Keras
+    found = whole
     shapes = identify.differences(
         found.spec, named.spec, ("depths", "widths", "inner_widths", "block", "preactivation")
     )
@@ -596,7 +699,7 @@ def _resolve(name: str) -> tuple[catalog.CatalogRow, CheckpointInfo | None]:
             f"model must be a network of its own, not a module alone. Received: {name!r}: {module.obstacle}."
             f" resfit.hub.KerasLayer({module.url!r}) runs it as it is."
         )
-    candidates = [*catalog.rows(), *registry.rows()]
+    candidates = [*catalog.rows(), *registry.rows(), *detector_catalog.rows()]
     raise UnknownNameError(
         "model must be a name that `resfit models` lists, or a path that ends in "
         f"{', '.join(formats.suffixes())}. "

@@ -25,7 +25,8 @@ from resfit.errors import ArgumentError, ArtifactError, DataError, InputWarning
 from resfit.features.extract import extract
 from resfit.storage.locks import keep
 from resfit.tasks import classification as classifier
-from resfit.tasks.classification import Classifier, fit, fit_plan, timings
+from resfit.tasks import fit_plan, timings
+from resfit.tasks.classification import Classifier, fit
 from tests.pictures import picture, tiny_body, write_folder, write_picture
 from tests.training.networks import small_body
 
@@ -400,14 +401,14 @@ def test_a_stopped_fit_goes_on_where_it_stood(network, patterns, tmp_path):
         if what.startswith("training") and done > 500:
             raise KeyboardInterrupt
 
-    from resfit.tasks.classification import strategies
+    from resfit.training import runs
 
-    class EveryStep(strategies.RunOptions):  # a checkpoint after every step
+    class EveryStep(runs.RunOptions):  # a checkpoint after every step
         def __init__(self, **fields):
             super().__init__(**{**fields, "checkpoint_seconds": 0.0})
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(strategies, "RunOptions", EveryStep)
+    patch.setattr(runs, "RunOptions", EveryStep)
     try:
         with pytest.raises(KeyboardInterrupt):
             fit(patterns, out=tmp_path / "parts", progress=interrupt, **options)
@@ -563,7 +564,7 @@ def test_arguments_of_finetuning(body, folder):
 
 def test_statistics_of_a_new_network_move(patterns):
     import resfit
-    from resfit.tasks.classification import backbone
+    from resfit.tasks import backbone
 
     small = {"include_top": False, "pooling": "avg"}
     new, trained = resfit.load("resnet10_tiny", weights=None, **small), resfit.load("resnet10_tiny", **small)
@@ -580,18 +581,17 @@ def test_statistics_of_a_new_network_move(patterns):
 
 
 def test_where_the_time_has_run_out_the_probe_is_kept(patterns, network, tmp_path, monkeypatch):
-    from resfit.tasks.classification import strategies
-    from resfit.training import recipes
+    from resfit.training import frozen, recipes
 
     monkeypatch.setattr(recipes, "FEW", 1)
-    prepare, out = strategies.prepare, tmp_path / "out"
+    prepare, out = frozen.prepare, tmp_path / "out"
 
     def slowly(*arguments):
         assert out.with_name("out.run").is_dir()
         monkeypatch.setattr(timings.Timings, "minutes", 4.99)
         return prepare(*arguments)
 
-    monkeypatch.setattr(strategies, "prepare", slowly)
+    monkeypatch.setattr(frozen, "prepare", slowly)
     found = fit(patterns, model=network, out=out, strategy="auto", budget="5m")
     assert found.recipe.strategy == "probe"
     assert "no time is left for fine-tuning: the probe is kept" in found.run.notes

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from resfit.errors import ArgumentError
+from resfit.tasks.classification import objective
+from resfit.tasks.classification.objective import ClassObjective
 from resfit.training import boundary, loop
 from resfit.training import trainer as finetune
 from resfit.training.feeds import MapFeed, PixelFeed
@@ -33,12 +35,17 @@ def cached(model, layers, pixels, tuning):
     return MapFeed([maps], tuning), (found, second)
 
 
+def class_trainer(model, layers, tuning, feed, targets, train, val, *, multilabel=False, teacher=None, **options):
+    objective = ClassObjective(targets, train, tuning, multilabel=multilabel, teacher=teacher is not None)
+    return Trainer(model, layers, tuning, feed, objective, targets, train, val, teacher=teacher, **options)
+
+
 def trainer_of(body, tuning, count=60, val=15, **options):
     pixels, labels = coloured(count)
     model, layers = with_head(body)
     feed, parts = cached(model, layers, pixels, tuning)
     rows = np.arange(count)
-    return Trainer(model, layers, tuning, feed, one_hot(labels), rows[val:], rows[:val], parts=parts, **options)
+    return class_trainer(model, layers, tuning, feed, one_hot(labels), rows[val:], rows[:val], parts=parts, **options)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +108,7 @@ def test_the_same_mathematics_as_keras(where, optimizer, statistics, preactivati
     model, layers = with_head(body)
     feed, parts = cached(model, layers, pixels, tuning)
     rows = np.arange(96)
-    trainer = Trainer(model, layers, tuning, feed, one_hot(labels), rows, rows[:0], parts=parts)
+    trainer = class_trainer(model, layers, tuning, feed, one_hot(labels), rows, rows[:0], parts=parts)
     received = [trainer.learn(feed.plain(rows), one_hot(labels[rows]))[0] for rows in order]
 
     np.testing.assert_allclose(received, expected, rtol=1e-3)
@@ -147,11 +154,11 @@ def test_it_learns_and_keeps_the_best_epoch(body, tmp_path):
     assert learned.steps == 6 * 3
     assert [row["epoch"] for row in learned.history] == [0, 1, 2, 3, 4, 5, 6]
     assert learned.history[0]["val_accuracy"] < 0.7
-    assert learned.accuracy == 1.0
+    assert learned.score == 1.0
     best = max(learned.history, key=lambda row: (row["val_accuracy"], -row["val_loss"], -row["epoch"]))
     assert learned.epoch == best["epoch"]
-    loss, accuracy = finetune.measure(trainer.predict(trainer.val), trainer.targets[trainer.val])
-    assert accuracy == learned.accuracy  # the network holds the weights of that epoch
+    loss, accuracy = objective.measure(trainer.predict(trainer.val), trainer.targets[trainer.val])
+    assert accuracy == learned.score  # the network holds the weights of that epoch
     assert loss == pytest.approx(learned.loss, rel=1e-5)
 
 
@@ -170,7 +177,7 @@ def test_stopped_anywhere_it_ends_with_the_same_weights(body, tmp_path, changes)
     found = run(last, tmp_path / "parts", checkpoint_seconds=0.0)
     for one, two in zip(weights_of(last), weights_of(whole), strict=True):
         np.testing.assert_array_equal(one, two)
-    assert (found.epoch, found.accuracy, found.loss) == (expected.epoch, expected.accuracy, expected.loss)
+    assert (found.epoch, found.score, found.loss) == (expected.epoch, expected.score, expected.loss)
     keys = ("epoch", "step", "train_loss", "val_loss", "val_accuracy")
     assert [[row.get(k) for k in keys] for row in found.history] == [[r.get(k) for k in keys] for r in expected.history]
 
@@ -179,7 +186,7 @@ def test_a_finished_run_is_not_run_again(body, tmp_path):
     first = run(trainer_of(body, QUICK), tmp_path)
     again = trainer_of(body, QUICK)
     found = run(again, tmp_path)
-    assert (found.steps, found.accuracy) == (first.steps, first.accuracy)
+    assert (found.steps, found.score) == (first.steps, first.score)
     assert found.seconds == first.seconds
 
 
@@ -193,7 +200,7 @@ def test_it_never_loses_against_where_it_began(body, tmp_path, optimizer):
         variable.assign(value)
     learned = run(wild, tmp_path / "wild")
     assert learned.epoch == 0
-    assert learned.accuracy == 1.0
+    assert learned.score == 1.0
     assert learned.ending in ("epochs", "diverged")
     for one, two in zip(weights_of(wild), values, strict=True):
         np.testing.assert_array_equal(one, two)
@@ -365,9 +372,9 @@ def test_losses_by_hand(body, changes):
     random = np.random.default_rng(0)
     logits, teacher = random.normal(0, 2, (50, 3)), random.normal(0, 2, (60, 3)).astype(np.float32)
     trainer = trainer_of(body, Tuning(**changes), teacher=teacher)
-    trainer._weights = finetune.class_weights(one_hot([0] * 6 + [1] * 3 + [2]), trainer.tuning.balance)
+    trainer.objective.weights = objective.class_weights(one_hot([0] * 6 + [1] * 3 + [2]), trainer.tuning.balance)
     labels = random.integers(0, 3, 50)
-    received = np.asarray(trainer._loss(logits.astype(np.float32), one_hot(labels), teacher[:50]))
+    received = np.asarray(trainer.objective.loss(logits.astype(np.float32), one_hot(labels), teacher[:50]))
     logs = log_softmax(logits)
     smooth, gamma = changes.get("label_smoothing", 0.0), changes.get("focal", 0.0)
     goal = one_hot(labels) * (1 - smooth) + smooth / 3
@@ -388,8 +395,10 @@ def test_several_labels_by_hand(body):
     trainer = trainer_of(body, Tuning(focal=1.5), multilabel=True)
     shares = 1 / (1 + np.exp(-logits))
     each = -(goal * np.log(shares) + (1 - goal) * np.log(1 - shares)) * np.abs(goal - shares) ** 1.5
-    np.testing.assert_allclose(trainer._loss(logits.astype(np.float32), goal, None), each.sum(axis=1), rtol=1e-4)
-    loss, accuracy = finetune.measure(logits, goal, multilabel=True)
+    np.testing.assert_allclose(
+        trainer.objective.loss(logits.astype(np.float32), goal, None), each.sum(axis=1), rtol=1e-4
+    )
+    loss, accuracy = objective.measure(logits, goal, multilabel=True)
     assert accuracy == ((logits > 0) == goal).mean()
     assert loss == pytest.approx(-(goal * np.log(shares) + (1 - goal) * np.log(1 - shares)).sum(axis=1).mean())
 
@@ -452,7 +461,7 @@ def test_images_grow(body, tmp_path):
             return values, targets
 
     feed = Watching(pixels, tuning)
-    trainer = Trainer(model, layers, tuning, feed, one_hot(labels), np.arange(15, 60), np.arange(15))
+    trainer = class_trainer(model, layers, tuning, feed, one_hot(labels), np.arange(15, 60), np.arange(15))
     run(trainer, tmp_path)
     assert sizes == [16] * 3 + [32] * 3
 
@@ -465,8 +474,8 @@ def test_bfloat16_learns_and_keeps_its_weights_in_float32(body):
     dense = keras.layers.Dense(3, dtype="float32", name="predictions")
     model = keras.Model(twin.inputs[0], dense(twin.outputs[0]))
     tuning = Tuning(trainable_from="stage3", batch_size=16, learning_rate=3e-3, precision="mixed_bfloat16")
-    trainer = Trainer(model, [dense], tuning, PixelFeed(pixels, tuning), one_hot(labels), np.arange(48), np.arange(0),
-                      parts=(boundary.find(twin, "stage3"), model))  # fmt: skip
+    feed, parts = PixelFeed(pixels, tuning), (boundary.find(twin, "stage3"), model)
+    trainer = class_trainer(model, [dense], tuning, feed, one_hot(labels), np.arange(48), np.arange(0), parts=parts)
     losses = [trainer.learn(pixels[:16], one_hot(labels[:16]))[0] for _ in range(8)]
     assert losses[-1] < 0.7 * losses[0]
     assert {v.dtype for v in trainer.state} == {"float32"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,10 +23,12 @@ from resfit.cli.options import (
     NoCache,
     PathColumn,
     SplitColumn,
+    Task,
     TestPart,
     TrainPart,
     ValPart,
 )
+from resfit.errors import ArgumentError
 
 if TYPE_CHECKING:
     from resfit.quality.checking import Checks
@@ -68,50 +70,62 @@ def check(
     train: TrainPart = None,
     val: ValPart = None,
     test: TestPart = None,
+    task: Task = "auto",
     as_json: Json = False,
 ) -> None:
     """Look for duplicates, leaks, wrong labels, odd images and shortcuts in a folder of images."""
-    from resfit import zoo
-    from resfit.data.dataset import scan
     from resfit.quality import checking
     from resfit.report import checks as page
+    from resfit.tasks import dispatch
 
     method = "cleanlab" if cleanlab else "ridge"
     checking.check_label_method(method)
     if report is not None:
         page.check_target(report)
-    images = scan(
-        folder,
-        path_column=path_column,
-        label_column=label_column,
-        split_column=split_column,
-        group_column=group_column,
-        image_root=image_root,
-        label_separator=label_separator,
-        multilabel=multilabel,
-        label_from=label_from,
-        train=train,
-        val=val,
-        test=test,
-    )
-    report_notes(images.notes)
+    columns: dict[str, Any] = {
+        "path_column": path_column,
+        "label_column": label_column,
+        "split_column": split_column,
+        "group_column": group_column,
+        "image_root": image_root,
+        "label_separator": label_separator,
+        "multilabel": multilabel,
+        "label_from": label_from,
+        "train": train,
+        "val": val,
+        "test": test,
+    }
+    columns = {name: value for name, value in columns.items() if value is not None}
+    found_task, reason = dispatch.chosen(folder, task, **columns)
+    report_notes([reason] if reason else [])
+    if method != "ridge":
+        columns["label_method"] = method
     console.load_tensorflow()
-    body = zoo.load(model, include_top=False, pooling="avg")
     with console.progress() as progress:
-        found = checking.check(
-            body,
-            images,
-            label_method=method,
+        found = found_task.check(
+            folder,
+            model=model,
             seed=seed,
             engine=engine,
             cache=not no_cache,
             batch_size=batch_size,
             progress=progress,
+            **columns,
         )
+    report_notes(found.notes)
+    if not isinstance(found, checking.Checks):
+        if report is not None:
+            raise ArgumentError(f"--report shows checks of classes. Received: task {found_task.name}.")
+        if as_json:
+            console.print_json({**found.to_dict(), "notes": list(found.notes)})
+        else:
+            for table in found.tables():
+                console.show(table)
+        return
     if report is not None:
         page.write(found, report)
     if as_json:
-        console.print_json({**found.to_dict(most=None), "notes": list(images.notes)})
+        console.print_json({**found.to_dict(most=None), "notes": list(found.notes)})
     else:
         _print(found)
     if report is not None:

@@ -29,13 +29,14 @@ from resfit.cli.options import (
     TrainPart,
     ValPart,
 )
+from resfit.errors import ArgumentError
 
 if TYPE_CHECKING:
     from resfit.evaluation.intervals import Figure
     from resfit.evaluation.labels import LabelEvaluation
     from resfit.evaluation.metrics import Evaluation
     from resfit.report import Findings
-    from resfit.tasks.classification import Prediction
+    from resfit.tasks.base import FittedModel
 
 
 def register(app: typer.Typer) -> None:
@@ -57,53 +58,51 @@ def predict(
         ),
     ],
     images: Images,
-    top: Annotated[int, typer.Option(min=1, help="Classes to list for each image.")] = 1,
+    top: Annotated[int | None, typer.Option(min=1, help="Classes to list for each image. Default: 1.")] = None,
     views: Annotated[
-        int, typer.Option(min=1, max=10, help="Views of each image to average over (test-time augmentation).")
-    ] = 1,
+        int | None, typer.Option(min=1, max=10, help="Views of each image to average over (test-time augmentation).")
+    ] = None,
     coverage: Annotated[
         float | None,
-        typer.Option(help="List for each image the classes of which one is the true one this often, such as 0.9."),
+        typer.Option(
+            help="List for each image the classes of which one is the true one this often, such as 0.9; of numbers, "
+            "the interval that holds the true one this often (default: 0.9)."
+        ),
     ] = None,
     class_conditional: Annotated[
         bool, typer.Option("--class-conditional", help="With --coverage: let it hold within each class.")
     ] = False,
-    csv: Annotated[Path | None, typer.Option(help="Write a table path,label,probability to this file.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write a table to this file; of classes path,label,probability.")
+    ] = None,
     engine: Engine = "auto",
     batch_size: BatchSize = None,
     as_json: Json = False,
 ) -> None:
-    """Say what is on images."""
-    from resfit.tasks.classification import pretrained
+    """Predict on images: classes, numbers or boxes, as the model was fitted to."""
+    from resfit.tasks import dispatch
 
-    classifier = inputs.opened(pretrained.load, source)
+    fitted = inputs.opened(dispatch.load_or_pretrained, source)
+    if top is None and fitted.task == "classification":
+        top = 1
+    options = inputs.options_of(
+        fitted,
+        "predict",
+        {"top": top, "views": views, "coverage": coverage, "class_conditional": class_conditional},
+    )
     asked = inputs.given(images)
     with console.progress() as progress:
-        predictions = classifier.predict(
-            asked,
-            top=top,
-            views=views,
-            coverage=coverage,
-            class_conditional=class_conditional,
-            engine=engine,
-            batch_size=batch_size,
-            progress=progress,
-        )
+        predictions = fitted.predict(asked, engine=engine, batch_size=batch_size, progress=progress, **options)
     predictions = inputs.with_names(predictions)
+    usable = [item for item in predictions if not item.error]
     if csv is not None:
-        _write_csv(csv, predictions)
+        fitted.write_predictions(csv, predictions)
     if as_json:
-        console.print_json([_prediction_json(prediction) for prediction in predictions])
+        console.print_json([prediction.to_dict() for prediction in predictions])
     elif csv is None:
-        more = [*(["further"] if top > 1 else []), *(["one of"] if coverage is not None else [])]
-        rows = [
-            (item.path, *_best(item), *([", ".join(item.prediction_set)] if coverage is not None else []))
-            for item in predictions
-            if not item.error
-        ]
-        console.print_table("", ("image", "class", ">probability", *more), rows)
-    for item in predictions:
-        if item.unlike_training:
+        console.show(fitted.prediction_table(usable))
+    for item in usable:
+        if getattr(item, "unlike_training", False):
             console.message(f"Unlike the training images, not to be relied on: {console.printable(item.path)}")
     inputs.end_with_unusable(predictions, asked)
 
@@ -152,41 +151,58 @@ def evaluate(
     test: TestPart = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a classifier on labelled images, every figure with its 95 % interval."""
-    from resfit import report as reports
-    from resfit.tasks.classification import Classifier
+    """Measure a fitted model on labelled images, every figure with its 95 % interval."""
+    from resfit.tasks import dispatch
 
     if report is not None:
         from resfit.report.templates import check_installed
 
         check_installed()
-    classifier = inputs.opened(Classifier.load, artifact)
+    fitted = inputs.opened(dispatch.load, artifact)
+    common: dict[str, Any] = {
+        "part": part,
+        "seed": seed,
+        "engine": engine,
+        "cache": not no_cache,
+        "batch_size": batch_size,
+        "path_column": path_column,
+        "label_column": label_column,
+        "split_column": split_column,
+        "group_column": group_column,
+        "image_root": image_root,
+        "label_separator": label_separator,
+        "multilabel": multilabel,
+        "label_from": label_from,
+        "train": train,
+        "val": val,
+        "test": test,
+    }
+    classes = {
+        "--by": by,
+        "--corruptions": corruptions,
+        "--foreign": foreign,
+        "--cost-ratio": cost_ratio != 1.0,
+        "--specificity": specificity != 0.95,
+    }
+    if fitted.task != "classification":
+        unknown = [name for name, given in classes.items() if given]
+        if unknown:
+            raise ArgumentError(f"{', '.join(unknown)} measures classifiers. Received: a model for {fitted.task}.")
+        _evaluate_plainly(fitted, folder, common, report, names=names, as_json=as_json)
+        return
+    from resfit import report as reports
+
     with console.progress() as progress:
         found = reports.measure(
-            classifier,
+            fitted,  # type: ignore[arg-type]
             folder,
-            part=part,
             columns=by or [],
             corruptions=corruptions,
             foreign=foreign,
             cost_ratio=cost_ratio,
             specificity=specificity,
-            seed=seed,
-            engine=engine,
-            cache=not no_cache,
-            batch_size=batch_size,
             progress=progress,
-            path_column=path_column,
-            label_column=label_column,
-            split_column=split_column,
-            group_column=group_column,
-            image_root=image_root,
-            label_separator=label_separator,
-            multilabel=multilabel,
-            label_from=label_from,
-            train=train,
-            val=val,
-            test=test,
+            **common,
         )
         if report is not None:
             reports.write(found, report, names=names)
@@ -198,6 +214,34 @@ def evaluate(
     else:
         _print_evaluation(result)
         _print_figures(found)
+    if report is not None:
+        console.message(f"Report: {console.printable(report)}")
+
+
+def _evaluate_plainly(
+    fitted: FittedModel,
+    folder: Path,
+    options: dict[str, Any],
+    report: Path | None,
+    *,
+    names: bool | None,
+    as_json: bool,
+) -> None:
+    """Measures a model of any task by what its own evaluation says."""
+    with console.progress() as progress:
+        given = {name: value for name, value in options.items() if value is not None}
+        result = fitted.evaluate(folder, progress=progress, **given)
+    if report is not None:
+        from resfit.report import task_page
+
+        task_page.write(report, fitted, result, source=folder.name, names=names)
+    report_notes(result.notes)
+    report_skipped(result.skipped)
+    if as_json:
+        console.print_json({**result.to_dict(), "skipped": skipped_json(result.skipped)})
+    else:
+        for table in result.tables():
+            console.show(table)
     if report is not None:
         console.message(f"Report: {console.printable(report)}")
 
@@ -318,42 +362,3 @@ def _numbers(figure: Figure) -> tuple[str, str]:
     if not math.isfinite(figure.value):
         return "undefined", ""
     return f"{figure.value:.3f}", f"{figure.low:.3f} to {figure.high:.3f}"
-
-
-def _best(prediction: Prediction) -> tuple[str, ...]:
-    if len(prediction.labels) != 1:  # several labels an image, or none of them
-        listed = list(prediction.probabilities.items())
-        count = len(prediction.labels)
-        decided = ", ".join(f"{name} {value:.1%}" for name, value in listed[:count]) or "no label"
-        others = [f"{name} {value:.1%}" for name, value in listed[count:]]
-        first = (decided, f"{prediction.probability:.1%}")
-        return (*first, ", ".join(others)) if others else first
-    further = [f"{name} {value:.1%}" for name, value in list(prediction.probabilities.items())[1:]]
-    first = (str(prediction.label), f"{prediction.probability:.1%}")
-    return (*first, ", ".join(further)) if further else first
-
-
-def _write_csv(path: Path, predictions: list[Prediction]) -> None:
-    from resfit.data import csv_cells
-    from resfit.storage.atomic import atomic_open
-
-    rows = [
-        (item.path, item.label or "", f"{item.probability:.6f}" if item.label is not None else "", item.error)
-        for item in predictions
-    ]
-    with atomic_open(path) as file:
-        file.write(csv_cells.table(("path", "label", "probability", "error"), rows))
-
-
-def _prediction_json(item: Prediction) -> dict[str, Any]:
-    return {
-        "path": str(item.path),
-        "label": item.label,
-        "labels": list(item.labels),
-        "probability": item.probability if item.label is not None else None,
-        "probabilities": item.probabilities,
-        "prediction_set": list(item.prediction_set),
-        "unlike_training": item.unlike_training,
-        "unlikeness": item.unlikeness,
-        "error": item.error or None,
-    }

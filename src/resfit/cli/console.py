@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from resfit.features.progress import Progress
+    from resfit.tasks.base import TextTable
 
 #: Seconds of work after which a progress bar appears.
 PATIENCE = 2.0
@@ -38,6 +39,15 @@ def message(text: str) -> None:
 def print_json(value: Any) -> None:
     """Prints a result for machines, on stdout, in ASCII."""
     typer.echo(json.dumps(value, indent=2))
+
+
+def show(table: TextTable) -> None:
+    """Prints a table that a task has made, as :func:`print_table` does.
+
+    Args:
+        table: The table.
+    """
+    print_table(table.title, table.columns, table.rows)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

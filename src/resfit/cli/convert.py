@@ -12,6 +12,7 @@ from resfit.cli import console
 from resfit.cli.options import Json
 
 if TYPE_CHECKING:
+    from resfit.networks.detection.spec import DetectorSpec
     from resfit.networks.spec import ArchitectureSpec
 
 
@@ -64,8 +65,9 @@ def convert(
     """Convert the weights of a residual network, whatever they come in."""
     console.load_tensorflow()
     from resfit import zoo
+    from resfit.weights import detectors, verify, write
     from resfit.weights import load as convert
-    from resfit.weights import verify, write
+    from resfit.weights.detectors import DetectorSource
 
     write.check_target(destination)
     reading: dict[str, Any] = {
@@ -77,13 +79,20 @@ def convert(
     }
     reading = {key: value for key, value in reading.items() if value or (key == "prefix" and value is not None)}
     preprocess = preprocess or destination.suffix != ".keras"  # weights alone are the same either way
-    read = zoo.read(source, reading=reading, needs_top=not body)
-    model = convert.load_source(read, include_top=False if body else None, preprocess=preprocess)
+    read = zoo.read_any(source, reading=reading, needs_top=not body)
+    if isinstance(read, DetectorSource):
+        model = detectors.load(read, preprocess=preprocess)
+    else:
+        model = convert.load_source(read, include_top=False if body else None, preprocess=preprocess)
     for sentence in model.assumptions:
         console.message(f"Assumed: {console.printable(sentence)}")
     write.write(model, destination, naming=naming)
     difference = _difference(model, destination, preprocess) if check else None
-    compared = verify.compare(model, read, preprocess=preprocess, unsafe=_unsafe(read.path)) if check else None
+    compared = (
+        verify.compare(model, read, preprocess=preprocess, unsafe=_unsafe(read.path))
+        if check and not isinstance(read, DetectorSource)
+        else None
+    )
     result = {
         "source": source,
         "destination": str(destination),
@@ -145,13 +154,17 @@ def _difference(model: Any, destination: Path, preprocess: bool) -> float | None
 
     from resfit import zoo
     from resfit.networks import catalog
+    from resfit.networks.detection.spec import DetectorSpec
 
+    is_detector = isinstance(model.architecture, DetectorSpec)
     has_top = model.layers[-1].name == "predictions"
     activation = getattr(model.layers[-1], "activation", None) if has_top else "default"
     if destination.suffix == ".keras":
         again = zoo.load(destination)
     elif destination.suffix == ".h5" and model.name not in catalog.rows():
         return None
+    elif is_detector:
+        again = zoo.load(destination, preprocess=preprocess)
     elif destination.suffix == ".h5":
         again = zoo.load(
             model.name,
@@ -167,15 +180,22 @@ def _difference(model: Any, destination: Path, preprocess: bool) -> float | None
     if not preprocess:
         images = images / 127.5 - 1
     expected, received = (one(images, training=False) for one in (model, again))
-    pairs = zip(
-        *(value if isinstance(value, (list, tuple)) else [value] for value in (expected, received)), strict=True
-    )
+    pairs = zip(*(_outputs(value) for value in (expected, received)), strict=True)
     found = [(np.asarray(one), np.asarray(other)) for one, other in pairs]
     return max(float(abs(one - other).max() / abs(one).max()) for one, other in found)
 
 
-def _shape(spec: ArchitectureSpec | None) -> str:
+def _outputs(value: Any) -> list[Any]:
+    """What a model returned, as a list."""
+    if isinstance(value, dict):
+        return [value[name] for name in sorted(value)]
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _shape(spec: ArchitectureSpec | DetectorSpec | None) -> str:
     if spec is None:
         return ""
-    kinds = " and ".join(dict.fromkeys(spec.kinds))
-    return f"; {kinds} blocks {list(spec.depths)}, widths {list(spec.widths)}, {spec.classes} classes"
+    body: Any = getattr(spec, "backbone", spec)
+    kinds = " and ".join(dict.fromkeys(body.kinds))
+    ends = f"{spec.classes} classes" if body is spec else f"{spec.classes} class outputs of a detector"
+    return f"; {kinds} blocks {list(body.depths)}, widths {list(body.widths)}, {ends}"

@@ -46,9 +46,9 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Show which parts of images speak for a class."""
-    from resfit.tasks.classification import Classifier
+    from resfit.tasks import dispatch
 
-    classifier = inputs.opened(Classifier.load, artifact)
+    classifier = inputs.opened(dispatch.load, artifact)
     asked = inputs.given(images)
     with console.progress() as progress:
         found = classifier.explain(

@@ -25,14 +25,19 @@ from resfit.cli.options import (
     NoCache,
     PathColumn,
     SplitColumn,
+    Task,
     TestPart,
     TrainPart,
     ValPart,
 )
 
 if TYPE_CHECKING:
+    from resfit.tasks.base import FittedModel
     from resfit.tasks.classification import Classifier
     from resfit.training.recipes import Recipe
+
+# columns of a training's log that are no metric of validation images
+_PLAIN = ("epoch", "step", "seconds", "learning_rate", "val_loss", "train_loss")
 
 
 def register(app: typer.Typer) -> None:
@@ -47,11 +52,11 @@ def register(app: typer.Typer) -> None:
 def fit(
     folder: Labelled,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder to write the classifier to; required unless --dry-run.")
+        Path | None, typer.Option("--out", "-o", help="Folder to write the fitted model to; required unless --dry-run.")
     ] = None,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Replace an earlier classifier in OUT even where its folder holds other files."),
+        typer.Option("--force", help="Replace an earlier fitted model in OUT even where its folder holds other files."),
     ] = False,
     model: Annotated[str, typer.Option(help="Network, as `resfit models` lists it.")] = "resnet10_tiny",
     strategy: Annotated[
@@ -126,10 +131,11 @@ def fit(
     window: Window = "0",
     plane: Plane = "axial",
     spacing: Spacing = None,
+    task: Task = "auto",
     as_json: Json = False,
 ) -> None:
-    """Fit a classifier to a folder of images and measure it on images it has not seen."""
-    from resfit.tasks import classification
+    """Fit a model to a folder of images and measure it on images it has not seen."""
+    from resfit.tasks import dispatch
 
     columns: dict[str, Any] = {
         "path_column": path_column,
@@ -145,10 +151,16 @@ def fit(
         "test": test,
         "reading": medical.reading(frame, series, window, plane, spacing),
     }
+    options: dict[str, Any] = {
+        "model": model,
+        "strategy": strategy,
+        "budget": budget,
+        "seed": seed,
+        "test_share": test_share,
+        **{name: value for name, value in columns.items() if value is not None},
+    }
     if dry_run:
-        recipe = classification.plan(
-            folder, model=model, strategy=strategy, budget=budget, seed=seed, test_share=test_share, **columns
-        )
+        recipe = dispatch.plan(folder, task=task, **options)
         if as_json:
             console.print_json(recipe.to_dict())
         else:
@@ -156,37 +168,38 @@ def fit(
         return
     if out is None:
         raise typer.BadParameter("needed unless --dry-run is given", param_hint="'--out' / '-o'")
+    options |= {
+        "out": out,
+        "force": force,
+        "trainable_from": trainable_from,
+        "tuning": _settings(settings or []),
+        "lr_find": lr_find,
+        "storage": None if storage is None else int(storage * 2**30),
+        "engine": engine,
+        "cache": not no_cache,
+        "max_skipped": max_skipped,
+        "check": check,
+        "allow_leakage": allow_leakage,
+        "batch_size": batch_size,
+        "channels": channels,
+    }
+    own = {  # of classification; other tasks are told of those that were given
+        "head": (head, "linear"),
+        "teacher": (teacher, None),
+        "balance": (balance, False),
+        "focal": (focal, 0.0),
+        "references": (False if no_references else None, None),
+        "precision": (precision, "float32"),
+    }
+    options |= {name: value for name, (value, default) in own.items() if value != default}
     console.load_tensorflow()
     with console.progress() as progress:
-        fitted = classification.fit(
+        fitted = dispatch.fit(
             folder,
-            model=model,
-            out=out,
-            force=force,
-            strategy=strategy,
-            head=head,
-            budget=budget,
-            trainable_from=trainable_from,
-            tuning=_settings(settings or []),
-            lr_find=lr_find,
-            teacher=teacher,
-            balance=balance,
-            focal=focal,
-            storage=None if storage is None else int(storage * 2**30),
-            references=False if no_references else None,
-            seed=seed,
-            engine=engine,
-            precision=precision,
-            cache=not no_cache,
-            max_skipped=max_skipped,
-            test_share=test_share,
-            check=check,
-            allow_leakage=allow_leakage,
-            batch_size=batch_size,
-            channels=channels,
+            task=task,
             progress=progress,
             say=lambda text: console.message(console.printable(text)),
-            **columns,
+            **options,
         )
     assert fitted.run is not None
     for warning in fitted.run.warnings:
@@ -197,8 +210,30 @@ def fit(
         console.message(console.printable(f"Ignored {ignored}; all are listed in {out / 'skipped.csv'}"))
     if as_json:
         console.print_json(_fit_json(fitted, out))
+    elif fitted.task == "classification":
+        _print_fit(fitted, out)  # type: ignore[arg-type]
     else:
-        _print_fit(fitted, out)
+        _print_plainly(fitted, out)
+
+
+def _print_plainly(fitted: FittedModel, out: Path) -> None:
+    """Prints what a fit of any task came to."""
+    run, images = fitted.run, fitted.metrics.get("images")
+    assert run is not None
+    rows: list[tuple[str, object]] = list(fitted.card())
+    if images:
+        rows += [("images", ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in images.items()))]
+    if run.engine != "none":
+        rows.append(("features", f"{run.computed} computed ({run.engine}), {run.reused} from the cache"))
+    rows.append(("seconds", ", ".join(f"{name} {value:.1f}" for name, value in run.seconds.items())))
+    rows += [("found", finding) for finding in (fitted.metrics.get("checks") or {}).get("findings", ())]
+    rows.append(("written to", out))
+    if run.history:
+        _print_history(run.history, fitted.metrics["training"]["epoch"], multilabel=False)
+    console.print_table("", ("", ""), rows)
+    if run.test is not None:
+        for table in run.test.tables():
+            console.show(table)
 
 
 def _print_fit(fitted: Classifier, out: Path) -> None:
@@ -231,7 +266,8 @@ def _print_history(history: Sequence[dict[str, Any]], kept: int, *, multilabel: 
     """Prints a row for each epoch; of a long run the first, the last, the kept one and some between."""
     step = max(1, len(history) // 20)
     shown = [row for row in history if row["epoch"] % step == 0 or row["epoch"] in (kept, history[-1]["epoch"])]
-    columns = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+    metric = next((name.removeprefix("val_") for name in history[0] if name not in _PLAIN), "accuracy")
+    columns = ("train_loss", f"train_{metric}", "val_loss", f"val_{metric}")
     cells = [
         (
             f"{row['epoch']}{' *' if row['epoch'] == kept else ''}",
@@ -240,7 +276,7 @@ def _print_history(history: Sequence[dict[str, Any]], kept: int, *, multilabel: 
         )
         for row in shown
     ]
-    right = ">labels right" if multilabel else ">accuracy"
+    right = ">labels right" if multilabel else f">{metric.replace('_', ' ')}"
     heads = (">epoch", ">train loss", right, ">val loss", right, ">seconds")
     console.print_table("training (* the epoch that is kept)", heads, cells)
 
@@ -321,15 +357,16 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _fit_json(fitted: Classifier, out: Path) -> dict[str, Any]:
+def _fit_json(fitted: FittedModel, out: Path) -> dict[str, Any]:
     import dataclasses
 
-    run = fitted.run
+    run, recipe = fitted.run, getattr(fitted, "recipe", None)
     assert run is not None
     return {
         "out": str(out),
-        "classes": list(fitted.classes),
-        "recipe": dataclasses.asdict(fitted.recipe),
+        "task": fitted.task,
+        "classes" if fitted.task == "classification" else "labels": list(fitted.labels),
+        **({"recipe": dataclasses.asdict(recipe)} if dataclasses.is_dataclass(recipe) else {}),  # type: ignore[arg-type]
         **fitted.metrics,
         "features": {"computed": run.computed, "reused": run.reused, "engine": run.engine},
         "seconds": run.seconds,

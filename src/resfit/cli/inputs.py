@@ -4,38 +4,63 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
 from resfit.cli import console, medical
-from resfit.errors import DataError
+from resfit.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
-    from resfit.tasks.classification import Classifier
+    from resfit.tasks.base import FittedModel
 
 #: What stands for standard input.
 STDIN = Path("-")
 _LONGEST = 4096
 _IMAGES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*", b"MM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")
 _Item = TypeVar("_Item", bound=Any)
+_Fitted = TypeVar("_Fitted", bound="FittedModel")
 
 
-def opened(load: Callable[[Any], Classifier], source: str | Path) -> Classifier:
-    """Loads a classifier, and says what one of medical images is not.
+def opened(load: Callable[[Any], _Fitted], source: str | Path) -> _Fitted:
+    """Loads a fitted model, and says what one of medical images is not.
 
     Args:
         load: Loads it.
         source: What is loaded.
     """
     console.load_tensorflow()
-    classifier = load(source)
-    medical.print_notice(classifier.metrics)
-    return classifier
+    fitted = load(source)
+    medical.print_notice(fitted.metrics)
+    return fitted
+
+
+def options_of(fitted: FittedModel, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of a method that were given; one that its task does not have is refused.
+
+    Args:
+        fitted: The fitted model.
+        method: Name of the method, such as ``"predict"``.
+        given: Options by keyword; ``None`` and ``False`` stand for those that were not given.
+
+    Raises:
+        ArgumentError: The task has no such option.
+    """
+    function = inspect.unwrap(getattr(fitted, method))
+    parameters = inspect.signature(function).parameters
+    asked = {name: value for name, value in given.items() if value is not None and value is not False}
+    unknown = [name for name in asked if name not in parameters]
+    if unknown and not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+        raise ArgumentError(
+            f"{method} of a model for {fitted.task} has no such option. Received: "
+            f"{', '.join('--' + name.replace('_', '-') for name in unknown)}."
+        )
+    return asked
 
 
 def given(arguments: Sequence[Path]) -> list[Path | bytes]:

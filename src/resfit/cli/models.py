@@ -13,6 +13,7 @@ import typer
 from resfit.cli.options import Json
 
 if TYPE_CHECKING:
+    from resfit.detectors import DetectorInfo
     from resfit.weights.registry import CheckpointInfo
     from resfit.zoo import Description, ModelInfo
 
@@ -24,6 +25,8 @@ TrainedOn = Annotated[
     str | None, typer.Option("--trained-on", help="Part of the training data's name, such as imagenet-21k.")
 ]
 Publisher = Annotated[str | None, typer.Option("--source", help="Who publishes them, such as timm.")]
+
+Task = Annotated[str, typer.Option("--task", help="classification or detection.")]
 
 #: What ``--sort`` takes: the value of a checkpoint, and whether the largest comes first.
 _ORDERS: dict[str, tuple[str, bool]] = {
@@ -52,10 +55,14 @@ def models(
     licence: Licence = None,
     trained_on: TrainedOn = None,
     source: Publisher = None,
-    sort: Annotated[str | None, typer.Option("--sort", help="top1, params, gmacs or name.")] = None,
+    task: Task = "classification",
+    sort: Annotated[str | None, typer.Option("--sort", help="top1 (detectors: ap), params, gmacs or name.")] = None,
     as_json: Json = False,
 ) -> None:
     """List the networks, or the published weights: parameters, cost, accuracy and licence."""
+    if check_task(task) == "detection":
+        _detectors(pattern, licence, trained_on, source, sort, as_json)
+        return
     if weights or any(option is not None for option in (licence, trained_on, source, sort)):
         _weights(pattern, licence, trained_on, source, sort, as_json)
         return
@@ -77,6 +84,103 @@ def models(
     )
 
 
+def check_task(task: str) -> str:
+    """Returns the task of published networks that an option names.
+
+    Args:
+        task: The option.
+
+    Raises:
+        ArgumentError: There are no published networks for it.
+    """
+    from resfit.errors import ArgumentError, closest
+
+    if task not in ("classification", "detection"):
+        raise ArgumentError(
+            f"--task must be classification or detection. Received: {task!r}."
+            f"{closest(task, ('classification', 'detection'))}"
+        )
+    return task
+
+
+def _detectors(
+    pattern: str, licence: str | None, trained_on: str | None, source: str | None, sort: str | None, as_json: bool
+) -> None:
+    from resfit import detectors
+
+    found = detectors.list_detectors(pattern, licence=licence, trained_on=trained_on, source=source)
+    found = found if sort is None else detectors.ordered(found, sort)
+    if as_json:
+        typer.echo(json.dumps([row.to_dict() for row in found], indent=2))
+        return
+    if not found:
+        typer.echo("No detector matches. `resfit models --task detection` lists them all.", err=True)
+        raise typer.Exit(1)
+    typer.echo(detectors_table(found))
+    typer.echo(
+        f"{len(found)} detectors, {sum(row.loadable for row in found)} with weights that `resfit.load` brings by name "
+        "(*). Box AP at the shorter and the longest side given, GMACs at the size in brackets.",
+        err=True,
+    )
+
+
+def detectors_table(found: Sequence[DetectorInfo]) -> str:
+    """Lays detectors out as a table.
+
+    Args:
+        found: The detectors.
+    """
+    rows = [
+        (
+            row.name + (" *" if row.loadable else ""),
+            row.family,
+            row.backbone,
+            f"{row.parameters / 1e6:.2f}",
+            f"{row.gmacs:.1f} ({_size(row.cost_size)})",
+            _percent(row.ap),
+            _size(row.evaluation_size) if row.evaluation_size else "",
+            row.evaluated_on,
+            row.licence or ("none stated" if row.loadable else ""),
+        )
+        for row in found
+    ]
+    columns = ("name", "family", "backbone", ">Mparams", ">GMACs", ">box AP", ">at", "on", "licence")
+    return table(columns, rows)
+
+
+def _detector(name: str, as_json: bool) -> None:
+    """Describes a detector of the catalog."""
+    from resfit import detectors
+
+    found = detectors.describe(name)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    row, contract = found.info, found.input_spec
+    lines = [
+        f"{row.name}  ({row.family} on {row.backbone}; {row.paper})",
+        f"parameters       {row.parameters:,}",
+        f"GMACs            {row.gmacs:.2f} at {_size(row.cost_size)}",
+        f"boxes            {found.boxes:,} before suppression, {row.classes} class outputs",
+        f"input            {contract['channel_order'].upper()}, shorter side {contract['size'][0]}, longer at most "
+        f"{contract['size'][1]}, (x * {contract['scale']:.6g} - {contract['mean']}) / {contract['std']}, "
+        f"{contract['interpolation']}",
+    ]
+    if row.loadable:
+        size = f", {row.megabytes:g} MB" if row.megabytes else ""
+        lines += [
+            f"weights          {row.url} (sha256 {row.sha256}…{size})",
+            f"licence          {row.licence or 'none is stated for the weights'}",
+            f"trained on       {row.training_data}",
+            f"box AP           {row.ap:g} on {row.evaluated_on} at {_size(row.evaluation_size or row.cost_size)} "
+            f"({row.figures})",
+        ]
+    else:
+        lines.append("weights          none published")
+    rows = [(part, f"{one:,}", f"{other:,}") for part, (one, other) in found.parts.items()]
+    typer.echo("\n".join(lines) + "\n\n" + table(("part", ">parameters", ">MACs"), rows))
+
+
 def info(
     name: Annotated[
         str, typer.Argument(help="A name that `resfit models` lists, a checkpoint's, a file or folder, or a handle.")
@@ -90,11 +194,15 @@ def info(
     """
     from resfit import zoo
     from resfit.errors import UnknownNameError
+    from resfit.networks.detection import catalog
     from resfit.weights import resolve
 
     path = resolve.as_path(name)
     if path is not None:
         _file(path, as_json)
+        return
+    if name in catalog.rows():
+        _detector(name, as_json)
         return
     try:
         found = zoo.describe(name)
@@ -114,7 +222,10 @@ def _file(path: Path, as_json: bool) -> None:
     from resfit.cli.console import printable
     from resfit.weights import describe
 
-    if path.is_dir() and artifact.is_artifact(path):
+    if path.is_dir() and (kind := artifact.kind_of(path)):
+        if kind != artifact.CLASSIFIER.name:
+            _fitted(path, as_json)
+            return
         description, _ = artifact.read(path)
         if as_json:
             typer.echo(json.dumps({"path": str(path), **description}, indent=2))
@@ -126,6 +237,23 @@ def _file(path: Path, as_json: bool) -> None:
     typer.echo("\n".join(printable(line) for line in text.splitlines()))
     if found.problem:
         raise typer.Exit(1)
+
+
+def _fitted(path: Path, as_json: bool) -> None:
+    """Describes a fitted model of any task by its own card."""
+    from resfit.cli.console import load_tensorflow, printable
+    from resfit.tasks import dispatch
+
+    load_tensorflow()
+    fitted = dispatch.load(path)
+    if as_json:
+        card = {name: str(value) for name, value in fitted.card()}
+        typer.echo(json.dumps({"path": str(path), "task": fitted.task, **card, "metrics": fitted.metrics}, indent=2))
+        return
+    width = max(len(name) for name, _ in fitted.card()) + 2
+    lines = [f"{path}  (a model of resfit for {fitted.task})"]
+    lines += [f"{name:<{width}}{value}" for name, value in fitted.card()]
+    typer.echo("\n".join(printable(line) for line in lines))
 
 
 def _classifier_card(path: Path, description: dict[str, Any]) -> list[str]:

@@ -21,6 +21,12 @@ Labelled = Annotated[
 Engine = Annotated[str, typer.Option("--engine", help="auto, keras, openvino, onnxruntime or litert.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images in one pass. Default: by their size.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither use nor keep features on disk.")]
+Task = Annotated[
+    str,
+    typer.Option(
+        "--task", help="auto, classification, regression or detection. auto sees it from the data and says which."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 PathColumn = Annotated[

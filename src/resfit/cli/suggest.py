@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from resfit.cli import console
-from resfit.cli.models import Licence, Publisher, TrainedOn, table
+from resfit.cli.models import Licence, Publisher, Task, TrainedOn, check_task, detectors_table, table
 from resfit.cli.options import Json
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ def suggest(
         float | None, typer.Option("--max-gmacs", help="Most multiply-accumulates for one image, in billions.")
     ] = None,
     min_top1: Annotated[float | None, typer.Option("--min-top1", help="Lowest published top-1 accuracy in %.")] = None,
+    min_ap: Annotated[
+        float | None, typer.Option("--min-ap", help="Of detectors: lowest published box AP in %.")
+    ] = None,
+    task: Task = "classification",
     licence: Licence = None,
     trained_on: TrainedOn = None,
     source: Publisher = None,
@@ -58,6 +62,21 @@ def suggest(
     from resfit import suggestions
 
     most = None if max_params is None else console.quantity(max_params, _FACTORS, "--max-params", "30M")
+    if check_task(task) == "detection":
+        refused = {
+            "--min-top1": min_top1,
+            "--evaluated-on": None if evaluated_on == "ImageNet-1k" else evaluated_on,
+            "--latency": latency,
+            "--measure": measure or None,
+            "--plot": plot,
+        }
+        given = [name for name, value in refused.items() if value is not None]
+        if given:
+            raise typer.BadParameter(f"is for classification. Received: --task detection with {', '.join(given)}.")
+        _detectors(most, max_gmacs, min_ap, licence, trained_on, source, limit, as_json)
+        return
+    if min_ap is not None:
+        raise typer.BadParameter("is for --task detection. Received: --task classification.", param_hint="--min-ap")
     slowest = None if latency is None else console.quantity(latency, _SECONDS, "--latency", "50ms")
     with _tensorflow(measure or slowest is not None) as progress:
         found = suggestions.suggest(
@@ -89,6 +108,39 @@ def suggest(
         f"{len(found)} checkpoints{beside}. * nothing else is more accurate on {found[0].evaluated_on} for its {cost}. "
         "Cost and accuracy at the size given."
     )
+
+
+def _detectors(
+    most: float | None,
+    max_gmacs: float | None,
+    min_ap: float | None,
+    licence: str | None,
+    trained_on: str | None,
+    source: str | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    from resfit import detectors
+
+    chosen: dict[str, Any] = {"licence": licence, "trained_on": trained_on, "source": source}
+    found = detectors.suggest(max_params=most, max_gmacs=max_gmacs, min_ap=min_ap, **chosen)
+    if as_json:
+        console.print_json([row.to_dict() for row in found])
+        return
+    if not found:
+        every = detectors.suggest(**chosen)
+        least = min(every, key=lambda row: row.gmacs, default=None)
+        told = f" The one of least cost is {least.name}: {least.gmacs:.1f} GMACs, {least.ap:g} AP." if least else ""
+        own = [row.name for row in detectors.list_detectors() if not row.loadable]
+        console.message(
+            f"No published detector is within these limits.{told} Without published weights there are: "
+            f"{', '.join(own)}."
+        )
+        raise typer.Exit(1)
+    shown = [row for row in found if row.pareto]
+    shown = [row for row in found if row.pareto or row in found[: max(limit, len(shown))]]
+    typer.echo(detectors_table(shown))
+    console.message(f"{len(found)} published detectors within the limits, the highest box AP first.")
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ from resfit.errors import ArgumentError, DataError, ImageError, closest
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["REASONS", "BoxSet", "SkippedBox", "SkippedBoxesError", "find_box_formats", "scan_boxes"]
+__all__ = ["REASONS", "BoxSet", "SkippedBox", "SkippedBoxesError", "find_box_formats", "format_title", "scan_boxes"]
 
 _READERS = (coco, voc, cvat, yolo, label_studio, tabular, create_ml)  # imported, they are registered
 
@@ -210,6 +210,15 @@ def find_box_formats(source: str | os.PathLike[str]) -> list[str]:
         return []
     files = _files(path, None)
     return [kind.name for kind in formats() if kind.find(files)]
+
+
+def format_title(name: str) -> str:
+    """Returns what people call a format.
+
+    Args:
+        name: As :func:`find_box_formats` returns it.
+    """
+    return FORMATS[name].title
 
 
 def scan_boxes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,6 +55,10 @@ class ImageSet:
         separator: What stands between labels where several are written in one text; empty for one class an image.
         notes: What was assumed of the source, with the argument that changes it.
         ignored: Files below the source that were left out by a rule, with the rule in place of a reason.
+        values: Where labels are numbers, float64 array ``(n, numbers)``, NaN where there is none. ``classes`` are then
+            ranges of the first number with about as many images each, by which a split is balanced. ``None`` for
+            classes.
+        value_names: Names of the numbers.
     """
 
     root: Path
@@ -71,6 +76,8 @@ class ImageSet:
     separator: str = ""
     notes: tuple[str, ...] = ()
     ignored: tuple[Skipped, ...] = ()
+    values: np.ndarray | None = None
+    value_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Number of files."""
@@ -92,6 +99,8 @@ class ImageSet:
         Args:
             position: In ``paths``.
         """
+        if self.values is not None:
+            return ";".join(f"{value:.12g}" for value in self.values[position])
         if self.targets is not None:
             return self.separator.join(self.classes[index] for index in np.flatnonzero(self.targets[position]))
         label = int(self.labels[position])
@@ -125,6 +134,7 @@ class ImageSet:
             splits=tuple(self.splits[i] for i in chosen),
             groups=tuple(self.groups[i] for i in chosen),
             targets=None if self.targets is None else self.targets[chosen],
+            values=None if self.values is None else self.values[chosen],
             skipped=(),
             ignored=(),
             fingerprint=fingerprint,
@@ -136,7 +146,7 @@ def scan(
     source: str | os.PathLike[str] | ImageSet,
     *,
     path_column: str | None = None,
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     split_column: str | None = None,
     group_column: str | None = None,
     extra_columns: Sequence[str] = cohort.EXTRA_COLUMNS,
@@ -149,6 +159,7 @@ def scan(
     val: str | os.PathLike[str] | None = None,
     test: str | os.PathLike[str] | None = None,
     needs_labels: bool = True,
+    numbers: bool = False,
 ) -> ImageSet:
     """Finds the labelled images of a source.
 
@@ -163,6 +174,7 @@ def scan(
         path_column: Column of a table with the path, or its number from 1 where there is no header; ``None`` finds the
             columns by what they hold, and says so in ``notes``.
         label_column: Column with the class or labels; ``None`` finds it, or takes columns of 0 and 1 as a label each.
+            With ``numbers`` there may be several, as a list or with commas between them.
         split_column: Column with ``train``, ``val`` or ``test``; may be missing.
         group_column: Column with the group; may be missing. ``None`` takes ``group``, ``patient`` or ``patient_id``,
             the first that is there. Without one, the patient's ID in DICOM files is the group.
@@ -178,6 +190,8 @@ def scan(
         val: The same for validation images.
         test: The same for test images. Without ``train``, all else below the source is for training.
         needs_labels: Whether a table without labels is refused.
+        numbers: Whether labels are numbers (:attr:`ImageSet.values`), in a table's columns, in the names of folders or
+            by ``label_from`` in the names of files.
 
     Raises:
         DataError: The source does not exist, has another layout, or contradicts itself.
@@ -195,8 +209,18 @@ def scan(
         raise ArgumentError("label_separator must not be empty. Received: ''.")
     if not path.is_dir() and (path.suffix.lower() not in TABLES or not path.is_file()):
         raise DataError(f"source must be {LAYOUTS}. Received the file {str(source)!r}.")
+    if numbers and (label_separator or multilabel):
+        raise ArgumentError("label_separator and multilabel are for classes. Received: one of them with numbers.")
     asked = tables.Asked(
-        path_column, label_column, split_column, group_column, image_root, label_separator, multilabel, needs_labels
+        path_column,
+        label_column if label_column is None or isinstance(label_column, str) else ",".join(label_column),
+        split_column,
+        group_column,
+        image_root,
+        label_separator,
+        multilabel,
+        needs_labels,
+        numbers,
     )
     given = _stated_parts(path, {"train": train, "val": val, "test": test})
     rule = None if label_from is None else folders.compile_pattern(label_from)
@@ -247,6 +271,7 @@ class _Collected:
         self._patients = False
         self._multilabel: bool | None = True if asked.label_separator else asked.multilabel
         self._one_hot: set[str] = set()
+        self._numbers: tuple[str, ...] | None = ("value",) if asked.numbers else None
         self._tables: list[Path] = []
         self._parents: set[Path] = set()
 
@@ -292,6 +317,7 @@ class _Collected:
         if read.multilabel is not None and self._asked.multilabel is None:
             self._multilabel = True
         self._one_hot |= set(read.labels)
+        self._numbers = read.numbers or self._numbers
         lines: dict[str, tuple[int, int]] = {}  # path -> position in rows, line
         rows: list[CohortEntry] = []
         repeated = 0
@@ -382,7 +408,7 @@ class _Collected:
                 self._notes.append(
                     "exactly one of these columns is 1 in each row: one class an image (--multilabel for several)"
                 )
-            elif self._tables:
+            elif self._tables and self._numbers is None:
                 self._notes += _hints(self._entries)
         return _image_set(
             self._root,
@@ -394,6 +420,7 @@ class _Collected:
             multilabel=multilabel,
             separator=self._asked.label_separator or "",
             stated=self._one_hot,
+            numbers=self._numbers,
             notes=(*layout.notes, *self._notes),
             ignored=tuple(Skipped(path, rule) for path, rule in sorted(self._walk.ignored.items())),
         )
@@ -460,7 +487,14 @@ def scan_images(sources: Iterable[str | os.PathLike[str]], *, reading: Reading =
     return _image_set(root, entries, skipped, warnings + _not_followed(walked.circles), reading, ignored=ignored)
 
 
-def of_files(root: Path, paths: Sequence[Path], labels: Sequence[str], *, reading: Reading = _PLAIN) -> ImageSet:
+def of_files(
+    root: Path,
+    paths: Sequence[Path],
+    labels: Sequence[str],
+    *,
+    reading: Reading = _PLAIN,
+    numbers: Sequence[str] | None = None,
+) -> ImageSet:
     """Returns files with their labels as a set; which of them can be used is seen when they are decoded.
 
     Args:
@@ -468,12 +502,14 @@ def of_files(root: Path, paths: Sequence[Path], labels: Sequence[str], *, readin
         paths: The files, no two the same.
         labels: For each its class.
         reading: Which frames of scans, and which files of their series, are images.
+        numbers: Where labels are numbers, of which a text has several with :data:`resfit.data.tables.BETWEEN` between
+            them, the names of these.
 
     Raises:
-        DataError: Two labels are too much alike.
+        DataError: Two labels are too much alike, or one is no number.
     """
     entries = [CohortEntry(path, label) for path, label in zip(paths, labels, strict=True)]
-    return _image_set(root, entries, [], [], reading)
+    return _image_set(root, entries, [], [], reading, numbers=numbers)
 
 
 def is_several(path: Path, reading: Reading) -> bool:
@@ -602,6 +638,7 @@ def _image_set(
     multilabel: bool = False,
     separator: str = "",
     stated: Iterable[str] = (),
+    numbers: Sequence[str] | None = None,
     notes: Sequence[str] = (),
     ignored: tuple[Skipped, ...] = (),
 ) -> ImageSet:
@@ -610,7 +647,8 @@ def _image_set(
     if found.medical:  # a file's name may be a patient's
         warnings = [text.partition(f", {_EXAMPLE}")[0] for text in warnings]
         notes = [text.partition(f", {_EXAMPLE}")[0] for text in notes]
-    shown = [_labels_of(entry, multilabel) for entry in entries]
+    values = None if numbers is None else _values(entries, len(numbers))
+    shown = [_labels_of(entry, multilabel) if values is None else () for entry in entries]
     classes = sorted({label for labels in shown for label in labels})
     class_names.check_distinct(classes)
     if multilabel:
@@ -624,9 +662,11 @@ def _image_set(
             targets[row, [number[label] for label in own]] = True
         elif own:
             labels[row] = number[own[0]]
+    if values is not None:
+        labels, classes = _ranges(values[:, 0])
     # as split() does: where a split is stated for some, the rest is for training
     trained = [own for own, entry in zip(shown, entries, strict=True) if entry.split in (None, "train")]
-    if trained:
+    if trained and values is None:
         foreign = sorted(set(classes) - {label for own in trained for label in own})
         if foreign:
             raise DataError(f"each class must have training images. Received none for: {some(foreign)}.")
@@ -652,7 +692,36 @@ def _image_set(
         separator=separator if multilabel else "",
         notes=tuple(notes),
         ignored=ignored,
+        values=values,
+        value_names=tuple(numbers or ()),
     )
+
+
+def _values(entries: Sequence[CohortEntry], count: int) -> np.ndarray:
+    """Returns the numbers of images, float64 ``(n, numbers)``; NaN for an image without."""
+    found = np.full((len(entries), count), np.nan)
+    for row, entry in enumerate(entries):
+        cells = (entry.label or "").split(tables.BETWEEN)
+        try:
+            if any(cells):
+                found[row] = [float(cell) if cell else np.nan for cell in cells]
+        except ValueError:
+            raise DataError(
+                f"labels must be numbers for task='regression'. Received: {entry.label!r:.80}. Name the columns with "
+                "the numbers: label_column (--label-column); or take task='classification' (--task classification)."
+            ) from None
+    return found
+
+
+def _ranges(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Returns for each number its range and the names of the ranges, with about as many images in each; -1 for NaN."""
+    known = np.isfinite(values)
+    count = max(1, min(5, int(known.sum()) // 20))
+    edges = np.unique(np.quantile(values[known], np.linspace(0, 1, count + 1))) if known.any() else np.zeros(1)
+    labels = np.searchsorted(edges[1:-1], values, side="right")
+    ends = edges if len(edges) > 1 else np.repeat(edges, 2)
+    names = [f"{low:.6g} to {high:.6g}" for low, high in itertools.pairwise(ends)]
+    return np.where(known, labels, -1).astype(np.int64), names
 
 
 def _labels_of(entry: CohortEntry, multilabel: bool) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ import numpy as np
 
 from resfit import processors
 from resfit.data import arrays, high_bit_depth
+from resfit.data.box_geometry import letterbox
 from resfit.data.medical import frames, scans
 from resfit.errors import ArgumentError, ImageError, InputWarning, MissingDependencyError
 
@@ -62,6 +63,8 @@ _NO_FILES = "a network with {} input channels takes arrays, not image files"
 _NO_SPACING = "no pixel spacing, and the images are scaled to millimetres"
 _FORMATS_AND_MPO = (*FORMATS, "MPO")
 _open_files = threading.Lock()
+_ORIENTATION = 274  # EXIF's tag
+_FULL_SIZE = "resfit full size"  # in a PIL image's info: width and height before a JPEG decoder's reduction
 _PICTURES = ("HEIC", "AVIF", "JPEG 2000", "JPEG XL", "PSD")
 _BITMAP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # sizes of the second header of a BMP file
 _BEGINNING = 300  # bytes in which a drawing says that it is SVG
@@ -446,6 +449,7 @@ def _of_image(
         raise ImageError(f"{width}x{height} pixels, more than the {max_pixels} that are allowed")
     if not width * height:
         raise ImageError(f"{width}x{height} pixels")
+    image.info.pop(_FULL_SIZE, None)
     size = 0 if data is None else len(data)
     if data is not None and image.format in ("JPEG", "MPO"):
         _shrink(image, spec)
@@ -453,11 +457,14 @@ def _of_image(
     if colours is not None:
         return _deep(colours, spec, renderings, look, _header(image, width, height, size))
     image.load()
+    quarter_turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     upright: Image = ImageOps.exif_transpose(image)
     if upright.mode in high_bit_depth.MODES:
         high_bit_depth.check_pixels(*upright.size)
         picture = high_bit_depth.of_grey(np.asarray(upright))
         return _deep(picture, spec, renderings, look, _header(image, width, height, size))
+    if data is not None and image.size != (width, height):  # decoded at a fraction of its size
+        upright.info[_FULL_SIZE] = (height, width) if quarter_turned else (width, height)
     return _plain(upright, spec, renderings, look, _header(image, width, height, size))
 
 
@@ -572,6 +579,60 @@ def as_colours(image: Image) -> Image:
     return colours
 
 
+def full_size(image: Image) -> tuple[int, int]:
+    """Returns height and width in pixels of the upright image that a file holds.
+
+    Args:
+        image: As renderings and looks get it: of a JPEG perhaps at a fraction of its size.
+    """
+    width, height = image.info.get(_FULL_SIZE, image.size)
+    return int(height), int(width)
+
+
+def letterboxed(image: Image, spec: InputSpec) -> Image:
+    """Fits an image into a contract's size with its own proportions, and pads both sides.
+
+    Args:
+        image: As :func:`resize` takes it.
+        spec: The contract.
+    """
+    fitted = letterbox(full_size(image), spec.size)
+    rows, columns = fitted.resized
+    top, left = fitted.offset
+    return placed(image, spec, (0.0, 0.0, float(image.width), float(image.height)), (left, top, columns, rows))
+
+
+def placed(
+    image: Image,
+    spec: InputSpec,
+    part: tuple[float, float, float, float],
+    place: tuple[int, int, int, int],
+    change: Callable[[Image], Image] | None = None,
+) -> Image:
+    """Puts a part of an image somewhere into a contract's size; the rest is padding.
+
+    Args:
+        image: As :func:`resize` takes it.
+        spec: The contract.
+        part: Left, top, right and bottom in pixels of ``image``.
+        place: Left, top, width and height in pixels of the result.
+        change: What becomes of the part before it is put there, such as its colours.
+    """
+    from PIL import Image as Images
+
+    method: Any = getattr(Images.Resampling, spec.interpolation.upper())
+    left, top, width, height = place
+    resized = image.resize((width, height), method, box=part)
+    resized = resized if change is None else change(resized)
+    if (height, width) == tuple(spec.size):
+        return resized
+    mean = sum(spec.fill) / len(spec.fill)
+    colour: Any = spec.fill if image.mode == "RGB" else mean if image.mode == "F" else round(mean)
+    canvas = Images.new(image.mode, (spec.size[1], spec.size[0]), colour)
+    canvas.paste(resized, (left, top))
+    return canvas
+
+
 def resize(image: Image, spec: InputSpec) -> Image:
     """Resizes and crops a Pillow image as a contract says.
 
@@ -584,10 +645,15 @@ def resize(image: Image, spec: InputSpec) -> Image:
     target_height, target_width = spec.size
     if spec.resize_mode == "none":
         return image
-    if image.size == (target_width, target_height) and spec.resize_size == (target_height, target_width):
+    if spec.resize_mode == "letterbox":
+        return letterboxed(image, spec)
+    whole = spec.resize_size == (target_height, target_width)
+    if spec.resize_mode == "fit":
+        target_height, target_width = spec.fitted_size(*full_size(image))
+    if whole and image.size == (target_width, target_height):
         return image
     method: Callable[..., Any] = getattr(Images.Resampling, spec.interpolation.upper())
-    if spec.resize_mode == "squash":
+    if spec.resize_mode in ("squash", "fit"):
         return image.resize((target_width, target_height), method)  # type: ignore[arg-type]
     box = kept_box(*image.size, spec)
     return image.resize((target_width, target_height), method, box=box)  # type: ignore[arg-type]

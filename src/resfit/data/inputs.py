@@ -21,14 +21,24 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from resfit.data import arrays, decode
+from resfit.data import arrays, decode, tables
 from resfit.data import dataset as image_sets
 from resfit.data.arrays import NetworkInput, Pixels
 from resfit.data.medical import frames
 from resfit.errors import ArgumentError, InputWarning
 from resfit.preprocessing import InputSpec
 
-__all__ = ["NetworkInput", "Sources", "batch_of", "batches", "fit_array", "is_path", "listed", "takes_arrays"]
+__all__ = [
+    "NetworkInput",
+    "Sources",
+    "batch_of",
+    "batches",
+    "fit_array",
+    "is_path",
+    "listed",
+    "takes_arrays",
+    "takes_numbers",
+]
 
 _FORMS = (
     "images must be files, folders, bytes of files, open files, PIL images, or arrays of shape (height, width, {}) "
@@ -119,7 +129,16 @@ def batch_of(array: Any, contract: InputSpec) -> np.ndarray:
     return np.stack([pixels.scaled() for pixels in found])
 
 
-def takes_arrays(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+def takes_numbers(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+    """Does what :func:`takes_arrays` does where labels are numbers, one or several for each image.
+
+    Args:
+        function: As :func:`takes_arrays` takes it.
+    """
+    return takes_arrays(function, numbers=True)
+
+
+def takes_arrays(function: Callable[_Parameters, _Result], *, numbers: bool = False) -> Callable[_Parameters, _Result]:
     """Lets a function whose ``source`` names labelled images take ``(images, labels)`` too.
 
     It is called with an :class:`resfit.data.dataset.ImageSet` then, whose images lie in a temporary folder.
@@ -127,6 +146,7 @@ def takes_arrays(function: Callable[_Parameters, _Result]) -> Callable[_Paramete
     Args:
         function: Has a parameter ``source``, and may have ``channels`` or ``classifier``, which says how many channels
             arrays have.
+        numbers: Whether labels are numbers.
     """
     signature = inspect.signature(function)
 
@@ -140,13 +160,13 @@ def takes_arrays(function: Callable[_Parameters, _Result]) -> Callable[_Paramete
         stated = bound.arguments.get("channels") or getattr(getattr(classifier, "input_spec", None), "channels", None)
         channels = int(stated or 3)
         with tempfile.TemporaryDirectory(prefix="resfit-") as folder:
-            bound.arguments["source"] = _to_files(source, channels, Path(folder))
+            bound.arguments["source"] = _to_files(source, channels, Path(folder), numbers)
             return function(*bound.args, **bound.kwargs)
 
     return wrapped
 
 
-def _to_files(source: tuple[Any, ...], channels: int, folder: Path) -> image_sets.ImageSet:
+def _to_files(source: tuple[Any, ...], channels: int, folder: Path, numbers: bool = False) -> image_sets.ImageSet:
     """Returns ``(images, labels)`` as a set of files; those that are files already stay where they are."""
     if len(source) != 2 or is_path(source[1]) or not hasattr(source[1], "__len__"):
         raise ArgumentError(
@@ -156,7 +176,8 @@ def _to_files(source: tuple[Any, ...], channels: int, folder: Path) -> image_set
     names = arrays.as_array(source[1]).tolist() if _is_array(source[1]) else list(source[1])
     if len(names) != len(sources):
         raise ArgumentError(f"each image must have a label. Received: {len(sources)} images and {len(names)} labels.")
-    wrong = [name for name in names if not isinstance(name, str | int) or name == ""]
+    texts, columns = _numbers_of(source[1]) if numbers else ([str(name) for name in names], None)
+    wrong = [] if numbers else [name for name in names if not isinstance(name, str | int) or name == ""]
     if wrong:
         raise ArgumentError(f"labels must be text or whole numbers, one for each image. Received: {wrong[0]!r}.")
     paths = []
@@ -167,7 +188,27 @@ def _to_files(source: tuple[Any, ...], channels: int, folder: Path) -> image_set
         path = folder / f"image-{number:07}"
         path.write_bytes(_file_of(item))
         paths.append(path)
-    return image_sets.of_files(folder, paths, [str(name) for name in names])
+    return image_sets.of_files(folder, paths, texts, numbers=columns)
+
+
+def _numbers_of(labels: Any) -> tuple[list[str], tuple[str, ...]]:
+    """Returns numbers as texts, one for each image, and their names: those of a table's columns, or by position."""
+    try:
+        values = np.asarray(labels, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"labels must be numbers, as many for each image. Received: {error}.") from error
+    if values.ndim not in (1, 2) or not np.isfinite(values).all() or not values.size:
+        raise ArgumentError(
+            "labels must be finite numbers of shape (n,) or (n, numbers). Received: "
+            f"shape {values.shape}{'' if np.isfinite(values).all() else ' with NaN or infinity'}."
+        )
+    rows = values.reshape(len(values), -1)
+    columns = getattr(labels, "columns", None)
+    own = (
+        [str(column) for column in columns] if columns is not None else [f"value {n + 1}" for n in range(rows.shape[1])]
+    )
+    names = ("value",) if rows.shape[1] == 1 and columns is None else tuple(own)
+    return [tables.BETWEEN.join(repr(float(value)) for value in row) for row in rows], names
 
 
 def _file_of(item: Any) -> bytes:

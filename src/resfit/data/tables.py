@@ -36,6 +36,8 @@ _UNUSED = re.compile(r"(unnamed:?.*|index|k?folds?|width|height|w|h|)$")
 _TRUE, _FALSE = frozenset({"1", "1.0", "true", "yes"}), frozenset({"0", "0.0", "false", "no", ""})
 _IMAGE_FOLDERS = frozenset({"images", "image", "imgs", "img", "jpegimages", "photos", "pictures", "data", "files"})
 _REMOTE = re.compile(r"(?:https?|s3|gs|az|hf|ftp)://", re.IGNORECASE)
+#: What stands between numbers of one image in a text.
+BETWEEN = "\x1f"
 _LOOKED_AT = 200  # rows that a guess goes by
 _SAMPLE = 50  # rows that a place is tried with
 _MOST_FOLDERS = 2000
@@ -77,6 +79,7 @@ class Asked:
         label_separator: What stands between the labels of one cell.
         multilabel: Whether an image may have several labels.
         needs_labels: Whether a table without labels is refused.
+        numbers: Whether labels are numbers, of one column or of several, whose names then have commas between them.
     """
 
     path: str | None = None
@@ -87,6 +90,7 @@ class Asked:
     label_separator: str | None = None
     multilabel: bool | None = None
     needs_labels: bool = True
+    numbers: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Row:
     Attributes:
         line: Its line.
         path: The image, there or not.
-        labels: Its labels, sorted; with one label an image, that one.
+        labels: Its labels, sorted; with one label an image, that one; numbers as one text with :data:`BETWEEN`.
         split: ``"train"``, ``"val"``, ``"test"`` or None.
         group: What must stay together, if the table says.
         extra: Further columns, by name.
@@ -119,6 +123,7 @@ class Read:
         multilabel: Whether an image may have several labels; ``None`` where nothing speaks for it or against it.
         labels: Names of the labels that the columns state, whether an image has them or not.
         group: Name of the group column, empty without one.
+        numbers: Names of the columns with numbers, where labels are numbers.
         notes: What was guessed, with the argument that overrules it.
     """
 
@@ -127,6 +132,7 @@ class Read:
     labels: tuple[str, ...]
     group: str
     notes: tuple[str, ...]
+    numbers: tuple[str, ...] = ()
 
 
 def read(path: Path, asked: Asked, extra_columns: Sequence[str] = ()) -> Read:
@@ -168,7 +174,8 @@ def read(path: Path, asked: Asked, extra_columns: Sequence[str] = ()) -> Read:
         extra = tuple((name, row[index].strip()) for name, index in kept)
         rows.append(Row(line, place, own, guess.split_of(line, row), group, extra))
     name = table.header[guess.group] if guess.group is not None else ""
-    return Read(rows, guess.multilabel, guess.label_names, name, tuple(notes))
+    numbers = tuple(table.header[index] for index in guess.numbers)
+    return Read(rows, guess.multilabel, guess.label_names, name, tuple(notes), numbers)
 
 
 def values(path: Path, column: str, asked: Asked) -> dict[str, str]:
@@ -315,6 +322,7 @@ class _Guess:
         group: Position of the group.
         multilabel: Whether an image may have several labels; ``None`` where nothing says so.
         label_names: Names of the labels that the columns state.
+        numbers: Positions of the columns with numbers, where labels are numbers.
         notes: What was guessed.
     """
 
@@ -328,12 +336,16 @@ class _Guess:
         self.one_hot: tuple[int, ...] = ()
         self.label_names: tuple[str, ...] = ()
         self.multilabel = True if asked.label_separator else asked.multilabel
-        self.label = self._label()
+        self.numbers: tuple[int, ...] = self._numbers() if asked.numbers else ()
+        self.label = None if asked.numbers else self._label()
         self._say()
 
     def labels_of_rows(self) -> list[tuple[str, ...]]:
         """Returns the labels of each row, sorted."""
         table, found = self._table, []
+        if self.numbers:
+            return [(BETWEEN.join(self._number_in(line, cells, index) for index in self.numbers),)
+                    for line, cells in table.rows]  # fmt: skip
         if self.one_hot:
             names = [table.header[index] for index in self.one_hot]
             flags = [[cells[index].strip().lower() in _TRUE for index in self.one_hot] for _, cells in table.rows]
@@ -496,6 +508,47 @@ class _Guess:
             "Name it: label_column (--label-column)."
         )
 
+    def _numbers(self) -> tuple[int, ...]:
+        """Returns the columns with the numbers to predict: those that are named, or the only one that it can be."""
+        table, asked = self._table, self._asked.label
+        if asked is not None:
+            return (_index(table, asked),) if asked in table.header else tuple(
+                dict.fromkeys(_index(table, name.strip()) for name in asked.split(",") if name.strip())
+            )  # fmt: skip
+        taken = {self.path, self.split, self.group}
+        found = [
+            index
+            for index, name in enumerate(table.header)
+            if index not in taken
+            and not (table.has_header and _UNUSED.match(name.lower()))
+            and all(_number(cell) is not None for cell in table.column(index))
+        ]
+        found.sort(key=lambda index: _rank(table.header[index], _LABELS))
+        if (len(found) > 1 and _rank(table.header[found[0]], _LABELS) == len(_LABELS)) or not found:
+            held = some([repr(table.header[index]) for index in found]) or "none with numbers in every row"
+            raise DataError(
+                f"{table.path.name} must have a column with the numbers to predict. Received: {held}. Name it, or "
+                "several with commas between them: label_column (--label-column)."
+            )
+        others = some([repr(table.header[index]) for index in found[1:]])
+        self.notes.append(
+            f"{table.path.name}: numbers from column {table.header[found[0]]!r}"
+            + (f" and not {others}" if others else "")
+            + " (--label-column)"
+        )
+        return (found[0],)
+
+    def _number_in(self, line: int, cells: Sequence[str], index: int) -> str:
+        """Returns the text of a number; an empty one where labels are not needed."""
+        cell = cells[index].strip()
+        value = _number(cell)
+        if (value is None or not math.isfinite(value)) and (cell or self._asked.needs_labels):
+            raise DataError(
+                f"column {self._table.header[index]!r} must have a finite number in each row. Received: {cell!r:.60} "
+                f"in line {line} of {self._table.path.name}."
+            )
+        return cell
+
     def _repeats(self, index: int) -> bool:
         cells = self._table.column(index)
         return 1 < len(set(cells)) <= max(2, len(cells) // 2) and not _is_quantity(cells)
@@ -519,8 +572,8 @@ class _Guess:
             name = self._table.header[index]
             raise DataError(
                 f"the labels must be classes. Received: column {name!r} of {self._table.path.name} with "
-                f"{len(set(cells))} different numbers, which reads like a quantity. Fitting quantities (--task "
-                "regression) is not available yet. If another column holds the classes, name it: label_column "
+                f"{len(set(cells))} different numbers, which reads like a quantity. To predict the number, pass "
+                "task='regression' (--task regression). If another column holds the classes, name it: label_column "
                 f"(--label-column); if the numbers are classes, {'make them words' if asked else 'name this one'}."
             )
         return index

@@ -79,7 +79,6 @@ class Views:
 
     def _render(self, image: Image, random: np.random.Generator, spec: InputSpec) -> Image:
         from PIL import Image as Images
-        from PIL import ImageEnhance
 
         target = image.size if spec.resize_mode == "none" else (spec.size[1], spec.size[0])
         box = self._box(image.size, target, random)
@@ -88,13 +87,7 @@ class Views:
         mirrored = random.random() < 0.5
         if self.flip and mirrored:
             result = result.transpose(Images.Transpose.FLIP_LEFT_RIGHT)
-        factors = random.uniform(1 - self.colour, 1 + self.colour, 3)
-        if self.colour and result.mode == "F":
-            return _toned(result, float(factors[0]), float(factors[1]))
-        if self.colour:
-            for kind, factor in zip(("Brightness", "Contrast", "Color"), factors, strict=True):
-                result = getattr(ImageEnhance, kind)(result).enhance(float(factor))
-        return result
+        return changed_colours(result, random, self.colour)
 
     def _box(
         self, size: tuple[int, int], target: tuple[int, int], random: np.random.Generator
@@ -115,6 +108,25 @@ class Views:
         crop_width, crop_height = target[0] * scale, target[1] * scale
         left, top = (width - crop_width) / 2, (height - crop_height) / 2
         return left, top, left + crop_width, top + crop_height
+
+
+def changed_colours(image: Image, random: np.random.Generator, colour: float) -> Image:
+    """Changes brightness, contrast and saturation at random.
+
+    Args:
+        image: Of mode RGB, L or F; the saturation of the latter two stays.
+        random: What draws; three numbers are drawn in any case.
+        colour: Factors lie in ``[1 - colour, 1 + colour]``; 0 changes nothing.
+    """
+    from PIL import ImageEnhance
+
+    factors = random.uniform(1 - colour, 1 + colour, 3)
+    if colour and image.mode == "F":
+        return _toned(image, float(factors[0]), float(factors[1]))
+    if colour:
+        for kind, factor in zip(("Brightness", "Contrast", "Color"), factors, strict=True):
+            image = getattr(ImageEnhance, kind)(image).enhance(float(factor))
+    return image
 
 
 def _toned(plane: Image, brightness: float, contrast: float) -> Image:

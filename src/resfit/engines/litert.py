@@ -103,7 +103,7 @@ def _converter(model: keras.Model, samples: np.ndarray | None, one_size: bool = 
     guard = _one_size(model.input_shape[1:3]) if one_size else lambda images: images
     function = tf.function(lambda images: model(guard(images), training=False), input_signature=signature)
     # the converter itself freezes nothing of Keras 3: variables would stay variables, without their values
-    frozen = convert_variables_to_constants_v2(function.get_concrete_function())
+    frozen = convert_variables_to_constants_v2(function.get_concrete_function(), lower_control_flow=False)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
     if samples is not None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]

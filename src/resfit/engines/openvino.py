@@ -86,11 +86,18 @@ def converted(model: keras.Model) -> tuple[Any, str]:
     try:
         return openvino_graph.build(model), "layers"
     except Unsupported as reason:
-        return _traced(model), f"traced ({reason})"
+        return traced(model), f"traced ({reason})"
 
 
-def _traced(model: keras.Model) -> Any:
-    """Converts through TensorFlow's graph, which knows every layer and takes some ten times as long."""
+def traced(model: keras.Model) -> Any:
+    """Converts through TensorFlow's graph, which knows every layer and takes some ten times as long.
+
+    Args:
+        model: With one input; several outputs come in the order of their names.
+
+    Raises:
+        RuntimeError: OpenVINO cannot convert it, or Keras runs on another backend.
+    """
     import keras
     import openvino
 

@@ -108,7 +108,7 @@ def judge(
         scan_options["label_separator"] = separator
     images = image_sets.scan(source, **{"reading": classifier.input_spec.reading, **scan_options})
     if part is not None:
-        images = _part(images, part)
+        images = part_of(images, part)
     if images.multilabel and not separator:
         raise DataError(
             "the images must have one class each, as those that the classifier was fitted to. Received: images of "
@@ -208,7 +208,17 @@ def measured(
     return evaluate(known.argmax(axis=1), probabilities, classes, **options)
 
 
-def _part(images: ImageSet, part: str) -> ImageSet:
+def part_of(images: ImageSet, part: str) -> ImageSet:
+    """Returns the images of one part of a split that the source states.
+
+    Args:
+        images: All of them.
+        part: One of :data:`PARTS`.
+
+    Raises:
+        ArgumentError: There is no such part.
+        DataError: The source states no such part.
+    """
     if part not in PARTS:
         raise ArgumentError(f"part must be one of {PARTS}. Received: {part!r}.{closest(part, PARTS)}")
     chosen = [position for position, split in enumerate(images.splits) if split == part]

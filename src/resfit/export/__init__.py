@@ -30,11 +30,17 @@ from resfit.export import tf_hub as _tf_hub
 from resfit.export import tf_saved_model as _tf_saved_model
 from resfit.export import torch as _torch
 from resfit.export.base import REGISTERED, ExportFormat, ExportJob, Written, register_export_format, version
-from resfit.export.export_model import ExportModel, subject_of
+from resfit.export.detection import pictures
+from resfit.export.detection import verification as detections
+from resfit.export.detection.export_detector import ExportDetector, of_detector
+from resfit.export.detection.formats import WRITERS
+from resfit.export.export_model import ExportModel, ExportRegressor, opened, subject_of
 from resfit.export.images import Images
 from resfit.export.results import Export
-from resfit.export.verification import Check, Verification
+from resfit.export.verification import Check, NumberVerification, Verification
+from resfit.networks.detection.spec import DetectorSpec
 from resfit.storage.atomic import write_json, write_text
+from resfit.tasks.detection import Detector
 
 __all__ = [
     "FORMATS",
@@ -69,6 +75,8 @@ PICTURE = "exports.png"
 FLOAT_SHARES = (0.0, 0.05, 0.15, 0.3, 0.5, 0.75)
 
 _SECONDS = 0.3
+# formats in which a regressor is exported
+_OF_NUMBERS = ("tf_saved_model", "keras", "onnx", "openvino", "litert")
 # what the card's plain resizing may be away from decoding at a reduced size, on average
 _PIXELS = 5.0
 
@@ -83,8 +91,9 @@ def export(
     name: str | None = None,
     version: int = 1,
     seed: int = 0,
+    raw: bool = False,
 ) -> Export:
-    """Writes a classifier or network for another runtime, and compares the result with Keras there.
+    """Writes a classifier, detector or network for another runtime, and compares the result with Keras there.
 
     Args:
         source: A :class:`resfit.tasks.classification.Classifier`, the folder of one, a Keras model with an
@@ -98,6 +107,7 @@ def export(
         name: Of the network in file names and model servers. Default: that of the classifier's folder or the network.
         version: Version number in the layout of TensorFlow Serving, at least 1.
         seed: Of the choice of images.
+        raw: Of a detector: boxes and scores before suppression, in place of detections.
 
     Returns:
         Where it stands and how it compares. The same is in its ``verification.json``.
@@ -105,7 +115,8 @@ def export(
     Raises:
         ArgumentError: An argument breaks its rule, the format has no such precision, or ``out`` holds something else.
         ExportError: The export disagrees with Keras (a score by more than 1e-4 of the largest in float32, or the first
-            class on more than 1 % of the images), the format cannot express the network, or there is no converter
+            class on more than 1 % of the images; fewer than 99 % of a detector's boxes have a match within half a
+            pixel), the format cannot express the network, or there is no converter
             to it. ``out`` is left as it was.
         MissingDependencyError: The format's packages are not installed.
         DataError: None of the images can be used.
@@ -118,7 +129,7 @@ def export(
     out = Path(os.path.abspath(out))
     folder.check_target(out)
     _installed(format, precision)
-    return _Exporter(subject_of(source, name=name), images, seed, version).run(format, precision, out)
+    return _exporter(_subject(source, name, raw), images, seed, version).run(format, precision, out)
 
 
 def cases(formats: Sequence[str] = (), precisions: Sequence[str] = ()) -> list[tuple[str, str]]:
@@ -154,6 +165,7 @@ def export_all(
     name: str | None = None,
     version: int = 1,
     seed: int = 0,
+    raw: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> list[Export]:
     """Writes a classifier or network in every format and precision, a folder each.
@@ -171,6 +183,7 @@ def export_all(
         name: As :func:`export` takes it.
         version: As :func:`export` takes it.
         seed: As :func:`export` takes it.
+        raw: As :func:`export` takes it.
         say: Called with a line for people after each export.
 
     Returns:
@@ -185,7 +198,7 @@ def export_all(
     out = Path(os.path.abspath(out))
     for format, precision in chosen:
         folder.check_target(out / _folder_name(format, precision))
-    exporter = _Exporter(subject_of(source, name=name), images, seed, version)
+    exporter = _exporter(_subject(source, name, raw), images, seed, version)
     found = []
     for format, precision in chosen:
         row = exporter.row(format, precision, out / _folder_name(format, precision))
@@ -211,10 +224,29 @@ def line(row: Export) -> str:
     found = row.verification
     if row.problem or found is None:
         return f"{head}: {'FAILED' if row.failed else 'left out'}: {row.problem}"
+    difference, agreement, _ = (heading.removeprefix(">") for heading in found.HEADINGS)
     return (
-        f"{head}: largest difference {found.difference:.1e}, top-1 agreement {found.agreement:.1%} on "
+        f"{head}: {difference} {found.difference:.1e}, {agreement} {found.agreement:.1%} on "
         f"{found.images} images, {row.size / 1e6:.1f} MB, {found.latency:.1f} ms"
     )
+
+
+def _subject(source: Any, name: str | None, raw: bool) -> ExportModel:
+    """What is to be exported."""
+    found, name, facts = opened(source, name)
+    if isinstance(getattr(found, "architecture", None), DetectorSpec):
+        found = Detector.of_model(found)
+    if isinstance(found, Detector):
+        return of_detector(found, name=name, raw=raw, facts=facts)
+    if raw:
+        raise ArgumentError("raw=True is for detectors. Received: a network without boxes.")
+    return subject_of(found, name=name, facts=facts)
+
+
+def _exporter(subject: ExportModel, source: Any, seed: int, version: int) -> _Exporter:
+    if isinstance(subject, ExportDetector):
+        return _DetectionExporter(subject, source, seed, version)
+    return _Exporter(subject, source, seed, version)
 
 
 class _Exporter:
@@ -223,8 +255,20 @@ class _Exporter:
     def __init__(self, subject: ExportModel, source: Any, seed: int, version: int):
         self.subject = subject
         self._version = version
-        self.images: Images = images.gather(subject, source, seed=seed)
-        self._expected: np.ndarray = verification.rows(KerasEngine(subject.scores).run, self.images.checking)
+        self._prepare(source, seed)
+
+    def _prepare(self, source: Any, seed: int) -> None:
+        """Finds images, and what Keras says of them."""
+        self.images: Images = images.gather(self.subject, source, seed=seed)
+        self._expected: np.ndarray = verification.rows(KerasEngine(self.subject.scores).run, self.images.checking)
+
+    def _writer(self, module: ExportFormat, format: str) -> Callable[[ExportJob, Path], Written]:
+        """What writes the files of a format."""
+        if isinstance(self.subject, ExportRegressor) and format not in _OF_NUMBERS:
+            raise ExportError(
+                f"a regressor is exported as {', '.join(_OF_NUMBERS)}. Received: format={format!r}. Take one of these."
+            )
+        return module.write
 
     def run(self, format: str, precision: str, out: Path) -> Export:
         module = _installed(format, precision)
@@ -248,7 +292,7 @@ class _Exporter:
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
             job = dataclasses.replace(job, share=share)
             try:
-                written = module.write(job, work)
+                written = self._writer(module, format)(job, work)
             except (ResfitError, OSError):
                 raise
             except Exception as error:  # converters raise nearly everything
@@ -257,28 +301,42 @@ class _Exporter:
                     "Take another format."
                 ) from error
             write_text(work / folder.LABELS, folder.labels_text(list(self.subject.labels)))
+            described = folder.contract(job, written, format)
+            write_json(work / folder.CONTRACT, described)  # which the code of the card may read
             found = self._compared(module, job, written, work)
             if not found.problems:
                 break
         else:
             raise _DisagreementError(format, precision, found)
         size = folder.network_bytes(work)
-        described = folder.contract(job, written, format)
         folder.write_side_files(work, described, found.to_dict(), card.card(job, written, described, found, size))
         return found, size
 
     def _compared(self, module: ExportFormat, job: ExportJob, written: Written, work: Path) -> Verification:
-        received = snippet.run(written.usage, work, self.images.checking, self.images.photo, seconds=_SECONDS)
-        multilabel = self.subject.multilabel
+        subject = self.subject
+        received = snippet.run(
+            written.usage,
+            work,
+            self.images.checking,
+            self.images.photo,
+            seconds=_SECONDS,
+            function=subject.function,
+            of_photo=subject.output,
+        )
+        multilabel = subject.multilabel
+        numbers = isinstance(subject, ExportRegressor)
         checks = getattr(module, "checks", None)
         alone = verification.difference(received.alone, self._expected[: len(received.alone)])
-        return Verification(
+        kind = NumberVerification if numbers else Verification
+        return kind(
             runtime=version(module.RUNTIME),
             precision=job.precision,
             images=len(self.images.checking),
             source=self.images.source,
             difference=max(alone, verification.difference(received.scores, self._expected)),
-            agreement=verification.agreement(
+            agreement=verification.closeness(received.scores, self._expected, job.precision)
+            if numbers
+            else verification.agreement(
                 received.scores, self._expected, precision=job.precision, multilabel=multilabel
             ),
             accuracy=verification.accuracy(received.scores, self.images.labels),
@@ -300,7 +358,80 @@ class _Exporter:
         scores = verification.difference(received.photo, expected)
         return (
             Check("the pixels of a photo, averaged", away, _PIXELS, "of 255"),
-            Check("the scores of a photo", scores, tolerance),
+            Check(f"the {self.subject.output} of a photo", scores, tolerance),
+        )
+
+
+class _DetectionExporter(_Exporter):
+    """Exports of one detector, which are compared with the same boxes of Keras on the same images."""
+
+    def _prepare(self, source: Any, seed: int) -> None:
+        self._pictures = pictures.gather(self._detector, source, seed=seed)
+        self.images = self._pictures.images
+        self._found = self._keras(self.images.checking)
+        self._ap = pictures.average_precision(self._detector, self._pictures, self._found)
+
+    @property
+    def _detector(self) -> ExportDetector:
+        assert isinstance(self.subject, ExportDetector)
+        return self.subject
+
+    def _keras(self, images: np.ndarray) -> list[Any]:
+        """What Keras finds, image by image."""
+        network, found = self._detector.scores, []
+        for image in images:
+            outputs = network(image[None].astype(np.float32), training=False)
+            found += self._detector.detections({name: np.asarray(value) for name, value in outputs.items()})
+        return found
+
+    def _writer(self, module: ExportFormat, format: str) -> Callable[[ExportJob, Path], Written]:
+        if format not in WRITERS:
+            raise ExportError(
+                f"a detector is exported as {', '.join(WRITERS)}. Received: format={format!r}. Take one of these."
+            )
+        return WRITERS[format]
+
+    def _compared(self, module: ExportFormat, job: ExportJob, written: Written, work: Path) -> Verification:
+        subject, precision = self._detector, job.precision
+        received = snippet.run(
+            written.usage,
+            work,
+            self.images.checking,
+            self.images.photo,
+            seconds=_SECONDS,
+            function="detect",
+            of_photo="found",
+            empty=False,
+        )
+        limits = np.array([subject.detector.thresholds[label] for label in subject.labels], np.float32)
+        found = subject.detections(received.outputs)
+        alone = subject.detections(received.outputs_alone)
+        compared = found + alone, self._found + self._found[: len(alone)]
+        share, pixels, scores, boxes = detections.matched(*compared, precision, limits)
+        of_photo = subject.detections({name: value[None] for name, value in received.outputs_of_photo.items()})
+        matched, *_ = detections.matched(of_photo, self._keras(received.pixels), precision, limits)
+        ours = decode.decode_image(self.images.photo, subject.input_spec).astype(np.float32)
+        same = received.pixels.shape[1:] == ours.shape
+        away = float(np.abs(received.pixels[0] - ours).mean()) if same else float("inf")
+        unmatched = None if precision == "int8" else 1 - detections.LEAST_MATCHED[precision]
+        return detections.DetectionVerification(
+            runtime=version(module.RUNTIME),
+            precision=precision,
+            images=len(self.images.checking),
+            source=self.images.source,
+            difference=pixels,
+            agreement=share,
+            accuracy=pictures.average_precision(subject, self._pictures, found),
+            keras_accuracy=self._ap,
+            latency=received.latency,
+            checks=(
+                Check("the pixels of a photo, averaged", away, _PIXELS, "of 255"),
+                Check("the boxes of a photo without a match", 1 - matched, unmatched, "of all"),
+            ),
+            other_size=received.larger,
+            files=self.images.files,
+            boxes=boxes,
+            score_difference=scores,
         )
 
 

@@ -46,8 +46,8 @@ class Written:
         files: What is loaded, relative to the folder of the export; the first is the one to name.
         input: What goes in, JSON-ready, as :func:`image_input` describes it.
         outputs: What comes out, JSON-ready, as :func:`scores_output` describes it.
-        usage: Code that loads it and classifies one image, without resfit. It is run as it is printed, and has to leave
-            behind what :func:`resfit.export.snippet.run` says.
+        usage: Code that loads it and classifies one image (or detects in one), without resfit. It is run as it is
+            printed, and has to leave behind what :func:`resfit.export.snippet.run` says.
         temperature_applied: Whether the scores are divided by the temperature already.
         notes: Sentences for the model card.
         facts: More for ``contract.json``, JSON-ready.
@@ -134,11 +134,16 @@ def image_input(job: ExportJob, name: str = "images", **changes: Any) -> dict[st
     }
 
 
-def scores_output(job: ExportJob, name: str = "scores") -> dict[str, Any]:
-    """Returns the description of the scores."""
-    meaning = "probability of each label on its own" if job.subject.multilabel else "probabilities, which sum to 1"
-    shape = [None, len(job.subject.labels)]
-    return {"name": name, "dtype": "float32", "axes": ["batch", "label"], "shape": shape, "meaning": meaning}
+def scores_output(job: ExportJob, name: str = "") -> dict[str, Any]:
+    """Returns the description of the scores, or of the numbers of a regressor."""
+    subject = job.subject
+    return {
+        "name": name or subject.output,
+        "dtype": "float32",
+        "axes": ["batch", "label"],
+        "shape": [None, len(subject.labels)],
+        "meaning": subject.meaning,
+    }
 
 
 def int8_note(job: ExportJob, kept: int) -> str:
@@ -187,7 +192,10 @@ photo = photo.crop((left, top, left + {width}, top + {height}))
     body = f"    return {run}\n"
     if refuses_none:
         body = f"    if not len(images):\n        return np.zeros((0, {len(job.subject.labels)}), np.float32)\n{body}"
-    if job.subject.multilabel:
+    output, function = job.subject.output, job.subject.function
+    if output == "values":
+        shown = "print(dict(zip(labels, values.tolist())))"
+    elif job.subject.multilabel:
         shown = "print([(label, score) for label, score in zip(labels, scores) if score > 0.5])"
     else:
         shown = "print(labels[scores.argmax()], scores.max())"
@@ -197,13 +205,13 @@ import numpy as np
 
 {load}
 
-def classify(images):  # float32 (batch, {sides}, {spec.channels}), values 0..255, to scores (batch, labels)
+def {function}(images):  # float32 (batch, {sides}, {spec.channels}), values 0..255, to {output} (batch, labels)
 {body}
 
 labels = open("labels.txt", encoding="utf-8").read().splitlines()
 photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("{mode}")
 {resize}images = np.asarray(photo, np.float32){grey}[None]
-scores = classify(images)[0]
+{output} = {function}(images)[0]
 {shown}
 {more}'''
 

@@ -24,8 +24,7 @@ def card(job: ExportJob, written: Written, described: dict[str, Any], verificati
     subject = job.subject
     parts = [
         f"# {subject.name}",
-        f"Image classifier of {len(subject.labels)} classes as {described['format']} in {job.precision}, "
-        f"{size / 1e6:.1f} MB. Made with resfit; nothing here needs resfit.",
+        subject.title(described["format"], job.precision, size),
         "## Use",
         f"```python\n{written.usage}```",
         *([" ".join(written.notes)] if written.notes else []),
@@ -60,27 +59,20 @@ def _output(job: ExportJob, written: Written, described: dict[str, Any]) -> str:
         where = f" of `{output['of']}`" if "of" in output else ""
         meaning = output.get("meaning", output["name"])
         lines.append(f"- `{output['name']}`{where}: {output['dtype']}, {meaning}.")
-    value = job.subject.temperature
-    applied = "are divided by already" if written.temperature_applied else "have to be divided by"
-    lines.append(f"- Temperature {value:g}, which the logits {applied}.")
+    lines += job.subject.output_lines(written.temperature_applied)
     shown = ", ".join(" ".join(label.split()) for label in job.subject.labels[:_SHOWN_LABELS])
     more = len(job.subject.labels) - _SHOWN_LABELS
     lines.append(f"- Labels, in `{folders.LABELS}`: {shown}{f' and {more} more' if more > 0 else ''}.")
-    if job.subject.multilabel:
-        lines.append("- An image may have several labels: those of a score over one half.")
     return "\n".join(lines)
 
 
 def _compared(found: Verification) -> str:
     lines = [
         f"- The code above was run as it is printed, in {found.runtime}, on {found.source}.",
-        f"- Largest difference of a score: {found.difference:.1e} of the largest. "
-        f"Same first class: {found.agreement:.1%}.",
+        *found.lines(),
     ]
     for check in found.checks:
         lines.append(f"- Difference of {check.what}: {check.difference:.1e} {check.unit}".rstrip() + ".")
-    if found.accuracy is not None and found.keras_accuracy is not None:
-        lines.append(f"- Accuracy on them: {found.accuracy:.1%}; in Keras {found.keras_accuracy:.1%}.")
     if found.other_size is not None:
         lines.append("- Images of another size are refused.")
     if found.no_images is not None:
@@ -92,6 +84,10 @@ def _compared(found: Verification) -> str:
 
 
 def _origin(facts: dict[str, Any]) -> str:
+    if facts.get("kind") == "detector":
+        return _detector(facts)
+    if facts.get("kind") == "regressor":
+        return _regressor(facts)
     if facts.get("kind") != "classifier":
         return "\n".join([_weights(facts.get("weights")), *(f"- Assumed: {text}" for text in facts["assumptions"])])
     recipe, metrics = facts["recipe"], facts["metrics"]
@@ -115,13 +111,47 @@ def _origin(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _regressor(facts: dict[str, Any]) -> str:
+    recipe, test = facts["recipe"], facts["metrics"].get("test") or {"numbers": []}
+    lines = [f"- {recipe['model']}, strategy {recipe['strategy']}, seed {recipe['seed']}."]
+    for score in test["numbers"]:
+        figures = ", ".join(
+            f"{name.upper()} {score[name]['value']:.4g} (95 % interval {score[name]['low']:.4g} to "
+            f"{score[name]['high']:.4g})"
+            for name in ("mae", "rmse", "r2")
+            if None not in score[name].values()
+        )
+        lines.append(f"- {score['name']} on {test['n']} test images that nothing was chosen on: {figures}.")
+    for name, (low, high) in facts["metrics"].get("ranges", {}).items():
+        lines.append(f"- {name} was learned between {low:.6g} and {high:.6g}; beyond that it is extrapolated.")
+    lines.append(f"- Fingerprint of the data: `{facts['data']}`.")
+    made = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
+    return "\n".join([*lines, f"- Made with {made}."])
+
+
+def _detector(facts: dict[str, Any]) -> str:
+    recipe, metrics = facts["recipe"], facts["metrics"]
+    if recipe["trained"] == "published":
+        lines = [_weights(facts.get("weights")), *(f"- Assumed: {text}" for text in facts.get("assumptions", ()))]
+        return "\n".join(lines)
+    lines = [f"- {recipe['model']}, trained: {recipe['trained']}, seed {recipe['seed']}."]
+    test = metrics.get("test")
+    if isinstance(test, dict) and test.get("ap") is not None:
+        lines.append(f"- Box AP on test images that nothing was chosen on: {test['ap']:.3f}.")
+    lines.append(f"- Fingerprint of the data: `{facts['data']}`.")
+    lines.append("- It finds objects of the classes that it was fitted on, on images like those.")
+    return "\n".join(lines)
+
+
 def _weights(known: dict[str, Any] | None) -> str:
     if known is None:
         return "- A network as it was loaded. The licence of its weights is that of their publisher."
     data = f", trained on {known['training_data']}" if known["training_data"] else ""
     licence = known["licence"] or "none stated for them"
     lines = [f"- Weights {known['name']} of {known['source']}{data}; licence: {licence}."]
-    if known["top1"] is not None:
+    if known.get("ap") is not None:
+        lines.append(f"- Published box AP: {known['ap']:g} % on {known['evaluated_on']}.")
+    if known.get("top1") is not None:
         at = f" at {known['eval_size']} pixels" if known["eval_size"] else ""
         lines.append(f"- Published accuracy: {known['top1']:g} % on {known['evaluated_on']}{at}.")
     return "\n".join(lines)

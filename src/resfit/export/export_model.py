@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
-import io
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from resfit import artifact
-from resfit.data import csv_cells
 from resfit.errors import ArgumentError
+from resfit.networks.detection import catalog as detector_catalog
 from resfit.preprocessing import InputSpec
-from resfit.tasks.classification import Classifier
+from resfit.tasks import dispatch
+from resfit.tasks.base import FittedModel
+from resfit.tasks.detection import Detector
 
 if TYPE_CHECKING:
     import keras
@@ -51,6 +51,56 @@ class ExportModel:
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     tests: tuple[tuple[Path, str], ...] = ()
 
+    #: Name of the output, and of the function that the card's code calls.
+    output: ClassVar[str] = "scores"
+    function: ClassVar[str] = "classify"
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        return "Image classifier"
+
+    @property
+    def meaning(self) -> str:
+        """What the output is, in words."""
+        return "probability of each label on its own" if self.multilabel else "probabilities, which sum to 1"
+
+    def title(self, format: str, precision: str, size: int) -> str:
+        """Returns the first sentence of the card.
+
+        Args:
+            format: Of the export.
+            precision: Of the export.
+            size: Of the network's files in bytes.
+        """
+        return (
+            f"{self.kind} of {len(self.labels)} classes as {format} in {precision}, {size / 1e6:.1f} MB. Made with "
+            "resfit; nothing here needs resfit."
+        )
+
+    def about(self, temperature_applied: bool) -> dict[str, Any]:
+        """Returns what ``contract.json`` says of the outputs beside their shapes.
+
+        Args:
+            temperature_applied: Whether the scores are divided by the temperature already.
+        """
+        return {
+            "several_labels": self.multilabel,
+            "temperature": {"value": self.temperature, "applied": temperature_applied},
+        }
+
+    def output_lines(self, temperature_applied: bool) -> list[str]:
+        """Returns what the card says of the outputs beside their names.
+
+        Args:
+            temperature_applied: Whether the scores are divided by the temperature already.
+        """
+        applied = "are divided by already" if temperature_applied else "have to be divided by"
+        found = [f"- Temperature {self.temperature:g}, which the logits {applied}."]
+        return found + (
+            ["- An image may have several labels: those of a score over one half."] if self.multilabel else []
+        )
+
     @property
     def multilabel(self) -> bool:
         """Whether an image may have several labels."""
@@ -74,7 +124,7 @@ class ExportModel:
         if self.temperature == 1 and _ending(self.network) in ACTIVATIONS:
             return self.network
         logits = self.logits
-        layer = keras.layers.Activation(self.activation, dtype="float32", name=_free("scores", logits))
+        layer = keras.layers.Activation(self.activation, dtype="float32", name=_free(self.output, logits))
         return keras.Model(logits.inputs[0], layer(logits.outputs[0]), name=self.network.name)
 
     @functools.cached_property
@@ -86,32 +136,80 @@ class ExportModel:
         return keras.Model(self.network.inputs[0], output, name=f"{self.network.name}_features")
 
 
-def subject_of(source: Any, *, name: str | None = None) -> ExportModel:
+@dataclasses.dataclass(frozen=True, eq=False)
+class ExportRegressor(ExportModel):
+    """A network that predicts numbers, as it is shipped; ``labels`` are their names."""
+
+    output: ClassVar[str] = "values"
+    function: ClassVar[str] = "predict"
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        return "Image regressor"
+
+    @property
+    def meaning(self) -> str:
+        """What the output is, in words."""
+        return "the number of each label, in its own unit"
+
+    def title(self, format: str, precision: str, size: int) -> str:
+        """Returns the first sentence of the card; see :meth:`ExportModel.title`."""
+        return (
+            f"{self.kind} for {', '.join(self.labels)} as {format} in {precision}, {size / 1e6:.1f} MB. Made with "
+            "resfit; nothing here needs resfit."
+        )
+
+    def about(self, temperature_applied: bool) -> dict[str, Any]:
+        """Returns what ``contract.json`` says of the outputs beside their shapes: nothing."""
+        return {}
+
+    def output_lines(self, temperature_applied: bool) -> list[str]:
+        """Returns what the card says of the outputs beside their names: nothing."""
+        return []
+
+
+def subject_of(source: Any, *, name: str | None = None, facts: dict[str, Any] | None = None) -> ExportModel:
     """Returns what is to be exported.
 
     Args:
-        source: A :class:`resfit.tasks.classification.Classifier`; the folder of one; a Keras model that has an
-            ``input_spec``; or
-            what :func:`resfit.load` takes: a name, a handle, or a file.
+        source: A fitted model, such as a :class:`resfit.Classifier`; the folder of one; a Keras model that has an
+            ``input_spec``; or what :func:`resfit.load` takes: a name, a handle, or a file.
         name: Its name in file names and model servers. Default: that of the classifier's folder or of the network.
+        facts: What the model card says of a Keras model.
 
     Raises:
         ArgumentError: The network does not end in a classifier, has more than one input, does not compute in float32,
             or the name cannot stand in a path.
     """
-    facts: dict[str, Any] = {}
-    if isinstance(source, str | os.PathLike):
-        if _holds_classifier(Path(source)):
-            name = name or _clean(Path(os.path.abspath(source)).name.removesuffix(".resfit"))
-            source = Classifier.load(source)
-        else:
-            from resfit import zoo
-
-            name = name or _clean(Path(str(source)).name)
-            facts, source = _published(str(source)), zoo.load(source)
-    found = _of_classifier(source, name) if isinstance(source, Classifier) else _of_model(source, name, facts)
-    _check(found)
+    source, name, published = opened(source, name)
+    facts = {**published, **(facts or {})}
+    found = _of_fitted(source, name) if isinstance(source, FittedModel) else _of_model(source, name, facts)
+    check(found)
     return found
+
+
+def opened(source: Any, name: str | None) -> tuple[Any, str | None, dict[str, Any]]:
+    """Loads what is to be exported where it is named by a path, a name or a handle.
+
+    Args:
+        source: As :func:`subject_of` takes it.
+        name: Likewise.
+
+    Returns:
+        A fitted model or a Keras model, its name in the export, and what the model card says of it.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return source, name, {}
+    if _holds_classifier(Path(source)):
+        name = name or clean(Path(os.path.abspath(source)).name.removesuffix(".resfit"))
+        return dispatch.load(source), name, {}
+    name = name or clean(Path(str(source)).name)
+    if str(source) in detector_catalog.rows():
+        return Detector.pretrained(source), name, _published_detector(str(source))
+    from resfit import zoo
+
+    return zoo.load(source), name, _published(str(source))
 
 
 def _holds_classifier(path: Path) -> bool:
@@ -128,29 +226,34 @@ def _published(name: str) -> dict[str, Any]:
     return {} if row is None else {"weights": {key: getattr(row, key) for key in known}}
 
 
-def _of_classifier(classifier: Classifier, name: str | None) -> ExportModel:
-    table = classifier.attachment(artifact.TEST_PREDICTIONS).decode("utf-8", "surrogateescape")
-    try:
-        rows = [row for row in csv.DictReader(io.StringIO(table, newline="")) if row.get("path") and row.get("label")]
-    except csv.Error:  # no table that resfit wrote: then there are no images to compare on
-        rows = []
-    tests = [(Path(csv_cells.unescaped(row["path"])), csv_cells.unescaped(row["label"])) for row in rows]
-    return ExportModel(
-        name=name or _clean(classifier.model.name),
-        network=_single(classifier.model),
-        labels=classifier.classes,
-        input_spec=classifier.input_spec,
-        activation="sigmoid" if classifier.recipe.multilabel else "softmax",
-        features=classifier.recipe.features or _last_input(classifier.model),
-        temperature=float(getattr(classifier, "temperature", None) or 1.0),
-        facts={
-            "kind": "classifier",
-            "recipe": dataclasses.asdict(classifier.recipe),
-            "metrics": classifier.metrics,
-            "data": classifier.fingerprint,
-            "versions": classifier.versions,
-        },
-        tests=tuple(tests),
+def _published_detector(name: str) -> dict[str, Any]:
+    """Likewise of a detector."""
+    from resfit.weights import registry
+
+    row = registry.detectors().get(name)
+    known = ("name", "source", "licence", "training_data", "ap", "evaluated_on", "eval_size")
+    return {} if row is None else {"weights": {key: getattr(row, key) for key in known}}
+
+
+def _of_fitted(fitted: FittedModel, name: str | None) -> ExportModel:
+    found = fitted.exportable()
+    kinds: dict[tuple[str, ...], type[ExportModel]] = {("scores",): ExportModel, ("values",): ExportRegressor}
+    kind = kinds.get(found.outputs)
+    if kind is None:
+        raise ArgumentError(
+            f"exports have one output, 'scores' or 'values'. Received: {', '.join(found.outputs)} of a model for "
+            f"{fitted.task}."
+        )
+    return kind(
+        name=name or clean(found.network.name),
+        network=_single(found.network),
+        labels=found.labels,
+        input_spec=fitted.input_spec,
+        activation=found.activation,
+        features=found.features or _last_input(found.network),
+        temperature=found.temperature or 1.0,
+        facts=found.facts,
+        tests=found.tests,
     )
 
 
@@ -183,7 +286,7 @@ def _of_model(model: Any, name: str | None, facts: dict[str, Any]) -> ExportMode
     if len(labels) != count:
         labels = tuple(f"class {number}" for number in range(count))
     return ExportModel(
-        name=name or _clean(model.name),
+        name=name or clean(model.name),
         network=_single(model),
         labels=tuple(str(label) for label in labels),
         input_spec=contract,
@@ -193,7 +296,15 @@ def _of_model(model: Any, name: str | None, facts: dict[str, Any]) -> ExportMode
     )
 
 
-def _check(subject: ExportModel) -> None:
+def check(subject: ExportModel) -> None:
+    """Makes sure that a network can be exported under its name.
+
+    Args:
+        subject: What is to be exported.
+
+    Raises:
+        ArgumentError: The name cannot stand in a path, the temperature is none, or a layer computes in half precision.
+    """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", subject.name):
         raise ArgumentError(
             "the name of an export must be of letters, digits, '.', '_' and '-', and start with a letter or a digit. "
@@ -286,5 +397,10 @@ def _free(name: str, model: Any) -> str:
     return next(candidate for candidate in candidates if candidate not in taken)
 
 
-def _clean(name: str) -> str:
+def clean(name: str) -> str:
+    """Returns a name with what cannot stand in a path replaced.
+
+    Args:
+        name: Any text.
+    """
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:100] or "network"

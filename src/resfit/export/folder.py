@@ -75,12 +75,12 @@ def contract(job: ExportJob, written: Written, format: str) -> dict[str, Any]:
             **spec.to_dict(),
             "resize_size": list(spec.resize_size),
             "rule": resize_rule(job),
+            **({"fill": list(spec.fill)} if spec.resize_mode == "letterbox" else {}),
             "normalisation": "(x * scale - mean) / std, channel by channel, in the network's channel order",
         },
         "outputs": list(written.outputs),
         **written.facts,
-        "several_labels": subject.multilabel,
-        "temperature": {"value": subject.temperature, "applied": written.temperature_applied},
+        **subject.about(written.temperature_applied),
         "labels": list(subject.labels),
     }
 
@@ -94,6 +94,12 @@ def resize_rule(job: ExportJob) -> str:
     method = f"antialiased {spec.interpolation} interpolation" if spec.interpolation != "nearest" else "nearest pixel"
     if spec.resize_mode == "squash":
         return f"Resize to {width}x{height} pixels, whatever the aspect ratio ({method})."
+    if spec.resize_mode == "letterbox":
+        return (
+            f"Scale the image as a whole, as large as fits into {width}x{height} pixels, aspect ratio kept ({method}); "
+            f"put it into the middle (an odd pixel at the right and the bottom), the rest is {list(spec.fill)}. Back "
+            "to the image: take the left and top padding off, divide by the scale."
+        )
     box = spec.resize_size
     return (
         f"Resize so that the image just covers {box[1]}x{box[0]} pixels, aspect ratio kept ({method}), "

@@ -109,7 +109,7 @@ def gather(subject: ExportModel, source: Any = None, *, seed: int = 0, count: in
 def _of_array(subject: ExportModel, array: Any, seed: int, count: int) -> Images:
     pixels = inputs.batch_of(array, subject.input_spec)
     order = np.random.default_rng(seed).permutation(len(pixels))
-    checking, calibrating = _parts(order, count)
+    checking, calibrating = parts(order, count)
     pixels = high_bit_depth.eight_bits(pixels)
     unknown = np.full(len(checking), -1)
     words = _chosen("images that were passed as an array", len(array), len(checking), len(calibrating), seed)
@@ -141,8 +141,16 @@ def _indices(subject: ExportModel, names: Sequence[str]) -> np.ndarray:
     return np.array([-1 if subject.multilabel else positions.get(name, -1) for name in names], np.int64)
 
 
-def _parts(order: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits positions: a quarter, but no more than are useful, calibrates; others are compared."""
+def parts(order: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Splits positions: a quarter, but no more than are useful, calibrates; others are compared.
+
+    Args:
+        order: Positions in random order.
+        count: Most that are compared.
+
+    Returns:
+        Those that are compared, and those that calibrate.
+    """
     if len(order) < 4:
         return order, order
     calibrated = max(1, min(CALIBRATED, len(order) // 4))
@@ -175,7 +183,7 @@ def _decoded(
     gone: int = 0,
 ) -> Images:
     order = np.random.default_rng(seed).permutation(len(paths))
-    checking, calibrating = _parts(order, count)
+    checking, calibrating = parts(order, count)
     images, kept = _pixels(subject, [paths[position] for position in checking])
     if not len(kept):
         raise DataError(f"an export is checked on images. Received: {len(paths)} {words}; none can be decoded.")
@@ -188,12 +196,16 @@ def _decoded(
         if data.startswith((_JPEG, b"\x89PNG")):
             encoded[row] = data
     words = _chosen(words, len(paths), len(checking), len(calibrating), seed, gone=gone, unreadable=unreadable)
-    chosen = _names([paths[position] for position in checking])
+    chosen = names([paths[position] for position in checking])
     return Images(images, labels[checking], encoded, others if len(others) else images, words, chosen)
 
 
-def _names(paths: Sequence[Path]) -> tuple[str, ...]:
-    """Returns paths from the folder on that all are in, so that nothing above it is told."""
+def names(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Returns paths from the folder on that all are in, so that nothing above it is told.
+
+    Args:
+        paths: At least one.
+    """
     whole = [Path(os.path.abspath(path)) for path in paths]
     try:
         above = Path(os.path.commonpath([path.parent for path in whole]))

@@ -41,7 +41,7 @@ def write(job: ExportJob, folder: Path) -> Written:
         raise ExportError(
             f"a LiteRT export must run on LiteRT's own operations. Received: {', '.join(foreign)}. Take another format."
         )
-    (folder / _FILE).write_bytes(litert_metadata.added(data, job.subject))
+    (folder / _FILE).write_bytes(litert_metadata.added(data, job.subject, _described(job)))
     return Written(
         files=(_FILE,),
         input=image_input(job, shape=[None, *contract.size, contract.channels]),
@@ -53,9 +53,14 @@ def write(job: ExportJob, folder: Path) -> Written:
 interpreter = Interpreter("{_FILE}")
 network = interpreter.get_signature_runner("serving_default")
 """,
-            run='network(images=images)["scores"]',
+            run=f'network(images=images)["{job.subject.output}"]',
             refuses_none=True,
         ),
         notes=tuple(notes),
-        facts={"signatures": {litert_metadata.SIGNATURE: {"inputs": ["images"], "outputs": ["scores"]}}},
+        facts={"signatures": {litert_metadata.SIGNATURE: {"inputs": ["images"], "outputs": [job.subject.output]}}},
     )
+
+
+def _described(job: ExportJob) -> dict[str, str] | None:
+    """What the output is, where it is no score."""
+    return None if job.subject.output == "scores" else {job.subject.output: job.subject.meaning}

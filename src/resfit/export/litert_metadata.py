@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flatbuffers
@@ -30,7 +30,7 @@ _IDENTIFIER = b"M001"
 _PARSER = "1.0.0"
 _IMAGE, _FEATURE, _NORMALIZATION = 2, 1, 1  # members of the schema's unions
 _RGB, _GREY = 1, 2
-_AXIS_LABELS = 2
+_AXIS_LABELS, _VALUE_LABELS = 2, 3
 _CONVOLUTIONS = (schema.BuiltinOperator.CONV_2D, schema.BuiltinOperator.DEPTHWISE_CONV_2D)
 
 
@@ -46,21 +46,25 @@ class _Aligned(flatbuffers.Builder):
         return int(self.EndVector())
 
 
-def added(model: bytes, subject: ExportModel) -> bytes:
-    """Returns a LiteRT model with its metadata, labels and signature: ``images`` in, ``scores`` out.
+def added(model: bytes, subject: ExportModel, outputs: Mapping[str, str] | None = None) -> bytes:
+    """Returns a LiteRT model with its metadata, labels and signature: ``images`` in, ``scores`` or other names out.
 
     Args:
         model: The model.
         subject: What it was made of.
+        outputs: Its outputs in order, and what each is. Default: the scores of a classifier.
     """
+    outputs = outputs or {
+        "scores": f"Score of each label, 0 to 1; logits are divided by the temperature {subject.temperature:g} already."
+    }
     parsed = _parsed(model)
     buffer = schema.BufferT()
-    buffer.data = np.frombuffer(_metadata(subject), np.uint8)
+    buffer.data = np.frombuffer(_metadata(subject, outputs), np.uint8)
     parsed.buffers.append(buffer)
     entry = schema.MetadataT()
     entry.name, entry.buffer = NAME, len(parsed.buffers) - 1
     parsed.metadata = [*(parsed.metadata or []), entry]
-    parsed.signatureDefs = [_signature(parsed.subgraphs[0])]
+    parsed.signatureDefs = [_signature(parsed.subgraphs[0], list(outputs))]
     builder = _Aligned(len(model) + 65_536)
     builder.Finish(parsed.Pack(builder), b"TFL3")
     file = io.BytesIO(bytes(builder.Output()))
@@ -69,15 +73,16 @@ def added(model: bytes, subject: ExportModel) -> bytes:
     return file.getvalue()
 
 
-def _signature(graph: Any) -> Any:
+def _signature(graph: Any, outputs: Sequence[str]) -> Any:
     """Returns names for what a graph takes and gives, which are not those of its tensors."""
     made = schema.SignatureDefT()
     made.signatureKey, made.subgraphIndex = SIGNATURE, 0
     made.inputs, made.outputs = [], []
-    for name, tensors, maps in (("images", graph.inputs, made.inputs), ("scores", graph.outputs, made.outputs)):
-        entry = schema.TensorMapT()
-        entry.name, entry.tensorIndex = name, int(tensors[0])
-        maps.append(entry)
+    for names, tensors, maps in ((["images"], graph.inputs, made.inputs), (outputs, graph.outputs, made.outputs)):
+        for name, tensor in zip(names, tensors, strict=True):
+            entry = schema.TensorMapT()
+            entry.name, entry.tensorIndex = name, int(tensor)
+            maps.append(entry)
     return made
 
 
@@ -111,7 +116,7 @@ def _parsed(model: bytes) -> Any:
     return schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(model, 0))
 
 
-def _metadata(subject: ExportModel) -> bytes:
+def _metadata(subject: ExportModel, outputs: Mapping[str, str]) -> bytes:
     builder = flatbuffers.Builder(1024)
     spec = subject.input_spec
     size = _table(builder, 2, [("uint32", 0, spec.size[1]), ("uint32", 1, spec.size[0])])
@@ -127,21 +132,22 @@ def _metadata(subject: ExportModel) -> bytes:
         _content(builder, _IMAGE, image),
         [("offset", 4, _offsets(builder, [unit])), ("offset", 5, _range(builder, 0.0, 255.0))],
     )
-    described = builder.CreateString("Labels of the scores, one a line.")
+    # whose values or last axis the labels are of
+    labelled = next((name for name in ("classes", "scores") if name in outputs), next(iter(outputs)))
+    described = builder.CreateString(f"Labels of the {labelled}, one a line.")
     name = builder.CreateString(LABELS)
-    labels = _table(builder, 4, [("offset", 0, name), ("offset", 1, described), ("int8", 2, _AXIS_LABELS)])
-    given = _tensor(
-        builder,
-        "scores",
-        f"Score of each label, 0 to 1; logits are divided by the temperature {subject.temperature:g} already.",
-        _content(builder, _FEATURE, _table(builder, 0, [])),
-        [("offset", 5, _range(builder, 0.0, 1.0)), ("offset", 6, _offsets(builder, [labels]))],
-    )
-    inputs, outputs = _offsets(builder, [taken]), _offsets(builder, [given])
-    graph = _table(builder, 7, [("offset", 2, inputs), ("offset", 3, outputs)])
+    kind = _VALUE_LABELS if labelled == "classes" else _AXIS_LABELS
+    labels = _table(builder, 4, [("offset", 0, name), ("offset", 1, described), ("int8", 2, kind)])
+    given = []
+    for output, text in outputs.items():
+        fields = [("offset", 5, _range(builder, 0.0, 1.0))] if output == "scores" else []
+        fields += [("offset", 6, _offsets(builder, [labels]))] if output == labelled else []
+        given.append(_tensor(builder, output, text, _content(builder, _FEATURE, _table(builder, 0, [])), fields))
+    taken_all, given_all = _offsets(builder, [taken]), _offsets(builder, given)
+    graph = _table(builder, 7, [("offset", 2, taken_all), ("offset", 3, given_all)])
     graphs = _offsets(builder, [graph])
     title = builder.CreateString(subject.name)
-    text = builder.CreateString(f"Image classifier of {len(subject.labels)} classes, exported by resfit.")
+    text = builder.CreateString(f"{subject.kind} of {len(subject.labels)} classes, exported by resfit.")
     version, author, parser = (builder.CreateString(text) for text in ("1", "", _PARSER))
     fields = [("offset", 0, title), ("offset", 1, text), ("offset", 2, version), ("offset", 3, graphs)]
     root = _table(builder, 8, [*fields, ("offset", 4, author), ("offset", 7, parser)])

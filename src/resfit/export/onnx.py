@@ -23,7 +23,7 @@ def write(job: ExportJob, folder: Path) -> Written:
     from resfit.engines import onnxruntime as engine
     from resfit.export.plain import sized
 
-    network, way = engine.converted(sized(job.subject.scores, job.subject.input_spec), "scores")
+    network, way = engine.converted(sized(job.subject.scores, job.subject.input_spec), job.subject.output)
     taken, given = network.graph.input[0].name, network.graph.output[0].name
     notes = [FOLDED, "Any number of images in a batch."]
     if job.precision == "int8":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -19,11 +20,13 @@ INT8_MODULES = ("nncf",)
 RUNTIME = "openvino"
 
 _FILE = "model.xml"
-_CONFIG = {"INFERENCE_PRECISION_HINT": "f32"}
+#: How the network is compiled, so that it computes in float32.
+CONFIG = {"INFERENCE_PRECISION_HINT": "f32"}
 _CONVOLUTIONS = ("Convolution", "GroupConvolution")
 _UNMARKED = ("Const", "Parameter", "Result", "Convert", "FakeQuantize", "FakeConvert")
 _KEPT = "dynamic:bf16,f16"
-_BFLOAT16 = (
+#: For the model card.
+BFLOAT16 = (
     "`INFERENCE_PRECISION_HINT` is needed: without it OpenVINO computes in bfloat16 on processors that have it (8 bits "
     "of a number instead of 24), and scores have differed by up to 0.07 of the largest there. The operations in the "
     "file are marked to stay in float32 too, but not every release of OpenVINO heeds the mark in every operation."
@@ -42,9 +45,7 @@ def write(job: ExportJob, folder: Path) -> Written:
     network, way = engine.converted(sized(subject.scores, subject.input_spec))
     notes = [FOLDED, "Any number of images in a batch."]
     if job.precision == "int8":
-        kinds = [(operation.get_friendly_name(), operation.get_type_name()) for operation in network.get_ordered_ops()]
-        operations = [(name, kind in _CONVOLUTIONS) for name, kind in kinds if kind not in _NO_OPERATIONS]
-        floats, kept = int8.sensitive(operations, job.share)
+        floats, kept = int8.sensitive(operations(network), job.share)
         network = int8.quantized(network, job.calibrating, floats=floats, full_range=kept > 0)
         notes.append(int8_note(job, kept))
     if job.precision == "float16":
@@ -52,9 +53,9 @@ def write(job: ExportJob, folder: Path) -> Written:
     network.get_parameters()[0].set_layout(openvino.Layout("NHWC"))
     network.get_results()[0].set_layout(openvino.Layout("NC"))
     network.inputs[0].get_tensor().set_names({"images"})
-    network.outputs[0].get_tensor().set_names({"scores"})
+    network.outputs[0].get_tensor().set_names({subject.output})
     about = {
-        "model_type": "Classification",
+        "model_type": "Classification" if subject.output == "scores" else "Regression",
         "labels": " ".join(label.replace(" ", "_") for label in subject.labels),
         "temperature": str(subject.temperature),
         "multilabel": str(subject.multilabel),
@@ -63,8 +64,8 @@ def write(job: ExportJob, folder: Path) -> Written:
     for key, value in about.items():
         network.set_rt_info(value, ["model_info", key])
     openvino.save_model(network, folder / _FILE, compress_to_fp16=job.precision == "float16")
-    _keep_float32(folder / _FILE)
-    notes.append(_BFLOAT16)
+    keep_float32(folder / _FILE)
+    notes.append(BFLOAT16)
     return Written(
         files=(_FILE, "model.bin"),
         input=image_input(job),
@@ -72,8 +73,8 @@ def write(job: ExportJob, folder: Path) -> Written:
         usage=usage(
             job,
             head="import openvino\n",
-            load=f'network = openvino.Core().compile_model("{_FILE}", "CPU", {json.dumps(_CONFIG)})\n',
-            run='np.array(network({"images": images})["scores"])',
+            load=f'network = openvino.Core().compile_model("{_FILE}", "CPU", {json.dumps(CONFIG)})\n',
+            run=f'np.array(network({{"images": images}})["{subject.output}"])',
             refuses_none=True,
         ),
         notes=tuple(notes),
@@ -106,18 +107,31 @@ def without_hint(path: Path, images: np.ndarray) -> float:
         network = core.compile_model(path, "CPU", config)
 
         def run(batch: np.ndarray) -> np.ndarray:
-            return np.array(network({"images": batch})["scores"])
+            return np.array(network({"images": batch})[0])
 
         return rows(run, images)
 
-    return difference(scores({}), scores(_CONFIG))
+    return difference(scores({}), scores(CONFIG))
 
 
-def _keep_float32(path: Path) -> None:
+def operations(network: Any) -> list[tuple[str, bool]]:
+    """Returns the name of each operation, in the order of their computation, and whether it is a convolution.
+
+    Args:
+        network: An ``openvino.Model``.
+    """
+    kinds = [(operation.get_friendly_name(), operation.get_type_name()) for operation in network.get_ordered_ops()]
+    return [(name, kind in _CONVOLUTIONS) for name, kind in kinds if kind not in _NO_OPERATIONS]
+
+
+def keep_float32(path: Path) -> None:
     """Marks every operation as one whose float32 must not become bfloat16 or float16.
 
     Both names of the mark are written: today's, and that of releases before 2026. A runtime that knows neither
     ignores them.
+
+    Args:
+        path: The model.
     """
     tree = ElementTree.parse(path)
     for layer in tree.iterfind("./layers/layer"):

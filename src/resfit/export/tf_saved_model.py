@@ -46,7 +46,7 @@ def write(job: ExportJob, folder: Path) -> Written:
 
     def answer(batch: Any) -> dict[str, Any]:
         scores = tf.cast(run(batch)[0], tf.float32)
-        return {"scores": scores, "classes": tf.tile(labels[None], (tf.shape(scores)[0], 1))}
+        return {subject.output: scores, "classes": tf.tile(labels[None], (tf.shape(scores)[0], 1))}
 
     signatures: dict[str, tuple[Callable[..., Any], tf.TensorSpec]] = {
         "serving_default": (lambda images: answer(images), images),
@@ -74,7 +74,10 @@ def write(job: ExportJob, folder: Path) -> Written:
     return Written(
         files=(f"{subject.name}/{job.version}",),
         input=image_input(job),
-        outputs=(scores_output(job), {"name": "classes", "dtype": "string", "meaning": "labels of the scores"}),
+        outputs=(
+            scores_output(job),
+            {"name": "classes", "dtype": "string", "meaning": f"labels of the {subject.output}"},
+        ),
         usage=_usage(job, by_files),
         facts={"signatures": _signatures(job, by_files)},
         notes=(
@@ -104,9 +107,9 @@ def checks(job: ExportJob, folder: Path, images: Images) -> tuple[Check, ...]:
     inside = np.asarray(_signature(job, folder, "decode")(image_bytes=batch)["images"])
     levels = np.abs(inside.astype(np.int64) - pixels).max()
     found.append(Check("decoded images", float(levels), decoding.TOLERANCE, "of 255"))
-    served = np.asarray(_signature(job, folder, "serving_bytes")(image_bytes=batch)["scores"])
+    served = np.asarray(_signature(job, folder, "serving_bytes")(image_bytes=batch)[job.subject.output])
     again = rows(KerasEngine(job.subject.scores).once, inside)
-    found.append(Check("scores of encoded images", difference(served, again)))
+    found.append(Check(f"{job.subject.output} of encoded images", difference(served, again)))
     return tuple(found)
 
 
@@ -132,7 +135,7 @@ def _signatures(job: ExportJob, by_files: bool) -> dict[str, Any]:
     from resfit.export import decoding
 
     found: dict[str, Any] = {
-        "serving_default": {"inputs": ["images"], "outputs": ["scores", "classes"]},
+        "serving_default": {"inputs": ["images"], "outputs": [job.subject.output, "classes"]},
         "features": {
             "inputs": ["images"],
             "outputs": ["features"],
@@ -145,7 +148,7 @@ def _signatures(job: ExportJob, by_files: bool) -> dict[str, Any]:
             "takes": "JPEG or PNG as encoded bytes, any size",
             "pixel_tolerance": decoding.TOLERANCE,
         }
-        found["serving_bytes"] = {**decoded, "outputs": ["scores", "classes"]}
+        found["serving_bytes"] = {**decoded, "outputs": [job.subject.output, "classes"]}
         found["decode"] = {**decoded, "outputs": ["images"]}
     return found
 
@@ -157,10 +160,13 @@ answer = network.signatures["serving_bytes"](image_bytes=tf.io.read_file("photo.
 best = int(tf.argmax(answer["scores"][0]))
 print(answer["classes"][0, best].numpy().decode(), float(answer["scores"][0, best]))
 """
+    if job.subject.output != "scores":
+        start = more.index("best =")
+        more = f'{more[:start]}print(answer["{job.subject.output}"][0].numpy())\n'
     return usage(
         job,
         head="import tensorflow as tf\n",
         load=f'network = tf.saved_model.load("{job.subject.name}/{job.version}")\n',
-        run='network.signatures["serving_default"](images=tf.constant(images))["scores"].numpy()',
+        run=f'network.signatures["serving_default"](images=tf.constant(images))["{job.subject.output}"].numpy()',
         more=more if by_files else "",
     )

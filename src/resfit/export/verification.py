@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -13,6 +13,8 @@ TOLERANCE = 1e-4
 #: The same of scores by precision; ``None`` is no limit. Half precision has 11 bits: each weight is off by up to 5e-4
 #: of itself, and logits add these up.
 TOLERANCES: dict[str, float | None] = {"float32": TOLERANCE, "float16": 1e-2, "int8": None}
+#: What numbers may differ by to be close, as a share of the largest, by precision.
+CLOSE = {"float32": TOLERANCE, "float16": 1e-2, "int8": 5e-2}
 #: Smallest share of images of which the first class is Keras' own.
 LEAST_AGREEMENT = 0.99
 
@@ -80,6 +82,9 @@ class Verification:
     other_size: tuple[int, ...] | str | None = None
     files: tuple[str, ...] = ()
 
+    #: What ``difference``, ``agreement`` and ``accuracy`` are called in tables.
+    HEADINGS: ClassVar[tuple[str, str, str]] = (">largest difference", ">top-1 agreement", ">accuracy")
+
     @property
     def problems(self) -> tuple[str, ...]:
         """What is wrong with the export, in words; nothing if it agrees."""
@@ -102,16 +107,69 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields, the limits and the verdict as JSON-ready values."""
-        limits = {"difference": TOLERANCES[self.precision], "agreement": LEAST_AGREEMENT}
         return {
             **dataclasses.asdict(self),
             "no_images": list(self.no_images) if isinstance(self.no_images, tuple) else self.no_images,
             "other_size": list(self.other_size) if isinstance(self.other_size, tuple) else self.other_size,
             "files": list(self.files),
             "checks": [{**dataclasses.asdict(check), "passed": check.passed} for check in self.checks],
-            "limits": limits,
+            "limits": self.limits(),
             "passed": not self.problems,
         }
+
+    def limits(self) -> dict[str, Any]:
+        """Returns what the figures must not pass."""
+        return {"difference": TOLERANCES[self.precision], "agreement": LEAST_AGREEMENT}
+
+    def lines(self) -> list[str]:
+        """Returns the comparison for the card."""
+        found = [
+            f"- Largest difference of a score: {self.difference:.1e} of the largest. "
+            f"Same first class: {self.agreement:.1%}."
+        ]
+        if self.accuracy is not None and self.keras_accuracy is not None:
+            found.append(f"- Accuracy on them: {self.accuracy:.1%}; in Keras {self.keras_accuracy:.1%}.")
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class NumberVerification(Verification):
+    """How an export of a regressor compares with Keras: ``agreement`` is the share of images whose numbers are close.
+
+    ``difference`` is a share of the largest number, and what counts as close is :data:`CLOSE` of it.
+    """
+
+    HEADINGS: ClassVar[tuple[str, str, str]] = (">largest difference", ">close numbers", ">accuracy")
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with the export, in words; nothing if it agrees."""
+        words = (("a score differs", "a number differs"), ("top-1 agreement is", "share of close numbers is"))
+        found = super().problems
+        for old, new in words:
+            found = tuple(text.replace(old, new) for text in found)
+        return found
+
+    def lines(self) -> list[str]:
+        """Returns the comparison for the card."""
+        return [
+            f"- Largest difference of a number: {self.difference:.1e} of the largest. Within "
+            f"{CLOSE[self.precision]:.0e} of it: {self.agreement:.1%} of the images."
+        ]
+
+
+def closeness(received: np.ndarray, expected: np.ndarray, precision: str) -> float:
+    """Returns the share of images whose numbers are within :data:`CLOSE` of the largest.
+
+    Args:
+        received: Numbers ``(n, numbers)``.
+        expected: Numbers of the same shape.
+        precision: Of the export.
+    """
+    if received.shape != expected.shape or not np.isfinite(received).all():
+        return 0.0
+    limits = CLOSE[precision] * np.maximum(np.abs(expected).max(axis=0, initial=0.0), 1e-12)
+    return float(np.mean((np.abs(received - expected) <= limits).all(axis=1)))
 
 
 def rows(run: Run, images: np.ndarray) -> np.ndarray:

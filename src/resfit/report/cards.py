@@ -73,7 +73,7 @@ def model_card(findings: Findings) -> Rows:
 
 def run_card(findings: Findings) -> Rows:
     """Returns where and how it was measured."""
-    from resfit.tasks.classification.fit_report import package_versions
+    from resfit.tasks.preparation import package_versions
 
     now = package_versions()
     fitted = findings.classifier.versions

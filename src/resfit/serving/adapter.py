@@ -1,7 +1,6 @@
-"""A classifier as the server sees it: the only module that knows how :class:`resfit.tasks.classification.Classifier` is
-called.
+"""A fitted model as the server sees it: the only module that calls :class:`resfit.tasks.base.FittedModel`.
 
-Every answer comes from the classifier's own methods, so that it is the one that it gives offline.
+Every answer comes from the model's own methods, so that it is the one that it gives offline.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import io
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +21,7 @@ from resfit.serving import folders, logs
 from resfit.serving.problems import Problem, unusable
 
 if TYPE_CHECKING:
-    from resfit.tasks.classification import Classifier, Prediction
+    from resfit.tasks.base import FittedModel
 
 #: Files of a classifier that the page shows, by the name that it asks for.
 DOCUMENTS = {"report": ("report.html",), "card": ("model_card.md", "MODEL_CARD.md", "README.md")}
@@ -75,34 +73,34 @@ class ServedExplanation:
 
 
 class Served:
-    """One classifier, ready to answer.
+    """One fitted model, ready to answer.
 
     Args:
-        classifier: The classifier.
+        fitted: The fitted model.
         folder: Where it stands.
         engine: As :func:`resfit.engines.create` takes it.
     """
 
-    def __init__(self, classifier: Classifier, folder: Path, engine: str):
+    def __init__(self, fitted: FittedModel, folder: Path, engine: str):
         from resfit import engines
 
-        self.classifier = classifier
+        self.fitted = fitted
         self.folder = folder
         engines.check_name(engine)
-        self._body: Any = engines.create(classifier.body(), engine, images=None)
+        self._body: Any = engines.create(fitted.body(), engine, images=None)
 
     @classmethod
     def load(cls, folder: Path, engine: str) -> Served:
-        """Reads a classifier and makes it ready.
+        """Reads a fitted model and makes it ready.
 
         Raises:
             ArtifactError: It cannot be read, or holds something else than regular files.
             ArgumentError: The engine cannot run it.
         """
         folders.check(folder, [name for names in DOCUMENTS.values() for name in names])
-        from resfit.tasks.classification import Classifier
+        from resfit.tasks import dispatch
 
-        return cls(Classifier.load(folder), folder, engine)
+        return cls(dispatch.load(folder), folder, engine)
 
     @property
     def engine(self) -> str:
@@ -111,24 +109,48 @@ class Served:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes."""
-        return self.classifier.classes
+        """Names of the classes, or of the numbers that are predicted."""
+        return self.fitted.labels
+
+    @property
+    def task(self) -> str:
+        """What the model was fitted to."""
+        return self.fitted.task
+
+    @property
+    def network(self) -> str:
+        """Name of the network."""
+        return str(getattr(getattr(self.fitted, "recipe", None), "model", "") or self.fitted.model.name)
+
+    @functools.cached_property
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of one image's answer by the name of the output; texts have none."""
+        blank = np.full(self.shape, 128, np.uint8)
+        (found,) = self.predict([blank])
+        if isinstance(found, Problem):
+            raise ArtifactError(f"a model must give finite answers. Received: {found}.")
+        return {name: values.shape[1:] for name, values in self.arrays([found]).items()}
+
+    @functools.cached_property
+    def text_outputs(self) -> tuple[str, ...]:
+        """Names of what is answered as text."""
+        return tuple(self.fitted.texts([]))
 
     @property
     def label_separator(self) -> str:
         """What stands between labels in an answer; empty for one label an image."""
-        return str(self.classifier.recipe.separator)
+        return str(getattr(getattr(self.fitted, "recipe", None), "separator", ""))
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Height, width and channels that the network takes."""
-        contract = self.classifier.input_spec
+        contract = self.fitted.input_spec
         return (*contract.size, contract.channels)
 
     @functools.cached_property
     def features(self) -> int:
         """How many numbers an embedding has."""
-        return int(self.classifier.body().output_shape[-1])
+        return int(self.fitted.body().output_shape[-1])
 
     def warm_up(self, batch: int) -> None:
         """Runs the network on batches of every size that is compiled apart, and compares it with Keras once.
@@ -137,17 +159,18 @@ class Served:
             ArtifactError: There are weights that are not finite, or answers that are not.
         """
         _ = self.features  # worked out once, and not while a client waits
-        for variable in self.classifier.model.variables:  # an engine may hide a NaN behind a maximum with 0
+        for variable in self.fitted.model.variables:  # an engine may hide a NaN behind a maximum with 0
             if not np.isfinite(np.asarray(variable, np.float32)).all():
                 raise ArtifactError(
                     f"every weight of a network must be finite. Received: NaN or infinity in {variable.path}. "
-                    "Fit the classifier again."
+                    "Fit the model again."
                 )
         noise = np.random.default_rng(0).integers(0, 256, (batch, *self.shape), dtype=np.uint8)
         for count in sorted({1, min(2, batch), batch}):
             for found in (*self.predict(list(noise[:count])), *self.embed(list(noise[:count]))):
                 if isinstance(found, Problem):
-                    raise ArtifactError(f"a classifier must give finite scores. Received: NaN or infinity ({found}).")
+                    raise ArtifactError(f"a model must give finite answers. Received: NaN or infinity ({found}).")
+        _ = self.outputs
 
     def decode(self, data: bytes, max_pixels: int) -> np.ndarray:
         """Decodes a file as the classifier does offline.
@@ -158,8 +181,8 @@ class Served:
         from resfit.data import decode
 
         try:
-            image = decode.decode_image(data, self.classifier.input_spec, max_pixels=max_pixels)
-            decode.check_size(image, self.classifier.input_spec)
+            image = decode.decode_image(data, self.fitted.input_spec, max_pixels=max_pixels)
+            decode.check_size(image, self.fitted.input_spec)
         except ImageError as error:
             raise unusable(str(error)) from error
         return image
@@ -181,37 +204,42 @@ class Served:
                 raise unusable("its values are 0..1, and 0..255 are needed: multiply them by 255")
             image = image.astype(np.uint8)
         try:
-            image = inputs.fit_array(image, self.classifier.input_spec)
-            decode.check_size(image, self.classifier.input_spec)
+            image = inputs.fit_array(image, self.fitted.input_spec)
+            decode.check_size(image, self.fitted.input_spec)
         except (ArgumentError, ImageError) as error:
             raise unusable(str(error)) from error
         return image
 
-    def predict(self, images: Sequence[np.ndarray]) -> Sequence[Prediction | Problem]:
-        """Says what is on images of the network's size; an image whose scores are not finite is a problem."""
+    def predict(self, images: Sequence[np.ndarray]) -> Sequence[Any]:
+        """Predicts on images of the network's size; an image whose answer is not finite is a problem."""
         from resfit.data.inputs import NetworkInput
 
-        found = self.classifier.predict(NetworkInput(images), engine=self._body, batch_size=len(images))
-        return [one if all(map(math.isfinite, one.probabilities.values())) else _not_finite() for one in found]
+        found = self.fitted.predict(NetworkInput(images), engine=self._body, batch_size=len(images))
+        rows = list(self.fitted.arrays(found).values())
+        finite = [all(np.isfinite(values[row]).all() for values in rows) for row in range(len(found))]
+        return [one if fine else _not_finite() for one, fine in zip(found, finite, strict=True)]
 
     def embed(self, images: Sequence[np.ndarray]) -> Sequence[np.ndarray | Problem]:
         """Returns the features of images of the network's size; an image whose are not finite is a problem."""
         return [row if np.isfinite(row).all() else _not_finite() for row in self._body.run(np.stack(images))]
 
-    def scores(self, predictions: Sequence[Prediction]) -> np.ndarray:
-        """Returns probabilities in the order of the classes, float32 ``(n, classes)``."""
-        rows = [[prediction.probabilities[name] for name in self.classes] for prediction in predictions]
-        return np.array(rows, np.float32).reshape(len(predictions), len(self.classes))
+    def arrays(self, predictions: Sequence[Any]) -> dict[str, np.ndarray]:
+        """Returns predictions as arrays by the name of the output; see :meth:`FittedModel.arrays`."""
+        return self.fitted.arrays(predictions)
+
+    def texts(self, predictions: Sequence[Any]) -> dict[str, list[str]]:
+        """Returns what is answered as text by its name; see :meth:`FittedModel.texts`."""
+        return self.fitted.texts(predictions)
 
     @staticmethod
-    def unlike_training(prediction: Prediction) -> bool | None:
-        """Says whether an image is unlike the training data; ``None`` where the classifier cannot tell."""
-        return None if prediction.unlikeness is None else prediction.unlike_training
+    def unlike_training(prediction: Any) -> bool | None:
+        """Says whether an image is unlike the training data; ``None`` where the model cannot tell."""
+        return None if getattr(prediction, "unlikeness", None) is None else bool(prediction.unlike_training)
 
     @property
     def is_calibrated(self) -> bool:
         """Whether a temperature was fitted, so that the probabilities mean what they say."""
-        return self.classifier.calibration.count > 0
+        return getattr(getattr(self.fitted, "calibration", None), "count", 0) > 0
 
     def explain(
         self, image: np.ndarray, method: str, source: bytes | np.ndarray | None = None, max_pixels: int | None = None
@@ -228,8 +256,11 @@ class Served:
         from resfit.data.inputs import NetworkInput
         from resfit.explain import overlays, photos
 
-        (found,) = self.classifier.explain(NetworkInput([image]), method=method)
-        contract = self.classifier.input_spec
+        try:
+            (found,) = self.fitted.explain(NetworkInput([image]), method=method)
+        except ArgumentError as error:
+            raise Problem(501, str(error)) from error
+        contract = self.fitted.input_spec
         whole = image if source is None else source
         try:
             photo = photos.read(whole, contract, longest=LONGEST, max_pixels=max_pixels or MAX_PIXELS)
@@ -247,8 +278,8 @@ class Served:
         )
 
     def nearest(self, image: np.ndarray) -> list[Neighbour] | None:
-        """Returns the nearest training images; ``None`` where the classifier keeps none."""
-        kept = self.classifier.references
+        """Returns the nearest training images; ``None`` where the model keeps none."""
+        kept = getattr(self.fitted, "references", None)
         if kept is None:
             return None
         positions, cosines = kept.nearest(self._body.run(image[None]), NEAREST)

@@ -18,7 +18,7 @@ from resfit.serving.repository import NotServed, Repository, Version
 from resfit.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
-    from resfit.tasks.classification import Prediction
+    pass
 
 #: What a problem is called in the logs' scope entry.
 SCOPE = "resfit"
@@ -152,8 +152,10 @@ def first_problem(results: list[Any], what: str = "image") -> None:
             raise Problem(status, text, retry_after=result.retry_after, reason=result.reason)
 
 
-def described(prediction: Prediction, unlike: bool | None, top: int | None) -> dict[str, Any]:
+def described(prediction: Any, unlike: bool | None, top: int | None) -> dict[str, Any]:
     """Returns what was seen on one image, for people."""
+    if not hasattr(prediction, "probabilities"):
+        return {name: value for name, value in prediction.to_dict().items() if name not in ("path", "error")}
     listed = list(prediction.probabilities.items())[:top]
     found: dict[str, Any] = {
         "label": prediction.label,

@@ -12,6 +12,7 @@ from typing import Any
 
 from resfit import artifact
 from resfit.errors import ArtifactError
+from resfit.tasks import dispatch
 
 #: File beside the versions of a model with names for them: ``{"stable": 3}``.
 LABELS = "labels.json"
@@ -52,12 +53,12 @@ def preflight(root: Path) -> None:
     os.listdir(root)  # what may not be read would look empty
     if is_classifier(root):
         check(root)
-        artifact.read(root)
+        artifact.read(root, dispatch.task_of(root).kind)
 
 
 def is_classifier(folder: Path) -> bool:
     """Whether a folder is meant to be a classifier; it may be damaged, or on its way."""
-    return os.path.lexists(folder / artifact.DESCRIPTION)
+    return artifact.description_file(folder) is not None
 
 
 def check(folder: Path, documents: Collection[str] = ()) -> None:
@@ -154,8 +155,9 @@ def inside(folder: Path) -> list[Path]:
 
 def mark_of(folder: Path) -> tuple[Any, ...]:
     """Returns what changes when a classifier is written again; empty while it is being replaced."""
+    description = artifact.description_file(folder) or folder / artifact.DESCRIPTION
     try:
-        status = [(folder / name).stat() for name in (artifact.DESCRIPTION, artifact.MODEL)]
+        status = [path.stat() for path in (description, folder / artifact.MODEL)]
         status += [(folder / name).stat() for name in (artifact.CHECKSUMS,) if (folder / name).exists()]
     except OSError:
         return ()

@@ -54,8 +54,7 @@ HEADER = "Inference-Header-Content-Length"
 INPUT = "images"
 #: Extensions of the protocol that are spoken here, by Triton's names.
 EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration")
-_TASKS = {"scores": "predict", "label": "predict", "features": "embed"}
-_DEFAULT = ("scores", "label")
+_FEATURES = "features"
 _SCHEMA = {
     "type": "object",
     "required": ["inputs"],
@@ -82,7 +81,7 @@ _SCHEMA = {
             "items": {
                 "type": "object",
                 "required": ["name"],
-                "properties": {"name": {"type": "string", "enum": list(_TASKS)}, "parameters": {"type": "object"}},
+                "properties": {"name": {"type": "string", "example": "scores"}, "parameters": {"type": "object"}},
             },
         },
     },
@@ -198,8 +197,8 @@ def _metadata(context: Context, version: Version) -> dict[str, Any]:
         "platform": f"resfit_{served.engine}",
         "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, *served.shape]}],
         "outputs": [
-            {"name": "scores", "datatype": "FP32", "shape": [-1, len(served.classes)]},
-            {"name": "label", "datatype": "BYTES", "shape": [-1], **_separated(served)},
+            *({"name": name, "datatype": "FP32", "shape": [-1, *shape]} for name, shape in served.outputs.items()),
+            *({"name": name, "datatype": "BYTES", "shape": [-1], **_separated(served)} for name in served.text_outputs),
             {"name": "features", "datatype": "FP32", "shape": [-1, served.features]},
         ],
     }
@@ -212,7 +211,10 @@ def _separated(served: Served) -> dict[str, Any]:
 
 def _configuration(context: Context, version: Version) -> dict[str, Any]:
     served = version.served
-    outputs = (("scores", "TYPE_FP32", len(served.classes)), ("label", "TYPE_STRING", 1))
+    outputs = [
+        *((name, "TYPE_FP32", list(shape)) for name, shape in served.outputs.items()),
+        *((name, "TYPE_STRING", [1]) for name in served.text_outputs),
+    ]
     return {
         "name": version.model,
         "platform": f"resfit_{served.engine}",
@@ -221,7 +223,7 @@ def _configuration(context: Context, version: Version) -> dict[str, Any]:
         "max_batch_size": context.settings.max_files,
         "input": [{"name": INPUT, "data_type": "TYPE_FP32", "format": "FORMAT_NHWC", "dims": list(served.shape)}],
         "output": [
-            *({"name": name, "data_type": kind, "dims": [size]} for name, kind, size in outputs),
+            *({"name": name, "data_type": kind, "dims": sides} for name, kind, sides in outputs),
             {"name": "features", "data_type": "TYPE_FP32", "dims": [served.features]},
         ],
         "dynamic_batching": {
@@ -271,7 +273,7 @@ def _read(body: bytes | bytearray, header: str | None, context: Context, version
     identifier, parameters = given.get("id", ""), given.get("parameters", {})
     if not isinstance(identifier, str) or len(identifier) > 256 or not isinstance(parameters, dict):
         raise malformed("'id' must be a string of at most 256 characters and 'parameters' an object.")
-    outputs = _outputs(given.get("outputs"), bool(parameters.get("binary_data_output", False)))
+    outputs = _outputs(version.served, given.get("outputs"), bool(parameters.get("binary_data_output", False)))
     if found is None:
         raise malformed("'inputs' must be a list with one input.")
     return _Request(identifier, outputs, _sources(context, version, found, memoryview(body)[length:]))
@@ -361,14 +363,14 @@ async def _infer(context: Context, request: Request, version: Version) -> Respon
     note(request, images=len(sources))
     served = version.served
     columns: dict[str, Any] = {}
-    for task in dict.fromkeys(_TASKS[output.name] for output in outputs):
+    for task in dict.fromkeys("embed" if output.name == _FEATURES else "predict" for output in outputs):
         results = await context.pipeline.run(version, task, sources)
         first_problem(results)
         if task == "embed":
-            columns["features"] = np.stack(results).astype("<f4")
+            columns[_FEATURES] = np.stack(results).astype("<f4")
         else:
-            columns["scores"] = served.scores(results).astype("<f4")
-            columns["label"] = [str(result.label) for result in results]
+            columns |= {name: values.astype("<f4") for name, values in served.arrays(results).items()}
+            columns |= served.texts(results)
 
     def written() -> Response:
         described, tail = [], bytearray()
@@ -394,6 +396,8 @@ async def _infer(context: Context, request: Request, version: Version) -> Respon
 def _written(output: _Output, values: Any, version: Version) -> tuple[dict[str, Any], bytes]:
     """Returns the description of an output and its binary data; without that, the values stand in the description."""
     if output.classes:
+        if np.ndim(values) != 2:
+            raise malformed(f"'classification' is for outputs of one row an image. Received: {output.name!r}.")
         values = _classified(values, output, version)
     is_text = isinstance(values, list)
     entry: dict[str, Any] = {
@@ -423,16 +427,17 @@ def _classified(values: np.ndarray, output: _Output, version: Version) -> list[l
     ]
 
 
-def _outputs(value: Any, binary: bool) -> list[_Output]:
+def _outputs(served: Served, value: Any, binary: bool) -> list[_Output]:
+    known = (*served.outputs, *served.text_outputs, _FEATURES)
     if value is None or value == []:
-        return [_Output(name, binary) for name in _DEFAULT]
-    if not isinstance(value, list) or len(value) > len(_TASKS):
-        raise malformed(f"'outputs' must be a list of at most {len(_TASKS)} outputs.")
+        return [_Output(name, binary) for name in known[:-1]]
+    if not isinstance(value, list) or len(value) > len(known):
+        raise malformed(f"'outputs' must be a list of at most {len(known)} outputs.")
     found = []
     for entry in value:
         name = entry.get("name") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or name not in _TASKS:
-            raise malformed(f"outputs are {', '.join(_TASKS)}. Received: {str(name)[:128]!r}.")
+        if not isinstance(name, str) or name not in known:
+            raise malformed(f"outputs are {', '.join(known)}. Received: {str(name)[:128]!r}.")
         parameters = entry.get("parameters", {})
         if not isinstance(parameters, dict):
             raise malformed("the 'parameters' of an output must be an object.")

@@ -98,14 +98,15 @@ def _about(context: Context) -> dict[str, Any]:
                 "version": newest.number,
                 "versions": sorted(versions),
                 "classes": list(served.classes),
-                "network": served.classifier.recipe.model,
+                "task": served.task,
+                "network": served.network,
                 "engine": served.engine,
                 "size": list(served.shape[:2]),
                 "calibrated": served.is_calibrated,
                 "has_report": served.has_document("report"),
                 "has_card": served.has_document("card"),
                 "report_link": signed,
-                "metrics": _figures(served.classifier.metrics),
+                "metrics": _figures(served.fitted.metrics),
             }
         )
     return {

@@ -9,6 +9,7 @@ are, whichever signature is named.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -199,7 +200,11 @@ def _status(context: Context, model: str, version: int | None, label: str | None
 def _metadata(version: Version) -> dict[str, Any]:
     served = version.served
     images = ("DT_FLOAT", (-1, *served.shape))
-    scores = {"scores": ("DT_FLOAT", (-1, len(served.classes))), "classes": ("DT_STRING", (-1, len(served.classes)))}
+    scores: dict[str, tuple[str, tuple[int, ...]]] = {
+        name: ("DT_FLOAT", (-1, *shape)) for name, shape in served.outputs.items()
+    }
+    if "scores" in scores and len(scores) == 1:
+        scores["classes"] = ("DT_STRING", (-1, len(served.classes)))
     tensors: dict[str, tuple[tuple[str, tuple[int, ...]], dict[str, Any]]] = {
         "serving_default": (images, scores),
         "serving_bytes": (("DT_STRING", (-1,)), scores),
@@ -359,8 +364,9 @@ async def _predict(context: Context, request: Request, version: Version) -> Resp
         if task == "embed":
             columns: dict[str, list[Any]] = {"features": [row.tolist() for row in results]}
         else:
-            classes = list(version.served.classes)
-            columns = {"scores": version.served.scores(results).tolist(), "classes": [classes] * len(results)}
+            columns = {name: values.tolist() for name, values in version.served.arrays(results).items()}
+            if list(columns) == ["scores"]:  # of classes, which the client gets by name
+                columns["classes"] = [list(version.served.classes)] * len(results)
         if not asked.is_rows:
             return json_response({"outputs": columns if len(columns) > 1 else next(iter(columns.values()))})
         if len(columns) == 1:
@@ -373,7 +379,8 @@ async def _predict(context: Context, request: Request, version: Version) -> Resp
 
 def _size(version: Version, results: list[Any]) -> int:
     """Returns about how many bytes an answer has."""
-    return 32 * len(results) * max(len(version.served.classes), version.served.features)
+    served = version.served
+    return 32 * len(results) * max(*(math.prod(shape) for shape in served.outputs.values()), served.features)
 
 
 def _read_classify(body: bytes | bytearray, context: Context) -> list[Source]:
@@ -435,6 +442,8 @@ def _read_example(document: Document, what: str) -> bytes | None:
 
 
 async def _classify(context: Context, request: Request, version: Version) -> Response:
+    if list(version.served.outputs) != ["scores"]:
+        raise malformed(f"classify is for classes. Received: a model for {version.served.task}. Take predict.")
     sources = await context.reading(request, lambda body: _read_classify(body, context))
     note(request, images=len(sources))
     results = await context.pipeline.run(version, "predict", sources)
@@ -442,7 +451,7 @@ async def _classify(context: Context, request: Request, version: Version) -> Res
 
     def answer() -> Response:
         classes = version.served.classes
-        rows = version.served.scores(results).tolist()
+        rows = version.served.arrays(results)["scores"].tolist()
         return json_response({"results": [[list(pair) for pair in zip(classes, row, strict=True)] for row in rows]})
 
     return await context.pipeline.aside(answer, _size(version, results))

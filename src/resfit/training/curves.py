@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def draw_training(
     path: Path, history: Sequence[Mapping[str, Any]], *, kept: int | None = None, title: str = ""
 ) -> None:
-    """Draws loss and accuracy of each epoch.
+    """Draws loss and metric of each epoch.
 
     Args:
         path: PNG file to write.
@@ -25,7 +25,9 @@ def draw_training(
         title: Printed above.
     """
     figure = new_figure((9.0, 3.6))
-    for axis, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+    known = [name.partition("_") for row in history for name in row]
+    metric = next((name for side, _, name in known if side in ("train", "val") and name != "loss"), "accuracy")
+    for axis, name in zip(figure.subplots(1, 2), ("loss", metric), strict=True):
         for side, colour in (("train", "#8a8a8a"), ("val", "#1f5fa8")):
             rows = [row for row in history if f"{side}_{name}" in row]
             if rows:

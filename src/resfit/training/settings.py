@@ -135,6 +135,11 @@ class Tuning:
             raise ArgumentError(f"sizes must be at least 1 pixel. Received: {self.sizes!r}.")
 
     @property
+    def policy(self) -> str | None:
+        """Dtype policy of the training's layers; ``None`` for float32."""
+        return None if self.precision == "float32" else self.precision
+
+    @property
     def changes_images(self) -> bool:
         """Whether images are changed at random before the network sees them."""
         return self.crop_scale < 1 or self.flip or self.colour > 0 or self.rand_augment is not None or self.erasing > 0

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit.errors import ArgumentError
 from resfit.training import boundary, loop
 
 if TYPE_CHECKING:
     import keras
 
     from resfit.training.feeds import Feed
+    from resfit.training.objective import Objective
     from resfit.training.settings import Tuning
 
 _PREDICT = 64
@@ -41,8 +41,8 @@ class TrainingHistory:
     Attributes:
         history: A row for each epoch, JSON-ready; epoch 0 is what the network said before it learned.
         epoch: The epoch whose weights were kept.
-        accuracy: Of these on the validation images, 0..1; ``None`` without any.
-        loss: The same, mean cross-entropy.
+        score: The metric of these on the validation images, such as the accuracy 0..1; ``None`` without any.
+        loss: The same, mean loss.
         steps: Optimiser steps.
         seconds: Time of training and validation, interruptions excluded.
         ending: Why it ended: ``"epochs"``, ``"time"``, ``"patience"``, ``"diverged"`` or ``"stopped"``.
@@ -50,7 +50,7 @@ class TrainingHistory:
 
     history: tuple[dict[str, Any], ...]
     epoch: int
-    accuracy: float | None
+    score: float | None
     loss: float | None
     steps: int
     seconds: float
@@ -76,15 +76,16 @@ class Trainer:
     """The state of a run: the part that learns, its optimiser, its average, and where in the images it stands.
 
     Args:
-        model: The whole network, ending in logits, of which each layer is called once. It is trained in place.
+        model: The whole network, ending in what the loss reads, such as logits, of which each layer is called once. It
+            is trained in place.
         layers: The layers of the head, behind the network that ``tuning.trainable_from`` counts; they always learn.
         tuning: What decides the result.
         feed: Where the inputs of the part that learns come from.
-        targets: float32 array ``(len(feed), classes)``, rows summing to 1, or 0 and 1 for several labels.
+        objective: The loss, and the metric that the best epoch is chosen by.
+        targets: float32 array ``(len(feed), ...)`` that the feed gets rows of, and may change or replace.
         train: Positions to learn from.
         val: Positions to choose the best epoch on; may be empty.
-        multilabel: Whether an image may have several labels (sigmoid in place of softmax).
-        teacher: Logits of a teacher, an array like ``targets``, for ``tuning.distillation``.
+        teacher: Outputs of a teacher, an array with a row for each image, for objectives that read them.
         parts: The boundary and the part behind it, if the caller has cut the network already.
         closing: Images that will be measured afterwards, within ``tuning.minutes``.
     """
@@ -95,23 +96,21 @@ class Trainer:
         layers: Sequence[Any],
         tuning: Tuning,
         feed: Feed,
+        objective: Objective,
         targets: np.ndarray,
         train: np.ndarray,
         val: np.ndarray,
         *,
-        multilabel: bool = False,
         teacher: np.ndarray | None = None,
         parts: tuple[boundary.Boundary, keras.Model] | None = None,
         closing: int = 0,
     ):
         import tensorflow as tf
 
-        self.model, self.tuning, self.feed, self.multilabel = model, tuning, feed, multilabel
+        self.model, self.tuning, self.feed, self.objective = model, tuning, feed, objective
         self.head = [layer.name for layer in layers]
         self.targets, self.train, self.val = np.asarray(targets, np.float32), np.asarray(train), np.asarray(val)
         self.teacher = None if teacher is None else np.asarray(teacher, np.float32)
-        if tuning.distillation and teacher is None:
-            raise ArgumentError("distillation needs a teacher. Received: teacher=None.")
         self.boundary, self.second = parts or cut(model, layers, tuning.trainable_from)
         self._mark(self.boundary)
         self.learned = list(self.second.trainable_variables)
@@ -133,12 +132,11 @@ class Trainer:
             else []
         )
         self.best = [v.numpy() for v in self.state]
-        self.score: dict[str, Any] = {"epoch": 0, "accuracy": None, "loss": None}
+        self.score: dict[str, Any] = {"epoch": 0, "score": None, "loss": None}
         self.step, self.epoch, self.position, self.seconds = 0, 0, 0, 0.0
         self.waited, self.ending = 0, ""
         self.closing, self.pace = closing, math.inf  # seconds an image, the least that was seen
         self._totals = np.zeros(3)
-        self._weights = class_weights(self.targets[self.train], tuning.balance)
         self._phases = [boundary.find(body_of(model, layers), start) for _, start in sorted(tuning.unfreeze)]
         self._steps: dict[int, Any] = {}
         self._forward: Any = None
@@ -180,40 +178,42 @@ class Trainer:
         order = np.random.default_rng([self.tuning.seed, self.epoch]).permutation(len(self.train))
         first = self.position
 
-        def batches() -> Iterator[tuple[Any, Any, Any]]:
+        def batches() -> Iterator[tuple[np.ndarray, Any, Any, Any]]:
             for index in range(first, self.steps_per_epoch):
                 rows = np.sort(self.train[order[index * self.size : (index + 1) * self.size]])
                 number = self.epoch * self.steps_per_epoch + index
                 share = number / max(1, self.tuning.epochs * self.steps_per_epoch)
                 side = self.tuning.image_size(share)
                 inputs, targets = self.feed.batch(rows, self.targets[rows], self.epoch, number, side)
-                yield inputs, targets, None if self.teacher is None else self.teacher[rows]
+                yield rows, inputs, targets, None if self.teacher is None else self.teacher[rows]
 
         with loop.prefetch(batches(), 2) as ready:
             started = time.perf_counter()  # waiting for images is training time, too
-            for inputs, targets, teacher in ready:
+            for rows, inputs, targets, teacher in ready:
                 if self.progress >= 1.0:  # the time is up inside an epoch
                     break
-                loss, hits = self.learn(inputs, targets, teacher)
+                loss, score = self.learn(inputs, targets, teacher)
                 if not math.isfinite(loss):
                     self.ending = "diverged"
                     return
-                self._totals += (loss * len(targets), hits, len(targets))
+                count = len(rows)
+                self._totals += (loss * count, score, count)
                 self.position += 1
                 self.seconds += time.perf_counter() - started
-                yield {"loss": self._totals[0] / self._totals[2], "accuracy": self._totals[1] / self._totals[2]}
+                loss, score = self._totals[:2] / self._totals[2]
+                yield {"loss": loss, self.objective.metric: score}
                 started = time.perf_counter()
 
     def learn(self, inputs: Any, targets: Any, teacher: Any = None) -> tuple[float, float]:
         """Takes one step on a batch.
 
         Args:
-            inputs: What the part behind the cut reads, ``(batch, ...)``.
-            targets: Array ``(batch, classes)``.
-            teacher: Logits of the teacher, an array like ``targets``.
+            inputs: What the part behind the cut reads, ``(batch, ...)``, or several such.
+            targets: What the objective reads, ``(batch, ...)``, or several such.
+            teacher: Outputs of the teacher, a row for each image.
 
         Returns:
-            The loss before the step, and how many images were right.
+            The loss before the step, and the sum over the images of what the metric averages.
         """
         import tensorflow as tf
 
@@ -221,16 +221,16 @@ class Trainer:
         rate = loop.rate(tuning.schedule, tuning.learning_rate, tuning.warmup, self.progress)
         step = self._step_function(self._phase())
         teacher = np.zeros((1, 1), np.float32) if teacher is None else teacher
-        loss, hits = step(
-            tf.constant(inputs, tf.float32),
-            tf.constant(targets, tf.float32),
+        loss, score = step(
+            _tensors(inputs),
+            _tensors(targets),
             tf.constant(teacher, tf.float32),
             tf.constant(rate, tf.float32),
             tf.constant(self.step // tuning.accumulate, tf.int32),
             tf.constant((self.step + 1) % tuning.accumulate == 0),
         )
         self.step += 1
-        return float(loss), float(hits)
+        return float(loss), float(score)
 
     def close_epoch(self) -> dict[str, Any]:
         """Ends the epoch: measures, keeps the weights if they are the best so far, and returns the row of the log."""
@@ -244,7 +244,7 @@ class Trainer:
                 f"{loop.rate(tuning.schedule, tuning.learning_rate, tuning.warmup, self.progress):.6g}"
             ),
             "train_loss": round(self._totals[0] / count, 5),
-            "train_accuracy": round(self._totals[1] / count, 5),
+            f"train_{self.objective.metric}": round(self._totals[1] / count, 5),
         }
         begin = time.perf_counter()
         row.update(self.judge())
@@ -269,28 +269,27 @@ class Trainer:
         with self._averaged():
             if not len(self.val):
                 self.best = [v.numpy() for v in self.state]
-                self.score = {"epoch": self.epoch, "accuracy": None, "loss": None}
+                self.score = {"epoch": self.epoch, "score": None, "loss": None}
                 return {}
             if self.closing and self._forward is None:  # what it takes to begin is no part of the pace
                 self.predict(self.val[:_PREDICT])
             begin = time.perf_counter()
-            logits = self.predict(self.val)
+            loss, score = self.objective.measure(self._outputs(self.val))
             self.pace = min(self.pace, (time.perf_counter() - begin) / len(self.val))
-            loss, accuracy = measure(logits, self.targets[self.val], multilabel=self.multilabel)
-            if math.isfinite(loss) and self._is_better(accuracy, loss):
+            if math.isfinite(loss) and self._is_better(score, loss):
                 self.best = [v.numpy() for v in self.state]
-                self.score = {"epoch": self.epoch, "accuracy": accuracy, "loss": loss}
+                self.score = {"epoch": self.epoch, "score": score, "loss": loss}
                 self.waited = 0
             else:
                 self.waited += 1
-        return {"val_loss": round(loss, 5), "val_accuracy": round(accuracy, 5)}
+        return {"val_loss": round(loss, 5), f"val_{self.objective.metric}": round(score, 5)}
 
-    def _is_better(self, accuracy: float, loss: float) -> bool:
+    def _is_better(self, score: float, loss: float) -> bool:
         """Whether these figures beat the best; a loss that differs by its rounding does not."""
-        if self.score["accuracy"] is None:
+        if self.score["score"] is None:
             return True
-        if accuracy != self.score["accuracy"]:
-            return bool(accuracy > self.score["accuracy"])
+        if score != self.score["score"]:
+            return bool(score > self.score["score"])
         return bool(loss < (1 - _NOTICEABLE) * self.score["loss"])
 
     def keep_best(self) -> None:
@@ -299,14 +298,17 @@ class Trainer:
             variable.assign(value)
 
     def predict(self, rows: np.ndarray) -> np.ndarray:
-        """Returns logits for unchanged images with the weights as they stand.
+        """Returns the output, such as logits, for unchanged images with the weights as they stand.
 
         Args:
-            rows: Positions in the feed.
+            rows: Positions in the feed, at least one.
         """
+        return np.concatenate([outputs for _, outputs in self._outputs(rows)])
+
+    def _outputs(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Any]]:
         if self._forward is None:
             self._forward = forward_of(self.second)
-        return logits_of(self._forward, self.feed, rows, self.targets.shape[1])
+        return outputs_of(self._forward, self.feed, rows)
 
     def find_rate(self, *, low: float = 1e-6, high: float = 1.0, steps: int = 60) -> RateCurve:
         """Raises the learning rate from step to step and watches the loss; the network is left as it was.
@@ -430,7 +432,8 @@ class Trainer:
         scaled = tuning.precision == "mixed_float16"
 
         def forward(inputs: Any) -> Any:
-            return tf.cast(program(inputs, training=not fixed), tf.float32)
+            outputs = program(inputs, training=not fixed)
+            return tf.nest.map_structure(lambda output: tf.cast(output, tf.float32), outputs)
 
         def apply(gradients: list[Any], rate: Any, number: Any) -> None:
             if tuning.clip is not None:
@@ -442,8 +445,8 @@ class Trainer:
         def step(inputs: Any, targets: Any, teacher: Any, rate: Any, number: Any, last: Any) -> Any:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch([v.value for v in moving])
-                logits = forward(inputs)
-                loss = tf.reduce_mean(self._loss(logits, targets, teacher))
+                outputs = forward(inputs)
+                loss = tf.reduce_mean(self.objective.loss(outputs, targets, teacher))
                 target = loss * 1024.0 if scaled else loss
             gradients = tape.gradient(target, [v.value for v in moving], unconnected_gradients="zero")
             if scaled:
@@ -466,7 +469,7 @@ class Trainer:
             keep = tf.minimum(tuning.ema_decay, (1 + done) / (10 + done))
             for mean, variable in averages:
                 mean.assign(keep * mean + (1 - keep) * variable.value)
-            return loss, self._hits(logits, targets)
+            return loss, self.objective.score(outputs, targets)
 
         def run(*arguments: Any) -> Any:
             for layer in self.model.layers:  # a trace reads the marks, whenever it happens
@@ -474,45 +477,6 @@ class Trainer:
             return step(*arguments)
 
         return run if self._phases else step
-
-    def _loss(self, logits: Any, targets: Any, teacher: Any) -> Any:
-        """Returns the loss of each image."""
-        import tensorflow as tf
-
-        tuning, classes = self.tuning, self.targets.shape[1]
-        smooth = tuning.label_smoothing
-        goal = targets * (1 - smooth) + smooth * (0.5 if self.multilabel else 1 / classes)
-        weights = tf.constant(self._weights)
-        if self.multilabel:
-            each = tf.nn.sigmoid_cross_entropy_with_logits(goal, logits)
-            if tuning.focal:
-                each *= tf.abs(goal - tf.sigmoid(logits)) ** tuning.focal
-            loss = tf.reduce_sum(each * weights, axis=1)
-        elif tuning.focal:
-            logs = tf.nn.log_softmax(logits)
-            loss = -tf.reduce_sum(goal * (1 - tf.exp(logs)) ** tuning.focal * logs * weights, axis=1)
-        else:
-            loss = tf.nn.softmax_cross_entropy_with_logits(goal, logits)
-            if tuning.balance:
-                loss *= tf.reduce_sum(targets * weights, axis=1)
-        if tuning.distillation:
-            warm = tuning.temperature
-            if self.multilabel:
-                taught = tf.nn.sigmoid_cross_entropy_with_logits(tf.sigmoid(teacher / warm), logits / warm)
-                other = tf.reduce_sum(taught, axis=1)
-            else:
-                other = tf.nn.softmax_cross_entropy_with_logits(tf.nn.softmax(teacher / warm), logits / warm)
-            loss = (1 - tuning.distillation) * loss + tuning.distillation * warm**2 * other
-        return loss
-
-    def _hits(self, logits: Any, targets: Any) -> Any:
-        import tensorflow as tf
-
-        if self.multilabel:
-            right = tf.reduce_all(tf.equal(logits > 0, targets > 0.5), axis=1)
-        else:
-            right = tf.equal(tf.argmax(logits, 1), tf.argmax(targets, 1))
-        return tf.reduce_sum(tf.cast(right, tf.float32))
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -547,7 +511,7 @@ def train(
         folder: Of the run, with its checkpoints and its log.
         log: Gets a row for each epoch.
         checkpoint_seconds: Longest time between two checkpoints.
-        report: Called after each step with loss and accuracy of the epoch so far.
+        report: Called after each step with loss and metric of the epoch so far.
         stop: Called after each step with its number; the run ends early, resumable, where it returns True.
         say: Called with lines for people.
 
@@ -586,7 +550,7 @@ def train(
     return TrainingHistory(
         history=tuple(_numbers(row) for row in log.rows()),
         epoch=trainer.score["epoch"],
-        accuracy=trainer.score["accuracy"],
+        score=trainer.score["score"],
         loss=trainer.score["loss"],
         steps=trainer.step,
         seconds=trainer.seconds,
@@ -613,66 +577,44 @@ def forward_of(second: keras.Model) -> Callable[[Any], Any]:
     """Returns what runs the part behind the cut without learning, float32 in and float32 out.
 
     Args:
-        second: The part, ending in logits.
+        second: The part, ending in what the loss reads.
     """
     import tensorflow as tf
 
     from resfit.training.bn_folding import fold
 
     program = fold(second, lambda _: True)
-    return tf.function(
-        lambda inputs: tf.cast(program(inputs, training=False), tf.float32), autograph=False, reduce_retracing=True
-    )
+
+    def forward(inputs: Any) -> Any:
+        return tf.nest.map_structure(lambda output: tf.cast(output, tf.float32), program(inputs, training=False))
+
+    return tf.function(forward, autograph=False, reduce_retracing=True)
 
 
-def logits_of(forward: Callable[[Any], Any], feed: Feed, rows: np.ndarray, classes: int) -> np.ndarray:
-    """Returns logits ``(rows, classes)`` for unchanged images.
+def outputs_of(
+    forward: Callable[[Any], Any], feed: Feed, rows: np.ndarray, *, batch: int = _PREDICT
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """Yields outputs for unchanged images, a batch at a time, each with its rows.
 
     Args:
         forward: What :func:`forward_of` returned.
         feed: Where its inputs come from.
         rows: Positions in the feed.
-        classes: Number of classes.
+        batch: Images at once.
     """
     import tensorflow as tf
 
-    parts = [rows[start : start + _PREDICT] for start in range(0, len(rows), _PREDICT)]
-    with loop.prefetch((feed.plain(part) for part in parts), 2) as ready:
-        found = [forward(tf.constant(inputs, tf.float32)).numpy() for inputs in ready]
-    return np.concatenate(found) if found else np.zeros((0, classes), np.float32)
+    parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+    with loop.prefetch(((part, feed.plain(part)) for part in parts), 2) as ready:
+        for part, inputs in ready:
+            yield part, tf.nest.map_structure(lambda output: output.numpy(), forward(_tensors(inputs)))
 
 
-def class_weights(targets: np.ndarray, balance: bool) -> np.ndarray:
-    """Returns what each class weighs in the loss: the mean over the images is 1.
+def _tensors(values: Any) -> Any:
+    """Returns arrays, however they are nested, as float32 tensors."""
+    import tensorflow as tf
 
-    Args:
-        targets: Array ``(n, classes)``.
-        balance: Whether the weights make up for the number of images; otherwise all are 1.
-    """
-    counts = targets.sum(axis=0)
-    if not balance:
-        return np.ones(targets.shape[1], np.float32)
-    present = counts > 0
-    weights = np.where(present, counts.sum() / (np.maximum(counts, 1e-9) * max(present.sum(), 1)), 0.0)
-    return weights.astype(np.float32)
-
-
-def measure(logits: np.ndarray, targets: np.ndarray, *, multilabel: bool = False) -> tuple[float, float]:
-    """Returns mean cross-entropy and accuracy of logits; with several labels the share of labels that are right.
-
-    Args:
-        logits: Array ``(n, classes)``.
-        targets: Array ``(n, classes)``.
-        multilabel: Whether an image may have several labels.
-    """
-    values = logits.astype(np.float64)
-    if multilabel:
-        loss = np.logaddexp(0, values) - targets * values
-        return float(loss.sum(axis=1).mean()), float(((values > 0) == (targets > 0.5)).mean())
-    shifted = values - values.max(axis=1, keepdims=True)
-    logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    hits = values.argmax(axis=1) == targets.argmax(axis=1)
-    return float(-(targets * logs).sum(axis=1).mean()), float((hits & np.isfinite(values).all(axis=1)).mean())
+    return tf.nest.map_structure(lambda value: tf.constant(value, tf.float32), values)
 
 
 def body_of(model: keras.Model, layers: Sequence[Any]) -> keras.Model:

@@ -18,6 +18,7 @@ import numpy as np
 
 from resfit.errors import CheckpointError
 from resfit.networks import arithmetic
+from resfit.networks.spec import ArchitectureSpec
 from resfit.weights.formats import keras_h5
 from resfit.weights.formats.base import find_format
 from resfit.weights.formats.keras_h5 import H5Layer, grouped_kernel
@@ -141,15 +142,11 @@ def _fill_from_arrays(model: Any, file: WeightsFile, channel_order: str, keeps_h
         values = from_groups(file.groups, model)
     else:
         values = dict(file.arrays or {}) if file.layers is None else from_layers(file.layers, model)
-    for name in _FIRST_KERNELS:
-        if name in values and values[name].ndim == 4 and values[name].shape[2] == 3:
-            values[name] = adapt_input(values[name], spec.in_channels, channel_order)
-            if to_rgb and channel_order == "bgr":
-                values[name] = values[name][:, :, ::-1]
-            break
+    values = adapted_to(values, spec.in_channels, channel_order, to_rgb=to_rgb)
     present = {layer.name for layer in model.layers}
     # what lies behind the last tap is part of the network, though not of this model
-    beyond = [f"{layer.name}/*" for layer in arithmetic.count(spec).layers if layer.name not in present]
+    counted = arithmetic.count(spec).layers if isinstance(spec, ArchitectureSpec) else ()
+    beyond = [f"{layer.name}/*" for layer in counted if layer.name not in present]
     fill(model, values, ignore=beyond, fresh=() if keeps_head else (HEAD,))
 
 
@@ -369,6 +366,27 @@ def adapt_input(kernel: np.ndarray, channels: int, channel_order: str = "rgb") -
         return kernel.sum(axis=2, keepdims=True, dtype=np.float32)
     repeated = np.tile(kernel.astype(np.float32), (1, 1, math.ceil(channels / 3), 1))
     return repeated[:, :, :channels] * np.float32(3 / channels)
+
+
+def adapted_to(
+    values: Mapping[str, np.ndarray], channels: int, channel_order: str = "rgb", *, to_rgb: bool = False
+) -> dict[str, np.ndarray]:
+    """Returns a network's weights for another number of input channels, where its first kernel takes colours.
+
+    Args:
+        values: Arrays by canonical name.
+        channels: New number of input channels.
+        channel_order: Order in which the first kernel takes the colours.
+        to_rgb: Whether a kernel that takes BGR is brought to RGB.
+    """
+    found = dict(values)
+    for name in _FIRST_KERNELS:
+        if name in found and found[name].ndim == 4 and found[name].shape[2] == 3:
+            found[name] = adapt_input(found[name], channels, channel_order)
+            if to_rgb and channel_order == "bgr":
+                found[name] = found[name][:, :, ::-1]
+            break
+    return found
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -9,7 +9,9 @@ from typing import Any
 
 from resfit.errors import ResfitError
 from resfit.networks import arithmetic
+from resfit.networks.detection import arithmetic as detection
 from resfit.weights import load
+from resfit.weights.detectors import DetectorSource
 from resfit.weights.formats.base import find_format
 
 _MOST_NAMES = 12
@@ -88,10 +90,10 @@ def describe(path: Path, **reading: Any) -> FileDescription:
         arrays = dict(kind.read(path).arrays)
     except ResfitError as error:
         problem = str(error)
-    source = None
+    source: load.Source | DetectorSource | None = None
     if not problem:
         try:
-            source = load.read_source(path, **reading)
+            source = load.read_any(path, **reading)
         except ResfitError as error:
             problem = str(error)
     spec = source.spec if source else None
@@ -106,7 +108,7 @@ def describe(path: Path, **reading: Any) -> FileDescription:
         prefixes=tuple(sorted({match["prefix"] for match in map(_PREFIX.fullmatch, _plain(arrays)) if match})),
         network=source.name if source else "",
         architecture=spec.to_dict() if spec else None,
-        parameters=arithmetic.count(spec, include_top=source.has_top).parameters if spec and source else 0,
+        parameters=_parameters(source) if source else 0,
         head=_head(source) if source else "",
         input_spec=source.input_spec.to_dict() if source else None,
         class_names=source.class_names if source else None,
@@ -119,8 +121,22 @@ def _plain(arrays: dict[str, Any]) -> list[str]:
     return [name.removesuffix(":0") for name in arrays]
 
 
-def _head(source: load.Source) -> str:
+def _parameters(source: load.Source | DetectorSource) -> int:
+    if isinstance(source, DetectorSource):
+        return detection.count(source.spec).parameters
+    return arithmetic.count(source.spec, include_top=source.has_top).parameters
+
+
+def _head(source: load.Source | DetectorSource) -> str:
     """What follows the body, in words."""
+    if isinstance(source, DetectorSource):
+        spec = source.spec
+        anchors = f"{spec.anchors_per_cell} anchors" if spec.box_coding == "deltas" else "points"
+        quality = f", {spec.quality}" if spec.quality else ""
+        return (
+            f"a detector of {spec.classes} class outputs: levels {spec.levels[0]} to {spec.levels[-1]} of "
+            f"{spec.pyramid_width} channels, {spec.head_depth} convolutions a branch, {anchors}{quality}"
+        )
     end = source.end
     if end is not None and end.refused:
         return f"left out: {end.refused}"
@@ -148,11 +164,17 @@ def text(found: FileDescription) -> str:
             "networks    " + ", ".join(f"under {prefix!r}" if prefix else "by plain names" for prefix in found.prefixes)
         )
     if spec is not None and contract is not None:
+        body, fits = spec.get("backbone", spec), contract["resize_mode"] == "fit"
+        size = (
+            f"within {contract['size'][0]}x{contract['size'][1]}"
+            if fits
+            else f"at {'x'.join(map(str, contract['size']))}"
+        )
         lines += [
-            f"network     {found.network}: depths {spec['depths']}, widths {spec['widths']}, "
+            f"network     {found.network}: depths {body['depths']}, widths {body['widths']}, "
             f"{found.parameters:,} parameters",
             f"head        {found.head}",
-            f"input       {contract['channel_order'].upper()} at {contract['size'][0]}x{contract['size'][1]}, "
+            f"input       {contract['channel_order'].upper()} {size}, "
             f"(x * {contract['scale']:.6g} - {contract['mean']}) / {contract['std']}",
         ]
     if found.class_names:

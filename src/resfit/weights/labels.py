@@ -26,9 +26,23 @@ _CIFAR_100 = (
     "trout tulip turtle wardrobe whale willow_tree wolf woman worm"
 )
 
+# COCO's ids of 1 to 90 have ten gaps; what stands for nothing is named so, as torchvision does.
+_COCO_91 = (
+    "__background__;person;bicycle;car;motorcycle;airplane;bus;train;truck;boat;traffic light;fire hydrant;N/A;"
+    "stop sign;parking meter;bench;bird;cat;dog;horse;sheep;cow;elephant;bear;zebra;giraffe;N/A;backpack;umbrella;N/A;"
+    "N/A;handbag;tie;suitcase;frisbee;skis;snowboard;sports ball;kite;baseball bat;baseball glove;skateboard;"
+    "surfboard;tennis racket;bottle;N/A;wine glass;cup;fork;knife;spoon;bowl;banana;apple;sandwich;orange;broccoli;"
+    "carrot;hot dog;pizza;donut;cake;chair;couch;potted plant;bed;N/A;dining table;N/A;N/A;toilet;N/A;tv;laptop;mouse;"
+    "remote;keyboard;cell phone;microwave;oven;toaster;sink;refrigerator;N/A;book;clock;vase;scissors;teddy bear;"
+    "hair drier;toothbrush"
+)
+
+#: Names of outputs of a detector that stand for no class.
+NO_CLASS = ("__background__", "N/A")
+
 # Sets whose classes are WordNet's synsets in the order of their ids, and the letter that marks their lines.
 _WORDNET = {"imagenet-1k": "k", "imagenet-12k": "m", "imagenet-21k": "g", "tiny-imagenet": "t"}
-_WORDS = {"cifar-10": _CIFAR_10, "cifar-100": _CIFAR_100}
+_WORDS = {"cifar-10": _CIFAR_10.split(), "cifar-100": _CIFAR_100.split(), "coco-91": _COCO_91.split(";")}
 _SHIFTED = {"imagenet-1k-background": "imagenet-1k"}
 
 #: Every set that :func:`of` knows.
@@ -41,7 +55,8 @@ def of(name: str) -> tuple[str, ...]:
     Args:
         name: ``"imagenet-1k"`` (1000 classes), ``"imagenet-1k-background"`` (the same behind a background class),
             ``"imagenet-12k"`` (timm's 11,821), ``"imagenet-21k"`` (BiT's 21,843), ``"tiny-imagenet"`` (200 in the
-            order of their ids), ``"cifar-10"`` or ``"cifar-100"``.
+            order of their ids), ``"cifar-10"``, ``"cifar-100"``, or ``"coco-91"`` (the outputs of torchvision's
+            detectors: COCO's ids, with a background at 0 and gaps, :data:`NO_CLASS`).
 
     Returns:
         The first word of each synset of ImageNet. Within the thousand they differ; among the 21,843 some do not.
@@ -54,7 +69,7 @@ def of(name: str) -> tuple[str, ...]:
         'tabby'
     """
     if name in _WORDS:
-        return tuple(_WORDS[name].split())
+        return tuple(_WORDS[name])
     if name in _SHIFTED:
         return (BACKGROUND, *of(_SHIFTED[name]))
     return tuple(word for _, word in _synsets(name))

@@ -20,11 +20,13 @@ import numpy as np
 
 from resfit.errors import ArgumentError, CheckpointError
 from resfit.networks import arithmetic, catalog
+from resfit.networks.detection.spec import DetectorSpec
 from resfit.networks.spec import ArchitectureSpec
 from resfit.preprocessing import TORCH, InputSpec
-from resfit.weights import attention, heads, registry, resolve
+from resfit.weights import attention, completeness, heads, registry, resolve
 from resfit.weights.conventions import pytorch
 from resfit.weights.conventions.base import Translation, find_convention
+from resfit.weights.detectors import DetectorSource
 from resfit.weights.formats.base import Tensors, all_formats, find_format
 from resfit.weights.heads import End
 from resfit.weights.identify import Identified, identify, nearest
@@ -34,9 +36,6 @@ if TYPE_CHECKING:
 
     from resfit.weights.canonical import WeightsFile
 
-_LISTED = 8
-# How many times the memory that they share a network's weights may have, beside some that are small.
-_MOST_SHARED, _FREE_BYTES = 4, 100_000_000
 _INCIDENTAL = ("classes", "in_channels", "input_size", "weight_standardization_epsilon")
 
 
@@ -114,12 +113,62 @@ def read_source(
 
     Raises:
         CheckpointError: The source is missing, damaged, asks for more than tensors, or is no network that is known
-            here; or tensors are left over, missing or of other shapes. The text lists them.
+            here; or tensors are left over, missing or of other shapes. The text lists them. Or it is a detector, and
+            ``include_top`` is not False.
         MissingDependencyError: The source's format needs a package that is not installed.
         ArgumentError: An argument does not fit.
     """
+    found = read_any(
+        source,
+        architecture=architecture,
+        prefix=prefix,
+        averaged=averaged,
+        ignore=ignore,
+        include_top=include_top,
+        config=config,
+        input_spec=input_spec,
+        **overrides,
+    )
+    if isinstance(found, DetectorSource):
+        raise CheckpointError(
+            f"{found.path}: the network must be a classifier, or the body of one. Received: a detector, "
+            f"{found.name!r}. resfit.load loads it; include_top=False gives its backbone."
+        )
+    return found
+
+
+def read_any(
+    source: str | os.PathLike[str],
+    *,
+    architecture: str | None = None,
+    prefix: str | None = None,
+    averaged: bool = False,
+    ignore: Sequence[str] = (),
+    include_top: bool | None = None,
+    config: Mapping[str, Any] | None = None,
+    input_spec: InputSpec | None = None,
+    **overrides: Any,
+) -> Source | DetectorSource:
+    """Reads a checkpoint as :func:`read_source` does, detectors included, whose fields the overrides are then.
+
+    Args:
+        source: As :func:`read_source` takes it.
+        architecture: Likewise; of a detector, a name of its own catalog.
+        prefix: Likewise.
+        averaged: Likewise.
+        ignore: Likewise.
+        include_top: Likewise; False gives the body of a detector.
+        config: Likewise.
+        input_spec: Likewise.
+        **overrides: Fields of :class:`ArchitectureSpec`, or of :class:`resfit.networks.detection.spec.DetectorSpec`.
+
+    Raises:
+        ResfitError: As :func:`read_source`.
+    """
     read = _read(resolve.locate(source))
     stated = read.config if config is None else config
+    if include_top is False and isinstance(detector := stated.get("resfit"), DetectorSpec):
+        stated = {**stated, "resfit": detector.backbone}
     try:
         if architecture is None and stated.get("resfit", "") is None:
             raise CheckpointError(
@@ -353,36 +402,10 @@ def _check(translation: Translation, identified: Identified) -> None:
         CheckpointError: Tensors are left over or missing, or have other sizes.
     """
     spec = identified.spec
-    needed = {
-        layer.name: layer.parameters
-        for layer in arithmetic.count(spec, include_top=identified.has_top).layers
-        if layer.parameters
-    }
-    held: dict[str, int] = {}
-    shapes: dict[str, list[str]] = {}
-    for name, array in translation.arrays.items():
-        layer = name.partition("/")[0]
-        held[layer] = held.get(layer, 0) + int(array.size)
-        shapes.setdefault(layer, []).append(f"{name} {array.shape}")
-    missing = [f"{name} ({needed[name]} weights)" for name in needed if name not in held]
-    strange = [text for name in held if name not in needed for text in shapes[name]]
-    strange += [pytorch.described({name: array}) for name, array in translation.leftover.items()]
-    different = [
-        f"{', '.join(shapes[name])} where {needed[name]} weights belong"
-        for name in held
-        if name in needed and held[name] != needed[name]
-    ]
-    _check_memory(translation.arrays)
-    integers = [name for name, array in translation.arrays.items() if not np.issubdtype(array.dtype, np.floating)]
-    if not (missing or strange or different or integers):
+    layers = arithmetic.count(spec, include_top=identified.has_top).layers
+    received = completeness.problem(translation.arrays, translation.leftover, layers)
+    if not received:
         return
-    told = (
-        (strange, "tensors left over"),
-        (missing, "layers without tensors"),
-        (different, "layers of other sizes"),
-        (integers, "weights that are no floating-point numbers"),
-    )
-    received = ". ".join(f"{len(found)} {what}: {_listed(found)}" for found, what in told if found)
     name, differences = nearest(spec)
     raise CheckpointError(
         f"every tensor must have its place in the network, and the network every tensor. Received: {received}. "
@@ -397,33 +420,13 @@ def _way_out(translation: Translation) -> str:
     return "include_top=False loads the body without what stands beside it. " if translation.beside else ""
 
 
-def _check_memory(arrays: Mapping[str, np.ndarray]) -> None:
-    """Refuses weights that are many times larger together than the memory that they share.
-
-    Raises:
-        CheckpointError: They are.
-    """
-    shared: dict[int, int] = {}
-    for array in arrays.values():
-        base: Any = array
-        while isinstance(base.base, np.ndarray):
-            base = base.base
-        shared[base.__array_interface__["data"][0]] = max(base.nbytes, array.nbytes if base.size else 0)
-    total = sum(array.nbytes for array in arrays.values())
-    if total > _MOST_SHARED * sum(shared.values()) + _FREE_BYTES:
-        raise CheckpointError(
-            f"a network's weights must be numbers of their own. Received: {total} bytes of weights that share "
-            f"{sum(shared.values())} bytes."
-        )
-
-
 def _without_surroundings(translation: Translation) -> Translation:
     """Leaves out and lists what stands beside the network, where the body alone is wanted."""
     beside = [name for name in translation.leftover if name in translation.beside]
     if not beside:
         return translation
     parts = sorted({_part(name, translation.prefix) for name in beside})
-    sentence = f"left out what stands beside the network: {_listed(parts)} ({len(beside)} tensors)"
+    sentence = f"left out what stands beside the network: {completeness.listed(parts)} ({len(beside)} tensors)"
     leftover = {name: array for name, array in translation.leftover.items() if name not in translation.beside}
     return dataclasses.replace(translation, leftover=leftover, left_out=(*translation.left_out, sentence))
 
@@ -479,9 +482,16 @@ def _name(identified: Identified) -> str:
     return catalog_name_of(spec) or "resnet"
 
 
-def _listed(items: Sequence[str]) -> str:
-    more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
-    return ", ".join(items[:_LISTED]) + more
+@contextlib.contextmanager
+def building(dtype: Any, seed: int | None) -> Iterator[None]:
+    """Builds what is built inside with a dtype policy and seeded initialisers.
+
+    Args:
+        dtype: Dtype policy of the layers; None for Keras' global one.
+        seed: None for Keras' own.
+    """
+    with _policy(dtype), _seeded(seed):
+        yield
 
 
 @contextlib.contextmanager

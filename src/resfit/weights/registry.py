@@ -1,6 +1,6 @@
 """Every named checkpoint, one row each. The rows stand in ``registry.csv``; nothing heavy is imported here.
 
-``modules.csv`` has what TensorFlow Hub publishes beside, and only a layer can run.
+``modules.csv`` has what TensorFlow Hub publishes beside, and only a layer can run; ``detectors.csv`` has detectors.
 """
 
 from __future__ import annotations
@@ -81,6 +81,9 @@ class CheckpointInfo:
         params_m: Published parameters in millions.
         gmacs: Published multiply-accumulates in billions at ``input_size``.
         figures: Who publishes these figures.
+        longest_side: Of detectors: side in pixels that no image has more of, where ``input_size`` is the shorter one.
+        ap: Published box AP on ``evaluated_on`` in percent: the mean over thresholds of overlap of 0.5 to 0.95.
+        megabytes: Size of the published file in millions of bytes, as far as it is stated.
     """
 
     name: str
@@ -114,6 +117,9 @@ class CheckpointInfo:
     params_m: float | None
     gmacs: float | None
     figures: str
+    longest_side: int | None = None
+    ap: float | None = None
+    megabytes: float | None = None
 
     @property
     def loadable(self) -> bool:
@@ -141,8 +147,10 @@ class CheckpointInfo:
 
         if self.source == RESFIT and isinstance(written := embedded_metadata(self).get("input_spec"), dict):
             return InputSpec.from_dict(written)
+        fits = self.longest_side is not None
         return InputSpec(
-            size=(self.input_size, self.input_size),
+            size=(self.input_size, self.longest_side or self.input_size),
+            resize_mode="fit" if fits else "shorter",
             channels=len(self.mean),
             channel_order=self.channel_order,  # type: ignore[arg-type]
             scale=self.scale,
@@ -199,6 +207,15 @@ def modules() -> dict[str, CheckpointInfo]:
     return _table("modules.csv")
 
 
+@functools.cache
+def detectors() -> dict[str, CheckpointInfo]:
+    """Returns every checkpoint of a detector by its name, in the order of the table.
+
+    Their ``architecture`` is a name of :mod:`resfit.networks.detection.catalog`.
+    """
+    return _table("detectors.csv")
+
+
 def _table(file: str) -> dict[str, CheckpointInfo]:
     text = resources.files("resfit.weights").joinpath(file).read_text(encoding="utf-8")
     return {info.name: info for info in _parse(text)}
@@ -213,7 +230,22 @@ def get(name: str) -> CheckpointInfo:
     Raises:
         UnknownNameError: No row has this name.
     """
-    table = rows()
+    return _row(name, rows())
+
+
+def get_detector(name: str) -> CheckpointInfo:
+    """Returns the checkpoint of a detector.
+
+    Args:
+        name: Such as ``"retinanet_resnet50_v2"``.
+
+    Raises:
+        UnknownNameError: No row has this name.
+    """
+    return _row(name, detectors())
+
+
+def _row(name: str, table: Mapping[str, CheckpointInfo]) -> CheckpointInfo:
     if name not in table:
         raise UnknownNameError(f"checkpoint must be a name of the registry. Received: {name!r}.{closest(name, table)}")
     return table[name]
@@ -342,4 +374,7 @@ _CONVERT: dict[str, Any] = {
     "eval_size": _count,
     "params_m": _figure,
     "gmacs": _figure,
+    "longest_side": _count,
+    "ap": _figure,
+    "megabytes": _figure,
 }

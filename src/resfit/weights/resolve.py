@@ -25,6 +25,7 @@ from urllib.parse import unquote, urlsplit
 
 from resfit.errors import ArgumentError, CheckpointError, DownloadError, MissingDependencyError, ResfitError, closest
 from resfit.networks import catalog
+from resfit.networks.detection import catalog as detectors
 from resfit.storage import atomic, locks
 from resfit.storage.locks import USERS, cache_root, keep
 from resfit.weights import archives, download, registry, tfhub
@@ -132,7 +133,9 @@ def as_path(source: Any) -> Path | None:
         return resolve(source)
     if source.lower().endswith(formats.suffixes()):
         return Path(source)
-    known = source in ("default", "imagenet") or source in catalog.rows() or source in registry.rows()
+    known = source in ("default", "imagenet") or any(
+        source in table for table in (catalog.rows(), registry.rows(), detectors.rows())
+    )
     return Path(source) if not known and (os.sep in source or Path(source).exists()) else None
 
 

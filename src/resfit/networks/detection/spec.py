@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -224,6 +225,15 @@ class DetectorSpec:
             raise ArgumentError(f"detector must have a backbone. Received: {fields.get('backbone')!r}.")
         values: dict[str, Any] = {key: _tupled(value) for key, value in fields.items() if key != "backbone"}
         return cls(backbone=ArchitectureSpec.from_dict(fields["backbone"]), **values)
+
+
+def is_of_detector(layer: str) -> bool:
+    """Whether a layer belongs to a detector's pyramid or head, which have names that no layer of a backbone has.
+
+    Args:
+        layer: Its name, or that of one of its weights.
+    """
+    return re.match(r"p\d+_|class_|box_|quality_", layer) is not None
 
 
 @functools.lru_cache(maxsize=256)

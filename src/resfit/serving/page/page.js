@@ -59,8 +59,8 @@ async function start() {
 function summarise() {
   const model = current();
   const scores = model.calibrated ? "calibrated probabilities" : "probabilities, not calibrated";
-  $("summary").textContent =
-    `${model.name}, version ${model.version}: ${model.network}, ${model.classes.length} classes, ${scores}`;
+  const said = model.task === "regression" ? `predicts ${model.classes.join(", ")}` : `${model.classes.length} classes, ${scores}`;
+  $("summary").textContent = `${model.name}, version ${model.version}: ${model.network}, ${said}`;
   if (!$("panel-model").hidden) showModel();
 }
 
@@ -165,7 +165,7 @@ async function classifySome(files, begin, count) {
   const bad = predictions.filter((prediction) => prediction.error).length;
   const first = predictions.find((prediction) => !prediction.error);
   const good = predictions.length - bad;
-  const said = good === 1 ? `${first.label || "no label"}, ${percent(first.probability)}.` : `${good} images classified.`;
+  const said = good === 1 ? `${first.values ? numbers(first).join(", ") : `${first.label || "no label"}, ${percent(first.probability)}`}.` : `${good} images ${first && first.values ? "done" : "classified"}.`;
   $("status").textContent = (good ? said : "") + (bad ? ` ${bad} could not be used.` : "");
 }
 
@@ -176,7 +176,8 @@ function card(file, prediction, server, total) {
   const photo = node.querySelector(".photo");
   const url = URL.createObjectURL(file);
   photo.src = url;
-  photo.alt = prediction.error ? "" : `${name}, classified as ${prediction.label || "no label"}`;
+  const found = prediction.values ? numbers(prediction).join(", ") : `classified as ${prediction.label || "no label"}`;
+  photo.alt = prediction.error ? "" : `${name}, ${found}`;
   photo.addEventListener("error", () => (photo.hidden = true), { once: true });
   if (prediction.error) {
     const error = document.createElement("p");
@@ -187,11 +188,28 @@ function card(file, prediction, server, total) {
     return node;
   }
   node.querySelector(".unlike").hidden = !prediction.unlike_training;
-  node.querySelector(".classes").append(...bars(prediction.probabilities));
+  node.querySelector(".classes").append(...(prediction.values ? lines(numbers(prediction)) : bars(prediction.probabilities)));
   node.querySelector(".latency").textContent = `${server.toFixed(1)} ms in the server, ${total.toFixed(0)} ms in all.`;
   const button = node.querySelector(".explain");
+  button.hidden = Boolean(prediction.values); // of classes alone
   button.addEventListener("click", () => explain(node, file, button));
   return node;
+}
+
+function numbers(prediction) {
+  return Object.entries(prediction.values).map(([name, value]) => {
+    const ends = prediction.intervals[name];
+    const between = ends ? ` (${percent(prediction.coverage)} interval ${ends.map((end) => end.toPrecision(4)).join(" to ")})` : "";
+    return `${name} ${value.toPrecision(4)}${between}`;
+  });
+}
+
+function lines(texts) {
+  return texts.map((text) => {
+    const row = document.createElement("li");
+    row.textContent = text;
+    return row;
+  });
 }
 
 function bars(probabilities) {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import artifact, engines
-from resfit.data import inputs
+from resfit.data import csv_cells, inputs
 from resfit.embedding import Embedding, embed_images
 from resfit.errors import ArgumentError, DataError
 from resfit.evaluation import conformal
@@ -29,10 +29,13 @@ from resfit.features import extract as feature_store
 from resfit.features.progress import Progress
 from resfit.numerics import tempered
 from resfit.preprocessing import InputSpec
+from resfit.storage.atomic import atomic_open
+from resfit.tasks.base import Exportable, FitRun, FittedModel, TextTable
 from resfit.tasks.classification import saving
 from resfit.tasks.classification.heads import base
 from resfit.tasks.classification.heads.linear import LinearHead
-from resfit.tasks.classification.results import FitRecipe, FitRun, Prediction
+from resfit.tasks.classification.results import FitRecipe, Prediction
+from resfit.tasks.preparation import tested
 from resfit.training.augment import prediction_views
 
 if TYPE_CHECKING:
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
 _MANY = 256  # images from which an engine of its own may be worth it
 
 
-class Classifier:
+class Classifier(FittedModel):
     """A network with a head for one's own classes.
 
     Made by :func:`fit` or :meth:`load`.
@@ -58,6 +61,8 @@ class Classifier:
         calibration: What held-out images said about its probabilities.
         run: What the fit did, right after :func:`fit`; ``None`` after :meth:`load`.
     """
+
+    task = "classification"
 
     def __init__(
         self,
@@ -82,6 +87,11 @@ class Classifier:
         self.run: FitRun | None = None
         self._attachments = dict(attachments or {})
         self._engines: dict[tuple[str, bool], engines.Engine] = {}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.classes
 
     def __repr__(self) -> str:
         """Says what it tells apart."""
@@ -405,24 +415,80 @@ class Classifier:
         """
         saving.write(Path(path), self, self._attachments, force=force)
 
-    def export(self, out: str | os.PathLike[str], *, format: str = "tf_saved_model", **options: Any) -> Any:
-        """Writes the classifier for another runtime, and compares the result with Keras there.
+    def exportable(self) -> Exportable:
+        """Returns what an export needs."""
+        return Exportable(
+            network=self.model,
+            outputs=("scores",),
+            labels=self.classes,
+            activation="sigmoid" if self.recipe.multilabel else "softmax",
+            features=self.recipe.features,
+            temperature=float(self.temperature),
+            facts={
+                "kind": "classifier",
+                "recipe": dataclasses.asdict(self.recipe),
+                "metrics": self.metrics,
+                "data": self.fingerprint,
+                "versions": self.versions,
+            },
+            tests=tested(self.attachment(artifact.TEST_PREDICTIONS)),
+        )
+
+    def arrays(self, predictions: Sequence[Prediction]) -> dict[str, np.ndarray]:
+        """Returns probabilities in the order of the classes: ``"scores"``, float32 ``(n, classes)``.
 
         Args:
-            out: A new or empty folder, or an earlier export, which is replaced.
-            format: One of :data:`resfit.export.FORMATS`.
-            **options: Further options of :func:`resfit.export.export`, such as ``precision``.
-
-        Returns:
-            A :class:`resfit.export.Export`.
-
-        Example:
-            >>> clf.export("served/", format="onnx").verification.agreement
-            1.0
+            predictions: Of images that could be used, with all classes.
         """
-        import resfit  # exports stand on a floor above this one, and are loaded by the package when asked for
+        rows = [[prediction.probabilities[name] for name in self.classes] for prediction in predictions]
+        return {"scores": np.array(rows, np.float32).reshape(len(predictions), len(self.classes))}
 
-        return resfit.export.export(self, out, format=format, **options)
+    def texts(self, predictions: Sequence[Prediction]) -> dict[str, list[str]]:
+        """Returns the most probable class, or all labels decided on, as ``"label"``.
+
+        Args:
+            predictions: Of images that could be used.
+        """
+        return {"label": [str(prediction.label) for prediction in predictions]}
+
+    def prediction_table(self, predictions: Sequence[Prediction]) -> TextTable:
+        """Returns the most probable class of each image, further ones and prediction sets where there are any.
+
+        Args:
+            predictions: Of images that could be used.
+        """
+        rows = [item.cells() for item in predictions]
+        more = any(further for *_, further, _ in rows)
+        sets = any(item.prediction_set for item in predictions)
+        columns = ("image", "class", ">probability", *(["further"] if more else []), *(["one of"] if sets else []))
+        return TextTable(
+            "",
+            columns,
+            [(*row[:3], *([row[3]] if more else []), *([row[4]] if sets else [])) for row in rows],
+        )
+
+    def write_predictions(self, path: str | os.PathLike[str], predictions: Sequence[Prediction]) -> None:
+        """Writes predictions as a CSV file of path, label, probability and error.
+
+        Args:
+            path: The file.
+            predictions: What :meth:`predict` returned.
+        """
+        rows = [
+            (item.path, item.label or "", f"{item.probability:.6f}" if item.label is not None else "", item.error)
+            for item in predictions
+        ]
+        with atomic_open(path) as file:
+            file.write(csv_cells.table(("path", "label", "probability", "error"), rows))
+
+    def card(self) -> list[tuple[str, object]]:
+        """Returns what the classifier is, as names and values for people."""
+        shown = ", ".join(self.classes[:12]) + (f" and {len(self.classes) - 12} more" if len(self.classes) > 12 else "")
+        return [
+            ("classes", f"{len(self.classes)}: {shown}"),
+            ("network", f"{self.recipe.model}, {self.recipe.strategy}"),
+            ("input", f"{self.input_spec.channel_order.upper()} at {'x'.join(map(str, self.input_spec.size))}"),
+        ]
 
     def attachment(self, name: str) -> bytes:
         """Returns a further file of the classifier's folder, such as ``"test_predictions.csv"``; empty if it has none.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from resfit import artifact
 from resfit.embedding import Embedding, embed_images
-from resfit.tasks.classification import backbone
+from resfit.tasks import backbone
 from resfit.tasks.classification.classifier import Classifier
 
 if TYPE_CHECKING:

@@ -2,30 +2,57 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from resfit import artifact, engines
 from resfit.errors import ArgumentError
 from resfit.features import extract as feature_store
-from resfit.tasks.classification import backbone, strategies
+from resfit.tasks import backbone
 from resfit.tasks.classification.classifier import Classifier
 from resfit.tasks.classification.data_preparation import TrainingData
 from resfit.tasks.classification.heads import base
 from resfit.tasks.classification.heads.linear import HeldOut, LinearHead, fit_linear
 from resfit.tasks.classification.heads.mlp import MlpHead
+from resfit.tasks.classification.objective import ClassObjective
 from resfit.tasks.classification.reduced_precision import Rows
+from resfit.training import boundary, frozen, runs
+from resfit.training import trainer as training
+from resfit.training.finetuning import finetune
 from resfit.training.settings import Tuning
 
 if TYPE_CHECKING:
     import keras
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FineTuned:
+    """A network that was fine-tuned.
+
+    Attributes:
+        body: Images to features.
+        head: The head on them.
+        learned: What the run came to.
+        tuning: The settings.
+        boundary: Where the network was cut.
+        logits: Of the test images, by the tuned network.
+        val_logits: Of the validation images.
+        features: Computes features of the tuned network for positions in the feed.
+    """
+
+    body: keras.Model
+    head: base.Head
+    learned: training.TrainingHistory
+    tuning: Tuning
+    boundary: boundary.Boundary
+    logits: np.ndarray
+    val_logits: np.ndarray
+    features: Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,7 +79,7 @@ class FitResult:
     train: np.ndarray
     held_out: np.ndarray | None
     features: Callable[[np.ndarray], np.ndarray]
-    tuned: strategies.FineTuned | None = None
+    tuned: FineTuned | None = None
 
     @property
     def strategy(self) -> str:
@@ -60,7 +87,7 @@ class FitResult:
         return "probe" if self.tuned is None else "finetune" if self.tuned.boundary.frozen else "full"
 
 
-def keep_tuned(data: TrainingData, tuned: strategies.FineTuned) -> FitResult:
+def keep_tuned(data: TrainingData, tuned: FineTuned) -> FitResult:
     """Keeps what was fine-tuned.
 
     Args:
@@ -162,13 +189,13 @@ def _left_out(
 
 def tune(
     data: TrainingData,
-    prepared: strategies.FrozenOutputs,
+    prepared: frozen.FrozenOutputs,
     head: base.Head,
     taught: np.ndarray | None,
     settings: Tuning,
-    running: strategies.RunOptions,
+    running: runs.RunOptions,
     folder: Path | None,
-) -> tuple[strategies.FineTuned, dict[str, bytes]]:
+) -> tuple[FineTuned, dict[str, bytes]]:
     """Fine-tunes a network.
 
     Args:
@@ -183,22 +210,31 @@ def tune(
     Returns:
         What was learned, and the files that the run leaves in the classifier: its log, its curves and TensorBoard's.
     """
-    task = strategies.Task(data.targets, data.parts.train, data.parts.val, data.parts.test, data.multilabel, taught)
-    with _run_folder(folder) as place:
-        tuned = strategies.tune(task, prepared, head, settings, dataclasses.replace(running, folder=place))
-        paths = [place / name for name in (strategies.LOG, strategies.CURVES, strategies.RATES)]
-        paths += [*sorted(place.glob(f"{artifact.TENSORBOARD}/*"))]
-        return tuned, {path.relative_to(place).as_posix(): path.read_bytes() for path in paths if path.is_file()}
+    objective = ClassObjective(
+        data.targets, data.parts.train, settings, multilabel=data.multilabel, teacher=taught is not None
+    )
+    layers: list[Any] = []
 
+    def attach(body: keras.Model) -> tuple[keras.Model, Sequence[Any]]:
+        model, added = base.attach(body, head, logits=True)
+        layers.extend(added)
+        return model, added
 
-@contextlib.contextmanager
-def _run_folder(folder: Path | None) -> Iterator[Path]:
-    """Yields the folder of a run; one that goes away where there is none."""
-    if folder is not None:
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="resfit-run-", ignore_cleanup_errors=True) as temporary:
-        yield Path(temporary)
+    parts = data.parts
+    found = finetune(prepared, attach, objective, data.targets, parts, settings, running, folder=folder, teacher=taught)
+    final = base.from_layers(layers, head)
+    logits = final.logits(found.features(np.concatenate([parts.test, parts.val])))
+    tuned = FineTuned(
+        body=found.body,
+        head=final,
+        learned=found.learned,
+        tuning=found.tuning,
+        boundary=found.boundary,
+        logits=logits[: len(parts.test)],
+        val_logits=logits[len(parts.test) :],
+        features=found.features,
+    )
+    return tuned, found.files
 
 
 def teach(

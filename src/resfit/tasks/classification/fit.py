@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ from resfit.data import class_names
 from resfit.data import dataset as image_sets
 from resfit.data.inputs import takes_arrays
 from resfit.data.medical import privacy, scans
-from resfit.errors import ArgumentError, DataError, closest
+from resfit.errors import ArgumentError, DataError
 from resfit.evaluation import reference_images
 from resfit.evaluation import reference_selection as kept_images
 from resfit.evaluation.calibrated import calibrate
@@ -27,21 +26,18 @@ from resfit.features import extract as feature_store
 from resfit.features.progress import Progress
 from resfit.numerics import activated
 from resfit.preprocessing import Reading
-from resfit.tasks.classification import backbone, fit_report, strategies
+from resfit.tasks import backbone, preparation
+from resfit.tasks.base import FitRun
+from resfit.tasks.classification import fit_report
 from resfit.tasks.classification.classifier import Classifier
-from resfit.tasks.classification.data_preparation import (
-    DataChecker,
-    check_skipped,
-    likely_references,
-    material_of,
-    split,
-)
-from resfit.tasks.classification.fit_pipeline import FitPipeline, look
-from resfit.tasks.classification.fit_plan import FitPlan, check_arguments, facts, subsample_to_budget
+from resfit.tasks.classification.data_preparation import material_of
+from resfit.tasks.classification.fit_pipeline import FitPipeline
 from resfit.tasks.classification.heads import base
-from resfit.tasks.classification.results import FitRun
-from resfit.tasks.classification.timings import Timings
-from resfit.training import recipes
+from resfit.tasks.decoding import look
+from resfit.tasks.fit_plan import FitPlan, check_arguments, facts, scan_options_for, subsample_to_budget
+from resfit.tasks.preparation import DataChecker, check_skipped, likely_references, split
+from resfit.tasks.timings import Timings
+from resfit.training import recipes, runs
 from resfit.training.loop import check_choice
 from resfit.training.settings import Tuning
 
@@ -175,7 +171,7 @@ def fit(
     engines.check_name(engine)
     engines.check_precision(precision)
     engines.check_installed(engine, precision)
-    images = image_sets.scan(source, label_separator=label_separator, **_scan_options(reading, scan_options))
+    images = image_sets.scan(source, label_separator=label_separator, **scan_options_for(fit, reading, scan_options))
     image_sets.check_trainable(images)
     class_names.check(images.classes)
     for assumed in images.notes:
@@ -197,7 +193,7 @@ def fit(
         raise ArgumentError(f"heads that are trained with the network are 'linear' and 'mlp'. Received: {head!r}.")
     if precision != "float32" and not choice.probes:
         raise ArgumentError(f"precision is of a probe's features. Received: {precision!r} for strategy={strategy!r}.")
-    running = strategies.RunOptions(
+    running = runs.RunOptions(
         folder=Path(),
         cache=cache,
         engine=engine,
@@ -223,7 +219,7 @@ def fit(
     used = looked.used
     found = len(images) + len(unusable)
     skipped = privacy.shown_skipped(images, (*unusable, *used.skipped))
-    skipped_csv = fit_report.skipped_table(skipped, ignored, medical=images.medical)
+    skipped_csv = preparation.skipped_table(skipped, ignored, medical=images.medical)
     check_skipped(skipped, found, max_skipped, skipped_csv, None if out is None else Path(out))
 
     kept = images.subset(used.indices)
@@ -237,7 +233,7 @@ def fit(
     learner.begin()
     checked = None
     if checker is not None:
-        checked = dataclasses.replace(checker.examine(seed, skipped), ignored=fit_report.by_rule(ignored))
+        checked = dataclasses.replace(checker.examine(seed, skipped), ignored=preparation.by_rule(ignored))
         if learner.head is not None and checked.leaks:
             guesses = np.asarray(learner.head.probabilities(learner.rows[parts.test]))
             checked = checked.measured_leaks(parts.test, right(guesses, data.targets[parts.test], data.multilabel))
@@ -287,10 +283,10 @@ def fit(
             precision=learner.precision if learned.tuned is None else "float32",
         ),
         metrics=fit_report.metrics(
-            data, learned, found, skipped, tuned, checked, result, listed - len(images), fit_report.by_rule(ignored)
+            data, learned, found, skipped, tuned, checked, result, listed - len(images), preparation.by_rule(ignored)
         ),
         fingerprint=kept.fingerprint,
-        versions=fit_report.package_versions(),
+        versions=preparation.package_versions(),
         attachments={
             artifact.SKIPPED: skipped_csv,
             artifact.TEST_PREDICTIONS: fit_report.test_table(data, probabilities),
@@ -349,7 +345,7 @@ def plan(
         **scan_options: As :func:`fit` takes them.
     """
     minutes = check_arguments(strategy, budget, 0.0, test_share, val_share, None)
-    images = image_sets.scan(source, **_scan_options(reading, scan_options))
+    images = image_sets.scan(source, **scan_options_for(fit, reading, scan_options))
     image_sets.check_trainable(images)
     spec, size = backbone.described(model)
     images, left_out = subsample_to_budget(images, spec, size, minutes, seed)
@@ -358,22 +354,3 @@ def plan(
     found = recipes.recipe(known, hardware or recipes.measure_hardware(), strategy=strategy, minutes=minutes, seed=seed)
     said = [*images.notes, *([left_out] if left_out else [])]
     return dataclasses.replace(found, reasons=(*said, *found.reasons)) if said else found
-
-
-def _scan_options(reading: Reading | None, options: dict[str, Any]) -> dict[str, Any]:
-    """Returns what the scan is given.
-
-    Raises:
-        ArgumentError: It knows no such option.
-    """
-    known = inspect.signature(image_sets.scan).parameters
-    settings = [field.name for field in dataclasses.fields(Tuning)]
-    for name in options:
-        if name in known:
-            continue
-        if name in settings:
-            raise ArgumentError(f"{name} is a setting of the fine-tuning. Pass tuning={{{name!r}: …}}.")
-        raise ArgumentError(
-            f"fit has no argument {name!r}.{closest(name, [*inspect.signature(fit).parameters, *known, *settings])}"
-        )
-    return options if reading is None else {**options, "reading": reading}

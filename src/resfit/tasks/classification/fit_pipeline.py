@@ -5,90 +5,21 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from resfit.data.dataset import ImageSet
 from resfit.evaluation import reference_images
-from resfit.features.extract import Features
-from resfit.features.pixels import DecodedPixels, decoded
-from resfit.tasks.classification import finetuning, fit_report, reduced_precision, strategies
-from resfit.tasks.classification.data_preparation import TrainingData, UsableImages
-from resfit.tasks.classification.fit_plan import FitPlan
+from resfit.tasks.classification import finetuning, fit_report, reduced_precision
+from resfit.tasks.classification.data_preparation import TrainingData
 from resfit.tasks.classification.heads import base
 from resfit.tasks.classification.heads.linear import DEFAULT_C
 from resfit.tasks.classification.reduced_precision import Rows
-from resfit.tasks.classification.timings import Timings
+from resfit.tasks.decoding import DecodedData, Extract
+from resfit.tasks.fit_plan import FitPlan
+from resfit.tasks.timings import Timings
+from resfit.training import frozen, runs
 from resfit.training.settings import Tuning
-
-#: Computes features as :func:`resfit.features.extract.extract` does, of a network that is settled.
-Extract = Callable[..., Features]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class DecodedData:
-    """Images after the one pass in which they are decoded.
-
-    Attributes:
-        used: Which of them can be used, and their features where they went through the network.
-        precision: What the features are computed in.
-        pixels: The images themselves, where a training will read them.
-        prepared: Outputs of the frozen part, where nothing is probed first.
-        settings: Of the fine-tuning, where they had to be chosen before the pass.
-        folder: Of its run.
-    """
-
-    used: UsableImages
-    precision: str
-    pixels: DecodedPixels | None = None
-    prepared: strategies.FrozenOutputs | None = None
-    settings: Tuning | None = None
-    folder: Path | None = None
-
-
-def look(
-    images: ImageSet,
-    extract: Extract,
-    choice: FitPlan,
-    running: strategies.RunOptions,
-    journal: Timings,
-    *,
-    count: int,
-    precision: str,
-    pictured: Sequence[int],
-    out: str | os.PathLike[str] | None,
-) -> DecodedData:
-    """Decodes the images, and runs them through as much of the network as is sure to be needed.
-
-    Args:
-        images: All of them.
-        extract: Computes features.
-        choice: What decides on the settings.
-        running: How it is run.
-        journal: Takes the reasons and the time.
-        count: How many images are learned from.
-        precision: What features are computed in.
-        pictured: Positions of the images of which a thumbnail is kept.
-        out: As :func:`resfit.fit` takes it.
-    """
-    if not choice.probes:
-        settings, folder = choice.settings(images, count, out, running.cache, journal)
-        assert settings is not None
-        running = dataclasses.replace(running, thumbnails=pictured)
-        prepared = strategies.prepare(choice.body, images.paths, settings, running)
-        journal.lap("frozen part")
-        return DecodedData(UsableImages(prepared), precision, None, prepared, settings, folder)
-    shared: dict[str, Any] = {"records": running.records, "thumbnails": pictured}
-    if choice.reads_pixels(images, count, journal):
-        pixels = decoded(images.paths, choice.body.input_spec, running.cache, progress=running.progress, **shared)
-        journal.lap("pixels")
-        return DecodedData(UsableImages(pixels), precision, pixels)
-    extracted = extract(images, precision=precision, **shared)
-    journal.lap("features")
-    return DecodedData(UsableImages(extracted, extracted.rows), extracted.precision)
 
 
 class FitPipeline:
@@ -117,7 +48,7 @@ class FitPipeline:
         looked: DecodedData,
         extract: Extract,
         choice: FitPlan,
-        running: strategies.RunOptions,
+        running: runs.RunOptions,
         journal: Timings,
     ):
         self._data, self._looked, self._extract = data, looked, extract
@@ -125,7 +56,7 @@ class FitPipeline:
         self.rows: Rows = looked.used.rows
         self.precision = looked.precision
         self.head: base.Head | None = None
-        self.tuned: strategies.FineTuned | None = None
+        self.tuned: finetuning.FineTuned | None = None
         self.files: dict[str, bytes] = {}
         self.folder = looked.folder
         # what a training begins with; its strength does not matter for long
@@ -165,11 +96,11 @@ class FitPipeline:
             return
         taught = finetuning.teach(teacher, data, running.engine, running.cache)
         if self._start is None:
-            rows = strategies.features(prepared, self._beginning, running)
+            rows = frozen.features(prepared, self._beginning, running)
             self._start = self._head(rows, self._beginning, self._strength)
             journal.lap("head")
         if choice.minutes is not None and not choice.sets_time:
-            settings = strategies.with_time_left(self.folder, settings, choice.minutes - journal.minutes)
+            settings = runs.with_time_left(self.folder, settings, choice.minutes - journal.minutes)
             closing = len(data.parts.test) + len(data.parts.val) + reference_images.MAX_ROWS
             running = dataclasses.replace(running, closing=closing)
         self.tuned, self.files = finetuning.tune(data, prepared, self._start, taught, settings, running, self.folder)
@@ -217,7 +148,7 @@ class FitPipeline:
             seed=choice.seed,
             sample_groups=data.groups(positions),
             strength=strength,
-            **choice.head_options,
+            **_head_options(choice),
         )
 
     def _judge(self, head: base.Head) -> None:
@@ -236,14 +167,14 @@ class FitPipeline:
             self.precision = "float32"
             self.head = self._start = self._head_of(self.rows, self._learned_from)
 
-    def _prepare(self, out: str | os.PathLike[str] | None) -> tuple[strategies.FrozenOutputs | None, Tuning | None]:
+    def _prepare(self, out: str | os.PathLike[str] | None) -> tuple[frozen.FrozenOutputs | None, Tuning | None]:
         """Returns the images as the part that learns reads them, and the settings, if a training is worth while."""
         data, choice, journal = self._data, self._choice, self._journal
         count = len(data.parts.train)
         settings, self.folder = choice.settings(data.images, count, out, self._running.cache, journal)
         if settings is None:
             return None, None
-        prepared = strategies.prepare(choice.body, data.images.paths, settings, self._running, self._looked.pixels)
+        prepared = frozen.prepare(choice.body, data.images.paths, settings, self._running, self._looked.pixels)
         journal.lap("frozen part")
         if not choice.too_late(data.images, count, self.folder, journal):
             return prepared, settings
@@ -251,3 +182,14 @@ class FitPipeline:
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
         return None, None
+
+
+def _head_options(choice: FitPlan) -> dict[str, Any]:
+    """Returns what :func:`base.fit_head` is told besides the data, the kind and the seed."""
+    given = {} if isinstance(choice.tuning, Tuning) else dict(choice.tuning or {})
+    return {
+        "balance": choice.options["balance"],
+        "label_smoothing": choice.options["label_smoothing"] or 0.0,
+        "focal": choice.options["focal"] if choice.head == "mlp" else 0.0,
+        "settings": given if choice.strategy == "probe" else {},
+    }

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +14,7 @@ from resfit.data.medical import privacy, scans
 from resfit.evaluation.labels import LabelEvaluation
 from resfit.evaluation.metrics import Evaluation
 from resfit.quality import checking
-from resfit.tasks.classification import strategies
+from resfit.tasks.classification import finetuning
 from resfit.tasks.classification.data_preparation import TrainingData
 from resfit.tasks.classification.finetuning import FitResult
 from resfit.tasks.classification.results import FitRecipe
@@ -49,7 +46,7 @@ def metrics(
     kept: FitResult,
     found: int,
     skipped: Sequence[Skipped],
-    tuned: strategies.FineTuned | None,
+    tuned: finetuning.FineTuned | None,
     checked: checking.Checks | None,
     result: Evaluation | LabelEvaluation | None,
     left_out: int = 0,
@@ -93,20 +90,20 @@ def metrics(
     }
 
 
-def _training(tuned: strategies.FineTuned) -> dict[str, Any]:
+def _training(tuned: finetuning.FineTuned) -> dict[str, Any]:
     learned = tuned.learned
     return {
         "epoch": learned.epoch,
         "epochs": learned.history[-1]["epoch"],
         "steps": learned.steps,
         "ending": learned.ending,
-        "val_accuracy": learned.accuracy,
+        "val_accuracy": learned.score,
         "val_loss": learned.loss,
         "val_accuracy_before": learned.history[0].get("val_accuracy"),
     }
 
 
-def verdict(tuned: strategies.FineTuned, strategy: str) -> str:
+def verdict(tuned: finetuning.FineTuned, strategy: str) -> str:
     """Returns what fine-tuning has brought, as a sentence.
 
     Args:
@@ -115,30 +112,12 @@ def verdict(tuned: strategies.FineTuned, strategy: str) -> str:
     """
     first = tuned.learned.history[0].get("val_accuracy", 0.0)
     what = "share of right labels in validation" if tuned.head.activation == "sigmoid" else "validation accuracy"
-    text = f"{what} {first:.1%} before, {tuned.learned.accuracy or 0.0:.1%} after"
+    text = f"{what} {first:.1%} before, {tuned.learned.score or 0.0:.1%} after"
     if tuned.learned.ending == "diverged":
         text += "; the loss became NaN, a lower learning rate may help"
     if tuned.learned.epoch == 0:
         return f"{text}: {'the probe is kept' if strategy == 'auto' else 'no epoch was better than the probe'}"
     return f"{text}: epoch {tuned.learned.epoch} of {tuned.learned.history[-1]['epoch']} is kept"
-
-
-def skipped_table(skipped: Sequence[Skipped], ignored: Sequence[Skipped] = (), *, medical: bool = False) -> bytes:
-    """Returns as CSV the images that could not be used, and the files that a rule left out.
-
-    Args:
-        skipped: Images that could not be used.
-        ignored: Files that a rule left out. Of a medical set their names stay out, a row for each.
-        medical: Whether the set is one.
-    """
-    rows: list[tuple[Path | str, str]] = [(item.path, item.reason) for item in skipped]
-    rows += [("" if medical else item.path, f"ignored: {item.reason}") for item in ignored]
-    return csv_cells.table(("path", "reason"), rows)
-
-
-def by_rule(ignored: Sequence[Skipped]) -> dict[str, int]:
-    """Returns how many files each rule left out, the most frequent rule first."""
-    return dict(Counter(item.reason for item in ignored).most_common())
 
 
 def test_table(data: TrainingData, probabilities: np.ndarray) -> bytes:
@@ -161,28 +140,3 @@ def test_table(data: TrainingData, probabilities: np.ndarray) -> bytes:
         rows.append((privacy.shown(images, images.paths[position]), label, names, shares, *every))
     more = [f"probability of {name}" for name in data.classes] if data.multilabel else []
     return csv_cells.table(("path", "label", "predicted", "probability", *more), rows)
-
-
-def package_versions() -> dict[str, str]:
-    """Returns the versions of the packages that have a part in a classifier."""
-    import importlib.metadata as metadata
-    import platform
-
-    import keras
-
-    import resfit
-
-    found = {"resfit": resfit.__version__, "python": platform.python_version(), "keras": keras.__version__}
-    for package in (
-        "tensorflow",
-        "tensorflow-cpu",
-        "numpy",
-        "scikit-learn",
-        "openvino",
-        "pillow",
-        "pydicom",
-        "nibabel",
-    ):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found

@@ -9,10 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from resfit.data.dataset import Skipped
-from resfit.evaluation.labels import LabelEvaluation
-from resfit.evaluation.metrics import Evaluation
-
 
 @dataclasses.dataclass(frozen=True)
 class FitRecipe:
@@ -140,29 +136,27 @@ class Prediction:
             unlikeness=unlikeness,
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as JSON-ready values."""
+        return {
+            "path": str(self.path),
+            "label": self.label,
+            "labels": list(self.labels),
+            "probability": self.probability if self.label is not None else None,
+            "probabilities": self.probabilities,
+            "prediction_set": list(self.prediction_set),
+            "unlike_training": self.unlike_training,
+            "unlikeness": self.unlikeness,
+            "error": self.error or None,
+        }
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class FitRun:
-    """What one call of :func:`fit` did, beyond the classifier itself.
-
-    Attributes:
-        test: The measurement on images that nothing was chosen on; ``None`` if there were none.
-        skipped: Images that could not be used, with the reason.
-        warnings: What looked odd about the data but did not stop anything.
-        seconds: Time of each step.
-        computed: Images that went through the network.
-        reused: Images whose features were in the cache.
-        engine: What ran the network; ``"cache"`` if nothing had to.
-        history: A row for each epoch of fine-tuning, epoch 0 being the frozen network with its head.
-        notes: What was decided on the way, one sentence each.
-    """
-
-    test: Evaluation | LabelEvaluation | None
-    skipped: tuple[Skipped, ...]
-    warnings: tuple[str, ...]
-    seconds: dict[str, float]
-    computed: int
-    reused: int
-    engine: str
-    history: tuple[dict[str, Any], ...] = ()
-    notes: tuple[str, ...] = ()
+    def cells(self) -> tuple[object, ...]:
+        """Returns path, class, probability, further classes and prediction set as texts."""
+        listed = list(self.probabilities.items())
+        count = len(self.labels)
+        shown = f"{self.probability:.1%}"
+        name = str(self.label)
+        if count != 1:  # several labels an image, or none of them
+            name = ", ".join(f"{label} {value:.1%}" for label, value in listed[:count]) or "no label"
+        further = ", ".join(f"{label} {value:.1%}" for label, value in listed[count:])
+        return (self.path, name, shown, further, ", ".join(self.prediction_set))

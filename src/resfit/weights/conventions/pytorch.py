@@ -545,6 +545,26 @@ def unwrapped(tensors: Mapping[str, _Value]) -> Mapping[str, _Value]:
     return dict(zip(names, tensors.values(), strict=True)) if len(set(names)) == len(names) else tensors
 
 
+def state_of_training(name: str) -> str | None:
+    """Returns what a tensor beside a network is that its training keeps, such as an optimiser's slots, or None.
+
+    Args:
+        name: The tensor's.
+    """
+    kinds = ("slots of an", "state of", "a counter of", "counters of")
+    found = (told for pattern, told in LEFT_OUT.items() if told.startswith(kinds) and _is_below(name, pattern))
+    return next(found, None)
+
+
+def is_averaged(prefix: str) -> bool:
+    """Whether what stands before names marks the running average (EMA) of a network.
+
+    Args:
+        prefix: Such as ``"model_ema."``.
+    """
+    return any(_AVERAGED.search(part) for part in prefix.split("."))
+
+
 def to_torch(
     model: Any, convention: str = "timm", *, arrays: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, np.ndarray]:

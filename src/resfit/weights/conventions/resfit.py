@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from resfit.errors import ArgumentError
+from resfit.networks.detection.spec import DetectorSpec, is_of_detector
 from resfit.weights.conventions.base import Translation, register_convention
 from resfit.weights.formats.base import Tensors
 from resfit.weights.formats.resfit import CanonicalNames
@@ -17,4 +18,7 @@ def _translate(
     """Hands the arrays on."""
     if prefix is not None or averaged or ignore:
         raise ArgumentError(f"a file of resfit says itself what it is. Received: {tensors.path} with arguments.")
-    return Translation("resfit", "", tensors.arrays, {}, {}, (), ())
+    arrays = tensors.arrays
+    if isinstance(tensors.config.get("resfit"), DetectorSpec):  # whose body alone is wanted
+        arrays = {name: array for name, array in arrays.items() if not is_of_detector(name)}
+    return Translation("resfit", "", arrays, {}, {}, (), ())

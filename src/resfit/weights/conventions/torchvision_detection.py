@@ -18,7 +18,7 @@ import numpy as np
 
 from resfit.errors import ArgumentError, CheckpointError, closest
 from resfit.networks.detection import catalog
-from resfit.networks.detection.spec import DetectorSpec
+from resfit.networks.detection.spec import DetectorSpec, is_of_detector
 from resfit.networks.plan import NORM_SUFFIXES
 from resfit.weights import identify as architectures
 from resfit.weights.conventions import pytorch
@@ -118,24 +118,38 @@ def is_detector(names: Mapping[str, Any]) -> bool:
     return any(f"{prefix}head.classification_head.cls_logits.weight" in names for prefix in found)
 
 
-def translate(tensors: Tensors | Mapping[str, np.ndarray]) -> DetectorTranslation:
+def translate(
+    tensors: Tensors | Mapping[str, np.ndarray], *, prefix: str | None = None, averaged: bool = False
+) -> DetectorTranslation:
     """Brings the tensors of torchvision's RetinaNet or FCOS to canonical names.
 
     Args:
         tensors: What a reader returned, or arrays under the source's names. Not changed.
+        prefix: What stands before the names of the detector, if the source holds several.
+        averaged: Take the running average (EMA) rather than the detector itself.
 
     Raises:
         CheckpointError: They are not those of one such detector.
     """
     if isinstance(tensors, Tensors):
         tensors = tensors.arrays
-    prefix = _prefix(tensors)
+    tensors = pytorch.unwrapped(tensors)
+    prefix = _prefix(tensors, prefix, averaged)
     own = {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
     body = pytorch.translate({name.removeprefix(_BODY): a for name, a in own.items() if name.startswith(_BODY)})
     dialect = _dialect(own)
     arrays = dict(body.arrays)
     leftover = {f"{prefix}{_BODY}{name}": array for name, array in body.leftover.items()}
-    leftover |= {name: array for name, array in tensors.items() if not name.startswith(prefix)}
+    reasons: dict[str, int] = {}
+    for name, array in tensors.items():
+        if name.startswith(prefix):
+            continue
+        reason = _reason(name, tensors)
+        if reason is None:
+            leftover[name] = array
+        else:
+            reasons[reason] = reasons.get(reason, 0) + 1
+    left_out = (f"left out {reason} ({count} tensors)" for reason, count in reasons.items())
     for name, array in own.items():
         if name.startswith(_BODY) or name.endswith(f".{_COUNTER}"):
             continue
@@ -152,10 +166,16 @@ def translate(tensors: Tensors | Mapping[str, np.ndarray]) -> DetectorTranslatio
         if canonical in arrays:
             raise CheckpointError(f"two tensors must not stand for one weight. Received: {name!r} for {canonical!r}.")
         arrays[canonical] = np.transpose(array, (2, 3, 1, 0)) if np.ndim(array) == 4 else array
-    return DetectorTranslation(dialect, prefix, arrays, body, leftover, body.left_out)
+    return DetectorTranslation(dialect, prefix, arrays, body, leftover, (*body.left_out, *left_out))
 
 
-def identify(translation: DetectorTranslation, **overrides: Any) -> tuple[DetectorSpec, tuple[str, ...]]:
+def identify(
+    translation: DetectorTranslation,
+    *,
+    architecture: str | None = None,
+    body: Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> tuple[DetectorSpec, tuple[str, ...]]:
     """Recovers the detector that tensors belong to.
 
     Depth, widths, norms, classes, quality branch and what the extra levels are made of stand in the tensors. Anchors,
@@ -164,6 +184,9 @@ def identify(translation: DetectorTranslation, **overrides: Any) -> tuple[Detect
 
     Args:
         translation: As :func:`translate` returned it.
+        architecture: A name of the catalog of detectors that stands for what tensors do not tell, in place of
+            torchvision's network of the kind.
+        body: Fields of the backbone's ArchitectureSpec; they win over everything.
         **overrides: Fields of :class:`DetectorSpec`; they win over everything.
 
     Returns:
@@ -180,17 +203,28 @@ def identify(translation: DetectorTranslation, **overrides: Any) -> tuple[Detect
             )
     shapes = {name: tuple(np.shape(array)) for name, array in translation.arrays.items()}
     found = architectures.identify(
-        translation.body.arrays, convention=translation.body.convention, facts=translation.body.facts
+        translation.body.arrays,
+        convention=translation.body.convention,
+        facts=translation.body.facts,
+        **(body or {}),
     )
     normed = any(name.startswith("class_1_") and name.endswith("/gamma") for name in shapes)
     kind = "fcos_resnet50" if "quality_conv/kernel" in shapes else "retinanet_resnet50_v2" if normed else None
-    row = catalog.get(kind or "retinanet_resnet50")
+    usual = catalog.get(kind or "retinanet_resnet50")
+    row = usual if architecture is None else catalog.get(architecture)
+    if (row.spec.box_coding, row.spec.quality) != (usual.spec.box_coding, usual.spec.quality):
+        raise CheckpointError(
+            f"the tensors must be those of {row.name!r} ({row.family}). Received: those of a {usual.family}."
+        )
     backbone = found.spec
     assumptions = list(found.assumptions)
-    if kind is None and "backbone" not in overrides:
-        backbone = backbone.replace(norm_epsilon=row.spec.backbone.norm_epsilon)
+    if (kind is None or architecture) and "backbone" not in overrides and "norm_epsilon" not in (body or {}):
+        epsilon = row.spec.backbone.norm_epsilon
+        backbone = backbone.replace(norm_epsilon=epsilon)
         assumptions = [text for text in assumptions if not text.startswith("norm_epsilon=")]
-        assumptions.append("backbone.norm_epsilon=0 (as torchvision's published weights of this kind run)")
+        assumptions.append(
+            f"backbone.norm_epsilon={epsilon:g} (as the weights of {row.name} run; the tensors do not tell)"
+        )
     told = {"backbone": backbone, **_told(translation, shapes, row.spec, overrides)}
     values = {**told, **overrides}
     assumed = ("anchor_sizes", "anchor_ratios", "score_threshold", "nms_threshold", "max_detections")
@@ -222,8 +256,7 @@ def to_torch(spec: DetectorSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, 
         ArgumentError: torchvision has no name for a layer of this detector.
     """
     dialect = "fcos" if spec.quality else "retinanet"
-    # pyramid and head have names of their own, which no layer of a backbone has
-    own = {name: a for name, a in arrays.items() if re.match(r"p\d+_|class_|box_|quality_", name)}
+    own = {name: a for name, a in arrays.items() if is_of_detector(name)}
     body = {name: a for name, a in arrays.items() if name not in own}
     written = {
         f"{_BODY}{name}": array for name, array in pytorch.to_torch(spec.backbone, "torchvision", arrays=body).items()
@@ -245,13 +278,31 @@ def to_torch(spec: DetectorSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, 
     return written
 
 
-def _prefix(tensors: Mapping[str, Any]) -> str:
+def _prefixes(names: Mapping[str, Any]) -> list[str]:
+    """What stands before the names of each detector."""
+    return [match["prefix"] for match in map(_ANCHOR.fullmatch, names) if match]
+
+
+def _reason(name: str, names: Mapping[str, Any]) -> str | None:
+    """Why a tensor beside the detector is left out, or None."""
+    other = next((prefix for prefix in _prefixes(names) if prefix and name.startswith(prefix)), None)
+    if other is not None:
+        return f"{'the running average' if pytorch.is_averaged(other) else 'another detector'} under {other!r}"
+    return pytorch.state_of_training(name)
+
+
+def _prefix(tensors: Mapping[str, Any], wanted: str | None, averaged: bool) -> str:
     """What stands before the names of the one detector."""
-    found = [match["prefix"] for match in map(_ANCHOR.fullmatch, tensors) if match]
+    every = _prefixes(tensors)
+    found = [prefix for prefix in every if pytorch.is_averaged(prefix) == averaged] if len(every) > 1 else every
+    if averaged and not any(map(pytorch.is_averaged, every)):
+        raise CheckpointError(f"the source must hold a running average. Received: detectors under {every}.")
+    if wanted is not None:
+        found = [prefix for prefix in every if prefix.rstrip(".") == wanted.rstrip(".")]
     if len(found) != 1:
         raise CheckpointError(
             "the tensors must be those of one detector of torchvision ('backbone.body.layer1...'). Received: "
-            f"{len(found)} of them in {pytorch.described(tensors)}."
+            f"{len(found)} of them (of {every}) in {pytorch.described(tensors)}. Pass prefix= where there are several."
         )
     prefix = found[0]
     if any(name.startswith((f"{prefix}rpn.", f"{prefix}roi_heads.")) for name in tensors):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from resfit.errors import ArgumentError, CheckpointError
+from resfit.networks.detection.spec import DetectorSpec
 from resfit.networks.spec import ArchitectureSpec
 from resfit.preprocessing import InputSpec
 from resfit.weights.formats import safetensors as safetensors_reader
@@ -192,7 +193,9 @@ def _with_metadata(read: Tensors) -> Tensors:
         contract, names = about["input_spec"], about["class_names"]
         return dataclasses.replace(
             read,
-            config={"resfit": ArchitectureSpec.from_dict(about["spec"])},
+            config={
+                "resfit": (DetectorSpec if "backbone" in about["spec"] else ArchitectureSpec).from_dict(about["spec"])
+            },
             input_spec=InputSpec.from_dict(contract) if contract else None,
             class_names=tuple(map(str, names)) if names else None,
         )

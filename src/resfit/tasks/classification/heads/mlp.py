@@ -13,6 +13,7 @@ import numpy as np
 from resfit.errors import ArgumentError, DataError
 from resfit.numerics import activated
 from resfit.tasks.classification.heads import solver
+from resfit.tasks.classification.objective import ClassObjective
 from resfit.training import boundary, loop
 from resfit.training import trainer as finetune
 from resfit.training.feeds import mixed
@@ -123,9 +124,8 @@ def fit_mlp(
         layer.set_weights([random.uniform(-limit, limit, shape), np.zeros(shape[1])])
     nothing = boundary.Boundary(0, "", (), (), "", ())
     feed = _FeatureFeed([features, *views], tuning, mean, scale)
-    trainer = finetune.Trainer(
-        model, made, tuning, feed, goals, learning, val, multilabel=multilabel, parts=(nothing, model)
-    )
+    objective = ClassObjective(goals, learning, tuning, multilabel=multilabel)
+    trainer = finetune.Trainer(model, made, tuning, feed, objective, goals, learning, val, parts=(nothing, model))
     with tempfile.TemporaryDirectory(prefix="resfit-mlp-") as folder:
         log = loop.Log(Path(folder), tensorboard=False, speak=False)
         learned = finetune.train(trainer, Path(folder), log, checkpoint_seconds=np.inf, report=report)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import artifact, engines, processors
-from resfit.data import stratification
+from resfit.data import dataset, stratification
 from resfit.data.dataset import ImageSet
-from resfit.errors import ArgumentError
-from resfit.tasks.classification import backbone, strategies
-from resfit.tasks.classification.timings import Timings
-from resfit.training import loop, recipes
+from resfit.errors import ArgumentError, closest
+from resfit.preprocessing import Reading
+from resfit.tasks import backbone
+from resfit.tasks.timings import Timings
+from resfit.training import loop, recipes, runs
 from resfit.training.loop import check_choice
 from resfit.training.settings import Tuning
 
@@ -114,6 +116,30 @@ def subsample_to_budget(
     return images.subset(kept), said
 
 
+def scan_options_for(fit: Callable[..., Any], reading: Reading | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what the scan of a fit is given.
+
+    Args:
+        fit: The fit, whose arguments are named where one is misspelled.
+        reading: How scans become pictures, if that is given.
+        options: Keywords that are none of the fit's own.
+
+    Raises:
+        ArgumentError: The scan knows no such option.
+    """
+    known = inspect.signature(dataset.scan).parameters
+    settings = [field.name for field in dataclasses.fields(Tuning)]
+    for name in options:
+        if name in known and name != "numbers":
+            continue
+        if name in settings:
+            raise ArgumentError(f"{name} is a setting of the fine-tuning. Pass tuning={{{name!r}: …}}.")
+        raise ArgumentError(
+            f"fit has no argument {name!r}.{closest(name, [*inspect.signature(fit).parameters, *known, *settings])}"
+        )
+    return {**options, **({} if reading is None else {"reading": reading})}
+
+
 # share of the time that is expected to be left when images are decoded and some of them have gone through the network
 _AFTER_DECODING = 0.7
 
@@ -133,6 +159,7 @@ class FitPlan:
         lr_find: Whether a range test chooses the learning rate.
         options: Settings that :func:`resfit.fit` takes as arguments of their own; ``tuning`` overrules them.
         taught: Whether there is a teacher.
+        defaults: Settings of the task, in place of the recipe's.
     """
 
     body: keras.Model
@@ -145,6 +172,7 @@ class FitPlan:
     lr_find: bool
     options: dict[str, Any]
     taught: bool
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def probes(self) -> bool:
@@ -160,19 +188,6 @@ class FitPlan:
     def sets_time(self) -> bool:
         """Whether the user has set the time of the training itself."""
         return self._given().get("minutes") is not None
-
-    @property
-    def head_options(self) -> dict[str, Any]:
-        """What :func:`resfit.tasks.classification.heads.base.fit_head` is told besides the data, the kind and the
-        seed.
-        """
-        given = {} if isinstance(self.tuning, Tuning) else dict(self.tuning or {})
-        return {
-            "balance": self.options["balance"],
-            "label_smoothing": self.options["label_smoothing"] or 0.0,
-            "focal": self.options["focal"] if self.head == "mlp" else 0.0,
-            "settings": given if self.strategy == "probe" else {},
-        }
 
     def settings(
         self,
@@ -199,7 +214,7 @@ class FitPlan:
             given["distillation"] = given.get("distillation") or 0.5
         if self.trainable_from is not None:
             given["trainable_from"] = self.trainable_from
-        strategies.tuning_from(given)  # refuses what is out of range before any work
+        runs.tuning_from(given)  # refuses what is out of range before any work
         described = {
             "data": images.fingerprint,
             "network": engines.fingerprint(self.body),
@@ -210,14 +225,14 @@ class FitPlan:
             "head": self.head,
             "lr_find": self.lr_find,
         }
-        folder = strategies.run_folder(None if out is None else Path(out), described, cache)
+        folder = runs.run_folder(None if out is None else Path(out), described, cache)
 
         def choose() -> Tuning | None:
             return self._chosen(images, count, given, journal)
 
         if folder is None:
             return choose(), None
-        return strategies.open_run(folder, described, choose, journal.note), folder
+        return runs.open_run(folder, described, choose, journal.note), folder
 
     @functools.cached_property
     def _hardware(self) -> recipes.Hardware:
@@ -293,7 +308,7 @@ class FitPlan:
         if found.tuning is None and not given:
             return None
         base = found.tuning or Tuning(seed=self.seed)
-        chosen = strategies.tuning_from({**base.to_dict(), **given})
+        chosen = runs.tuning_from({**base.to_dict(), **self.defaults, **given})
         if left is not None and chosen.minutes is None:
             chosen = dataclasses.replace(chosen, minutes=left)
         return chosen

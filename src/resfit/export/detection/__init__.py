@@ -1,0 +1,1 @@
+"""Detectors for other runtimes: suppression in the graph, and verification by matched boxes."""

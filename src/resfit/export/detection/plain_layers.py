@@ -1,0 +1,63 @@
+"""A detector of Keras' own layers and operations alone, for ``.keras`` files that load without resfit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from resfit.errors import ExportError
+from resfit.export.detection.export_detector import ExportDetector
+from resfit.export.plain import own_layers, plain
+from resfit.networks.detection import layers, nms
+
+# Rounds of suppression that are written out, since a file of Keras has no loops.
+ROUNDS = 16
+
+
+def without_resfit(subject: ExportDetector) -> tuple[keras.Model, tuple[str, ...]]:
+    """Returns the network of Keras' own layers and operations, and notes for the card.
+
+    Args:
+        subject: What is exported.
+
+    Raises:
+        ExportError: A layer has no such form.
+    """
+    network = (
+        subject.scores if subject.raw else subject.detector.suppressed(rounds=ROUNDS, size=subject.input_spec.size)
+    )
+    network = plain(network, fold=False)
+    named = dict(network.output)
+
+    def call(operation: Any, *arguments: Any, **options: Any) -> Any:
+        if isinstance(operation, layers.LevelScale):
+            factor = float(np.asarray(operation.scale))
+            return keras.layers.Rescaling(factor, name=operation.name)(*arguments)
+        if isinstance(operation, _TRACED):
+            # its operations become operations of the model
+            return operation.call(*arguments, **options)
+        return operation(*arguments, **options)
+
+    traced = keras.models.clone_model(network, clone_function=lambda layer: layer, call_function=call)
+    left = own_layers(traced)
+    if left:
+        raise ExportError(
+            f"a .keras export must load without resfit. Received: a layer that only resfit has, {left[0]!r}. "
+            "Take format='tf_saved_model'."
+        )
+    assert named.keys() == dict(traced.output).keys()
+    notes = ["Operations of resfit's own are written as Keras'."]
+    if not subject.raw:
+        notes.append(f"Suppression is written out in {ROUNDS} rounds; longer chains of suppressions differ.")
+    return traced, tuple(notes)
+
+
+_TRACED = (
+    layers.CropToMatch,
+    layers.PositiveDistances,
+    layers.QualityScores,
+    layers.DecodeBoxes,
+    nms.NonMaxSuppression,
+)

@@ -1,0 +1,487 @@
+"""Fits a detector to pictures with boxes, or says what that would take."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resfit import artifact, engines
+from resfit.data.box_statistics import box_statistics
+from resfit.data.box_views import BoxViews
+from resfit.data.boxes import BoxSet, SkippedBoxesError, scan_boxes, skipped_table
+from resfit.errors import DataError
+from resfit.features.progress import Progress
+from resfit.quality.checking import leaks_between
+from resfit.storage.atomic import write_text
+from resfit.storage.locks import USERS, folder_of, is_writable, keep, scratch
+from resfit.tasks.base import FitRun
+from resfit.tasks.detection import calibration, network, validation
+from resfit.tasks.detection.detector import Detector
+from resfit.tasks.detection.feeds import MapFeed, PictureChanges, PictureFeed
+from resfit.tasks.detection.fit_plan import DetectionPlan, make_plan
+from resfit.tasks.detection.material import Material, prepare, stored_views
+from resfit.tasks.detection.results import DetectorRecipe
+from resfit.tasks.detection.targets import Places
+from resfit.tasks.detection.tiles import Tiling, cut_set, sides_of
+from resfit.tasks.detection.training import History, Phase, PhaseSettings, Trainer
+from resfit.tasks.preparation import package_versions
+from resfit.tasks.timings import Timings
+from resfit.training import loop
+from resfit.training.recipes import parse_minutes
+from resfit.wording import counted
+
+if TYPE_CHECKING:
+    import keras
+
+#: What is trained on where nothing else is asked for.
+DEFAULT_MODEL = "resnet10_tiny"
+_MOST_TEST_FILES = 1000  # whose names are kept for the verification of exports
+
+
+def fit(
+    source: Any,
+    *,
+    model: str | keras.Model = DEFAULT_MODEL,
+    out: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    strategy: str = "auto",
+    budget: str | float | None = None,
+    size: int | tuple[int, int] | None = None,
+    views: int | None = None,
+    tiles: int | tuple[int, int] | None = None,
+    tuning: Mapping[str, Any] | None = None,
+    head: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    engine: str = "auto",
+    cache: bool | str | Path = True,
+    storage: int | None = None,
+    max_skipped: float = 0.10,
+    test_share: float = 0.15,
+    val_share: float = 0.15,
+    channels: int | None = None,
+    batch_size: int | None = None,
+    check: bool = True,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    stop: Callable[[int], bool] | None = None,
+    **scan_options: Any,
+) -> Detector:
+    """Fits a detector to pictures with boxes.
+
+    The frozen body of a residual network runs once over each view of the pictures, and its maps at strides 8, 16 and 32
+    are stored. Pyramid and head learn from them. Then, as the budget allows, the last stages learn on freshly changed
+    pictures, or the whole network. What is kept are the weights with the best AP on validation pictures, so that no
+    phase makes it worse. A call that was killed is resumed by the same call.
+
+    Args:
+        source: As :func:`resfit.data.boxes.scan_boxes` takes it, or a :class:`resfit.data.boxes.BoxSet`.
+        model: A name of the zoo or a source that :func:`resfit.load` takes, or a model of its. It is not changed.
+        out: Folder to write the detector to; ``None`` keeps it in memory.
+        force: As :func:`resfit.artifact.check_target` takes it.
+        strategy: What learns: ``"head"``, pyramid and head alone; ``"last"``, the last stages as well; ``"full"``, the
+            whole network as well; ``"auto"`` as much as budget and data allow.
+        budget: Time for everything, such as ``"10m"``, ``"90s"`` or a number of minutes; ``None`` is no limit.
+        size: Height and width of the input in pixels, or one number for both; ``None`` chooses by the boxes' sizes.
+        views: Stored views of each picture, the plain one included; ``None`` chooses by data, room and budget.
+        tiles: Height and width in pixels of overlapping tiles that pictures are cut into, for training and for all
+            predictions of the detector; one number for both. ``None`` takes each picture as a whole.
+        tuning: Settings that overrule those of the phases: fields of
+            :class:`resfit.tasks.detection.training.PhaseSettings`.
+        head: Fields of the pyramid and head that overrule those chosen, such as ``{"head_width": 128}``
+            (:class:`resfit.networks.detection.spec.DetectorSpec`).
+        seed: Seed of the split, the fresh weights and all changes.
+        engine: As :func:`resfit.engines.create` takes it, for the frozen body.
+        cache: Where maps and checkpoints are kept: ``True`` for resfit's own cache, ``False`` for nowhere, or a folder.
+        storage: Bytes that stored maps may take up; ``None`` is 20 GB, and in any case no more than half of what is
+            free. Above that the body runs in every epoch.
+        max_skipped: Largest share of boxes, and of pictures, that may be unusable.
+        test_share: Share of the pictures that measures, where the data states no split.
+        val_share: Share that choices are made on, likewise.
+        channels: 1 or 3; ``None`` is what the network was trained on.
+        batch_size: Pictures a training step; ``None`` is 4.
+        check: Whether the data is looked at for duplicates and leaks.
+        progress: Called as pictures get done.
+        say: Called with lines for people.
+        clock: Seconds for the budget.
+        stop: Called after each training step; where it returns True the run ends as if it had been killed.
+        **scan_options: Of :func:`resfit.data.boxes.scan_boxes`.
+
+    Returns:
+        The detector; its ``run`` says what was done, ``metrics["test"]`` how good it is on pictures that nothing was
+        chosen on.
+
+    Raises:
+        ArgumentError: An argument breaks its rule.
+        DataError: The pictures cannot be trained on.
+
+    Example:
+        >>> detector = resfit.fit("cells/", budget="10m")  # doctest: +SKIP
+        >>> detector.metrics["test"]["metrics"]["ap50"]  # doctest: +SKIP
+        0.91
+    """
+    began = clock()
+    timings = Timings(say)
+    target = None if out is None else Path(out)
+    if target is not None and (replaced := artifact.check_target(target, force=force)):
+        timings.note(replaced)
+    boxes = _scanned(source, target, max_skipped, scan_options)
+    for warning in boxes.warnings:
+        timings.note(warning)
+    tiling = None if tiles is None else Tiling(sides_of(tiles))
+    stack = contextlib.ExitStack()
+    pictures, owners = boxes, np.arange(len(boxes))
+    if tiling is not None:
+        boxes, owners = cut_set(pictures, tiling, stack.enter_context(scratch()))
+        size = tiling.side if size is None else size
+        timings.note(
+            f"{len(pictures)} pictures are cut into {len(boxes)} tiles of {tiling.side[1]}x{tiling.side[0]} pixels"
+        )
+    plan = make_plan(
+        boxes,
+        network.architecture_of(model),
+        strategy=strategy,
+        minutes=parse_minutes(budget),
+        size=size,
+        views=views,
+        head=dict(head or {}),
+        batch_size=batch_size,
+        storage=storage,
+        folder=folder_of(cache),
+    )
+    for reason in plan.reasons:
+        timings.note(reason)
+    timings.lap("scan")
+    with stack:
+        made = network.build(model, len(boxes.classes), plan.size, channels=channels, seed=seed, **plan.head)
+        rows_of, shapes = network.row_model(made)
+        timings.lap("network")
+        options: dict[str, Any] = {"engine": engine, "cache": cache, "progress": progress, "dtype": "float16"}
+        material = prepare(boxes, rows_of, val=val_share, test=test_share, seed=seed, **options)
+        if check:
+            _look(material, timings)
+        timings.lap("maps")
+        places = Places.of(made.spec, plan.size)
+        work = _Work(made, rows_of, shapes, places, material, plan, timings, clock, began)
+        history = work.train(
+            model, options, seed=seed, tuning=dict(tuning or {}), target=target, cache=cache, stop=stop
+        )
+        timings.lap("training")
+        detector = work.calibrated(history, model, seed)
+        measured = pictures.subset(np.unique(owners[material.indices[material.parts.test]]))
+        if tiling is not None:
+            detector.recipe = dataclasses.replace(detector.recipe, tiles=tiling.side)
+        detector = work.measured(detector, history, measured, pictures)
+        timings.lap("measurement")
+    if target is not None:
+        detector.save(target, force=force)
+        work.forget()
+    timings.lap("saving")
+    return detector
+
+
+def _look(material: Material, timings: Timings) -> None:
+    """Says what is odd about the pictures."""
+    leaks = leaks_between(material.same, material.boxes.splits)
+    if leaks:
+        timings.warn(
+            f"{counted(len({test for test, *_ in leaks}), 'test picture')} are in the training set too, such as "
+            f"{material.boxes.paths[leaks[0][0]].name}: the figures are too good. `resfit check` lists them."
+        )
+    numbers = box_statistics(material.boxes, (320, 320))
+    if numbers.contradiction_count:
+        timings.note(
+            f"{counted(numbers.contradiction_count, 'pair')} of boxes cover each other with different classes: "
+            "`resfit check` lists them"
+        )
+    if numbers.missing_in_training:
+        timings.warn(f"no training picture has a box of {', '.join(map(repr, numbers.missing_in_training))}.")
+
+
+def plan(source: Any, *, model: str | keras.Model = DEFAULT_MODEL, **options: Any) -> DetectionPlan:
+    """Says what :func:`fit` would do, without doing it.
+
+    Args:
+        source: As :func:`fit` takes it.
+        model: As :func:`fit` takes it.
+        **options: As :func:`fit` takes them.
+    """
+    scan_options = {key: value for key, value in options.items() if key not in _FIT_OPTIONS}
+    boxes = _scanned(source, None, options.get("max_skipped", 0.10), scan_options)
+    return make_plan(
+        boxes,
+        network.architecture_of(model),
+        strategy=options.get("strategy", "auto"),
+        minutes=parse_minutes(options.get("budget")),
+        size=options.get("size"),
+        views=options.get("views"),
+        head=dict(options.get("head") or {}),
+        batch_size=options.get("batch_size"),
+        storage=options.get("storage"),
+        folder=folder_of(options.get("cache", True)),
+    )
+
+
+def _scanned(source: Any, target: Path | None, max_skipped: float, options: dict[str, Any]) -> BoxSet:
+    """The pictures with boxes; what was left out is listed beside the output, also where it stops the run."""
+    if isinstance(source, BoxSet):
+        return source
+    try:
+        boxes = scan_boxes(source, max_skipped=max_skipped, **options)
+    except SkippedBoxesError as error:
+        if target is not None:
+            target.mkdir(parents=True, exist_ok=True)
+            write_text(target / artifact.SKIPPED, skipped_table(error.skipped))
+        raise
+    if not len(boxes.boxes):
+        raise DataError(f"at least one picture must have a box. Received: {len(boxes)} pictures without any.")
+    return boxes
+
+
+@dataclasses.dataclass(eq=False)
+class _Work:
+    """A fit once its plain maps are there."""
+
+    made: network.Network
+    rows_of: Any
+    shapes: network.MapShapes
+    places: Places
+    material: Material
+    plan: DetectionPlan
+    timings: Timings
+    clock: Callable[[], float]
+    began: float
+    folder: Path | None = None
+    views: int = 1
+
+    def train(
+        self,
+        model: Any,
+        options: dict[str, Any],
+        *,
+        seed: int,
+        tuning: dict[str, Any],
+        target: Path | None,
+        cache: bool | str | Path,
+        stop: Callable[[int], bool] | None,
+    ) -> History:
+        """Runs the phases of the plan."""
+        import tensorflow as tf
+
+        made, material, plan, places = self.made, self.material, self.plan, self.places
+        size = made.contract.size
+        unpack = lambda rows: self.shapes.maps(tf.cast(rows, tf.float32))  # noqa: E731
+        plain = lambda images: tf.cast(images, tf.float32)  # noqa: E731
+        pictures = material.pictures(material.parts.train)
+        head_layers = frozenset(layer.name for layer in made.head.layers if layer.trainable_variables) - frozenset(
+            layer.name for layer in made.body.layers
+        )
+        phases = []
+        if plan.views:
+            views = BoxViews(plan.views - 1, seed, zoom=plan.zoom, colour=plan.colour) if plan.views > 1 else None
+            stored = stored_views(material, self.rows_of, made.contract, places, views, **options)
+            self.views = plan.views
+            feed: Any = MapFeed(stored.maps, stored.targets)
+        else:
+            frozen = engines.create(self.rows_of, options["engine"], images=len(pictures) * 10)
+            changes = PictureChanges(zoom=plan.zoom, colour=plan.colour)
+            feed = PictureFeed(pictures, made.contract, places, changes, pictures.most, seed=seed, frozen=frozen)
+            self.views = 0
+        self.timings.lap("views")
+        left = self._left()
+        settings = self._settings("head", seed, tuning, left)
+        phases.append(Phase(settings, made.head, unpack, feed, head_layers))
+        learning = network.learning_layers(made, plan.strategy)
+        if learning:
+            changes = PictureChanges(zoom=plan.zoom, colour=plan.colour, mosaic=plan.mosaic)
+            most = pictures.most * (4 if plan.mosaic else 1)
+            body_settings = self._settings("body", seed, tuning, left)
+            running: engines.Engine | None = None
+            forward, taken = network.forward_of(made), plain
+            if plan.strategy == "last":
+                before, own = network.row_model(made, network.frozen_stages(made.spec))
+                running = engines.create(before, options["engine"])
+                forward = network.suffix_of(made)
+                taken = lambda rows: own.maps(tf.cast(rows, tf.float32))  # noqa: E731
+            again = PictureFeed(pictures, made.contract, places, changes, most, seed=seed + 1, frozen=running)
+            phases.append(Phase(body_settings, forward, taken, again, head_layers | learning))
+        key = self._key(model, seed, tuning)
+        self.folder = _run_folder(target, key, cache)
+        trainer = Trainer(
+            made.whole,
+            places,
+            phases,
+            self._validator(unpack, plain, size),
+            folder=self.folder,
+            key=key,
+            say=self.timings.note,
+            clock=self.clock,
+            stop=stop,
+        )
+        return trainer.run()
+
+    def _left(self) -> float | None:
+        """Seconds for training, once what comes after it is set aside; ``None`` for no limit."""
+        if self.plan.minutes is None:
+            return None
+        total = self.plan.minutes * 60
+        after = (
+            0.03 * total + 3.0 + self.plan.seconds_each * (len(self.material.parts.val) + len(self.material.parts.test))
+        )
+        return max(1.0, total - after - (self.clock() - self.began))
+
+    def _settings(self, phase: str, seed: int, tuning: dict[str, Any], left: float | None) -> PhaseSettings:
+        """The settings of a phase."""
+        plan = self.plan
+        share = plan.head_share if phase == "head" else 1 - plan.head_share
+        base = PhaseSettings(
+            name=phase,
+            epochs=None if left is not None else plan.epochs[0 if phase == "head" else 1],
+            seconds=None if left is None else left * share,
+            batch_size=plan.batch_size,
+            learning_rate=plan.learning_rate if phase == "head" else plan.body_learning_rate,
+            seed=seed,
+        )
+        own = tuning.get(phase, {})
+        shared = {key: value for key, value in tuning.items() if key not in ("head", "body")}
+        return dataclasses.replace(base, **{**shared, **own})
+
+    def _validator(self, unpack: Any, plain: Any, size: tuple[int, int]) -> Callable[[], tuple[float, float]]:
+        """AP and AP50 on the validation pictures, of the head on stored maps while the body is frozen."""
+        made, material = self.made, self.material
+        val = material.parts.val
+        if not len(val):
+            raise DataError(
+                "validation pictures choose the weights that are kept. Received: none. Raise val_share, or add a part "
+                "'val' to the data."
+            )
+        some = material.boxes.subset(val)
+        spec = made.spec
+        on_maps = validation.scorer(made.head, unpack, self.places, spec, size)
+        on_pictures = validation.scorer(network.forward_of(made), plain, self.places, spec, size)
+        images: dict[int, np.ndarray] = {}
+
+        def validate() -> tuple[float, float]:
+            if any(layer.trainable and layer.trainable_variables for layer in made.body.layers):
+                if not images:
+                    images.update(enumerate(_decoded(some, made.contract)))
+                found = validation.predicted(on_pictures, images, some, self.places, spec, size)
+            else:
+                found = validation.predicted(on_maps, _picked(material.rows, val), some, self.places, spec, size)
+            figures = validation.matching_of(some, found).figures()
+            return tuple(0.0 if np.isnan(figures[name]) else figures[name] for name in ("ap", "ap50"))  # type: ignore[return-value]
+
+        return validate
+
+    def _key(self, model: Any, seed: int, tuning: dict[str, Any]) -> str:
+        """What decides the run."""
+        decisive = {
+            "data": self.material.boxes.fingerprint,
+            "network": engines.fingerprint(self.rows_of),
+            "head": self.made.spec.to_dict(),
+            "plan": {
+                key: value
+                for key, value in self.plan.to_dict().items()
+                if key not in ("seconds", "seconds_each", "reasons")
+            },
+            "tuning": {key: value for key, value in tuning.items()},
+            "seed": seed,
+        }
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
+
+    def calibrated(self, history: History, model: Any, seed: int) -> Detector:
+        """The detector, with scores and thresholds from validation pictures."""
+        made, material = self.made, self.material
+        phases = ("head", "body") if self.plan.strategy != "head" else ("head",)
+        recipe = DetectorRecipe(
+            model=str(model) if isinstance(model, str | os.PathLike) else model.name,
+            trained={"head": "head", "last": "head and last stages", "full": "whole network"}[self.plan.strategy],
+            epochs=tuple(max([0, *(r["epoch"] for r in history.rows if r["phase"] == name)]) for name in phases),
+            best_epoch=history.best_epoch,
+            views=self.views,
+            seed=seed,
+        )
+        detector = Detector(made.detector(), material.boxes.classes, made.contract, made.spec, recipe)
+        some = material.boxes.subset(material.parts.val)
+        found = detector.predict(list(some.paths), threshold=0.0)
+        matching = calibration.calibrate(detector, some, found)
+        detector.metrics = {
+            "images": {part: len(getattr(material.parts, part)) for part in ("train", "val", "test")},
+            "validation": matching.figures(),
+            "training": [dict(row) for row in history.rows],
+        }
+        return detector
+
+    def measured(self, detector: Detector, history: History, test: BoxSet, pictures: BoxSet) -> Detector:
+        """The detector with its measurement and what the fit did."""
+        material = self.material
+        found = None
+        if len(test):
+            found = detector.evaluate(test)
+            detector.metrics["test"] = found.to_dict()
+            detector.metrics["test_files"] = [str(path) for path in test.paths[:_MOST_TEST_FILES]]
+        detector.fingerprint = pictures.fingerprint
+        detector.versions = package_versions()
+        detector._attachments = {artifact.SKIPPED: pictures.skipped_csv().encode()}
+        detector.run = FitRun(
+            test=found,
+            skipped=material.skipped,
+            warnings=pictures.warnings,
+            seconds=self.timings.laps,
+            computed=material.computed,
+            reused=material.reused,
+            engine=material.engine,
+            history=history.rows,
+            notes=tuple(self.timings.notes),
+        )
+        return detector
+
+    def forget(self) -> None:
+        """Removes the checkpoints of a run that has ended."""
+        if self.folder is not None:
+            loop.forget_checkpoints(self.folder)
+            (self.folder / USERS).unlink(missing_ok=True)
+            if self.folder.exists() and not any(self.folder.iterdir()):
+                self.folder.rmdir()
+
+
+class _picked:
+    """Some rows of an array, each read when it is asked for."""
+
+    def __init__(self, array: np.ndarray, rows: np.ndarray):
+        self._array, self._rows = array, rows
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        return np.asarray(self._array[self._rows[place]])
+
+
+def _decoded(boxes: BoxSet, contract: Any) -> Any:
+    """The pictures as inputs."""
+    from resfit.data import decode
+
+    for path in boxes.paths:
+        yield decode.decode_image(path, contract)
+
+
+def _run_folder(target: Path | None, key: str, cache: bool | str | Path) -> Path | None:
+    """Where checkpoints are: beside the output, else in the cache; ``None`` for neither."""
+    if target is not None:
+        return target.with_name(f"{target.name}.run")
+    root = folder_of(cache)
+    if root is None or not is_writable(root):
+        return None
+    folder = root / "runs" / key[:24]
+    keep(folder / USERS)
+    return folder
+
+
+_FIT_OPTIONS = frozenset(fit.__kwdefaults__ or {})

@@ -1,0 +1,299 @@
+"""The network of a detector: any residual network with a pyramid and a head, and the parts that a fit runs alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resfit.errors import ArgumentError
+from resfit.networks.detection import catalog
+from resfit.networks.detection.build import RawOutputs, boxes_and_scores, pyramid_and_head
+from resfit.networks.detection.spec import DetectorSpec
+from resfit.preprocessing import InputSpec
+
+if TYPE_CHECKING:
+    import keras
+
+    from resfit.networks.spec import ArchitectureSpec
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A detector in the making. All models share their layers.
+
+    Attributes:
+        spec: The detector.
+        contract: How images become the input: a letterbox.
+        whole: RGB 0..255 to raw outputs.
+        body: RGB 0..255 to the maps of the taps, by their names.
+        head: Those maps, in the order of the taps, to raw outputs.
+    """
+
+    spec: DetectorSpec
+    contract: InputSpec
+    whole: keras.Model
+    body: keras.Model
+    head: keras.Model
+
+    def detector(self) -> keras.Model:
+        """Returns the model that is kept: RGB 0..255 to ``boxes`` and ``scores`` before suppression."""
+        import keras
+
+        found = boxes_and_scores(self.whole.inputs[0], self._raw(), self.spec)
+        model = keras.Model(self.whole.inputs[0], found, name=f"{self.body.name}_detector")
+        model.architecture, model.input_spec = self.spec, self.contract
+        return model
+
+    def _raw(self) -> Any:
+        outputs = self.whole.output
+        maps = tuple(self.whole.get_layer(name).output for name in level_layers(self.whole, self.spec))
+        return RawOutputs(outputs["class_logits"], outputs["box_codes"], outputs.get("quality"), maps)
+
+
+def build(
+    model: str | os.PathLike[str] | keras.Model,
+    classes: int,
+    size: tuple[int, int],
+    *,
+    channels: int | None = None,
+    seed: int = 0,
+    **fields: Any,
+) -> Network:
+    """Puts a pyramid and a fresh head onto a residual network.
+
+    Args:
+        model: A name of the zoo or a source that :func:`resfit.load` takes; or a Keras model of :func:`resfit.load`.
+        classes: Number of classes.
+        size: Height and width of the input in pixels.
+        channels: 1 or 3; ``None`` is what the network was trained on.
+        seed: Of the fresh weights.
+        **fields: Of :func:`resfit.networks.detection.catalog.light`.
+
+    Raises:
+        ArgumentError: The network is no residual one, or a field is out of its range.
+    """
+    import keras
+
+    from resfit import zoo
+
+    spec = detector_spec(architecture_of(model), classes, size, **fields)
+    taps = tuple(spec.taps.values())
+    if isinstance(model, str | os.PathLike):
+        body = zoo.load(model, include_top=False, taps=taps, preprocess=True, in_channels=channels)
+    else:
+        body = _tapped(model, taps)
+    spec = spec.replace(backbone=body.architecture)
+    contract = dataclasses.replace(body.input_spec, size=size, resize_mode="letterbox", crop_fraction=1.0)
+    keras.utils.set_random_seed(seed)
+    raw = pyramid_and_head({level: body.output[tap] for level, tap in spec.taps.items()}, spec)
+    whole = keras.Model(body.inputs[0], raw.named(), name=f"{body.name}_raw")
+    head = keras.Model([body.output[tap] for tap in taps], raw.named(), name=f"{body.name}_head")
+    for layer in body.layers:
+        layer.trainable = False
+    return Network(spec, contract, whole, body, head)
+
+
+def detector_spec(backbone: ArchitectureSpec, classes: int, size: tuple[int, int], **fields: Any) -> DetectorSpec:
+    """Returns the light detector on a residual network, its coarsest levels left out where the input is small.
+
+    Args:
+        backbone: The residual network.
+        classes: Number of classes.
+        size: Height and width of the input in pixels.
+        **fields: Of :func:`resfit.networks.detection.catalog.light`.
+    """
+    return catalog.light(backbone, **{"classes": classes, "input_size": size, **fields})
+
+
+def architecture_of(model: str | os.PathLike[str] | keras.Model) -> ArchitectureSpec:
+    """Returns the architecture of a network, without loading one of the catalog.
+
+    Args:
+        model: As :func:`build` takes it.
+
+    Raises:
+        ArgumentError: It is no residual network.
+    """
+    from resfit import zoo
+    from resfit.errors import UnknownNameError
+
+    if isinstance(model, str | os.PathLike):
+        try:
+            return zoo.describe(str(model)).spec
+        except UnknownNameError:
+            model = zoo.load(model, include_top=False)
+    found = getattr(model, "architecture", None)
+    if found is None or not hasattr(found, "widths"):
+        raise ArgumentError(
+            "a detector is built on a residual network that resfit knows. Received: a model without an architecture. "
+            "Save it, and pass the path of its file: resfit.load reads the residual network in it."
+        )
+    return found
+
+
+def _tapped(model: keras.Model, taps: Sequence[str]) -> keras.Model:
+    """A copy of a network that returns maps of its stages."""
+    import keras
+
+    from resfit.engines import prefix
+    from resfit.training import boundary
+
+    own = boundary.copy(model)
+    if isinstance(own.output, dict) and set(taps) <= set(own.output):
+        outputs = {tap: own.output[tap] for tap in taps}
+    else:
+        names = prefix.taps(own)
+        outputs = {tap: own.get_layer(names[tap]).output for tap in taps}
+    body = keras.Model(own.inputs[0], outputs, name=model.name)
+    body.architecture, body.input_spec = own.architecture, own.input_spec
+    return body
+
+
+@dataclasses.dataclass(frozen=True)
+class MapShapes:
+    """How the maps of the taps lie in a row of the feature store.
+
+    Attributes:
+        taps: Names of the taps, finest first.
+        shapes: Height, width and channels of each.
+    """
+
+    taps: tuple[str, ...]
+    shapes: tuple[tuple[int, int, int], ...]
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def maps(self, rows: Any) -> list[Any]:
+        """Returns the map of each tap, ``(batch, height, width, channels)``.
+
+        Args:
+            rows: Array or tensor ``(batch, width)``.
+        """
+        found, start = [], 0
+        for shape in self.shapes:
+            end = start + math.prod(shape)
+            part = rows[:, start:end]
+            found.append(part.reshape(-1, *shape) if isinstance(part, np.ndarray) else _reshaped(part, shape))
+            start = end
+        return found
+
+
+def _reshaped(rows: Any, shape: tuple[int, int, int]) -> Any:
+    from keras import ops
+
+    return ops.reshape(rows, (-1, *shape))
+
+
+def row_model(network: Network, stages: Sequence[str] = ()) -> tuple[keras.Model, MapShapes]:
+    """Returns a frozen part of the body with its maps in one row, at the size of the contract, for engines and stores.
+
+    Args:
+        network: The network.
+        stages: Stages whose maps are in the row; empty for the taps.
+    """
+    import keras
+    from keras import layers
+
+    from resfit.training import boundary
+
+    taps = tuple(stages) or tuple(network.spec.taps.values())
+    tensors = [_stage(network, tap) for tap in taps]
+    fixed = boundary.copy(keras.Model(network.body.inputs[0], tensors), size=network.contract.size)
+    outputs = list(fixed.outputs)
+    parts = [layers.Reshape((-1,), name=f"{tap}_row")(output) for tap, output in zip(taps, outputs, strict=True)]
+    row = layers.Concatenate(axis=-1, name="rows")(parts) if len(parts) > 1 else parts[0]
+    model = keras.Model(fixed.inputs[0], row, name=f"{network.body.name}_rows")
+    model.input_spec = network.contract
+    shapes = tuple(tuple(int(side) for side in output.shape[1:]) for output in outputs)
+    return model, MapShapes(taps, shapes)  # type: ignore[arg-type]
+
+
+def _stage(network: Network, stage: str) -> Any:
+    """The map of a stage of the body."""
+    from resfit.engines import prefix
+
+    if stage in network.spec.taps.values():
+        return network.body.output[stage]
+    return network.body.get_layer(prefix.taps(network.body)[stage]).output
+
+
+def frozen_stages(spec: DetectorSpec) -> tuple[str, ...]:
+    """Returns the stages whose maps decide everything behind them where the last two levels' stages learn.
+
+    Args:
+        spec: The detector.
+    """
+    taps = list(spec.taps.values())
+    number = int(taps[-2 if len(taps) > 1 else -1].removeprefix("stage"))
+    cut = f"stage{max(number - 1, 1)}"
+    return (*(tap for tap in taps if tap < cut), cut)
+
+
+def suffix_of(made: Network) -> keras.Model:
+    """Returns what learns where the last stages learn: the maps of :func:`frozen_stages` to raw outputs.
+
+    Args:
+        made: The network.
+    """
+    import keras
+
+    tensors = [_stage(made, stage) for stage in frozen_stages(made.spec)]
+    return keras.Model(tensors, made.whole.output, name=f"{made.body.name}_last")
+
+
+def level_layers(model: keras.Model, spec: DetectorSpec) -> list[str]:
+    """Returns the names of the layers that give each level's map.
+
+    Args:
+        model: A model with all layers of a detector.
+        spec: The detector.
+    """
+    names = {layer.name for layer in model.layers}
+    suffix = {"none": "conv", "batch": "bn", "group": "gn"}[spec.pyramid_norm]
+    return [
+        f"p{level}_output_{suffix}" if f"p{level}_output_{suffix}" in names else f"p{level}_conv"
+        for level in spec.levels
+    ]
+
+
+def forward_of(made: Network) -> Callable[..., Any]:
+    """Returns the whole network as a function with the norms of the body inside its convolutions, which is faster.
+
+    The norms keep the statistics of the checkpoint; their scales and shifts learn as in the network itself.
+
+    Args:
+        made: The network.
+    """
+    from resfit.training import bn_folding
+
+    folded = bn_folding.fold(made.body, lambda norm: True)
+    taps = tuple(made.spec.taps.values())
+
+    def forward(images: Any, training: bool = False) -> Any:
+        maps = folded(images, training=training)
+        return made.head([maps[tap] for tap in taps], training=training)
+
+    return forward
+
+
+def learning_layers(made: Network, strategy: str) -> frozenset[str]:
+    """Returns the names of the body's layers that learn.
+
+    Args:
+        made: The network.
+        strategy: ``"head"``, none; ``"last"``, those behind :func:`frozen_stages`; ``"full"``, all.
+    """
+    names = frozenset(layer.name for layer in made.body.layers if layer.weights)
+    if strategy == "head":
+        return frozenset()
+    if strategy == "full":
+        return names
+    return names & {layer.name for layer in suffix_of(made).layers}

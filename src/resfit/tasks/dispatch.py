@@ -1,0 +1,129 @@
+"""One way in for all tasks: fit to data of any task, and load a fitted model by the kind of its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from resfit import artifact
+from resfit.errors import ArtifactError
+from resfit.tasks import base
+from resfit.tasks.base import FittedModel, Task
+from resfit.tasks.classification import task as _classification
+from resfit.tasks.detection import task as _detection
+from resfit.tasks.regression import task as _regression
+
+# imported, they are registered; the first is taken where data is of no task
+_TASKS = (_classification, _regression, _detection)
+
+
+def chosen(source: Any, task: str = base.AUTO, **options: Any) -> tuple[Task, str]:
+    """Returns the task that a fit would be of, and the sentence that says why; empty where nothing had to be decided.
+
+    Args:
+        source: The data.
+        task: Name of a task, or ``"auto"``.
+        **options: The arguments of the fit that were given.
+
+    Raises:
+        ArgumentError: There is no such task, or the data may be of several.
+    """
+    if task != base.AUTO:
+        return base.task_named(task), ""
+    return base.task_for(source, options)
+
+
+def fit(source: Any, *, task: str = base.AUTO, **options: Any) -> FittedModel:
+    """Fits a model to data.
+
+    Args:
+        source: The data, as the task takes it: a folder, a table, or a pair of images and labels.
+        task: ``"classification"``, ``"regression"`` or ``"detection"``; ``"auto"`` sees which from the data, and says
+            so.
+        **options: Those of the task's fit.
+
+    Returns:
+        The fitted model; for classification a :class:`resfit.Classifier`.
+
+    Raises:
+        ArgumentError: There is no such task, the data may be of several, or an option breaks its rule.
+        DataError: The data cannot be trained on.
+    """
+    found, reason = chosen(source, task, **options)
+    say = options.get("say")
+    if reason and say is not None:
+        say(reason)
+    fitted = found.fit(source, **options)
+    if reason and fitted.run is not None:
+        fitted.run = dataclasses.replace(fitted.run, notes=(reason, *fitted.run.notes))
+    return fitted
+
+
+def plan(source: Any, *, task: str = base.AUTO, **options: Any) -> Any:
+    """Says what :func:`fit` would do and how long it would take, without doing it.
+
+    Args:
+        source: As :func:`fit` takes it.
+        task: As :func:`fit` takes it.
+        **options: As :func:`fit` takes them.
+
+    Returns:
+        A :class:`resfit.training.recipes.Recipe`.
+    """
+    found, reason = chosen(source, task, **options)
+    recipe = found.plan(source, **options)
+    return dataclasses.replace(recipe, reasons=(reason, *recipe.reasons)) if reason else recipe
+
+
+def load(path: str | os.PathLike[str]) -> FittedModel:
+    """Loads a fitted model of any task.
+
+    Args:
+        path: A folder that ``resfit fit`` wrote.
+
+    Raises:
+        ArtifactError: It is none, or it is damaged.
+
+    Example:
+        >>> resfit.tasks.load("photos.resfit")  # doctest: +SKIP
+        <Classifier resnet10_tiny, 2 classes: cat, dog>
+    """
+    return task_of(Path(path)).load(Path(path))
+
+
+def task_of(folder: Path) -> Task:
+    """Returns the task that the fitted model in a folder is of; the first one where there is none.
+
+    Args:
+        folder: A folder.
+
+    Raises:
+        ArtifactError: It is of a task that is not registered.
+    """
+    kind = artifact.kind_of(folder)
+    known = {task.kind.name: task for task in base.tasks().values()}
+    if kind and kind not in known:
+        raise ArtifactError(
+            f"a fitted model must be of one of the kinds {', '.join(known)}. Received: {kind!r:.60} in "
+            f"{str(folder)!r}. Use the version of resfit that wrote it, or import the module that registers its task."
+        )
+    return known.get(kind, next(iter(known.values())))
+
+
+def load_or_pretrained(source: str | os.PathLike[str]) -> FittedModel:
+    """Loads a fitted model of any task, or a published network as a classifier of its own classes.
+
+    Args:
+        source: A folder that ``resfit fit`` wrote, or what :func:`resfit.load` takes.
+
+    Raises:
+        ArtifactError: It is neither, or damaged.
+        CheckpointError: The network has no classifier, or cannot be read.
+    """
+    if artifact.kind_of(Path(source)) not in ("", artifact.CLASSIFIER.name):
+        return load(source)
+    from resfit.tasks.classification import pretrained
+
+    return pretrained.load(source)

@@ -1,0 +1,1 @@
+"""Regression: predict one number or several of an image, with intervals."""

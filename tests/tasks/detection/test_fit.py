@@ -1,0 +1,396 @@
+"""From a folder with drawn boxes to a detector: it learns, is saved and loaded, resumes, and says what it measured."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import resfit
+from resfit.data.boxes import SkippedBoxesError, scan_boxes
+from resfit.errors import ArgumentError, ArtifactError, DataError
+from resfit.tasks import dispatch
+from resfit.tasks.detection.fit import fit, plan
+from tests.tasks.detection.drawn import scene, write_set
+
+FAST = {
+    "size": (96, 128),
+    "strategy": "head",
+    "views": 1,
+    "head": {"head_width": 32, "pyramid_width": 32, "norm_groups": 8, "head_depth": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_set(tmp_path_factory.mktemp("boxes") / "set", {"train": 40, "val": 12, "test": 12})
+
+
+@pytest.fixture(scope="module")
+def detector(folder, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+    said = []
+    found = resfit.fit(folder, cache=cache, tuning={"epochs": 8, "learning_rate": 4e-3}, say=said.append, **FAST)
+    assert said[0].startswith("task: detection (the data has boxes: ")
+    return found
+
+
+def test_it_learns_to_find_discs_and_squares(detector):
+    assert isinstance(detector, resfit.Detector)
+    test = detector.metrics["test"]["metrics"]
+    assert test["ap50"] > 0.7, test
+    assert detector.run.test.metrics["ap50"] == test["ap50"]
+    assert detector.run.history[detector.recipe.best_epoch]["val_ap"] == max(r["val_ap"] for r in detector.run.history)
+    random = np.random.default_rng(99)
+    right = total = 0
+    for _ in range(8):
+        image, boxes = scene(random)
+        (found,) = detector.predict(image)
+        assert found.boxes.dtype == np.float32
+        assert found.size == (96, 128)
+        total += len(boxes)
+        for label, *box in boxes:
+            near = np.abs(found.boxes - np.array(box)).max(axis=1) < 6
+            right += any(near[i] and found.labels[i] == label for i in range(len(found)))
+    assert right / total > 0.6
+
+
+def test_figures_come_by_class_with_intervals_and_mistakes_by_kind(detector, folder):
+    found = detector.evaluate(folder, part="test")
+    assert found.metrics["ap50"] == pytest.approx(detector.metrics["test"]["metrics"]["ap50"])
+    assert set(found.per_class) == {"disc", "square"} == set(found.class_intervals)
+    assert found.intervals["ap"].low <= found.metrics["ap"] <= found.intervals["ap"].high
+    truth = scan_boxes(folder)
+    part = truth.subset([i for i, split in enumerate(truth.splits) if split == "test"])
+    assert found.boxes == len(part.boxes)
+    shown = sum(len(one) for one in detector.predict(list(part.paths)))
+    kinds = found.errors.counts
+    hits = int((found.errors.kinds == -1).sum())
+    assert shown == hits + sum(count for kind, count in kinds.items() if kind != "missed")
+    json.dumps(resfit_json(found.to_dict()))
+    assert [table.title for table in found.tables()][1:] == ["classes", "mistakes at the thresholds"]
+    assert len(found.plots()) == 2
+    assert all(picture.image.shape == (96, 128, 3) for picture in found.pictures())
+
+
+def resfit_json(value):
+    from resfit.storage import bounded_json
+
+    return bounded_json.without_nan(value)
+
+
+def test_saved_and_loaded_it_says_the_same(detector, folder, tmp_path):
+    out = tmp_path / "found.resfit"
+    detector.save(out)
+    again = resfit.Detector.load(out)
+    pictures = sorted(folder.glob("test-*.png"))
+    before, after = detector.predict(pictures, threshold=0.0), again.predict(pictures, threshold=0.0)
+    for one, other in zip(before, after, strict=True):
+        assert np.abs(one.boxes - other.boxes).max(initial=0) < 1e-3
+        assert np.abs(one.scores - other.scores).max(initial=0) < 1e-5
+        assert one.labels == other.labels
+    assert again.thresholds == detector.thresholds
+    assert again.recipe == detector.recipe
+    assert type(dispatch.load(out)) is resfit.Detector
+    with pytest.raises(ArtifactError, match="must hold a classifier"):
+        resfit.Classifier.load(out)
+    description = json.loads((out / "model.json").read_text())
+    for entry, wrong in (("thresholds", {"disc": 2.0, "square": 0.5}), ("classes", ["disc"]), ("input", {"size": 3})):
+        broken = tmp_path / "broken"
+        broken.mkdir(exist_ok=True)
+        from resfit.tasks.detection import schema
+
+        with pytest.raises(ArtifactError, match=entry if entry != "classes" else "classes"):
+            schema.read({**description, entry: wrong})
+
+
+def test_the_engine_and_the_suppressed_model_agree_with_keras(detector, folder):
+    pictures = sorted(folder.glob("test-*.png"))[:4]
+    plain = detector.predict(pictures, threshold=0.05, engine="keras")
+    fast = detector.predict(pictures, threshold=0.05, engine="openvino")
+    images = np.stack([np.asarray(Image.open(path)) for path in pictures])
+    whole = {name: np.asarray(value) for name, value in detector.suppressed()(images).items()}
+    for row, (one, other) in enumerate(zip(plain, fast, strict=True)):
+        assert len(one) == len(other)
+        assert np.abs(one.boxes - other.boxes).max(initial=0) < 0.1
+        assert np.abs(one.scores - other.scores).max(initial=0) < 1e-3
+        count = int((whole["scores"][row] >= 0.05).sum())
+        assert count == len(one)
+        assert np.abs(whole["boxes"][row, :count] - one.boxes).max(initial=0) < 0.05
+
+
+def test_scores_are_calibrated_without_a_change_of_their_order(detector):
+    found = detector.run.test
+    assert detector.recipe.score_scale > 0
+    matching = found.matching
+    counted = ~matching.ignored[:, 0, 0]
+    scores, right = matching.score[counted], matching.hit[counted, 0, 0]
+    assert abs(scores.mean() - right.mean()) < 0.1
+
+
+def test_turned_photos_and_what_is_no_picture(detector, tmp_path):
+    random = np.random.default_rng(5)
+    image, _ = scene(random)
+    image.save(tmp_path / "plain.png")
+    exif = Image.Exif()
+    exif[274] = 6
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    (tmp_path / "none.png").write_bytes(b"nothing")
+    plain, turned, none = detector.predict([tmp_path / name for name in ("plain.png", "turned.png", "none.png")])
+    assert turned.size == plain.size == (96, 128)
+    assert np.abs(turned.boxes - plain.boxes).max(initial=0) < 1e-3
+    assert len(none) == 0
+    assert none.error
+    drawn = np.asarray(turned.draw())
+    assert drawn.shape == (96, 128, 3)
+    assert (drawn != np.asarray(image)).any()
+    table = turned.to_dataframe()
+    assert list(table.columns) == ["path", "label", "score", "xmin", "ymin", "xmax", "ymax"]
+    for row, box in zip(turned.to_coco(7), turned.boxes, strict=True):
+        assert row["image_id"] == 7
+        assert row["bbox"][2] == pytest.approx(box[2] - box[0])
+    with pytest.raises(ArgumentError, match="threshold must name classes"):
+        detector.predict(image, threshold={"cat": 0.5})
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(folder, tmp_path):
+    when = 13  # in the second phase: two epochs of five steps come before it
+    tuning = {"epochs": 2, "batch_size": 8, "head": {"epochs": 2}}
+    options = {**FAST, "strategy": "last", "tuning": tuning, "cache": tmp_path / "cache"}
+    whole = fit(folder, out=tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        fit(folder, out=tmp_path / "killed", stop=lambda step: step == when, **options)
+    assert not (tmp_path / "killed").exists()
+    said = []
+    again = fit(folder, out=tmp_path / "killed", say=said.append, stop=lambda step: False, **options)
+    assert any("interrupted" in line for line in said)
+    assert again.metrics["validation"]["ap"] == whole.metrics["validation"]["ap"]
+    for one, other in zip(again.model.get_weights(), whole.model.get_weights(), strict=True):
+        assert np.array_equal(one, other)
+    assert not (tmp_path / "killed.run").exists()
+
+
+def test_the_budget_is_kept_and_what_was_better_before_is_kept(folder, tmp_path):
+    ticks = iter(range(10**9))
+    found = fit(
+        folder,
+        cache=tmp_path,
+        budget=1,
+        clock=lambda: next(ticks) * 0.5,
+        tuning={"body": {"learning_rate": 100.0}},
+        **{**FAST, "strategy": "full"},
+    )
+    assert found.run.history[-1]["seconds"] <= 60
+    assert all(np.isfinite(weight).all() for weight in found.model.get_weights())
+    best = max(row["val_ap"] for row in found.run.history)
+    assert found.run.history[found.recipe.best_epoch]["val_ap"] == best
+
+
+def test_pictures_without_boxes_and_a_set_of_one_class(tmp_path):
+    folder = write_set(tmp_path / "set", {"train": 6, "val": 3}, seed=4, shapes=("disc",))
+    with open(folder / "labels.csv", "a", newline="") as file:
+        for number in range(6):
+            name = f"empty-{number}.png"
+            Image.new("RGB", (40, 160), (100, 100, 100)).save(folder / name)
+            csv.writer(file).writerow([name, "", "", "", "", "", "train" if number < 5 else "val"])
+    found = fit(folder, cache=tmp_path / "cache", test_share=0.0, tuning={"epochs": 1, "batch_size": 2}, **FAST)
+    assert all(np.isfinite(row["loss"]) for row in found.run.history)
+    assert found.classes == ("disc",)
+    assert found.run.test is None
+    assert "test" not in found.metrics
+
+
+def test_bad_boxes_are_listed_and_too_many_stop_the_run(tmp_path):
+    folder = write_set(tmp_path / "set", {"train": 12, "val": 4, "test": 2}, seed=4)
+    with open(folder / "labels.csv", "a", newline="") as file:
+        csv.writer(file).writerow(["train-0.png", "disc", 5, 5, 5, 20, "train"])
+    found = fit(folder, cache=tmp_path / "cache", out=tmp_path / "out", tuning={"epochs": 1}, **FAST)
+    assert "degenerate" in (tmp_path / "out" / "skipped.csv").read_text()
+    assert any("degenerate" in note for note in found.run.notes)
+    with open(folder / "labels.csv", "a", newline="") as file:
+        for number in range(12):
+            csv.writer(file).writerow([f"train-{number}.png", "disc", 500, 500, 600, 600, "train"])
+    with pytest.raises(SkippedBoxesError):
+        fit(folder, cache=tmp_path / "cache", out=tmp_path / "new", **FAST)
+    assert "outside" in (tmp_path / "new" / "skipped.csv").read_text()
+    assert not (tmp_path / "new" / "model.json").exists()
+
+
+def test_maps_that_are_not_stored_give_a_run_as_well(folder, tmp_path):
+    found = fit(folder, cache=False, tuning={"epochs": 1}, **{**FAST, "views": 0})
+    assert found.recipe.views == 0
+    assert len(found.run.history) == 2
+
+
+def test_the_plan_says_what_is_chosen_and_why(folder):
+    found = plan(folder, budget="5m")
+    assert found.strategy == "full"
+    assert any("pixels" in reason for reason in found.reasons)
+    assert plan(folder, storage=1000).views == 0
+    for wrong in ({"strategy": "most"}, {"size": 8}, {"views": -1}, {"batch_size": 0}, {"budget": "soon"}):
+        with pytest.raises(ArgumentError):
+            plan(folder, **wrong)
+    with pytest.raises(DataError):
+        plan(folder / "train-0.png")
+
+
+def test_the_size_follows_the_smallest_class(tmp_path):
+    from resfit.networks import catalog
+    from resfit.tasks.detection.fit_plan import make_plan
+
+    folder = write_set(tmp_path / "set", {"train": 6})
+    found = scan_boxes(folder)
+    plain = {"strategy": "auto", "minutes": None, "views": None, "head": {}, "batch_size": None, "storage": None}
+    spec = catalog.get("resnet10_tiny").spec
+    assert make_plan(found, spec, size=None, folder=tmp_path, **plain).size == (256, 256)
+    import dataclasses
+
+    sizes = found.sizes * 8  # the same boxes in larger pictures: 30 of 1024 pixels
+    small = dataclasses.replace(found, sizes=sizes)
+    assert make_plan(small, spec, size=None, folder=tmp_path, **plain).size == (640, 640)
+    assert make_plan(found, spec, size=(96, 160), folder=tmp_path, **plain).size == (96, 160)
+
+
+def test_grad_cam_of_a_box_is_warm_on_it(detector, folder):
+    (picture, *_) = sorted(folder.glob("test-*.png"))
+    (found,) = detector.predict(picture, threshold=0.0)
+    (shown,) = detector.explain(picture, box=0)
+    assert not shown.error
+    assert shown.label == found.labels[0]
+    assert shown.probability == pytest.approx(float(found.scores[0]), abs=1e-4)
+    assert shown.map.shape == (96, 128)
+    x1, y1, x2, y2 = np.round(found.boxes[0]).astype(int)
+    inside = shown.map[max(y1 - 8, 0) : y2 + 8, max(x1 - 8, 0) : x2 + 8]
+    assert inside.mean() > 1.5 * shown.map.mean()
+    assert shown.picture().shape == (96, 128, 3)
+    (none,) = detector.explain(picture, box=10_000)
+    assert "no box number 10000" in none.error
+    for wrong in ({"target": "cat"}, {"stage": "stage1"}, {"box": -1}):
+        with pytest.raises(ArgumentError):
+            detector.explain(picture, **wrong)
+
+
+def test_a_large_picture_in_tiles_has_the_boxes_of_its_parts(detector, tmp_path):
+    random = np.random.default_rng(8)
+    large = Image.new("RGB", (384, 288), (110, 110, 110))
+    truth = []
+    for row in range(3):
+        for column in range(3):
+            part, boxes = scene(random)
+            large.paste(part, (column * 128, row * 96))
+            truth += [
+                (label, x1 + column * 128, y1 + row * 96, x2 + column * 128, y2 + row * 96)
+                for label, x1, y1, x2, y2 in boxes
+            ]
+    large.save(tmp_path / "large.png")
+
+    def recall(found):
+        near = [
+            any(
+                lab == label and np.abs(box - np.array(true)).max() < 8
+                for lab, box in zip(found.labels, found.boxes, strict=True)
+            )
+            for label, *true in truth
+        ]
+        return np.mean(near)
+
+    (whole,) = detector.predict(tmp_path / "large.png")
+    (tiled,) = detector.predict(tmp_path / "large.png", tiles=(96, 128), overlap=0.25)
+    assert tiled.size == (288, 384)
+    assert recall(tiled) > max(0.5, recall(whole))
+    assert len(tiled) < 2 * len(truth)  # what two tiles show is one object
+    with pytest.raises(ArgumentError, match="tiles must have sides"):
+        detector.predict(tmp_path / "large.png", tiles=8)
+    (failed,) = detector.predict([tmp_path / "none.png"], tiles=96)
+    assert failed.error
+
+
+def test_tiles_cover_the_picture_and_bound_their_number():
+    from resfit.tasks.detection.tiles import Tiling, merged
+
+    tiles = Tiling((100, 120), 0.2).of((250, 300))
+    assert tiles[0] == (0, 0, 120, 100)
+    assert tiles[-1] == (180, 150, 300, 250)
+    covered = np.zeros((250, 300), int)
+    for left, top, right, bottom in tiles:
+        assert (right - left, bottom - top) == (120, 100)
+        covered[top:bottom, left:right] += 1
+    assert covered.min() >= 1
+    assert Tiling((100, 120)).of((40, 50)) == [(0, 0, 50, 40)]
+    with pytest.raises(ArgumentError, match="at most 2500 tiles"):
+        Tiling((32, 32)).of((20_000, 20_000))
+    # a box that an edge cut gives way to the whole one, though its score is higher
+    boxes = np.array([[0, 0, 10, 5], [0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 10, 9]], float)
+    kept = merged(boxes, np.array([0.9, 0.6, 0.5, 0.4]), np.array([0, 0, 0, 1]), np.array([1, 0, 0, 0], bool), most=9)
+    assert kept.tolist() == [1, 2, 3]
+
+
+def test_fitting_in_tiles_measures_whole_pictures(tmp_path):
+    folder = write_set(tmp_path / "set", {"train": 6, "val": 3, "test": 2}, seed=4, size=(160, 200))
+    found = resfit.fit(folder, cache=tmp_path / "cache", tiles=(96, 128), tuning={"epochs": 1}, **FAST)
+    assert found.recipe.tiles == (96, 128)
+    assert found.run.test.images == 2
+    assert any("11 pictures are cut into 44 tiles" in note for note in found.run.notes)
+    (one,) = found.predict(folder / "test-0.png", threshold=0.0)
+    assert one.size == (160, 200)
+    found.save(tmp_path / "out")
+    assert resfit.Detector.load(tmp_path / "out").recipe == found.recipe
+
+
+def test_checks_find_what_was_planted(detector, tmp_path):
+    from resfit.tasks.detection.checks import check
+
+    folder = write_set(tmp_path / "set", {"train": 12, "test": 6}, seed=21)
+    rows = list(csv.reader((folder / "labels.csv").read_text().splitlines()))
+    (folder / "test-copy.png").write_bytes((folder / "train-0.png").read_bytes())
+    first = next(row for row in rows[1:] if row[0] == "train-0.png")
+    rows += [["test-copy.png", *first[1:6], "test"]]
+    other = "square" if first[1] == "disc" else "disc"
+    rows += [["train-0.png", other, *first[2:6], "train"]]  # two classes at one place
+    gone = next(row for row in rows[1:] if row[0] == "test-1.png")
+    rows.remove(gone)
+    swapped = next(row for row in rows[1:] if row[0] == "test-2.png")
+    swapped[1] = "square" if swapped[1] == "disc" else "disc"
+    with open(folder / "labels.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    found = check(folder, detector=detector, cache=tmp_path / "cache", size=(96, 128))
+    text = " | ".join(found.findings())
+    assert "1 exact copy of another picture" in text
+    assert "1 picture in both training and test set" in text
+    assert "1 pair of boxes that cover each other, of different classes" in text
+    kinds = {(found.name(one.image), one.kind) for one in found.doubtful}
+    missing = [one for one in found.doubtful if found.name(one.image) == "test-1.png" and one.kind == "missing"]
+    assert missing, kinds
+    assert np.abs(np.array(missing[0].box) - np.array(gone[2:6], float)).max() < 8
+    assert ("test-2.png", "class") in kinds
+    json.dumps(resfit_json(found.to_dict()))
+    assert any("covers" in table.title or "cover" in table.title for table in found.tables())
+    plain = check(folder, cache=tmp_path / "cache", size=32)
+    assert plain.doubtful is None
+    assert plain.to_dict()["doubtful"] is None  # not computed, and not reported as zero
+    assert any("the median box is 8 px at 32x32: use --size" in text for text in plain.findings()), plain.findings()
+
+
+def test_the_drawn_set_of_the_demo_has_boxes_to_the_pixel(tmp_path):
+    from resfit.data import drawn_boxes
+
+    drawn_boxes.write_set(tmp_path, {"train": 3, "test": 2}, size=(120, 160))
+    found = scan_boxes(tmp_path)
+    assert sorted(found.splits) == ["test", "test", "train", "train", "train"]
+    image, boxes = drawn_boxes.scene(np.random.default_rng(3), (240, 320))
+    plain, _ = drawn_boxes.scene(np.random.default_rng(3), (240, 320), most=0)
+    changed = (np.asarray(image) != np.asarray(plain)).any(axis=2)
+    inside = np.zeros_like(changed)
+    for _, x1, y1, x2, y2 in boxes:
+        inside[y1:y2, x1:x2] = True
+        part = changed[y1:y2, x1:x2]
+        assert part[0].any() and part[-1].any() and part[:, 0].any() and part[:, -1].any()  # noqa: PT018
+    assert boxes
+    assert not changed[~inside].any()
