@@ -75,7 +75,10 @@ def test_module_of_tensorflow_1_computes_the_same(tmp_path):
     expected = tf_sources.write_v1_module(tmp_path / "module", arrays, tf_sources.slim_forward, images)
     model = load.load_source(tmp_path / "module", preprocess=False, include_top=False, pooling="avg")
     assert relative_error(model(images), expected) < TOLERANCE
-    assert "the network is what stands under 'module/resnet_v2_50/'" in model.assumptions
+    assert (
+        "the network is what stands under 'module/resnet_v2_50/' (by its names; prefix= changes it)"
+        in model.assumptions
+    )
 
 
 def test_a_hub_module_takes_0_to_1_where_this_takes_bytes(tmp_path):
@@ -198,7 +201,7 @@ def test_two_networks_in_one_source_are_refused(tmp_path):
     for scope in ("left/resnet_v1_50", "right/resnet_v1_50"):
         arrays |= tf_sources.slim_arrays(1, (1,), (8,), scope=scope)
     path = tf_sources.write_checkpoint(tmp_path / "two", arrays)
-    with pytest.raises(CheckpointError, match=r"one network. Received: networks under .*left.*right"):
+    with pytest.raises(CheckpointError, match=r"one network, or say which. Received: networks under .*left.*right"):
         load.read_source(path)
     assert load.read_source(path, ignore=["right/*"]).spec.depths == (1,)
 

@@ -15,8 +15,9 @@ import numpy as np
 from resfit.errors import ArgumentError, CheckpointError
 from resfit.networks import arithmetic, catalog
 from resfit.networks.spec import ArchitectureSpec
-from resfit.preprocessing import TORCH, InputSpec
+from resfit.preprocessing import TORCH, InputSpec, changed
 from resfit.weights import attention, heads, registry
+from resfit.weights.assumption import sentence
 from resfit.weights.conventions import pytorch
 from resfit.weights.formats import safetensors
 from resfit.weights.formats.base import Tensors
@@ -32,6 +33,8 @@ _LISTED = 8
 # How many times the memory that they share a network's weights may have, beside some that are small.
 _MOST_SHARED, _FREE_BYTES = 4, 100_000_000
 _INCIDENTAL = ("classes", "in_channels", "input_size", "weight_standardization_epsilon")
+#: How sentences about the input contract begin, and those about the activation of the classifier.
+OF_IMAGES, OF_HEAD = "images ", "classifier_activation="
 _FIRST_KERNELS = ("conv1_conv/kernel", "conv1_1_conv/kernel")
 
 
@@ -140,7 +143,7 @@ def read_source(
     ignore: Sequence[str] = (),
     include_top: bool | None = None,
     config: Mapping[str, Any] | None = None,
-    input_spec: InputSpec | None = None,
+    input_spec: InputSpec | Mapping[str, Any] | str | None = None,
     **overrides: Any,
 ) -> Source:
     """Reads a checkpoint of any known kind and says what network it is.
@@ -159,7 +162,9 @@ def read_source(
         include_top: False for the body alone: what stands beside the network, such as the rest of a detector or
             segmenter, is then left out and listed, not an error.
         config: In place of the configuration beside the weights.
-        input_spec: In place of the input contract that the source states.
+        input_spec: In place of the input contract that the source states or that is assumed: another one, fields of it
+            that are changed (``{"channel_order": "bgr"}``), or how values are scaled by name
+            (:func:`resfit.preprocessing.changed`).
         **overrides: Fields of :class:`ArchitectureSpec`, such as ``stride_in_block="first"``.
 
     Raises:
@@ -203,7 +208,14 @@ def read_source(
         _check(translation, identified)
     except CheckpointError as error:
         raise CheckpointError(f"{read.path}: {error}") from error
-    contract, assumed = _contract(identified, input_spec or read.input_spec or translation.input_spec)
+    contract, assumed = _contract(identified, read.input_spec or translation.input_spec)
+    remarks = translation.remarks
+    if input_spec is not None:
+        contract = changed(contract, input_spec).with_channels(identified.spec.in_channels)
+        remarks = tuple(text for text in remarks if not text.startswith(OF_IMAGES))
+        assumed = []
+    if identified.has_top and translation.end is None:
+        assumed.append(sentence(f"{OF_HEAD}'softmax'", "weights alone do not say so", OF_HEAD[:-1]))
     spec = identified.spec
     labels = read.class_names
     if labels is not None and (not identified.has_top or len(labels) != spec.classes):
@@ -220,7 +232,7 @@ def read_source(
         assumptions=(
             *identified.assumptions,
             *assumed,
-            *translation.remarks,
+            *remarks,
             *translation.left_out,
             *read.left_out,
         ),
@@ -313,7 +325,8 @@ def load_source(
         )
     if own_head is not None and own_head.needs_size and input_shape is None:
         input_shape = (*spec.input_size, channels)
-    if classifier_activation == "default":
+    says_activation = classifier_activation != "default"
+    if not says_activation:
         classifier_activation = end.activation if read.has_top and spec.classes == read.spec.classes else "softmax"
     with _policy(dtype), _seeded(seed):
         model = build(
@@ -340,7 +353,12 @@ def load_source(
             model = attach(attention.attach(model, read.attention), spec, model.input_spec)
     known = file is not None and keeps_head and read.class_names and len(read.class_names) == spec.classes
     model.class_names = read.class_names if known else None
-    model.assumptions = tuple(text for text in read.assumptions if not (attends and attention.REASON in text))
+    of_head = says_activation or not keeps_head
+    model.assumptions = tuple(
+        text
+        for text in read.assumptions
+        if not (attends and attention.REASON in text) and not (of_head and text.startswith(OF_HEAD))
+    )
     return model
 
 
@@ -364,9 +382,7 @@ def _own_metadata(path: Path) -> dict[str, Any] | None:
     return {key: safetensors.metadata_value(text) for key, text in texts.items()}
 
 
-def _own_source(
-    path: Path, metadata: Mapping[str, Any], architecture: str | None, input_spec: InputSpec | None
-) -> Source:
+def _own_source(path: Path, metadata: Mapping[str, Any], architecture: str | None, input_spec: Any) -> Source:
     stated, contract = metadata.get("architecture", architecture), metadata.get("input_spec")
     if stated is None:
         raise CheckpointError(
@@ -379,8 +395,7 @@ def _own_source(
             name = catalog_name_of(spec) or "resnet"
         else:
             name, spec = str(stated), catalog.get(str(stated)).spec
-        if input_spec is None and isinstance(contract, dict):
-            input_spec = InputSpec.from_dict(contract)
+        stated_contract = InputSpec.from_dict(contract) if isinstance(contract, dict) else None
     except (ArgumentError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: the metadata must be what resfit writes. Received: {error}") from error
     arrays = safetensors.read_arrays(path)
@@ -393,8 +408,10 @@ def _own_source(
     found = metadata.get("labels") or metadata.get("classes")
     labels = tuple(map(str, found)) if isinstance(found, list) and found else None
     published = registry.default_for(name)
-    input_spec = input_spec or (published.input_spec if published else None)
-    contract, assumed = (input_spec, []) if input_spec else _usual_contract(spec)
+    known = stated_contract or (published.input_spec if published else None)
+    contract, assumed = (known, []) if known else _usual_contract(spec)
+    if input_spec is not None:
+        contract, assumed = changed(contract, input_spec), []
     return Source(
         path=path,
         name=name,
@@ -522,10 +539,8 @@ def _contract(identified: Identified, stated: InputSpec | None) -> tuple[InputSp
 def _usual_contract(spec: ArchitectureSpec) -> tuple[InputSpec, list[str]]:
     contract = dataclasses.replace(TORCH, size=spec.input_size).with_channels(spec.in_channels)
     mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (contract.mean, contract.std))
-    return contract, [
-        f"images of {spec.input_size[0]}x{spec.input_size[1]}, scaled to 0..1, less {mean}, over {std} (torch's usual; "
-        "the source states no input contract, and input_spec= sets one)"
-    ]
+    what = f"{OF_IMAGES}of {spec.input_size[0]}x{spec.input_size[1]}, scaled to 0..1, less {mean}, over {std}"
+    return contract, [sentence(what, "torch's usual; the source states no input contract", "input_spec")]
 
 
 def says_architecture(path: Path) -> bool:
