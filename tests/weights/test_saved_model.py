@@ -90,7 +90,7 @@ def test_a_hub_module_takes_0_to_1_where_this_takes_bytes(tmp_path):
     assert relative_error(model(raw), expected) < TOLERANCE
     assert model.output_shape == (None, 1001)
     assert any("class 0 of the 1001 is the background" in remark for remark in model.assumptions)
-    assert any("take 0..1" in remark for remark in model.assumptions)
+    assert any("from values of 0..1" in remark for remark in model.assumptions)
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ FORMATS: tuple[WeightsFormat, ...] = (
     WeightsFormat("Keras", "keras_archive", "conventions.keras"),
     WeightsFormat("Keras 3's weights", "keras_weights", "conventions.keras"),
     WeightsFormat("Keras' legacy HDF5", "keras_h5", "conventions.keras"),
-    WeightsFormat("TensorFlow", "saved_model", "conventions.tensorflow"),
+    WeightsFormat("TensorFlow", "saved_model", "graph.tf_models"),
     WeightsFormat("npz", "npz", "conventions.detect"),
     WeightsFormat("msgpack", "msgpack", "conventions.detect"),
     WeightsFormat("pickle", "pickled", "conventions.detect"),

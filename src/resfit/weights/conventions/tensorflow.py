@@ -185,7 +185,7 @@ def translate(
         arrays=arrays,
         facts=habits.facts,
         leftover=named.unknown,
-        left_out=tuple(f"left out {reason}: {_few(names)}" for reason, names in left_out.items()),
+        left_out=tuple(f"left out {reason}: {few(names)}" for reason, names in left_out.items()),
         remarks=tuple(remarks),
         input_spec=habits.input_spec,
         assumed=tuple(habits.facts),
@@ -757,5 +757,10 @@ def _squeezed(name: str, array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """Lists the first names for a sentence.
+
+    Args:
+        names: All of them.
+    """
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
