@@ -62,8 +62,7 @@ def compared(model: Any, path: Path, x: np.ndarray, *, first: bool = False, **op
     return found
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(("version", "way"), [(1, "exported"), (2, "saved"), (2, "frozen")])
 def test_networks_whose_layers_are_only_numbered(version, way, tmp_path):
     model = cifar(keras, version)
     found = compared(model, WAYS[way](model, tmp_path / "net"), images())
@@ -102,7 +101,12 @@ KINDS: dict[str, tuple[Any, int | None, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
+OFTEN = ("sigmoid", "padded max pooling", "norms without centre", "logits of any size")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in KINDS]
+)
 def test_what_a_saved_model_states_is_computed(name, tmp_path):
     options, side, told = KINDS[name]
     model = small(keras, **options)
@@ -110,14 +114,15 @@ def test_what_a_saved_model_states_is_computed(name, tmp_path):
     assert {field: getattr(found.architecture, field) for field in told} == told
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "padded max pooling", "leaky"])
+@pytest.mark.parametrize("name", ["leaky", "swish", "odd maps", "mean as an operation", "max pooling", "no norms"])
 def test_what_a_frozen_graph_states_is_computed(name, tmp_path):
-    options, side, _ = KINDS[name]
+    options, side, told = KINDS[name]
     model = small(keras, **options)
-    compared(model, frozen(model, tmp_path / "net"), images(side))
+    found = compared(model, frozen(model, tmp_path / "net"), images(side))
+    assert {field: getattr(found.architecture, field) for field in told} == told
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["saved", "frozen"])
 def test_images_that_the_graph_normalises(way, tmp_path):
     model = small(keras, before=lambda x: layers.Rescaling(2.0, -1.0)(x[..., ::-1]))
     path = WAYS[way](model, tmp_path / "net")
@@ -140,8 +145,10 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [("global maximum", "frozen"), ("hidden layer", "saved"), ("two outputs", "exported"), ("two outputs", "frozen")],
+)
 def test_a_head_that_does_not_fit_is_refused_by_name_and_the_body_is_read(name, way, tmp_path):
     options, reason = REFUSED[name]
     model = small(keras, **options)
@@ -161,7 +168,7 @@ def test_networks_of_other_kinds(field, way, tmp_path):
     spec = BOTTLENECK.replace(depths=(1, 1, 1), in_channels=3, stem_pool_padding="same", padding="same", **field)
     if "output_stride" in field:
         spec = spec.replace(
-            depths=(1, 1, 1, 1), widths=(8, 12, 16, 20), inner_widths=(4, 4, 4, 4), stage_strides=(1, 2, 2, 2)
+            depths=(1, 1, 1, 2), widths=(8, 12, 16, 20), inner_widths=(4, 4, 4, 4), stage_strides=(1, 2, 2, 2)
         )
     model = randomize(build(spec, input_shape=(64, 64, 3), preprocess=False))
     found = compared(model, WAYS[way](model, tmp_path / "net"), images(64))
@@ -174,7 +181,7 @@ def test_a_body_that_does_not_fit_is_refused_by_its_first_operation(tmp_path):
         return layers.Add()([x, layers.Activation("relu")(y), y])
 
     model = small(keras, stem=odd)
-    with pytest.raises(CheckpointError, match=r"first operation that does not fit is .*, no third way"):
+    with pytest.raises(CheckpointError, match=r"first operation that does not fit is Relu '"):
         load.read_source(exported(model, tmp_path / "net"))
 
 
@@ -185,7 +192,7 @@ def test_a_training_norm_is_refused(tmp_path):
     shape = tf.TensorSpec(model.input_shape, tf.float32)
     module.__call__ = tf.function(lambda x: model(x, training=True), input_signature=[shape])
     tf.saved_model.save(module, str(tmp_path / "net"))
-    with pytest.raises(CheckpointError, match="does not fit|as it is used"):
+    with pytest.raises(CheckpointError, match=r"does not fit|as it is used"):
         load.read_source(tmp_path / "net")
 
 
