@@ -160,7 +160,7 @@ def test_a_head_that_does_not_fit_is_refused_by_name_and_the_body_is_read(name, 
     assert relative_error(body(images()), last(images())) < LIMIT
 
 
-@pytest.mark.parametrize("way", ["exported", "frozen"])
+@pytest.mark.parametrize("way", [pytest.param("exported", marks=pytest.mark.slow), "frozen"])
 @pytest.mark.parametrize(
     "field", [{"output_stride": 16}, {"attention": "se", "attention_sizes": (3, 4, 5)}, {"groups": 4}]
 )
