@@ -94,8 +94,9 @@ def info(
     """
     from resfit import zoo
     from resfit.errors import UnknownNameError
+    from resfit.weights import resolve
 
-    path = zoo.as_path(name)
+    path = resolve.as_path(name)
     if path is not None:
         _file(path, assume or [], as_json)
         return

@@ -15,7 +15,7 @@ import numpy as np
 from resfit.errors import CheckpointError
 from resfit.weights.assumption import sentence
 from resfit.weights.conventions import tensorflow
-from resfit.weights.conventions.pytorch import Translation
+from resfit.weights.conventions.base import Translation
 from resfit.weights.formats import graph_def
 from resfit.weights.formats.base import Tensors
 from resfit.weights.formats.graph_def import Program, Programs
@@ -40,7 +40,7 @@ def translate(
     """Brings the variables of a TensorFlow source to canonical names.
 
     Args:
-        tensors: What :func:`resfit.weights.formats.saved_model.read` returned.
+        tensors: What :func:`resfit.weights.formats.saved_model.read` returned, with a program.
         prefix: As for :func:`resfit.weights.conventions.tensorflow.translate`; the network is then told by names.
         averaged: As there.
         ignore: As there.
@@ -48,7 +48,6 @@ def translate(
     Raises:
         CheckpointError: No residual network is there.
     """
-    objects: Objects = tensors.graph
     named, problem = None, None
     if tensors.arrays:
         try:
@@ -57,10 +56,7 @@ def translate(
             problem = error
             if prefix is not None or averaged:
                 raise
-    if objects.program is None or prefix is not None or averaged:
-        if named is None:
-            assert problem is not None
-            raise problem
+    if named is not None and (prefix is not None or averaged):
         return named
     try:
         return _read(tensors, named)

@@ -19,7 +19,8 @@ from resfit.errors import ArgumentError, CheckpointError
 from resfit.networks.spec import ArchitectureSpec
 from resfit.preprocessing import CAFFE, TF, InputSpec
 from resfit.weights.assumption import sentence
-from resfit.weights.conventions.pytorch import LEFT_OUT, Translation
+from resfit.weights.conventions.base import Translation
+from resfit.weights.conventions.pytorch import LEFT_OUT
 from resfit.weights.formats.base import Tensors
 from resfit.weights.formats.onnx import OnnxGraph
 from resfit.weights.graph import fields, lift_onnx, simplify, structure
