@@ -17,7 +17,7 @@ import numpy as np
 
 from resfit.weights.formats.onnx import Node, OnnxGraph
 from resfit.weights.graph import onnx_features, onnx_layout
-from resfit.weights.graph.onnx_constants import Constants, UnsupportedOperationError
+from resfit.weights.graph.onnx_constants import OPERATIONS, Constants, Operation, UnsupportedOperationError
 from resfit.weights.graph.steps import Map, Step
 
 _MOST_CHANNELS = 1_000_000
@@ -56,8 +56,25 @@ def lift(graph: OnnxGraph, arrays: Mapping[str, np.ndarray]) -> Lifted:
             f"a graph must take one input, images. Received: inputs {list(graph.inputs)[:5]}"
         )
     name, shape = images[0]
-    lifter = _Lifter(arrays, graph)
-    channels_last = _takes_channels_last(graph, name)
+    lifter = Lifter(arrays, graph, _HANDLERS, _WHY, OPERATIONS)
+    return lift_with(lifter, graph, name, shape, channels_last=_takes_channels_last(graph, name))
+
+
+def lift_with(
+    lifter: Lifter, graph: OnnxGraph, name: str, shape: tuple[int | None, ...] | None, *, channels_last: bool
+) -> Lifted:
+    """Brings a graph to steps.
+
+    Args:
+        lifter: What knows its operations.
+        graph: The graph.
+        name: Its images.
+        shape: Of these, as far as it is known.
+        channels_last: Whether they come as (batch, height, width, channels).
+
+    Raises:
+        Unfit: It makes nothing of its images.
+    """
     letters = "NHWC" if channels_last else "NCHW"
     sides: dict[str, int | None] = dict(zip(letters, shape or (None,) * 4, strict=True))
     if (sides["C"] or 0) > _MOST_CHANNELS:
@@ -116,10 +133,28 @@ def _takes_channels_last(graph: OnnxGraph, name: str) -> bool:
     return False
 
 
-class _Lifter:
-    def __init__(self, arrays: Mapping[str, np.ndarray], graph: OnnxGraph):
+class Lifter:
+    """Works operations out one after the other.
+
+    Args:
+        arrays: The constants of a graph.
+        graph: The graph.
+        handlers: What knows each kind of operation.
+        why: Why some kinds are no residual network's.
+        operations: What works kinds of operations on constants out.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        graph: OnnxGraph,
+        handlers: Mapping[str, onnx_features.Handler],
+        why: Mapping[str, str],
+        operations: Mapping[str, Operation],
+    ):
         self.values: dict[str, Any] = dict(arrays)
-        self.constants = Constants(sum(array.size for array in arrays.values()))
+        self.handlers, self.why = handlers, why
+        self.constants = Constants(sum(array.size for array in arrays.values()), operations)
         self.opset = graph.opset
         self.uses = Counter(name for node in graph.nodes for name in node.inputs)
 
@@ -141,9 +176,9 @@ class _Lifter:
             if not maps:
                 self._keep(node, self.constants.work_out(node, inputs))
                 return
-            known = _HANDLERS.get(node.op)
+            known = self.handlers.get(node.op)
             if known is None:
-                raise UnsupportedOperationError(_WHY.get(node.op, "no residual network has it"))
+                raise UnsupportedOperationError(self.why.get(node.op, "no residual network has it"))
             result = known(self.opset, node, inputs)
             if isinstance(result, Map) and result.step.channels > _MOST_CHANNELS:
                 raise UnsupportedOperationError(f"{result.step.channels} channels")

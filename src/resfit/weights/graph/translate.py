@@ -18,6 +18,7 @@ import numpy as np
 from resfit.errors import ArgumentError, CheckpointError
 from resfit.networks.spec import ArchitectureSpec
 from resfit.preprocessing import CAFFE, TF, InputSpec
+from resfit.weights.assumption import sentence
 from resfit.weights.conventions.base import Translation
 from resfit.weights.conventions.pytorch import LEFT_OUT
 from resfit.weights.formats.base import Tensors
@@ -55,10 +56,8 @@ def translate(tensors: Tensors, *, ignore: Sequence[str] = ()) -> Translation:
     leftover, left_out = _unused(tensors, lifted.names, ignore)
     activation = None if found.head is None else found.activation
     if activation is None and found.head is not None:
-        remarks.append(
-            "classifier_activation='softmax' (the graph hands out what the classifier makes, without an activation; "
-            "classifier_activation=None does the same)"
-        )
+        why = "the graph hands out what the classifier makes, without an activation; None does the same"
+        remarks.append(sentence("classifier_activation='softmax'", why, "classifier_activation"))
     return Translation(
         CONVENTION,
         "",
@@ -369,8 +368,11 @@ def _contract(network: Network, told: dict[str, Any], remarks: list[str]) -> tup
         raise UnsupportedGraphError(network.before[0], "images must be scaled by positive numbers")
     by_255 = scale.max() < 0.2 or np.abs(shift).max() > 20
     remarks.append(
-        "the graph normalises images itself, which the input contract does here; from its numbers it takes "
-        f"{'0..255' if by_255 else '0..1'}"
+        sentence(
+            f"images as the graph normalises them, from values of {'0..255' if by_255 else '0..1'}",
+            "told from the size of its numbers",
+            "input_spec",
+        )
     )
     order: Literal["rgb", "bgr"] = "bgr" if turned else "rgb"
     contract = InputSpec(
@@ -394,7 +396,8 @@ def _habit(told: dict[str, Any], graph: OnnxGraph, size: tuple[int, int], remark
         found, how = CAFFE, "BGR, less ImageNet's mean colour"
     else:
         return None
-    remarks.append(f"images {how} (keras.applications' for networks that stride like this; the graph does not say so)")
+    why = "keras.applications' for networks that stride like this; the graph does not say so"
+    remarks.append(sentence(f"images {how}", why, "input_spec"))
     return dataclasses.replace(found, size=size)
 
 
