@@ -122,7 +122,9 @@ def read(
     )
 
 
-def read_own(tensors: Tensors, *, input_spec: InputSpec | Mapping[str, Any] | str | None = None, **reading: Any) -> DetectorSource:
+def read_own(
+    tensors: Tensors, *, input_spec: InputSpec | Mapping[str, Any] | str | None = None, **reading: Any
+) -> DetectorSource:
     """Returns a detector that resfit wrote, which says itself what it is.
 
     Args:
