@@ -30,9 +30,9 @@ _EXPORTS = {
     "ResfitError": "resfit.errors",
     "pretrain": "resfit.training.pretrain",
 }
-_MODULES = ("applications", "hub")
+_MODULES = ("applications", "export", "hub", "serving")
 #: Names that need Keras and so TensorFlow, which the user chooses: resfit[cpu] or resfit[gpu].
-_NEED_KERAS = frozenset({"load", "summary", "fit", "Classifier", "pretrain", "applications", "hub"})
+_NEED_KERAS = frozenset({"load", "summary", "fit", "Classifier", "pretrain", "applications", "export", "hub"})
 
 _moved.install()
 
@@ -40,7 +40,9 @@ __all__ = ["__version__", *_EXPORTS, *_MODULES]
 
 if TYPE_CHECKING:
     from resfit import applications as applications
+    from resfit import export as export
     from resfit import hub as hub
+    from resfit import serving as serving
     from resfit.errors import ResfitError as ResfitError
     from resfit.networks.spec import ArchitectureSpec as ArchitectureSpec
     from resfit.preprocessing import InputSpec as InputSpec

@@ -16,7 +16,6 @@ from resfit.networks.build import build
 from resfit.networks.spec import ArchitectureSpec, StemConv
 from tests.numeric import randomize, relative_error
 
-DEEP = 400  # convolutions from which a row is built in the slow run alone
 PADDED = ("resnet50_simclr", "resnet50_haiku")  # two rows of those that differ from others in paddings alone
 
 
@@ -24,35 +23,17 @@ def convolutions(name: str) -> int:
     return sum(block.convolutions for block in plan.blocks(catalog.get(name).spec))
 
 
-def marked(name: str):
-    known = name.endswith(("_simclr", "_haiku")) and name not in PADDED
-    slow = known or convolutions(name) > DEEP or name == "ecaresnet101d_pruned"  # as ecaresnet50d_pruned
-    return pytest.param(name, marks=pytest.mark.slow) if slow else name
+def marked() -> list:
+    """Every row; those that differ from a shallower one in depth and widths alone are for the slow run."""
+    shallowest: dict[ArchitectureSpec, str] = {}
+    for name in sorted(catalog.names(), key=convolutions):
+        shallowest.setdefault(reduced(catalog.get(name).spec), name)
+    first = set(shallowest.values())
+    return [name if name in first else pytest.param(name, marks=pytest.mark.slow) for name in catalog.names()]
 
 
 def test_there_are_enough_rows():
     assert len(catalog.rows()) >= 90
-
-
-@pytest.mark.usefixtures("forget_networks")
-@pytest.mark.parametrize("name", [*(marked(name) for name in catalog.names()), *("folded", "folded v2")])
-def test_parameters_macs_and_shapes_are_those_of_the_keras_model(name):
-    spec = FOLDED[name] if name in FOLDED else catalog.get(name).spec
-    with keras.StatelessScope(initialize_variables=False):  # no weight is allocated
-        model = build(spec, input_shape=(*spec.input_size, 3))
-    counted = arithmetic.count(spec)
-    by_name = {layer.name: layer for layer in counted.layers}
-    weighted = {layer.name: layer for layer in model.layers if layer.weights}
-    assert weighted.keys() == by_name.keys()
-    for layer_name, layer in weighted.items():
-        row = by_name[layer_name]
-        assert layer.count_params() == row.parameters, layer_name
-        shape = tuple(layer.output.shape[1:])
-        assert shape == row.shape, layer_name
-        if row.kind in ("conv", "dense"):
-            positions = math.prod(shape[:-1])
-            assert math.prod(layer.kernel.shape) * positions == row.macs, layer_name
-    assert model.count_params() == counted.parameters
 
 
 def published() -> list:
@@ -126,6 +107,27 @@ FOLDED = {
     "folded keras v2": reduced(catalog.get("resnet50v2").spec).replace(folded=True, conv_bias="unnormalized"),
 }
 KINDS = kinds() | FOLDED
+
+
+@pytest.mark.usefixtures("forget_networks")
+@pytest.mark.parametrize("name", [*marked(), "folded", "folded v2"])
+def test_parameters_macs_and_shapes_are_those_of_the_keras_model(name):
+    spec = FOLDED[name] if name in FOLDED else catalog.get(name).spec
+    with keras.StatelessScope(initialize_variables=False):  # no weight is allocated
+        model = build(spec, input_shape=(*spec.input_size, 3))
+    counted = arithmetic.count(spec)
+    by_name = {layer.name: layer for layer in counted.layers}
+    weighted = {layer.name: layer for layer in model.layers if layer.weights}
+    assert weighted.keys() == by_name.keys()
+    for layer_name, layer in weighted.items():
+        row = by_name[layer_name]
+        assert layer.count_params() == row.parameters, layer_name
+        shape = tuple(layer.output.shape[1:])
+        assert shape == row.shape, layer_name
+        if row.kind in ("conv", "dense"):
+            positions = math.prod(shape[:-1])
+            assert math.prod(layer.kernel.shape) * positions == row.macs, layer_name
+    assert model.count_params() == counted.parameters
 
 
 @pytest.mark.usefixtures("forget_networks")

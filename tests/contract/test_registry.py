@@ -22,7 +22,7 @@ from resfit.weights.registry import CheckpointInfo
 from tests.contract import synthetic
 from tests.weights import pickles
 
-HEAVY = 65_000_000  # parameters from which a row is read in the slow run alone
+HEAVY = 30_000_000  # parameters from which a row is read in the slow run alone
 JAX = ("haiku",)
 TENSORFLOW = ("bit", "bit-hub", "bit-keras", "tf-slim", "model-garden", "simclr", "supcon")
 TORCH = ("timm", "timm-v2", "transformers", "cifar", "clip", "sequential")

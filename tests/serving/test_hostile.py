@@ -20,6 +20,7 @@ from resfit.serving import inference_v2, tfserving
 from resfit.serving.packed import unpack
 from resfit.serving.problems import Problem
 from resfit.serving.settings import ServerSettings
+from tests.serving.conftest import wait_until
 from tests.serving.light import light_server, parts
 
 MB = 10**6
@@ -187,26 +188,32 @@ def tiny_chunks(light, count: int) -> None:
 
 
 def test_the_server_answers_others_while_it_reads_a_large_request(light):
-    pixels = "[" + "1," * 749_999 + "1]"
-    large = v2(pixels, "[1,500,500,3]").encode()
+    """Where it is read in one piece, one answer comes before and one behind it; benchmarks/ has the milliseconds."""
+    pixels = "[" + "1," * 2_999_999 + "1]"
+    large = v2(pixels, "[1,1000,1000,3]").encode()
+
+    def post(body, **headers):
+        answer = httpx.post(f"{light.url}/v2/models/mean/infer", content=body, headers=headers, timeout=120)
+        assert answer.status_code == 200, answer.text
+
+    assert answers_meanwhile(light, lambda: post(large)) > 2
+    packed = {"Content-Encoding": "gzip"}
+    assert answers_meanwhile(light, lambda: post(gzip.compress(large, 1), **packed)) > 2
+    assert answers_meanwhile(light, lambda: tiny_chunks(light, 100_000)) > 2
+
+
+def test_large_requests_of_every_kind_are_answered(light):
     spaces = b" " * 10 * MB + b"x"
     form = b"--b\r\nContent-Disposition: form-data; name=a; filename=a\r\n\r\n" + b"\r\n-" * MB
     text = v1(json.dumps([{"b64": "/" * 4 * MB}])).replace("/", "\\/").encode()
-
-    def post(path, body, status, **headers):
+    kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    for path, body, status, headers in (
+        ("/v1/models/mean:predict", spaces, 400, {}),
+        ("/predict", form, 400, kind),
+        ("/v1/models/mean:predict", text, 200, {}),
+    ):
         answer = httpx.post(f"{light.url}{path}", content=body, headers=headers, timeout=120)
         assert answer.status_code == status, answer.text
-
-    v2_path, v1_path = "/v2/models/mean/infer", "/v1/models/mean:predict"
-    # at least as often as an answer a tenth of a second would be, on a machine on which each takes that long
-    assert answers_meanwhile(light, lambda: post(v2_path, large, 200)) >= 5
-    assert answers_meanwhile(light, lambda: post(v1_path, spaces, 400)) >= 1
-    kind = {"Content-Type": "multipart/form-data; boundary=b"}
-    assert answers_meanwhile(light, lambda: post("/predict", form, 400, **kind)) >= 2
-    assert answers_meanwhile(light, lambda: post(v1_path, text, 200)) >= 2
-    packed = {"Content-Encoding": "gzip"}
-    assert answers_meanwhile(light, lambda: post(v2_path, gzip.compress(large, 1), 200, **packed)) >= 5
-    assert answers_meanwhile(light, lambda: tiny_chunks(light, 30_000)) >= 5
 
 
 # packed bodies
@@ -240,7 +247,7 @@ def test_a_packed_body_may_not_grow_beyond_the_bound(light):
         413,
         "a request may have at most 33554432 bytes, unpacked too.",
     )
-    assert light.context.metrics.text().decode().count("resfit_buffered_bytes 0.0") == 1
+    wait_until(lambda: light.context.metrics.text().decode().count("resfit_buffered_bytes 0.0") == 1, 30)
     tracemalloc.start()
     with pytest.raises(Problem):
         unpack(bomb, "gzip", MB)

@@ -161,7 +161,7 @@ REFUSED = {
         r"\(Resizing\): it makes images of 12x12",
     ),
     "lambda": (
-        {"before": lambda x: layers.Lambda(lambda y: y * 2)(x)},
+        {"before": lambda x: layers.Lambda(lambda y: y * 2, output_shape=lambda shape: shape)(x)},
         r"\(Lambda\): code of the file, which is never run",
     ),
 }

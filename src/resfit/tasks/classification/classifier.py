@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -421,8 +420,9 @@ class Classifier:
             >>> clf.export("served/", format="onnx").verification.agreement
             1.0
         """
-        # by name: exports stand on a floor above this one
-        return importlib.import_module("resfit.export").export(self, out, format=format, **options)
+        import resfit  # exports stand on a floor above this one, and are loaded by the package when asked for
+
+        return resfit.export.export(self, out, format=format, **options)
 
     def attachment(self, name: str) -> bytes:
         """Returns a further file of the classifier's folder, such as ``"test_predictions.csv"``; empty if it has none.

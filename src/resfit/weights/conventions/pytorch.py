@@ -163,6 +163,7 @@ class Rule:
         kind: What the layer is; ``"pointwise"`` is a dense layer that is a 1x1 convolution there.
         shift: Added to the source's ``{i}``.
         only: For writing: the networks that this name is for, by a field of the spec and its value.
+        is_read_only: Whether files are read with this name and never written: it is that of another library's variant.
     """
 
     source: str
@@ -170,6 +171,7 @@ class Rule:
     kind: Kind
     shift: int = 0
     only: tuple[str, Any] | None = None
+    is_read_only: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,8 +335,8 @@ TRANSFORMERS = Convention(
         Rule("embedder.embedder.convolution", "conv1", "conv"),
         Rule("embedder.embedder.normalization", "conv1", "norm"),
         # RT-DETR's deep stem, and its shortcuts that average before they project
-        Rule("embedder.embedder.{i}.convolution", "conv1_{i}", "conv", shift=1),
-        Rule("embedder.embedder.{i}.normalization", "conv1_{i}", "norm", shift=1),
+        Rule("embedder.embedder.{i}.convolution", "conv1_{i}", "conv", shift=1, is_read_only=True),
+        Rule("embedder.embedder.{i}.normalization", "conv1_{i}", "norm", shift=1, is_read_only=True),
         Rule(f"{_TRANSFORMERS}.shortcut.1.convolution", "conv{s}_block{b}_0", "conv", only=("shortcut", "avgpool")),
         Rule(f"{_TRANSFORMERS}.shortcut.1.normalization", "conv{s}_block{b}_0", "norm", only=("shortcut", "avgpool")),
         Rule(f"{_TRANSFORMERS}.shortcut.convolution", "conv{s}_block{b}_0", "conv"),
@@ -584,7 +586,11 @@ def to_torch(
             f"Take {'timm-v2' if spec.preactivation else 'timm'!r}."
         )
     stem = f"conv1_{len(spec.stem)}" if len(spec.stem) > 1 else "conv1"
-    rules = [rule for rule in chosen.rules if rule.only is None or getattr(spec, rule.only[0]) == rule.only[1]]
+    rules = [
+        rule
+        for rule in chosen.rules
+        if not rule.is_read_only and (rule.only is None or getattr(spec, rule.only[0]) == rule.only[1])
+    ]
     written: dict[str, np.ndarray] = {}
     for name, array in (canonical.arrays(model) if arrays is None else arrays).items():
         layer, _, leaf = name.partition("/")

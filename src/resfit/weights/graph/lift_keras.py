@@ -352,7 +352,7 @@ class _Lifter:
             result = self._made(layer, label, node, options, maps)
         except UnsupportedOperationError as reason:
             text = strange.step.values["reason"] if strange is not None else str(reason)
-            result = _strange(label, maps, text)
+            result = _strange(label, maps, text, summed=strange is not None and layer.kind == "Add")
         except (ValueError, TypeError, IndexError, KeyError, OverflowError, AttributeError, ArithmeticError) as error:
             result = _strange(label, maps, f"its configuration does not fit it ({error})")
         result = dataclasses.replace(result)  # a value of its own, even where the layer does nothing
@@ -411,8 +411,9 @@ class _Lifter:
         return result
 
 
-def _strange(label: str, maps: Sequence[Map], reason: str) -> Map:
-    step = Step("strange", [value.step for value in maps], label, 0, (None, None), {"reason": reason})
+def _strange(label: str, maps: Sequence[Map], reason: str, *, summed: bool = False) -> Map:
+    values = {"reason": reason, "summed": summed}
+    step = Step("strange", [value.step for value in maps], label, 0, (None, None), values)
     return Map(step, maps[0].axes if maps else "NHWC")
 
 

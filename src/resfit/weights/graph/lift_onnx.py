@@ -214,6 +214,7 @@ class Lifter:
         maps = [value for value in inputs if isinstance(value, Map)]
         strange = next((value for value in maps if value.step.kind == "strange"), None)
         if strange is not None:  # what is made of it is as strange
+            strange.step.values["summed"] |= node.op in ("Add", "Sum") and len(maps) > 1
             self.values.update(dict.fromkeys(filter(None, node.outputs), strange))
             return
         try:
@@ -248,7 +249,9 @@ class Lifter:
 
     @staticmethod
     def _strange(node: Node, maps: Sequence[Map], reason: str) -> Map:
-        step = Step("strange", [value.step for value in maps], str(node), 0, (None, None), {"reason": reason})
+        step = Step(
+            "strange", [value.step for value in maps], str(node), 0, (None, None), {"reason": reason, "summed": False}
+        )
         return Map(step, "NCHW")
 
     @staticmethod

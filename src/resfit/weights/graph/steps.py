@@ -20,7 +20,8 @@ class Step:
         kind: What it does: ``"conv"``, ``"dense"``, ``"line"`` (a convolution along the channels), ``"norm"``,
             ``"affine"``, ``"act"``, ``"max"``, ``"avg"``, ``"mean"`` (of each map), ``"pad"``, ``"widen"`` (channels of
             zeros), ``"subsample"``, ``"flip"`` (of channels), ``"add"``, ``"multiply"``, ``"end"`` (an activation that
-            only a classifier has), ``"input"`` or ``"strange"``.
+            only a classifier has), ``"input"`` or ``"strange"``, whose value ``"summed"`` says whether what is
+            made of it is added to another map.
         inputs: The steps that it reads.
         node: How errors name it.
         channels: Of what it makes; 0 where it is not known.

@@ -229,6 +229,20 @@ class _Walk:
                 waiting += self.readers(step)
         return True
 
+    def _check_not_cut_short(self, last: Step) -> None:
+        """Refuses a step of no known kind that stands in a block: what follows the blocks that were read is no head."""
+        behind: dict[int, Step] = {}
+        waiting = [last]
+        while waiting:
+            for step in self.readers(waiting.pop()):
+                if id(step) not in behind:
+                    behind[id(step)] = step
+                    waiting.append(step)
+        convolves = any(step.kind == "conv" for step in behind.values())
+        for step in self.graph.steps:
+            if step.kind == "strange" and (step.values["summed"] or (convolves and id(step) in behind)):
+                raise UnsupportedGraphError(step, "")
+
     def _settle_stem(self) -> None:
         """Decides whose the norm and activation are that stand between the stem and the first block."""
         network = self.network
@@ -421,6 +435,7 @@ class _Walk:
             return
         if not after and not readers:
             raise UnsupportedGraphError(at, "the graph must hand out what its last layer makes, and that alone")
+        self._check_not_cut_short(at)
         network.pooled = network.head = network.end = None
         strange = (*rest, *readers, at)[0]
         why = (
