@@ -14,8 +14,8 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import pytest
 
-#: The modules of ``--fast``, with their seconds of processor time in an environment of [cpu] and pytest. This list alone
-#: chooses them, so that every machine runs the same tests; ``--record-times`` measures.
+#: The modules of ``--fast``, with their seconds of processor time in an environment of [cpu] and pytest. This list
+#: alone chooses them, so that every machine runs the same tests; ``--record-times`` measures.
 FAST = Path(__file__).with_name("fast.csv")
 # what `make test-fast` does without
 _OPTIONAL = frozenset(
