@@ -22,7 +22,7 @@ def origins(folder: Path) -> set[str]:
 
 def graph(path: Path) -> list[int]:
     """How many steps lead to each output of each program of a graph."""
-    from resfit.weights.graph import lift_tf, simplify, tf_models, translate
+    from resfit.weights.graph import lift_tf, steps, tf_models, translate
 
     if path.is_dir():
         path = path / "saved_model.pb"
@@ -35,5 +35,5 @@ def graph(path: Path) -> list[int]:
             lifted = lift_tf.lift(program.graph, {})
             if path.suffix == ".pb" and path.name != "saved_model.pb":
                 translate.assemble(tf_models.main_end(lifted)[0], [])
-        counts.append(len(simplify.in_order(lifted.ends)))
+        counts.append(len(steps.in_order(lifted.ends)))
     return counts

@@ -386,7 +386,10 @@ def _read(path: Path) -> Tensors:
     kind = find_format(path)
     if kind is None:
         raise unknown(path)
-    return kind.read(path)
+    read = kind.read(path)
+    # as variables of TensorFlow's graphs are called
+    plain = {name.removesuffix(":0"): array for name, array in read.arrays.items()} if read.graph is None else {}
+    return dataclasses.replace(read, arrays=plain) if len(plain) == len(read.arrays) else read
 
 
 def _unnamed(read: Tensors) -> CheckpointError:

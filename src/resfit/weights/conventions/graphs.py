@@ -25,8 +25,8 @@ def _translate_onnx(
     """Reads the network off a graph of ONNX."""
     from resfit.weights.graph import translate
 
-    _refuse_choice(tensors, prefix, averaged, "an ONNX file is read by its graph")
-    return translate.translate(tensors, ignore=ignore)
+    _refuse_average(tensors, averaged, "an ONNX file is read by its graph")
+    return translate.translate(tensors, prefix=prefix, ignore=ignore)
 
 
 @register_convention("keras-graph", recognises=_is_keras_model, order=10)
@@ -36,9 +36,8 @@ def _translate_keras(
     """Reads the network off the configuration of a Keras model."""
     from resfit.weights.graph import keras_models
 
-    way_out = ", or save the model that is wanted alone (model.get_layer(NAME).save(...))"
-    _refuse_choice(tensors, prefix, averaged, "a whole Keras model is read by its graph", way_out)
-    return keras_models.translate(tensors, ignore=ignore)
+    _refuse_average(tensors, averaged, "a whole Keras model is read by its graph")
+    return keras_models.translate(tensors, prefix=prefix, ignore=ignore)
 
 
 @register_convention(
@@ -55,11 +54,7 @@ def _translate_tensorflow(
     return tf_models.translate(tensors, prefix=prefix, averaged=averaged, ignore=ignore)
 
 
-def _refuse_choice(tensors: Tensors, prefix: str | None, averaged: bool, why: str, way_out: str = "") -> None:
-    """Raises the error of a choice by names, where names mean nothing."""
-    given = [name for name, is_given in (("averaged", averaged), ("prefix", prefix is not None)) if is_given]
-    if given:
-        raise ArgumentError(
-            f"{' and '.join(given)} chooses by names of weights, and {why}. Received: {tensors.path}. "
-            f"Leave it out{way_out}."
-        )
+def _refuse_average(tensors: Tensors, averaged: bool, why: str) -> None:
+    """Raises the error of a choice by names of weights, where these mean nothing."""
+    if averaged:
+        raise ArgumentError(f"averaged chooses by names of weights, and {why}. Received: {tensors.path}. Leave it out.")

@@ -267,18 +267,28 @@ def _official(found: FoundProgram) -> ProgramDefaults:
 
 
 def _tensorpack(found: FoundProgram) -> ProgramDefaults:
-    """``examples/ResNet/resnet_model.py`` and ``imagenet_utils.py`` of tensorpack/tensorpack, which reads BGR."""
+    """``examples/ResNet/resnet_model.py`` and ``imagenet_utils.py`` of tensorpack/tensorpack, which reads BGR.
+
+    It resizes by OpenCV's cubic interpolation, and pads as TensorFlow does.
+    """
     facts = {**_common(found), "padding": "same", "stem_pool_padding": "same", "norm_momentum": 0.9}
     contract = dataclasses.replace(TORCH, channel_order="bgr", mean=TORCH.mean[::-1], std=TORCH.std[::-1])
+    contract = dataclasses.replace(contract, interpolation="bicubic")
     how = "BGR, scaled to 0..1, less ImageNet's mean, over its deviation (tensorpack's)"
     return ProgramDefaults(facts, contract, (_assumed(how),))
 
 
 def _transformers(found: FoundProgram) -> ProgramDefaults:
-    """``models/resnet/modeling_tf_resnet.py`` of transformers, which pads as its twin in PyTorch does."""
+    """``models/resnet/modeling_tf_resnet.py`` of transformers, which pads as its twin in PyTorch does.
+
+    Its first version (``TFResNetConvLayer`` with ``padding="same"``, 2022) padded as TensorFlow does. The zeros that it
+    pads the pooling with are the lowest values behind ReLU.
+    """
     facts = {**_common(found), "stem_pool_padding": "lowest"}
     how = "scaled to 0..1, less ImageNet's mean, over its deviation (transformers')"
-    return ProgramDefaults(facts, TORCH, (_assumed(how),))
+    why = "transformers' first version for TensorFlow padded with 'same' in both places"
+    padded = sentence("padding='symmetric', stem_pool_padding='lowest'", why, "padding", "stem_pool_padding")
+    return ProgramDefaults(facts, TORCH, (_assumed(how), padded))
 
 
 _PROGRAMS: dict[str, Callable[[FoundProgram], ProgramDefaults]] = {

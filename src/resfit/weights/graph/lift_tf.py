@@ -15,7 +15,7 @@ import numpy as np
 
 from resfit.weights.formats.onnx import Node, OnnxGraph
 from resfit.weights.graph import onnx_features, onnx_layout
-from resfit.weights.graph.lift_onnx import Lifted, Lifter, lift_with
+from resfit.weights.graph.lift_onnx import Lifted, Lifter, choose, lift_with
 from resfit.weights.graph.onnx_constants import OPERATIONS, Operation, UnsupportedOperationError, whole
 from resfit.weights.graph.onnx_features import Handler, subsample
 from resfit.weights.graph.steps import Map, Pads, Size, Step, after, same_pads
@@ -36,29 +36,25 @@ _RENAMED = {
 _FLOATS = (1, 2, 14, 19)
 
 
-def lift(graph: OnnxGraph, arrays: Mapping[str, np.ndarray]) -> Lifted:
+def lift(graph: OnnxGraph, arrays: Mapping[str, np.ndarray], prefix: str | None = None) -> Lifted:
     """Brings a program to steps.
 
     Args:
         graph: Its operations.
         arrays: The values of its variables, by what they are called in it.
+        prefix: The input or output of the network that is wanted, where a graph has several.
 
     Raises:
         Unfit: It has not one input of images, or no output.
     """
-    images = [(name, shape) for name, shape in graph.inputs.items() if shape is None or len(shape) == 4]
-    if len(graph.inputs) != 1 or len(images) != 1:
-        raise UnsupportedOperationError(
-            f"a program must take one input, images. Received: inputs {list(graph.inputs)[:5]}"
-        )
-    name, shape = images[0]
-    nodes = tuple(_renamed(node) for node in graph.nodes if node.name not in (name, *arrays))
-    graph = dataclasses.replace(graph, nodes=_with_norms(nodes))
+    name, outputs = choose(graph, prefix)
+    nodes = tuple(_renamed(node) for node in graph.nodes if node.name not in (*graph.inputs, *arrays))
+    graph = dataclasses.replace(graph, nodes=_with_norms(nodes), outputs=outputs)
     held = [node.attributes.get("value") for node in graph.nodes if node.op == "Constant"]
     constants = sum(value.size for value in held if isinstance(value, np.ndarray))
     lifter = Lifter(arrays, graph, _HANDLERS, _WHY, _OPERATIONS)
     lifter.constants.more(constants)
-    return lift_with(lifter, graph, name, shape, channels_last=_takes_channels_last(graph, name))
+    return lift_with(lifter, graph, name, channels_last=_takes_channels_last(graph, name))
 
 
 def _renamed(node: Node) -> Node:

@@ -23,7 +23,7 @@ from resfit.weights.formats.saved_model import Objects
 from resfit.weights.graph import lift_tf
 from resfit.weights.graph import translate as graphs
 from resfit.weights.graph.lift_onnx import Lifted
-from resfit.weights.graph.simplify import in_order
+from resfit.weights.graph.steps import in_order
 from resfit.weights.heads import End
 
 CONVENTION = "tensorflow-graph"
@@ -41,7 +41,8 @@ def translate(
 
     Args:
         tensors: What :func:`resfit.weights.formats.saved_model.read` returned, with a program.
-        prefix: As for :func:`resfit.weights.conventions.tensorflow.translate`; the network is then told by names.
+        prefix: As for :func:`resfit.weights.conventions.tensorflow.translate`, which then tells the network by names;
+            or an input or output of the graph.
         averaged: As there.
         ignore: As there.
 
@@ -54,12 +55,12 @@ def translate(
             named = tensorflow.translate(tensors, prefix=prefix, averaged=averaged, ignore=ignore)
         except CheckpointError as error:
             problem = error
-            if prefix is not None or averaged:
+            if averaged:
                 raise
     if named is not None and (prefix is not None or averaged):
         return named
     try:
-        return _read(tensors, named)
+        return _read(tensors, named, prefix)
     except CheckpointError as error:
         if named is None:
             raise CheckpointError(f"{error} {_by_names(problem)}".rstrip()) from error
@@ -71,7 +72,7 @@ def _by_names(problem: CheckpointError | None) -> str:
     return f"By the names of its variables: {problem}" if problem is not None else ""
 
 
-def _read(tensors: Tensors, named: Translation | None) -> Translation:
+def _read(tensors: Tensors, named: Translation | None, prefix: str | None) -> Translation:
     """Reads the first program of a file that is a residual network.
 
     Raises:
@@ -87,7 +88,8 @@ def _read(tensors: Tensors, named: Translation | None) -> Translation:
         arrays = _variables(program, owners, tensors.arrays)
         try:
             with graphs.told_plainly():
-                lifted = lift_tf.lift(program.graph, {value: tensors.arrays[name] for value, name in arrays.items()})
+                held = {value: tensors.arrays[name] for value, name in arrays.items()}
+                lifted = lift_tf.lift(program.graph, held, prefix)
             lifted, unused = main_end(lifted)
             found = graphs.assemble(lifted, remarks)
         except CheckpointError as error:

@@ -36,11 +36,12 @@ CONVENTION = "onnx"
 _EPSILON = 1e-5
 
 
-def translate(tensors: Tensors, *, ignore: Sequence[str] = ()) -> Translation:
+def translate(tensors: Tensors, *, prefix: str | None = None, ignore: Sequence[str] = ()) -> Translation:
     """Brings the constants of a file to canonical names, and says what its graph tells.
 
     Args:
         tensors: What :func:`resfit.weights.formats.onnx.read` returned.
+        prefix: The input or output of the network that is wanted, where the graph has several.
         ignore: Patterns of names of constants that may stay unused, beside :data:`namings.LEFT_OUT`.
 
     Raises:
@@ -50,10 +51,14 @@ def translate(tensors: Tensors, *, ignore: Sequence[str] = ()) -> Translation:
     graph: OnnxGraph = tensors.graph
     remarks: list[str] = []
     with told_plainly():
-        lifted = lift_onnx.lift(graph, tensors.arrays)
+        lifted = lift_onnx.lift(graph, tensors.arrays, prefix)
     found = assemble(lifted, remarks)
     contract = found.contract or _habit(found.fields, graph, found.size, remarks)
     leftover, left_out = _unused(tensors, lifted.names, ignore)
+    if prefix is not None:
+        remarks.append(sentence(f"the network is that of {prefix!r}", "by the graph's names", "prefix"))
+        left_out += [f"left out what belongs to other networks: {len(leftover)} arrays"] if leftover else []
+        leftover = {}
     activation = None if found.head is None else found.activation
     if activation is None and found.head is not None:
         why = "the graph hands out what the classifier makes, without an activation; None does the same"
