@@ -1,4 +1,4 @@
-"""Regression: numbers that are known, drawn as discs, are found again, with intervals that cover, and saved and shipped."""
+"""Regression: numbers that are known, drawn as discs, are found again, with intervals that cover."""
 
 from __future__ import annotations
 
@@ -198,7 +198,13 @@ def test_half_widths_are_the_errors_of_their_rank():
     assert many.half_widths(0.9)[0] >= 0.9
 
 
-@pytest.mark.parametrize("format", ["onnx", "tf_saved_model"])
+@pytest.mark.parametrize(
+    "format",
+    [
+        "onnx",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("tf_saved_model", "openvino", "litert", "keras")),
+    ],
+)
 def test_an_export_gives_the_same_numbers(fitted, tmp_path, format):
     found = fitted.export(tmp_path / format, format=format)
     assert (found.verification.agreement, found.verification.problems) == (1.0, ())
