@@ -21,8 +21,6 @@ from resfit.features.progress import Progress
 from resfit.storage.atomic import write_text
 from resfit.storage.locks import USERS, folder_of, is_writable, keep
 from resfit.tasks.base import FitRun
-from resfit.tasks.preparation import package_versions
-from resfit.tasks.timings import Timings
 from resfit.tasks.detection import calibration, network, validation
 from resfit.tasks.detection.detector import Detector
 from resfit.tasks.detection.feeds import MapFeed, PictureChanges, PictureFeed
@@ -31,6 +29,8 @@ from resfit.tasks.detection.material import Material, prepare, stored_views
 from resfit.tasks.detection.results import DetectorRecipe
 from resfit.tasks.detection.targets import Places
 from resfit.tasks.detection.training import History, Phase, PhaseSettings, Trainer
+from resfit.tasks.preparation import package_versions
+from resfit.tasks.timings import Timings
 from resfit.training import loop
 from resfit.training.recipes import parse_minutes
 

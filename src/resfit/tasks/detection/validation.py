@@ -17,6 +17,7 @@ from resfit.tasks.detection.evaluation import matched
 from resfit.tasks.detection.postprocess import suppress
 from resfit.tasks.detection.targets import Places
 
+
 def scorer(
     model: Callable[..., Any], unpack: Callable[[Any], Any], places: Places, spec: DetectorSpec, size: tuple[int, int]
 ) -> Callable[[np.ndarray], np.ndarray]:
