@@ -37,6 +37,12 @@ sizes = [[0.0, 32], [0.5, 64]]
 """
 
 
+# a few lines that would be 9 ** 11 values, each list nine times the one before
+BOMB = "l0: &a [1, 1]\n" + "".join(
+    f"l{n}: &{chr(97 + n)} [{','.join(['*' + chr(96 + n)] * 9)}]\n" for n in range(1, 12)
+)
+
+
 def test_every_format_states_the_same(tmp_path):
     (tmp_path / "a.yaml").write_text(YAML)
     (tmp_path / "a.toml").write_text(TOML)
@@ -94,12 +100,7 @@ def test_what_is_wrong_is_said(value, message):
         ("a.json", "{", "a.json must be a JSON file"),
         ("a.ini", "", r"ends in \.yaml, \.yml, \.toml or \.json. Received: 'a.ini'"),
         ("a.yaml", "x: !!python/object/apply:os.system ['touch pwned']", "must be a YAML file"),
-        (
-            "a.yaml",
-            "l0: &a [1, 1]\n"
-            + "".join(f"l{n}: &{chr(97 + n)} [{','.join(['*' + chr(96 + n)] * 9)}]\n" for n in range(1, 12)),
-            "groups of options are",
-        ),  # fmt: skip
+        ("a.yaml", BOMB, "groups of options are"),
     ],
 )
 def test_files_that_are_none(tmp_path, name, text, message):
@@ -108,3 +109,36 @@ def test_files_that_are_none(tmp_path, name, text, message):
         FitConfig.from_file(tmp_path / name)
     with pytest.raises(ArgumentError, match="No such file"):
         FitConfig.from_file(tmp_path / "missing.yaml")
+
+
+def test_a_bomb_as_a_setting_is_refused_at_once(tmp_path):
+    (tmp_path / "a.yaml").write_text("task: " + BOMB.replace("l11:", "tuning:").replace("l0", "l0", 1))
+    with pytest.raises(ArgumentError):
+        FitConfig.from_file(tmp_path / "a.yaml")
+    value = [1]
+    for _ in range(40):
+        value = [value] * 9
+    with pytest.raises(ArgumentError, match="number, a text or a short list"):
+        FitConfig(tuning={"sizes": value})
+
+
+def test_a_fit_that_was_killed_decides_as_it_did_before(tmp_path):
+    from resfit.tasks.fit_plan import PlanRecord
+
+    described = {"data": "abc", "minutes": 5.0, "shares": (0.0, 1)}
+    first = PlanRecord()
+    first.open(tmp_path / "out.run", described)
+    assert first.decide("training reads pixels", lambda: True)
+    again = PlanRecord()
+    again.open(tmp_path / "out.run", described)
+    assert again.decide("training reads pixels", lambda: False)  # as it was decided, not as the clock says now
+    other = PlanRecord()
+    other.open(tmp_path / "out.run", {**described, "data": "abd"})
+    assert not other.decide("training reads pixels", lambda: False)
+    other.close()
+    assert not (tmp_path / "out.run").exists()
+    (tmp_path / "out.run").mkdir()
+    (tmp_path / "out.run" / "plan.json").write_text("[")
+    damaged = PlanRecord()
+    damaged.open(tmp_path / "out.run", described)
+    assert damaged.decisions == {}
