@@ -113,6 +113,12 @@ def fit(
         str, typer.Option(help="Of a probe's features: float32, bfloat16 (processors with matrix units) or int8.")
     ] = "float32",
     batch_size: BatchSize = None,
+    size: Annotated[
+        int | None, typer.Option(min=32, help="Of a detector: height and width of its input in pixels.")
+    ] = None,
+    tiles: Annotated[
+        int | None, typer.Option(min=32, help="Of a detector: cut pictures into overlapping tiles of so many pixels.")
+    ] = None,
     no_cache: NoCache = False,
     path_column: PathColumn = None,
     label_column: LabelColumn = None,
@@ -135,6 +141,7 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Fit a model to a folder of images and measure it on images it has not seen."""
+    from resfit.errors import ArgumentError
     from resfit.tasks import dispatch
 
     columns: dict[str, Any] = {
@@ -158,7 +165,10 @@ def fit(
         "seed": seed,
         "test_share": test_share,
         **{name: value for name, value in columns.items() if value is not None},
+        **{name: value for name, value in (("size", size), ("tiles", tiles)) if value is not None},
     }
+    if (size or tiles) and dispatch.chosen(folder, task, **options)[0].name != "detection":
+        raise ArgumentError("--size and --tiles are options of detection. Received: data of another task.")
     if dry_run:
         recipe = dispatch.plan(folder, task=task, **options)
         if as_json:

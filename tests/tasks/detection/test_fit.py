@@ -201,7 +201,7 @@ def test_pictures_without_boxes_and_a_set_of_one_class(tmp_path):
             Image.new("RGB", (40, 160), (100, 100, 100)).save(folder / name)
             csv.writer(file).writerow([name, "", "", "", "", "", "train" if number < 5 else "val"])
     found = fit(folder, cache=tmp_path / "cache", test_share=0.0, tuning={"epochs": 1, "batch_size": 2}, **FAST)
-    assert all(np.isfinite(row["loss"]) for row in found.run.history)
+    assert all(np.isfinite(row["train_loss"]) for row in found.run.history)
     assert found.classes == ("disc",)
     assert found.run.test is None
     assert "test" not in found.metrics

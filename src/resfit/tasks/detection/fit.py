@@ -18,7 +18,7 @@ from resfit import artifact, engines
 from resfit.data.box_statistics import box_statistics
 from resfit.data.box_views import BoxViews
 from resfit.data.boxes import BoxSet, SkippedBoxesError, scan_boxes, skipped_table
-from resfit.errors import DataError
+from resfit.errors import ArgumentError, DataError, closest
 from resfit.features.progress import Progress
 from resfit.quality.checking import leaks_between
 from resfit.storage.atomic import write_text
@@ -70,6 +70,7 @@ def fit(
     channels: int | None = None,
     batch_size: int | None = None,
     check: bool = True,
+    allow_leakage: bool = False,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -110,6 +111,7 @@ def fit(
         channels: 1 or 3; ``None`` is what the network was trained on.
         batch_size: Pictures a training step; ``None`` is 4.
         check: Whether the data is looked at for duplicates and leaks.
+        allow_leakage: Whether to go on although test pictures are in the training set too.
         progress: Called as pictures get done.
         say: Called with lines for people.
         clock: Seconds for the budget.
@@ -168,7 +170,7 @@ def fit(
         options: dict[str, Any] = {"engine": engine, "cache": cache, "progress": progress, "dtype": "float16"}
         material = prepare(boxes, rows_of, val=val_share, test=test_share, seed=seed, **options)
         if check:
-            _look(material, timings)
+            _look(material, timings, allow_leakage=allow_leakage)
         timings.lap("maps")
         places = Places.of(made.spec, plan.size)
         work = _Work(made, rows_of, shapes, places, material, plan, timings, clock, began)
@@ -189,9 +191,16 @@ def fit(
     return detector
 
 
-def _look(material: Material, timings: Timings) -> None:
-    """Says what is odd about the pictures."""
+def _look(material: Material, timings: Timings, *, allow_leakage: bool) -> None:
+    """Says what is odd about the pictures, and stops where test pictures are learned from."""
     leaks = leaks_between(material.same, material.boxes.splits)
+    copies = [(test, other) for test, other, kind in leaks if kind == "exact"]
+    if copies and not allow_leakage:
+        names = [material.boxes.paths[position].name for position in copies[0]]
+        raise DataError(
+            f"{counted(len(copies), 'test picture')} must not be in the training set too. Received: {names[0]}, an "
+            f"exact copy of {names[1]}. `resfit check` lists them: remove them, or pass --allow-leakage (allow_leakage=True)."
+        )
     if leaks:
         timings.warn(
             f"{counted(len({test for test, *_ in leaks}), 'test picture')} are in the training set too, such as "
@@ -222,7 +231,7 @@ def plan(source: Any, *, model: str | keras.Model = DEFAULT_MODEL, **options: An
         network.architecture_of(model),
         strategy=options.get("strategy", "auto"),
         minutes=parse_minutes(options.get("budget")),
-        size=options.get("size"),
+        size=options.get("size") or options.get("tiles"),
         views=options.get("views"),
         head=dict(options.get("head") or {}),
         batch_size=options.get("batch_size"),
@@ -343,6 +352,14 @@ class _Work:
         """The settings of a phase."""
         plan = self.plan
         share = plan.head_share if phase == "head" else 1 - plan.head_share
+        known = {field.name for field in dataclasses.fields(PhaseSettings)} - {"name"}
+        unknown = (set(tuning) | set(tuning.get("head", {})) | set(tuning.get("body", {}))) - known - {"head", "body"}
+        if unknown:
+            name = sorted(unknown)[0]
+            raise ArgumentError(
+                f"tuning must have fields of {sorted(known)}, or those by phase under 'head' and 'body'. "
+                f"Received: {name!r}.{closest(name, known)}"
+            )
         base = PhaseSettings(
             name=phase,
             epochs=None if left is not None else plan.epochs[0 if phase == "head" else 1],
@@ -405,7 +422,7 @@ class _Work:
         recipe = DetectorRecipe(
             model=str(model) if isinstance(model, str | os.PathLike) else model.name,
             trained={"head": "head", "last": "head and last stages", "full": "whole network"}[self.plan.strategy],
-            epochs=tuple(max([0, *(r["epoch"] for r in history.rows if r["phase"] == name)]) for name in phases),
+            epochs=tuple(max([0, *(r["pass"] for r in history.rows if r["phase"] == name)]) for name in phases),
             best_epoch=history.best_epoch,
             views=self.views,
             seed=seed,
@@ -417,7 +434,12 @@ class _Work:
         detector.metrics = {
             "images": {part: len(getattr(material.parts, part)) for part in ("train", "val", "test")},
             "validation": matching.figures(),
-            "training": [dict(row) for row in history.rows],
+            "training": {
+                "epoch": history.best_epoch,
+                "epochs": len(history.rows) - 1,
+                "passes": history.passes,
+                "history": [dict(row) for row in history.rows],
+            },
         }
         return detector
 

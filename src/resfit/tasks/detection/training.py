@@ -89,7 +89,8 @@ class History:
     """What a training did.
 
     Attributes:
-        rows: One for each epoch: phase, epoch, step, loss, val_ap, val_ap50, seconds.
+        rows: One for each validation: its number, step, training loss, AP and AP50 on the validation pictures,
+            seconds, phase, passes over the pictures in this phase, and pictures that went through a step.
         best_ap: Validation AP of the weights that were kept.
         best_epoch: The epoch they are from, over all phases; 0 is before the training.
         passes: Pictures that went through a training step.
@@ -258,19 +259,20 @@ class Trainer:
         epochs = len(state["rows"])
         name = self._phases[state["phase"]].settings.name if self._phases else ""
         row = {
-            "phase": name,
-            "epoch": state["epoch"],
+            "epoch": epochs,
             "step": state["steps"],
-            "loss": round(loss, 6),
+            "train_loss": round(loss, 6),
             "val_ap": ap,
             "val_ap50": ap50,
             "seconds": round(sum(state["seconds"]), 2),
+            "phase": name,
+            "pass": state["epoch"],
             "passes": state["passes"],
         }
         state["rows"].append(row)
         if self._say is not None and epochs:
             self._say(
-                f"{name}, epoch {row['epoch']}: loss {loss:.3f}, validation AP {ap:.3f}, AP50 {ap50:.3f}, "
+                f"{name}, epoch {row['pass']}: loss {loss:.3f}, validation AP {ap:.3f}, AP50 {ap50:.3f}, "
                 f"{row['seconds']:.0f} s"
             )
         if ap > state["best_ap"] or not epochs:
