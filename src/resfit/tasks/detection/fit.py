@@ -199,7 +199,8 @@ def _look(material: Material, timings: Timings, *, allow_leakage: bool) -> None:
         names = [material.boxes.paths[position].name for position in copies[0]]
         raise DataError(
             f"{counted(len(copies), 'test picture')} must not be in the training set too. Received: {names[0]}, an "
-            f"exact copy of {names[1]}. `resfit check` lists them: remove them, or pass --allow-leakage (allow_leakage=True)."
+            f"exact copy of {names[1]}. `resfit check` lists them: remove them, or pass "
+            "--allow-leakage (allow_leakage=True)."
         )
     if leaks:
         timings.warn(
