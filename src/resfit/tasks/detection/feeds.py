@@ -289,9 +289,11 @@ class PictureFeed:
         """One changed picture at the size of a contract, with its boxes."""
         changes, pictures = self._changes, self._pictures
         placement = random_placement(pictures.size(position), contract.size, random, changes.zoom, changes.flip)
+        seed = int(random.integers(2**62))
 
-        def render(image: Image) -> Image:
-            return placement.draw(image, contract, lambda part: changed_colours(part, random, changes.colour))
+        def render(image: Image) -> Image:  # called for each plane of a picture of more than eight bits
+            own = np.random.default_rng(seed)
+            return placement.draw(image, contract, lambda part: changed_colours(part, own, changes.colour))
 
         (array,) = decode.decode_renderings(pictures.paths[position], contract, [render])
         return (array, *pictures.placed(position, placement))

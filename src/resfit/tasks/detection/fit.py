@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 #: What is trained on where nothing else is asked for.
 DEFAULT_MODEL = "resnet10_tiny"
+_MOST_VALIDATED = 500  # validation pictures that are looked at while it trains
 _MOST_TEST_FILES = 1000  # whose names are kept for the verification of exports
 
 
@@ -377,6 +378,8 @@ class _Work:
         """AP and AP50 on the validation pictures, of the head on stored maps while the body is frozen."""
         made, material = self.made, self.material
         val = material.parts.val
+        if len(val) > _MOST_VALIDATED:  # the choice of an epoch needs no more; thresholds are from all
+            val = np.sort(np.random.default_rng(0).permutation(val)[:_MOST_VALIDATED])
         if not len(val):
             raise DataError(
                 "validation pictures choose the weights that are kept. Received: none. Raise val_share, or add a part "

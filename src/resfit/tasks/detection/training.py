@@ -204,7 +204,7 @@ class Trainer:
         per_epoch = len(feeds.epoch_order(count, batch, settings.seed, 0))
         began, before = self._clock(), state["seconds"][number]
         saved = began
-        measured: list[float] = []
+        last = began
         while state["done"] < 1.0:
             order = feeds.epoch_order(count, batch, settings.seed, state["epoch"])
             total, seen = 0.0, 0
@@ -216,12 +216,12 @@ class Trainer:
                 )
                 seen += 1
                 now = self._clock()
-                measured.append(now)
                 state["step"] += 1
                 state["steps"] += 1
                 state["passes"] += batch
                 elapsed = before + now - began
-                state["done"] = self._progress(settings, per_epoch, elapsed, measured)
+                state["done"] = self._progress(settings, per_epoch, elapsed, now - last)
+                last = now
                 if self._stop is not None and self._stop(state["steps"]):
                     raise KeyboardInterrupt
                 if state["done"] >= 1.0:
@@ -240,15 +240,14 @@ class Trainer:
                 self._save()
                 saved = self._clock()
 
-    def _progress(self, settings: PhaseSettings, per_epoch: int, elapsed: float, measured: list[float]) -> float:
+    def _progress(self, settings: PhaseSettings, per_epoch: int, elapsed: float, step: float) -> float:
         """Share of the phase that is done: by steps, by the clock, or the larger of the two."""
         shares = [0.0]
         if settings.epochs is not None:
             shares.append(self._state["step"] / (settings.epochs * per_epoch))
         if settings.seconds is not None:
             # the last step should end within the time
-            last = measured[-1] - measured[-2] if len(measured) > 2 else 0.0
-            shares.append(min(1.0, (elapsed + 0.5 * last) / settings.seconds))
+            shares.append(min(1.0, (elapsed + 0.5 * step) / settings.seconds))
         return min(1.0, max(shares))
 
     def _judge(self, loss: float, started: float) -> None:
