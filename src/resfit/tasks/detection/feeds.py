@@ -103,7 +103,7 @@ def padded(parts: Sequence[tuple[np.ndarray, np.ndarray]], most: int) -> tuple[n
     return boxes, labels
 
 
-class Feed(Protocol):
+class BatchSource(Protocol):
     """Where batches come from."""
 
     def __len__(self) -> int:
@@ -120,7 +120,7 @@ class Feed(Protocol):
         ...
 
 
-class MapFeed:
+class StoredMapFeed:
     """Stored maps of a frozen body, with targets that are computed once.
 
     Args:
@@ -136,7 +136,7 @@ class MapFeed:
         return len(self._maps[0])
 
     def batches(self, order: np.ndarray, epoch: int) -> Iterator[Batch]:
-        """Yields batches, of each picture the view whose turn it is; see :class:`Feed`."""
+        """Yields batches, of each picture the view whose turn it is; see :class:`BatchSource`."""
 
         def make() -> Iterator[Batch]:
             for rows in order:
@@ -241,7 +241,7 @@ class PictureFeed:
         return len(self._pictures)
 
     def batches(self, order: np.ndarray, epoch: int) -> Iterator[Batch]:
-        """Yields batches; see :class:`Feed`."""
+        """Yields batches; see :class:`BatchSource`."""
         size = order.shape[1]
         items = list(enumerate(order.reshape(-1).tolist()))
 

@@ -26,13 +26,13 @@ from resfit.storage.locks import USERS, folder_of, is_writable, keep, scratch
 from resfit.tasks.base import FitRun
 from resfit.tasks.detection import calibration, network, validation
 from resfit.tasks.detection.detector import Detector
-from resfit.tasks.detection.feeds import MapFeed, PictureChanges, PictureFeed
+from resfit.tasks.detection.feeds import PictureChanges, PictureFeed, StoredMapFeed
 from resfit.tasks.detection.fit_plan import DetectionPlan, make_plan
 from resfit.tasks.detection.material import Material, prepare, stored_views
 from resfit.tasks.detection.results import DetectorRecipe
 from resfit.tasks.detection.targets import Places
 from resfit.tasks.detection.tiles import Tiling, cut_set, sides_of
-from resfit.tasks.detection.training import History, Phase, PhaseSettings, Trainer
+from resfit.tasks.detection.training import DetectorTrainer, History, Phase, PhaseSettings
 from resfit.tasks.preparation import package_versions
 from resfit.tasks.timings import Timings
 from resfit.training import loop
@@ -262,7 +262,7 @@ def _scanned(source: Any, target: Path | None, max_skipped: float, options: dict
 class _Work:
     """A fit once its plain maps are there."""
 
-    made: network.Network
+    made: network.DetectorNetwork
     rows_of: Any
     shapes: network.MapShapes
     places: Places
@@ -301,7 +301,7 @@ class _Work:
             views = BoxViews(plan.views - 1, seed, zoom=plan.zoom, colour=plan.colour) if plan.views > 1 else None
             stored = stored_views(material, self.rows_of, made.contract, places, views, **options)
             self.views = plan.views
-            feed: Any = MapFeed(stored.maps, stored.targets)
+            feed: Any = StoredMapFeed(stored.maps, stored.targets)
         else:
             frozen = engines.create(self.rows_of, options["engine"], images=len(pictures) * 10)
             changes = PictureChanges(zoom=plan.zoom, colour=plan.colour)
@@ -327,7 +327,7 @@ class _Work:
             phases.append(Phase(body_settings, forward, taken, again, head_layers | learning))
         key = self._key(model, seed, tuning)
         self.folder = _run_folder(target, key, cache)
-        trainer = Trainer(
+        trainer = DetectorTrainer(
             made.whole,
             places,
             phases,

@@ -80,7 +80,7 @@ class Phase:
     settings: PhaseSettings
     model: Callable[..., Any]
     unpack: Callable[[Any], Any]
-    feed: feeds.Feed
+    feed: feeds.BatchSource
     trainable: frozenset[str]
 
 
@@ -104,7 +104,7 @@ class History:
     seconds: float
 
 
-class Trainer:
+class DetectorTrainer:
     """Runs phases one after the other and leaves the best weights in the network.
 
     Args:
