@@ -8,12 +8,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from resfit.cli import demo
-from resfit.cli.main import app
+from resfit.cli.main import build
 from tests.tasks.detection.drawn import write_set
 
 
 def run(*arguments):
-    found = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    found = CliRunner().invoke(build([arguments[0]]), [str(argument) for argument in arguments])
     assert found.exit_code == 0, found.output + repr(found.exception)
     return found
 

@@ -20,6 +20,7 @@ FAST = {
     "size": (96, 128),
     "strategy": "head",
     "views": 1,
+    "batch_size": 4,
     "head": {"head_width": 32, "pyramid_width": 32, "norm_groups": 8, "head_depth": 1},
 }
 

@@ -110,7 +110,7 @@ def fit(
         test_share: Share of the pictures that measures, where the data states no split.
         val_share: Share that choices are made on, likewise.
         channels: 1 or 3; ``None`` is what the network was trained on.
-        batch_size: Pictures a training step; ``None`` is 4.
+        batch_size: Pictures a training step; ``None`` chooses 2 to 8 by the time there is.
         check: Whether the data is looked at for duplicates and leaks.
         allow_leakage: Whether to go on although test pictures are in the training set too.
         progress: Called as pictures get done.
