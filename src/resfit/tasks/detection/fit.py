@@ -140,6 +140,9 @@ def fit(
     boxes = _scanned(source, target, max_skipped, scan_options)
     for warning in boxes.warnings:
         timings.note(warning)
+    if boxes.skipped_counts:
+        listed = ", ".join(f"{count} {reason}" for reason, count in boxes.skipped_counts.items())
+        timings.note(f"left out of boxes and pictures: {listed}; all are listed in {artifact.SKIPPED}")
     tiling = None if tiles is None else Tiling(sides_of(tiles))
     stack = contextlib.ExitStack()
     pictures, owners = boxes, np.arange(len(boxes))
