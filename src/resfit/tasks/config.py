@@ -72,6 +72,7 @@ class ModelOptions:
         trainable_from: First layer that learns.
         teacher: A larger network, or a fitted classifier, to learn from as well.
         size: Of a detector: height and width of its input in pixels.
+        tiles: Of a detector: height and width in pixels of the overlapping tiles that pictures are cut into.
         references: Whether a classifier keeps some training images.
     """
 
@@ -80,6 +81,7 @@ class ModelOptions:
     trainable_from: int | float | str | None = None
     teacher: str | None = None
     size: int | None = None
+    tiles: int | None = None
     references: bool | None = None
 
 
