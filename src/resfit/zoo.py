@@ -19,8 +19,7 @@ from resfit.errors import ArgumentError, CheckpointError, UnknownNameError, clos
 from resfit.networks import arithmetic, catalog
 from resfit.networks.arithmetic import StageCount
 from resfit.networks.spec import ArchitectureSpec
-from resfit.weights import registry, resolve
-from resfit.weights.formats import base as formats
+from resfit.weights import registry
 from resfit.weights.registry import CheckpointInfo
 
 if TYPE_CHECKING:
@@ -223,7 +222,9 @@ def load(
         if value is not None and value < 1:
             raise ArgumentError(f"{argument} must be at least 1. Received: {value!r}.")
     _check_reading(reading)
-    path = resolve.as_path(source)
+    from resfit.weights import locate
+
+    path = locate.as_path(source)
     if path is not None and path.suffix == ".keras":
         given = (classes, include_top, pooling, tuple(taps), preprocess, input_shape, in_channels, weights, dtype, name)
         if given == (None, None, None, (), True, None, None, "default", None, None) and not reading:
@@ -344,7 +345,9 @@ def read(
     Raises:
         ResfitError: As :func:`load`.
     """
-    path = resolve.as_path(source)
+    from resfit.weights import locate
+
+    path = locate.as_path(source)
     if path is not None:
         return _of_path(path, weights, {**({} if needs_top else {"include_top": False}), **(reading or {})})
     return read_named(str(source), weights, reading, needs_top=needs_top, classes=classes)
@@ -414,12 +417,13 @@ def read_named(
         DownloadError: The weights cannot be fetched.
         ArgumentError: The choice of weights is none.
     """
-    from resfit.weights import fetch
+    from resfit.weights import fetch, locate
     from resfit.weights import load as convert
+    from resfit.weights.formats import base as formats
 
     row, checkpoint = _resolve(name)
     checkpoint = checkpoint or registry.default_for(row.name)
-    given, reading = resolve.as_path(weights), reading or {}
+    given, reading = locate.as_path(weights), reading or {}
     if reading and given is None:
         raise ArgumentError(f"only a file or handle can be read in other ways. Received: {sorted(reading)}.")
     named = convert.Source(
@@ -464,6 +468,7 @@ def _filled(named: Source, path: Path, reading: Mapping[str, Any], *, needs_top:
     """
     from resfit.weights import canonical, identify
     from resfit.weights import load as convert
+    from resfit.weights.formats import base as formats
     from resfit.weights.formats import resfit as resfit_format
 
     if path.suffix.lower() in formats.suffixes(runner="keras") and not reading:
@@ -506,6 +511,7 @@ def _whole(named: Source, path: Path) -> Source | None:
     """
     from resfit.weights import canonical, identify
     from resfit.weights import load as convert
+    from resfit.weights.formats import base as formats
     from resfit.weights.formats import keras_h5, keras_weights
     from resfit.weights.formats.keras_config import SavedModel
 
@@ -596,6 +602,8 @@ def _resolve(name: str) -> tuple[catalog.CatalogRow, CheckpointInfo | None]:
             f"model must be a network of its own, not a module alone. Received: {name!r}: {module.obstacle}."
             f" resfit.hub.KerasLayer({module.url!r}) runs it as it is."
         )
+    from resfit.weights.formats import base as formats
+
     candidates = [*catalog.rows(), *registry.rows()]
     raise UnknownNameError(
         "model must be a name that `resfit models` lists, or a path that ends in "
