@@ -90,9 +90,9 @@ def info(
     """
     from resfit import zoo
     from resfit.errors import UnknownNameError
-    from resfit.weights import locate
+    from resfit.weights import resolve
 
-    path = locate.as_path(name)
+    path = resolve.as_path(name)
     if path is not None:
         _file(path, as_json)
         return
