@@ -222,9 +222,9 @@ def load(
         if value is not None and value < 1:
             raise ArgumentError(f"{argument} must be at least 1. Received: {value!r}.")
     _check_reading(reading)
-    from resfit.weights import resolve
+    from resfit.weights import locate
 
-    path = resolve.as_path(source)
+    path = locate.as_path(source)
     if path is not None and path.suffix == ".keras":
         given = (classes, include_top, pooling, tuple(taps), preprocess, input_shape, in_channels, weights, dtype, name)
         if given == (None, None, None, (), True, None, None, "default", None, None) and not reading:
@@ -345,9 +345,9 @@ def read(
     Raises:
         ResfitError: As :func:`load`.
     """
-    from resfit.weights import resolve
+    from resfit.weights import locate
 
-    path = resolve.as_path(source)
+    path = locate.as_path(source)
     if path is not None:
         return _of_path(path, weights, {**({} if needs_top else {"include_top": False}), **(reading or {})})
     return read_named(str(source), weights, reading, needs_top=needs_top, classes=classes)
@@ -417,13 +417,13 @@ def read_named(
         DownloadError: The weights cannot be fetched.
         ArgumentError: The choice of weights is none.
     """
-    from resfit.weights import fetch, resolve
+    from resfit.weights import fetch, locate
     from resfit.weights import load as convert
     from resfit.weights.formats import base as formats
 
     row, checkpoint = _resolve(name)
     checkpoint = checkpoint or registry.default_for(row.name)
-    given, reading = resolve.as_path(weights), reading or {}
+    given, reading = locate.as_path(weights), reading or {}
     if reading and given is None:
         raise ArgumentError(f"only a file or handle can be read in other ways. Received: {sorted(reading)}.")
     named = convert.Source(

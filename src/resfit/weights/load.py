@@ -1,6 +1,6 @@
 """A checkpoint of any known source as a Keras model: locate, read, identify, build and fill.
 
-:func:`read_source` locates the files of a handle (:mod:`resfit.weights.resolve`), reads them with the first format that
+:func:`read_source` locates the files of a handle (:mod:`resfit.weights.locate`), reads them with the first format that
 recognises them (:mod:`resfit.weights.formats`), has the first naming convention that recognises what was read
 (:mod:`resfit.weights.conventions`) bring it to canonical names, and says what network it is
 (:mod:`resfit.weights.identify`). :func:`load_source` builds that network and fills it. :mod:`resfit.weights.verify`
@@ -22,7 +22,7 @@ from resfit.errors import ArgumentError, CheckpointError
 from resfit.networks import arithmetic, catalog
 from resfit.networks.spec import ArchitectureSpec
 from resfit.preprocessing import TORCH, InputSpec
-from resfit.weights import attention, heads, registry, resolve
+from resfit.weights import attention, heads, locate, registry
 from resfit.weights.conventions import pytorch
 from resfit.weights.conventions.base import Translation, find_convention
 from resfit.weights.formats.base import Tensors, all_formats, find_format
@@ -118,7 +118,7 @@ def read_source(
         MissingDependencyError: The source's format needs a package that is not installed.
         ArgumentError: An argument does not fit.
     """
-    read = _read(resolve.locate(source))
+    read = _read(locate.locate(source))
     stated = read.config if config is None else config
     try:
         if architecture is None and stated.get("resfit", "") is None:
