@@ -186,7 +186,6 @@ NAMES = {
     "resfit.weights.formats.tf_bundle": {"Checkpoint": "BundleCheckpoint"},
     "resfit.weights.graph.onnx_constants": {"Unfit": "UnsupportedOperationError"},
     "resfit.weights.graph.structure": {"Misfit": "UnsupportedGraphError", "Shortcut": "BlockShortcut"},
-    "resfit.weights.load": {"Format": "WeightsFormat"},
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from resfit.export.plain import plain, sized
 from resfit.tasks.classification import fit
 from resfit.tasks.classification.heads import base as heads
 from resfit.tasks.classification.heads.linear import LinearHead
-from resfit.weights import canonical, load, resolve
+from resfit.weights import canonical, load, registry, resolve
 from resfit.weights.conventions import base as conventions
 from resfit.weights.conventions import pytorch
 from resfit.weights.formats import base as formats
@@ -65,6 +67,21 @@ def test_a_format_is_one_registered_reader(network, images, tmp_path):
     finally:
         formats.remove_format("toy")
     assert ".toy" not in formats.suffixes()
+
+
+def test_archives_and_folders_are_read_as_the_file_in_them(tmp_path):
+    own = registry.embedded_path(registry.rows()["resnet10_tiny"])
+    with tarfile.open(tmp_path / "net.tar.gz", "w:gz") as archive:
+        archive.add(own, "some/net.safetensors")
+    (tmp_path / "run").mkdir()
+    shutil.copy(own, tmp_path / "run" / "model.safetensors")
+    expected = load.read_source(own)
+    for source in (tmp_path / "net.tar.gz", tmp_path / "run"):
+        found = load.read_source(source)
+        assert (found.spec, found.input_spec, found.class_names) == (
+            expected.spec, expected.input_spec, expected.class_names,
+        )  # fmt: skip
+        np.testing.assert_array_equal(found.arrays["predictions/kernel"], expected.arrays["predictions/kernel"])
 
 
 def test_a_convention_is_one_registered_translation(network, images, tmp_path):
