@@ -31,7 +31,9 @@ _OPTIONAL = frozenset(
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fast", action="store_true", help="the modules of tests/fast.csv, with no packages beyond [cpu]")
+    parser.addoption(
+        "--fast", action="store_true", help="one case of each test of tests/fast.csv, with no packages beyond [cpu]"
+    )
     parser.addoption("--record-times", metavar="FILE", help="write the processor time of each test")
 
 
@@ -65,6 +67,17 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
 def _fast_modules() -> frozenset[str]:
     with open(FAST, encoding="utf-8", newline="") as file:
         return frozenset(row["module"] for row in csv.DictReader(file))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --fast: one case of each test."""
+    seen: set[str] = set()
+    for item in items if config.getoption("--fast") else ():
+        name = item.nodeid.partition("[")[0]
+        if name in seen:
+            item.add_marker(pytest.mark.skip(reason="--fast runs one case of each test: make test"))
+        seen.add(name)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -45,7 +45,7 @@ _INTERNAL = ("__saved_model_init_op", "__saved_model_train_op")
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class GraphProgram:
     """One way through a graph, from images to what it makes of them.
 
     Attributes:
@@ -60,7 +60,7 @@ class Program:
 
 
 @dataclasses.dataclass(frozen=True)
-class Programs:
+class GraphPrograms:
     """What a file holds.
 
     Attributes:
@@ -68,11 +68,11 @@ class Programs:
         children: For each object of the program, what it calls others, and which these are.
     """
 
-    programs: tuple[Program, ...]
+    programs: tuple[GraphProgram, ...]
     children: tuple[Mapping[str, int], ...]
 
 
-def read(path: Path) -> Programs:
+def read(path: Path) -> GraphPrograms:
     """Reads the graphs of a SavedModel or of a frozen graph.
 
     Args:
@@ -90,7 +90,7 @@ def read(path: Path) -> Programs:
         reader = _Reader()
         if path.name == "saved_model.pb":
             return reader.saved_model(content)
-        return Programs(reader.frozen(content), ())
+        return GraphPrograms(reader.frozen(content), ())
     except (OSError, ValueError, IndexError, OverflowError) as error:
         raise CheckpointError(f"{path}: the graph must be whole. Received: {error}.") from error
 
@@ -154,7 +154,7 @@ class _Reader:
 
     # Files.
 
-    def saved_model(self, content: memoryview) -> Programs:
+    def saved_model(self, content: memoryview) -> GraphPrograms:
         graphs = [self.grouped(value) for number, value in self.fields(content) if number == 2]
         if not graphs:
             raise ValueError("no graph")
@@ -173,9 +173,9 @@ class _Reader:
         for name in self.calls(meta, functions) if 7 in meta else ():
             if name in self.library and len(found) < _MOST_PROGRAMS:
                 found.append(self.function_program(name, functions[name], nodes, constants))
-        return Programs(tuple(one for one in found[:_MOST_PROGRAMS] if one.graph.outputs), children)
+        return GraphPrograms(tuple(one for one in found[:_MOST_PROGRAMS] if one.graph.outputs), children)
 
-    def frozen(self, content: memoryview) -> tuple[Program, ...]:
+    def frozen(self, content: memoryview) -> tuple[GraphProgram, ...]:
         nodes = self.graph(content)
         images = {
             name: node.attributes.get("shape")
@@ -186,7 +186,7 @@ class _Reader:
         idle = ("Const", "Placeholder", "NoOp", "Assert")
         outputs = [name for name, node in nodes.items() if name not in read and node.op not in idle]
         ops = self.flattened(nodes, outputs)
-        return (Program("", OnnxGraph(ops, images, tuple(outputs), 13, "TensorFlow", ()), {}),)
+        return (GraphProgram("", OnnxGraph(ops, images, tuple(outputs), 13, "TensorFlow", ()), {}),)
 
     def tags(self, meta: Mapping[int, list[wire.Field]]) -> list[str]:
         return [wire.text(tag) for about in meta.get(1, []) for key, tag in self.fields(about) if key == 4]
@@ -214,7 +214,7 @@ class _Reader:
         stated: Mapping[int, list[wire.Field]],
         nodes: Mapping[str, Node],
         functions: Mapping[str, Sequence[int]],
-    ) -> Program:
+    ) -> GraphProgram:
         inputs, outputs = ({k: self.grouped(v) for k, v in self.mapping(stated.get(n, [])).items()} for n in (1, 2))
         images = {_value(wire.text(one[1][-1])): self.shape(one.get(3)) for one in inputs.values() if 1 in one}
         ends = [_value(wire.text(one[1][-1])) for _, one in sorted(outputs.items()) if 1 in one]
@@ -224,11 +224,11 @@ class _Reader:
             if bound and len(bound) <= len(node.inputs):
                 handles |= dict(zip(node.inputs[-len(bound) :], bound, strict=True))
         graph = OnnxGraph(self.flattened(nodes, ends), images, tuple(dict.fromkeys(ends)), 13, "TensorFlow", ())
-        return Program(name, graph, handles)
+        return GraphProgram(name, graph, handles)
 
     def function_program(
         self, name: str, bound: Sequence[int], outer: Mapping[str, Node], constants: Mapping[int, str]
-    ) -> Program:
+    ) -> GraphProgram:
         """The program that a function alone is, as one of a module without signatures."""
         function = self.function(name)
         free = len(function.arguments) - len(bound)
@@ -247,7 +247,7 @@ class _Reader:
             "TensorFlow",
             (),
         )
-        return Program(name, graph, captured)
+        return GraphProgram(name, graph, captured)
 
     # Objects.
 

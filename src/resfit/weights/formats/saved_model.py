@@ -120,7 +120,7 @@ def read(path: Path) -> Tensors:
     if path.is_file() and _is_frozen(path):
         return Tensors(path, {}, graph=Objects({}, False, (), path))
     folder = path.parent if path.name in GRAPHS and path.is_file() else path
-    if has_graph(folder) and not (folder / _VARIABLES).is_file() and (folder / GRAPHS[0]).is_file():
+    if has_graph(folder) and not (folder / _VARIABLES).is_file() and _has_constants(folder / GRAPHS[0]):
         return Tensors(path, {}, graph=Objects({}, True, (), folder / GRAPHS[0]))  # its weights may be constants
     place, is_saved_model = _place(path)
     if place.suffix == ".index":
@@ -185,8 +185,8 @@ def _place(path: Path) -> tuple[Path, bool]:
             return path / _VARIABLES, True
         if has_graph(path):
             raise CheckpointError(
-                f"{path}: a SavedModel must have variables. Received: no {_VARIABLES}; if its weights are constants of "
-                "the graph, save it again with variables."
+                f"{path}: a SavedModel must have variables, or a graph whose weights are constants. Received: no "
+                f"{_VARIABLES}."
             )
         return _latest(path), False
     if data := _DATA.fullmatch(path.name):
@@ -232,6 +232,15 @@ def _indices(folder: Path) -> list[Path]:
         return [entry for entry in folder.iterdir() if entry.suffix == ".index" and tf_bundle.is_table(entry)]
     except OSError:
         return []
+
+
+def _has_constants(graph: Path) -> bool:
+    """Whether a graph is there that reads no variables."""
+    try:
+        data = graph.read_bytes()
+    except OSError:
+        return False
+    return bool(data) and not _VARIABLE_NODES.search(data)
 
 
 def _is_frozen(path: Path) -> bool:

@@ -18,7 +18,7 @@ from resfit.weights.conventions import tensorflow
 from resfit.weights.conventions.base import Translation
 from resfit.weights.formats import graph_def
 from resfit.weights.formats.base import Tensors
-from resfit.weights.formats.graph_def import Program, Programs
+from resfit.weights.formats.graph_def import GraphProgram, GraphPrograms
 from resfit.weights.formats.saved_model import Objects
 from resfit.weights.graph import lift_tf
 from resfit.weights.graph import translate as graphs
@@ -103,7 +103,7 @@ def _read(tensors: Tensors, named: Translation | None, prefix: str | None) -> Tr
     raise problem or CheckpointError("the graph must hand out what it makes of images. Received: no way through it.")
 
 
-def _owners(programs: Programs, objects: Objects) -> dict[int, str]:
+def _owners(programs: GraphPrograms, objects: Objects) -> dict[int, str]:
     """The names of variables by the objects of the program that they are.
 
     The program and the checkpoint describe the same objects, each with numbers of its own: both are walked through by
@@ -126,7 +126,7 @@ def _owners(programs: Programs, objects: Objects) -> dict[int, str]:
     return found
 
 
-def _variables(program: Program, owners: Mapping[int, str], arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+def _variables(program: GraphProgram, owners: Mapping[int, str], arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
     """The names of the variables that values of a program are."""
     found = {value: owners[place] for value, place in program.handles.items() if place in owners}
     for node in program.graph.nodes:
