@@ -9,7 +9,6 @@ import dataclasses
 import fnmatch
 import functools
 import inspect
-import json
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -20,10 +19,10 @@ from resfit.errors import ArgumentError, CheckpointError, UnknownNameError, clos
 from resfit.networks import arithmetic, catalog
 from resfit.networks.arithmetic import StageCount
 from resfit.networks.detection import catalog as detector_catalog
-from resfit.networks.detection.spec import DetectorSpec
 from resfit.networks.spec import ArchitectureSpec
-from resfit.weights import detectors, registry
+from resfit.weights import detectors, registry, resolve
 from resfit.weights.detectors import DetectorSource
+from resfit.weights.formats import base as formats
 from resfit.weights.registry import CheckpointInfo
 
 if TYPE_CHECKING:
@@ -32,15 +31,8 @@ if TYPE_CHECKING:
     from resfit.preprocessing import InputSpec
     from resfit.weights.load import Source
 
-#: Suffixes that make a source a file rather than a name.
-FILE_SUFFIXES = (
-    *(".h5", ".hdf5", ".keras", ".safetensors", ".index.json", ".onnx", ".npz", ".pkl", ".pickle", ".msgpack"),
-    *(".pth", ".pt", ".th", ".bin", ".ckpt", ".tar", ".pdparams", ".index"),
-)
-
 _MOST_JSON = 10_000_000
 _GRAPH = "saved_model.pb"
-_KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +172,7 @@ def load(
         source: A name of the catalog (``"resnet50"``) or of a checkpoint (``"resnet50.a1_in1k"``), or of a detector
             (``"retinanet_resnet50_v2"``); a handle
             (``"hf://timm/resnet50.a1_in1k"``, ``"timm://…"``, ``"kaggle://…"``, ``"https://…"``); or the path of a
-            file or folder of any kind that :data:`resfit.weights.load.FORMATS` lists. A ``.keras`` file
+            file or folder of any kind that :func:`resfit.weights.formats.base.all_formats` lists. A ``.keras`` file
             alone is loaded as it was saved (:func:`load_keras`); with any other argument, the residual network in
             it is read and built anew.
         weights: ``"default"`` for the published weights of that name, None for fresh ones, or the path or handle
@@ -236,7 +228,7 @@ def load(
         if value is not None and value < 1:
             raise ArgumentError(f"{argument} must be at least 1. Received: {value!r}.")
     _check_reading(reading)
-    path = as_path(source)
+    path = resolve.as_path(source)
     if path is not None and path.suffix == ".keras":
         given = (classes, include_top, pooling, tuple(taps), preprocess, input_shape, in_channels, weights, dtype, name)
         if given == (None, None, None, (), True, None, None, "default", None, None) and not reading:
@@ -312,6 +304,7 @@ def load_keras(path: str | os.PathLike[str]) -> keras.Model:
     from resfit.networks.build import attach
     from resfit.networks.detection import build as _build  # noqa: F401  # likewise
     from resfit.weights import keras_models
+    from resfit.weights.formats import keras_archive
 
     if not Path(path).is_file():
         raise CheckpointError(f"model file must exist. Received: {os.fspath(path)}.")
@@ -325,7 +318,7 @@ def load_keras(path: str | os.PathLike[str]) -> keras.Model:
         ) from error
     model.architecture = model.class_names = None
     model.assumptions = ()
-    about = _written_beside(Path(path))
+    about = keras_archive.own_metadata(Path(path))
     if about is not None:
         model.class_names = about[2]
         return attach(model, about[0], about[1])  # type: ignore[arg-type]  # of a detector too
@@ -352,28 +345,6 @@ def _names_hub_layer(path: Path) -> bool:
             return b"resfit>KerasLayer" in archive.read("config.json")
     except (zipfile.BadZipFile, KeyError, OSError, ValueError, NotImplementedError, RuntimeError):
         return False
-
-
-def _written_beside(
-    path: Path,
-) -> tuple[ArchitectureSpec | DetectorSpec, InputSpec | None, tuple[str, ...] | None] | None:
-    """Returns what :mod:`resfit.weights.write` puts into a ``.keras`` archive, or None for any other archive."""
-    from resfit.preprocessing import InputSpec
-    from resfit.weights.write import OWN_MEMBER
-
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if OWN_MEMBER not in archive.namelist() or archive.getinfo(OWN_MEMBER).file_size > _MOST_JSON:
-                return None
-            about = json.loads(archive.read(OWN_MEMBER))
-        contract = about["input_spec"]
-        return (
-            (DetectorSpec if "backbone" in about["spec"] else ArchitectureSpec).from_dict(about["spec"]),
-            InputSpec.from_dict(contract) if contract else None,
-            _labels(about["class_names"]),
-        )
-    except (zipfile.BadZipFile, ArgumentError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CheckpointError(f"{path}: {OWN_MEMBER} must be what resfit writes. Received: {error}.") from error
 
 
 def read(
@@ -425,7 +396,7 @@ def read_any(
     Raises:
         ResfitError: As :func:`load`.
     """
-    path = as_path(source)
+    path = resolve.as_path(source)
     if path is not None:
         return _of_path(path, weights, {**({} if needs_top else {"include_top": False}), **(reading or {})})
     if str(source) in detector_catalog.rows():
@@ -459,14 +430,15 @@ def _detector(name: str, weights: Any, reading: Mapping[str, Any], *, needs_top:
     """Reads a detector of the catalog, or its backbone."""
     from resfit.weights import fetch
     from resfit.weights import load as convert
+    from resfit.weights.formats import resfit as resfit_format
 
     named, row = detectors.named(name), registry.detectors().get(name)
-    path = as_path(weights)
+    path = resolve.as_path(weights)
     if reading and path is None:
         raise ArgumentError(f"only a file or handle can be read in other ways. Received: {sorted(reading)}.")
     if path is None and weights not in ("default", None):
         raise ArgumentError(
-            f'weights must be "default", None, a handle or a path that ends in {", ".join(FILE_SUFFIXES)}. '
+            f'weights must be "default", None, a handle or a path that ends in {", ".join(formats.suffixes())}. '
             f"Received: weights={weights!r}."
         )
     if path is None and weights is not None:
@@ -475,10 +447,10 @@ def _detector(name: str, weights: Any, reading: Mapping[str, Any], *, needs_top:
                 f"no weights are published for {name!r}. Pass weights=None for fresh ones, or the path of a file."
             )
         path = fetch.fetch(row)
-    if path is not None and path.suffix.lower() in _KERAS_SUFFIXES and needs_top:
+    if path is not None and path.suffix.lower() in formats.suffixes(runner="keras") and needs_top:
         return dataclasses.replace(named, path=path, is_keras_file=True)
     if path is not None:
-        own = {} if convert.says_architecture(path) else {"architecture": name}
+        own = {} if resfit_format.states_architecture(path) else {"architecture": name}
         found = convert.read_any(path, **{**own, **reading})
         if not isinstance(found, DetectorSource):
             raise CheckpointError(f"{path}: the weights must be those of {name!r}. Received: {found.name!r}.")
@@ -510,9 +482,6 @@ def _of_path(path: Path, weights: Any, reading: Mapping[str, Any]) -> Source | D
 
     if weights not in ("default", None):
         raise ArgumentError(f"a file as source brings its own weights. Received: weights={weights!r}.")
-    about = _written_beside(path) if path.suffix == ".keras" and path.is_file() else None
-    if about is not None:
-        reading = {"config": {"resfit": about[0]}, "input_spec": about[1], **reading}
     try:
         found = convert.read_any(path, **reading)
     except CheckpointError as error:
@@ -520,8 +489,6 @@ def _of_path(path: Path, weights: Any, reading: Mapping[str, Any]) -> Source | D
         raise CheckpointError(f"{error}{offer}") from error
     if isinstance(found, DetectorSource):
         return found if weights else dataclasses.replace(found, path=None, arrays={})
-    if about is not None and about[2] and found.has_top and len(about[2]) == found.spec.classes:
-        found = dataclasses.replace(found, class_names=about[2])
     return found if weights else dataclasses.replace(found, path=None, class_names=None)
 
 
@@ -553,7 +520,7 @@ def read_named(
 
     row, checkpoint = _resolve(name)
     checkpoint = checkpoint or registry.default_for(row.name)
-    given, reading = as_path(weights), reading or {}
+    given, reading = resolve.as_path(weights), reading or {}
     if reading and given is None:
         raise ArgumentError(f"only a file or handle can be read in other ways. Received: {sorted(reading)}.")
     named = convert.Source(
@@ -573,7 +540,7 @@ def read_named(
         return _filled(named, given, reading, needs_top=needs_top)
     if weights not in ("default", "imagenet"):
         raise ArgumentError(
-            f'weights must be "default", None, a handle or a path that ends in {", ".join(FILE_SUFFIXES)}. '
+            f'weights must be "default", None, a handle or a path that ends in {", ".join(formats.suffixes())}. '
             f"Received: weights={weights!r}.{closest(str(weights), ('default', 'imagenet'))}"
         )
     if checkpoint is None:
@@ -598,8 +565,9 @@ def _filled(named: Source, path: Path, reading: Mapping[str, Any], *, needs_top:
     """
     from resfit.weights import canonical, identify
     from resfit.weights import load as convert
+    from resfit.weights.formats import resfit as resfit_format
 
-    if path.suffix.lower() in _KERAS_SUFFIXES and not reading:
+    if path.suffix.lower() in formats.suffixes(runner="keras") and not reading:
         if not path.is_file():
             raise CheckpointError(f"weights file must exist. Received: {path}.")
         whole = _whole(named, path)
@@ -613,7 +581,7 @@ def _filled(named: Source, path: Path, reading: Mapping[str, Any], *, needs_top:
         contract = named.input_spec.with_channels(spec.in_channels)
         return dataclasses.replace(named, path=path, spec=spec, has_top=has_top, input_spec=contract, file=file)
     # a file of resfit's says itself what it is; any other leaves open what the name tells
-    own = convert.says_architecture(path)
+    own = resfit_format.states_architecture(path)
     found = (
         convert.read_source(path, **reading)
         if own
@@ -665,7 +633,7 @@ def _whole(named: Source, path: Path) -> Source | None:
             assumptions=(told,),
             file=file,
         )
-    kind = convert.find_format(path)
+    kind = formats.find_format(path)
     read = kind.read(path) if kind else None
     if read is None or not isinstance(read.graph, SavedModel):
         if read is None or not any(name.count("/") > 1 for name in read.arrays):
@@ -734,7 +702,7 @@ def _resolve(name: str) -> tuple[catalog.CatalogRow, CheckpointInfo | None]:
     candidates = [*catalog.rows(), *registry.rows(), *detector_catalog.rows()]
     raise UnknownNameError(
         "model must be a name that `resfit models` lists, or a path that ends in "
-        f"{', '.join(FILE_SUFFIXES)}. "
+        f"{', '.join(formats.suffixes())}. "
         f"Received: {name!r}.{closest(name, candidates)}"
     )
 
@@ -789,28 +757,6 @@ def _embedded_accuracy(checkpoint: CheckpointInfo) -> tuple[float | None, float 
 
 def _labels(value: Any) -> tuple[str, ...] | None:
     return tuple(map(str, value)) if isinstance(value, list) and value else None
-
-
-def as_path(source: Any) -> Path | None:
-    """Returns a source as a local path if it is one by its type, its suffix or a folder of this name, or a handle.
-
-    Args:
-        source: What a user gave. A handle is brought.
-    """
-    if isinstance(source, os.PathLike):
-        return Path(source)
-    if not isinstance(source, str):
-        return None
-    if "://" in source:
-        from resfit.weights import resolve
-
-        return resolve.resolve(source)
-    if source.lower().endswith(FILE_SUFFIXES):
-        return Path(source)
-    known = source in ("default", "imagenet") or any(
-        source in table for table in (catalog.rows(), registry.rows(), detector_catalog.rows())
-    )
-    return Path(source) if not known and (os.sep in source or Path(source).exists()) else None
 
 
 def _body_parameters(spec: ArchitectureSpec) -> dict[str, int]:

@@ -15,7 +15,6 @@ import resfit
 from resfit import hub
 from resfit.errors import CheckpointError, UnknownNameError
 from resfit.hub import handles, models
-from resfit.weights import load
 
 V2_50 = "https://tfhub.dev/google/imagenet/resnet_v2_50/feature_vector/5"
 
@@ -162,15 +161,6 @@ def test_a_wrong_range_is_said_in_the_loops_of_keras(cached, what, tmp_path):
 # ---- native networks
 
 
-@pytest.fixture
-def _readable(monkeypatch):
-    """SavedModels among the formats that can be read, also as long as the table of formats lacks them."""
-    if all(kind.reader != "saved_model" for kind in load.FORMATS):
-        kind = load.WeightsFormat("SavedModel", "saved_model", "tf_namings")
-        monkeypatch.setattr(load, "FORMATS", (*load.FORMATS, kind))
-
-
-@pytest.mark.usefixtures("_readable")
 @pytest.mark.parametrize("include_top", [True, False])
 def test_a_saved_model_becomes_a_native_network(tmp_path, include_top):
     network = resfit.load(

@@ -274,7 +274,7 @@ def test_other_heads_tell_clouds_apart(kind):
     assert (probabilities.argmax(axis=1) == labels[120:]).mean() > 0.9
 
 
-@pytest.mark.parametrize("kind", base.KINDS)
+@pytest.mark.parametrize("kind", tuple(base.HEADS))
 def test_as_keras_layers_on_a_network_every_head_says_the_same(kind, tmp_path):
     import keras
 
@@ -347,7 +347,7 @@ def test_neighbours_by_hand():
     [
         ("svm", {}, "head must be one of"),
         ("linear", {"focal": 2.0}, "focal loss is for"),
-        ("knn", {"balance": True}, "are for head='linear' and 'mlp'"),
+        ("knn", {"balance": True}, "balance is for head='linear' and 'mlp'"),
     ],
 )
 def test_options_that_a_head_does_not_have(kind, options, message):

@@ -16,7 +16,7 @@ from resfit.weights.formats import npz
 from tests import fuzzing
 from tests.numeric import relative_error
 from tests.weights import tf_sources
-from tests.weights.test_saved_model import TOLERANCE, _formats, logits, pixels  # noqa: F401
+from tests.weights.test_saved_model import TOLERANCE, logits, pixels
 
 
 @pytest.mark.parametrize("size", [(64, 64), (49, 63)])

@@ -19,17 +19,6 @@ from tests.weights import tf_sources
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(autouse=True)
-def _formats(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorFlow's formats among those that are read, wherever they are not yet."""
-    known = {kind.reader for kind in load.FORMATS}
-    mine = (
-        load.WeightsFormat("TensorFlow", "saved_model", "tf_namings"),
-        load.WeightsFormat("npz", "npz", "tf_namings"),
-    )
-    monkeypatch.setattr(load, "FORMATS", (*(m for m in mine if m.reader not in known), *load.FORMATS))
-
-
 def pixels(height: int = 64, width: int = 64, channels: int = 3, seed: int = 0) -> np.ndarray:
     """Values -1..1, as most of these networks take them."""
     return random_images(2, height, width, channels, seed=seed).astype(np.float32) / 127.5 - 1
@@ -167,7 +156,7 @@ def test_every_way_to_name_a_checkpoint(tmp_path):
         found = saved_model.read(way).arrays
         assert found.keys() == {*arrays, "global_step"}
         assert all(np.array_equal(found[name], array) for name, array in arrays.items())
-    assert load.find_format(one).reader == "saved_model"  # though PyTorch has files of this ending too
+    assert load.find_format(one).name == "TensorFlow"  # though PyTorch has files of this ending too
 
 
 def test_what_is_no_checkpoint_is_not_recognised(tmp_path):

@@ -18,7 +18,7 @@ from resfit.weights.formats.base import Tensors
 from resfit.weights.formats.saved_model import Objects
 from tests.numeric import randomize, relative_error
 from tests.weights import tf_sources
-from tests.weights.test_saved_model import TOLERANCE, _formats, logits, pixels  # noqa: F401
+from tests.weights.test_saved_model import TOLERANCE, logits, pixels
 
 
 def save(model: Any, how: str, folder: Path) -> Path:

@@ -75,6 +75,13 @@ def predict(
     csv: Annotated[
         Path | None, typer.Option(help="Write a table to this file; of classes path,label,probability.")
     ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Of detectors: lowest score of a box. Default: that of each class."),
+    ] = None,
+    draw: Annotated[
+        Path | None, typer.Option(help="Of detectors: folder for the pictures with their boxes, as PNG.")
+    ] = None,
     engine: Engine = "auto",
     batch_size: BatchSize = None,
     as_json: Json = False,
@@ -88,8 +95,16 @@ def predict(
     options = inputs.options_of(
         fitted,
         "predict",
-        {"top": top, "views": views, "coverage": coverage, "class_conditional": class_conditional},
+        {
+            "top": top,
+            "views": views,
+            "coverage": coverage,
+            "class_conditional": class_conditional,
+            "threshold": threshold,
+        },
     )
+    if draw is not None and fitted.task != "detection":
+        raise ArgumentError(f"predict of a model for {fitted.task} has no such option. Received: --draw.")
     asked = inputs.given(images)
     with console.progress() as progress:
         predictions = fitted.predict(asked, engine=engine, batch_size=batch_size, progress=progress, **options)
@@ -97,6 +112,8 @@ def predict(
     usable = [item for item in predictions if not item.error]
     if csv is not None:
         fitted.write_predictions(csv, predictions)
+    if draw is not None:
+        _draw(draw, usable)
     if as_json:
         console.print_json([prediction.to_dict() for prediction in predictions])
     elif csv is None:
@@ -105,6 +122,24 @@ def predict(
         if getattr(item, "unlike_training", False):
             console.message(f"Unlike the training images, not to be relied on: {console.printable(item.path)}")
     inputs.end_with_unusable(predictions, asked)
+
+
+def _draw(folder: Path, predictions: list[Any]) -> None:
+    """Writes each picture with its boxes, under its own name; two of one name get a number."""
+    from resfit.storage.atomic import atomic_path
+
+    folder.mkdir(parents=True, exist_ok=True)
+    taken: set[str] = set()
+    for item in predictions:
+        stem = item.path.stem if item.path is not None and item.path != inputs.STDIN else "image"
+        name, number = stem, 1
+        while name in taken:
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name)
+        with atomic_path(folder / f"{name}.png") as temporary:
+            item.draw().save(temporary, "PNG")
+    console.message(f"{len(predictions)} pictures with boxes in {console.printable(folder)}")
 
 
 def evaluate(

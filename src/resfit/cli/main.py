@@ -5,8 +5,6 @@ Exit codes: 0 success, 1 the work failed, 2 wrong usage (an argument that breaks
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import sys
 import warnings
@@ -14,6 +12,8 @@ from collections.abc import Sequence
 from typing import Annotated, TextIO
 
 import typer
+
+from resfit import cli
 
 #: Which module of ``resfit.cli`` brings which commands. A module is imported when one of its commands is called.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -91,9 +91,7 @@ def build(arguments: Sequence[str] = ()) -> typer.Typer:
     first = arguments[0] if arguments else ""
     wanted = [group for group, commands in GROUPS.items() if first in commands] or list(GROUPS)
     for group in wanted:
-        name = f"resfit.cli.{group}"
-        if importlib.util.find_spec(name) is not None:
-            importlib.import_module(name).register(app)
+        getattr(cli, group).register(app)
     return app
 
 

@@ -195,8 +195,9 @@ def info(
     from resfit import zoo
     from resfit.errors import UnknownNameError
     from resfit.networks.detection import catalog
+    from resfit.weights import resolve
 
-    path = zoo.as_path(name)
+    path = resolve.as_path(name)
     if path is not None:
         _file(path, as_json)
         return

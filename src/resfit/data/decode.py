@@ -626,10 +626,9 @@ def placed(
     resized = resized if change is None else change(resized)
     if (height, width) == tuple(spec.size):
         return resized
-    colour = spec.fill if image.mode == "RGB" else sum(spec.fill) / len(spec.fill)
-    canvas = Images.new(
-        image.mode, (spec.size[1], spec.size[0]), colour if image.mode in ("RGB", "F") else round(colour)
-    )
+    mean = sum(spec.fill) / len(spec.fill)
+    colour: Any = spec.fill if image.mode == "RGB" else mean if image.mode == "F" else round(mean)
+    canvas = Images.new(image.mode, (spec.size[1], spec.size[0]), colour)
     canvas.paste(resized, (left, top))
     return canvas
 

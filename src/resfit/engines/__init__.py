@@ -11,7 +11,6 @@ import contextvars
 import dataclasses
 import functools
 import hashlib
-import importlib
 import itertools
 import json
 import warnings
@@ -23,6 +22,10 @@ import numpy as np
 
 from resfit import dependencies
 from resfit.engines import compiled
+from resfit.engines import litert as _litert  # noqa: F401  # these three register themselves
+from resfit.engines import onnxruntime as _onnxruntime  # noqa: F401
+from resfit.engines import openvino as _openvino  # noqa: F401
+from resfit.engines.base import RUNTIMES, Runtime, register_engine
 from resfit.engines.prefix import cut
 from resfit.errors import ArgumentError, MissingDependencyError, closest
 from resfit.storage.locks import cache_root, is_writable, report_unusable, scratch
@@ -47,11 +50,12 @@ __all__ = [
     "is_installed",
     "is_quantized",
     "macs_per_image",
+    "register_engine",
     "stream",
 ]
 
-#: What ``engine=`` accepts.
-NAMES = ("auto", "keras", "openvino", "onnxruntime", "litert")
+#: What ``engine=`` accepts, beside engines that other programs register.
+NAMES = ("auto", "keras", *RUNTIMES)
 #: What ``precision=`` accepts.
 PRECISIONS = ("float32", "bfloat16", "int8")
 
@@ -62,16 +66,6 @@ WORTH_CONVERTING = 5e10
 AGREEMENT = 0.9999
 BFLOAT16_AGREEMENT = 0.999
 _CHECKED_IMAGES = 4
-
-# engine -> what must be installed beside the base, the class that runs it
-_RUNTIMES: dict[str, tuple[tuple[str, ...], str]] = {
-    "openvino": ((), "OpenVinoEngine"),
-    "onnxruntime": (("onnx", "onnxruntime"), "OnnxRuntimeEngine"),
-    "litert": (("ai_edge_litert",), "LiteRtEngine"),
-}
-
-# what an engine can compute in; every other one in float32
-_HAVING = {"openvino": PRECISIONS, "onnxruntime": ("float32", "int8"), "litert": ("float32", "int8")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,8 +230,9 @@ def check_name(engine: str | Engine) -> None:
     Raises:
         ArgumentError: It does not.
     """
-    if isinstance(engine, str) and engine not in NAMES:
-        raise ArgumentError(f"engine must be one of {NAMES}. Received: {engine!r}.{closest(engine, NAMES)}")
+    known = ("auto", "keras", *RUNTIMES)
+    if isinstance(engine, str) and engine not in known:
+        raise ArgumentError(f"engine must be one of {known}. Received: {engine!r}.{closest(engine, known)}")
 
 
 def check_installed(engine: str | Engine, precision: str = "float32") -> None:
@@ -250,8 +245,8 @@ def check_installed(engine: str | Engine, precision: str = "float32") -> None:
     Raises:
         MissingDependencyError: The runtime, or NNCF for int8, is not installed.
     """
-    if isinstance(engine, str) and engine in _RUNTIMES:
-        dependencies.require(f'engine="{engine}"', *_RUNTIMES[engine][0])
+    if isinstance(engine, str) and engine in RUNTIMES:
+        dependencies.require(f'engine="{engine}"', *RUNTIMES[engine].modules)
     if precision == "int8" and engine in ("auto", "openvino", "onnxruntime"):  # LiteRT has its own converter
         from resfit.engines import int8
 
@@ -265,8 +260,8 @@ def has_precision(engine: str, precision: str) -> bool:
         engine: One of :data:`NAMES`.
         precision: One of :data:`PRECISIONS`.
     """
-    names = _HAVING if engine == "auto" else (engine,)
-    found = any(precision in _HAVING.get(name, PRECISIONS[:1]) and is_installed(name) for name in names)
+    names = RUNTIMES if engine == "auto" else [engine] if engine in RUNTIMES else []
+    found = any(precision in RUNTIMES[name].precisions and is_installed(name) for name in names)
     return precision == PRECISIONS[0] or (found and (precision != "bfloat16" or _computes_bfloat16()))
 
 
@@ -344,8 +339,7 @@ class _Maker:
 
     def __init__(self, model: keras.Model, name: str, threads: int | None, cache: Path | None):
         self._model, self._name, self._threads, self._cache = model, name, threads, cache
-        self._module = importlib.import_module(f"resfit.engines.{name}")
-        self._class = getattr(self._module, _RUNTIMES[name][1])
+        self._runtime: Runtime = RUNTIMES[name]
         self._fingerprint = fingerprint(model)
 
     def made(self, plain: Engine, precision: str, samples: Samples | None, calibration: str | None) -> Engine:
@@ -358,7 +352,7 @@ class _Maker:
         if found is not None and not found >= rule.least:
             rule.warn(self._name, found)
             return plain
-        fast = self._open(entry, precision, lambda folder: self._module.convert(self._model, folder))
+        fast = self._open(entry, precision, lambda folder: self._runtime.convert(self._model, folder))
         return fast if found is not None else _Checked(fast, plain, entry)
 
     def int8(self, plain: Engine, samples: Samples | None, calibration: str | None) -> Engine:
@@ -371,7 +365,7 @@ class _Maker:
         entry = self._entry("int8", calibration)
         exact = None
         if not entry.exists():
-            if self._module.QUANTIZER:
+            if self._runtime.quantizer:
                 int8.check_installed()
             if samples is None:
                 raise ArgumentError(f"no int8 network is kept under calibration={calibration!r}. Pass samples= too.")
@@ -387,7 +381,7 @@ class _Maker:
                 for stale in folder.iterdir():
                     stale.unlink()
                 self._quantize(folder, calibrating, careful)
-                made = self._class(folder, precision="int8", threads=self._threads)
+                made = self._runtime.engine(folder, precision="int8", threads=self._threads)
                 lowest = agreement(made.run(checking), expected)
                 if lowest >= int8.AGREEMENT:
                     break
@@ -405,10 +399,10 @@ class _Maker:
         return exact or self.floats(plain)
 
     def _quantize(self, folder: Path, samples: np.ndarray, careful: bool) -> None:
-        if self._module.QUANTIZER:
-            self._module.quantize(self._entry("float32", None).folder, folder, samples, careful=careful)
+        if self._runtime.quantize is not None:
+            self._runtime.quantize(self._entry("float32", None).folder, folder, samples, careful=careful)
         else:
-            self._module.convert(self._model, folder, samples)
+            self._runtime.convert(self._model, folder, samples)
 
     def _entry(self, precision: str, calibration: str | None) -> compiled.CompiledEntry:
         return entry_of(self._model, self._name, precision, calibration, self._fingerprint, self._cache)
@@ -416,11 +410,11 @@ class _Maker:
     def _open(self, entry: compiled.CompiledEntry, precision: str, write: Callable[[Path], dict[str, Any]]) -> Any:
         entry.make(write)
         try:
-            fast = self._class(entry.folder, precision=precision, threads=self._threads)
+            fast = self._runtime.engine(entry.folder, precision=precision, threads=self._threads)
         except Exception:  # damaged: make it again
             entry.remove()
             entry.make(write)
-            fast = self._class(entry.folder, precision=precision, threads=self._threads)
+            fast = self._runtime.engine(entry.folder, precision=precision, threads=self._threads)
         entry.used(fast)
         return fast
 
@@ -443,7 +437,7 @@ def entry_of(
         digest: The network's :func:`fingerprint`, if it is known already.
         cache: As :func:`create` takes it.
     """
-    module = importlib.import_module(f"resfit.engines.{name}")
+    runtime = RUNTIMES[name]
     description = {
         "engine": name,
         "precision": precision,
@@ -452,7 +446,7 @@ def entry_of(
         "input": list(model.inputs[0].shape),
         "calibration": calibration,
     }
-    packages = module.PACKAGES + (module.QUANTIZER if precision == "int8" else ())
+    packages = runtime.packages + (runtime.quantizer if precision == "int8" else ())
     return compiled.entry(description, packages, cache)
 
 
@@ -469,7 +463,7 @@ def is_quantized(
         cache: As :func:`create` takes it.
     """
     name = "openvino" if name == "auto" else name
-    if name not in _RUNTIMES:
+    if name not in RUNTIMES:
         return False
     return entry_of(cut(model, until), name, "int8", calibration, cache=cache).exists()
 
@@ -538,7 +532,7 @@ def is_installed(name: str) -> bool:
     Args:
         name: An engine other than ``"auto"``.
     """
-    return name not in _RUNTIMES or dependencies.is_installed(*_RUNTIMES[name][0])
+    return name not in RUNTIMES or dependencies.is_installed(*RUNTIMES[name].modules)
 
 
 def macs_per_image(model: keras.Model, size: tuple[int, int] | None = None) -> float | None:

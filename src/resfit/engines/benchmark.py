@@ -19,6 +19,7 @@ import numpy as np
 
 from resfit import engines
 from resfit.engines import prefix
+from resfit.engines.base import RUNTIMES
 from resfit.errors import ArgumentError, ResfitError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Measurement:
 
 def available() -> tuple[str, ...]:
     """Returns the engines whose packages are installed."""
-    return tuple(name for name in engines.NAMES[1:] if name == "keras" or engines.is_installed(name))
+    return tuple(name for name in ("keras", *RUNTIMES) if name == "keras" or engines.is_installed(name))
 
 
 def measure(

@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import processors
+from resfit.engines.base import register_engine
 
 if TYPE_CHECKING:
     import keras
-
-PACKAGES = ("tensorflow", "tensorflow-cpu", "ai-edge-litert")
-#: The converter quantises by itself.
-QUANTIZER: tuple[str, ...] = ()
 
 _FILE = "network.tflite"
 # far beyond any value of an image
@@ -151,6 +148,13 @@ def quiet() -> Iterator[None]:
         os.close(kept)
 
 
+@register_engine(  # the converter quantises by itself
+    "litert",
+    convert=convert,
+    modules=("ai_edge_litert",),
+    packages=("tensorflow", "tensorflow-cpu", "ai-edge-litert"),
+    precisions=("float32", "int8"),
+)
 class LiteRtEngine:
     """Runs a network that :func:`convert` wrote, on the CPU. Several threads may use it, one at a time.
 

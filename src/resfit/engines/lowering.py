@@ -17,6 +17,7 @@ from typing import Any, Protocol, cast
 import keras
 import numpy as np
 
+from resfit.engines.base import Unsupported
 from resfit.networks import layers as own
 
 #: What :meth:`Builder.activation` must know, by Keras' names.
@@ -25,10 +26,6 @@ ACTIVATIONS = ("relu", "relu6", "sigmoid", "tanh", "silu", "elu", "gelu", "softp
 #: Pairs ``(before, after)`` for height and width, or TensorFlow's rule, by which the odd pixel comes after.
 Pads = tuple[tuple[int, int], tuple[int, int]]
 _NO_PADS: Pads = ((0, 0), (0, 0))
-
-
-class Unsupported(Exception):
-    """The network has a layer that the lowering does not know."""
 
 
 class Builder(Protocol):

@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import processors
-from resfit.engines.lowering import Unsupported
+from resfit.engines.base import Unsupported, register_engine
 
 if TYPE_CHECKING:
     import keras
     import onnx
-
-PACKAGES = ("onnx", "onnxruntime")
-QUANTIZER = ("nncf",)
 
 _FILE = "network.onnx"
 _PIECE = 4 * 224 * 224
@@ -73,6 +70,15 @@ def quantize(source: Path, folder: Path, samples: np.ndarray, *, careful: bool) 
     onnx.save(made, folder / _FILE)
 
 
+@register_engine(
+    "onnxruntime",
+    convert=convert,
+    quantize=quantize,
+    modules=("onnx", "onnxruntime"),
+    packages=("onnx", "onnxruntime"),
+    quantizer=("nncf",),
+    precisions=("float32", "int8"),
+)
 class OnnxRuntimeEngine:
     """Runs a network that :func:`convert` or :func:`quantize` wrote, on the CPU. Several threads may use it.
 

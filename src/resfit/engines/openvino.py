@@ -15,14 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from resfit.engines.lowering import Unsupported
+from resfit.engines.base import Unsupported, register_engine
 
 if TYPE_CHECKING:
     import keras
-
-PACKAGES = ("openvino",)
-#: Packages that decide how int8 comes out.
-QUANTIZER = ("nncf",)
 
 _FILE = "network.xml"
 # pixels of a piece: four images of 224x224; larger pieces fall out of the core's cache
@@ -114,6 +110,14 @@ def traced(model: keras.Model) -> Any:
     return openvino.convert_model(graph)
 
 
+@register_engine(
+    "openvino",
+    convert=convert,
+    quantize=quantize,
+    packages=("openvino",),
+    quantizer=("nncf",),
+    precisions=("float32", "bfloat16", "int8"),
+)
 class OpenVinoEngine:
     """Runs a network that :func:`convert` or :func:`quantize` wrote. Several threads may use it.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from resfit.explain.methods import METHODS, Attribution, attribute
+from resfit.explain.methods import METHODS, Attribution, attribute, register_explainer
 from resfit.explain.neighbours import Example, NeighbourSource, nearest
 from resfit.explain.overlays import overlay
 from resfit.explain.results import Explanation, explain_batches
@@ -17,4 +17,5 @@ __all__ = [
     "explain_batches",
     "nearest",
     "overlay",
+    "register_explainer",
 ]

@@ -1,6 +1,7 @@
 """The methods: which parts of an image speak for a class.
 
-All explain the score of a class before the softmax or sigmoid. One table, one function a method.
+All explain the score of a class before the softmax or sigmoid. One table, one function a method, which registers itself
+by :func:`register_explainer`.
 
 Grad-CAM weights a channel by the mean of its slopes. At a feature map that is not the last one, slopes of one channel
 differ from place to place, their mean may have the wrong sign, and the whole map comes out negative though the network
@@ -21,13 +22,14 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
 from resfit.errors import ArgumentError, closest
 from resfit.explain.graph import ExplainableGraph
 from resfit.explain.overlays import enlarged
+from resfit.registries import Registry
 
 if TYPE_CHECKING:
     import keras
@@ -87,14 +89,49 @@ class Method:
         otherwise: The method that takes its place where it finds nothing for the class; empty for none.
     """
 
-    run: Callable[[_Job, np.ndarray, np.ndarray], Iterator[tuple[np.ndarray, float]]]
+    run: Callable[[ExplanationJob, np.ndarray, np.ndarray], Iterator[tuple[np.ndarray, float]]]
     options: tuple[str, ...] = ()
     reads_maps: bool = True
     otherwise: str = ""
 
 
+#: The methods by name.
+METHODS: Registry[Method] = Registry("an explainer")
+
+_Run = TypeVar("_Run", bound=Callable[..., Iterator[tuple[np.ndarray, float]]])
+
+
+def register_explainer(name: str, **options: Any) -> Callable[[_Run], _Run]:
+    """Registers the decorated function as a method of explanation.
+
+    Args:
+        name: What ``method=`` calls it.
+        **options: Other fields of :class:`Method`.
+
+    Example:
+        >>> @register_explainer("brightness", reads_maps=False)  # doctest: +SKIP
+        ... def brightness(job, images, targets):
+        ...     yield from ((image.mean(axis=-1), 0.0) for image in images)
+    """
+
+    def register(run: _Run) -> _Run:
+        METHODS.add(name, Method(run, **options))
+        return run
+
+    return register
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Job:
+class ExplanationJob:
+    """What a method works with: a network that can be explained, and the options of the method.
+
+    Attributes:
+        graph: The network.
+        layer: The layer whose feature map is read; empty for methods that read none.
+        batch_size: Images at a time.
+        options: The method's own options that were given.
+    """
+
     graph: ExplainableGraph
     layer: str
     batch_size: int
@@ -192,7 +229,7 @@ def attribute(
     size = pixels.shape[1:3]
     batch_size = batch_size or int(np.clip(_BATCH_PIXELS // (size[0] * size[1]), 1, 128))
     layer = graph.layer_of(stage, size, pixels.shape[3]) if chosen.reads_maps else ""
-    job = _Job(graph, layer, batch_size, options)
+    job = ExplanationJob(graph, layer, batch_size, options)
     found: list[Attribution] = []
     for start in range(0, len(pixels), batch_size):
         batch = np.asarray(pixels[start : start + batch_size], np.float32)
@@ -246,18 +283,21 @@ def check_method(method: str, options: dict[str, Any]) -> Method:
     return METHODS[method]
 
 
-def _grad_cam(job: _Job, images: np.ndarray, targets: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
+@register_explainer("grad-cam", otherwise="hires-cam")
+def _grad_cam(job: ExplanationJob, images: np.ndarray, targets: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
     maps, slopes = _gradients(job, images, targets)
     weights = slopes.mean(axis=(1, 2))
     yield from ((cam, 0.0) for cam in np.einsum("nhwc,nc->nhw", maps, weights))
 
 
-def _hires_cam(job: _Job, images: np.ndarray, targets: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
+@register_explainer("hires-cam")
+def _hires_cam(job: ExplanationJob, images: np.ndarray, targets: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
     maps, slopes = _gradients(job, images, targets)
     yield from ((cam, 0.0) for cam in (maps * slopes).sum(axis=-1))
 
 
-def _grad_cam_pp(job: _Job, images: np.ndarray, targets: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
+@register_explainer("grad-cam++")
+def _grad_cam_pp(job: ExplanationJob, images: np.ndarray, targets: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
     """With the exponential of the score as the target, whose derivatives are powers of the score's own."""
     maps, slopes = _gradients(job, images, targets)
     square, cube = slopes**2, slopes**3
@@ -267,7 +307,8 @@ def _grad_cam_pp(job: _Job, images: np.ndarray, targets: np.ndarray) -> Iterator
     yield from ((cam, 0.0) for cam in np.einsum("nhwc,nc->nhw", maps, weights))
 
 
-def _eigen_cam(job: _Job, images: np.ndarray, targets: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
+@register_explainer("eigen-cam")
+def _eigen_cam(job: ExplanationJob, images: np.ndarray, targets: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
     """The first principal component of a feature map; it knows nothing of the class.
 
     The mean of the map is taken off first, so that what most of the image has in common does not count. A component has
@@ -293,7 +334,10 @@ def _principal(rows: np.ndarray) -> np.ndarray:
         return vectors[:, 0] * np.sqrt(max(values[0], 0.0)) if wide else rows @ vectors[:, 0]
 
 
-def _integrated_gradients(job: _Job, images: np.ndarray, targets: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
+@register_explainer("integrated-gradients", options=("baseline", "tolerance", "steps"), reads_maps=False)
+def _integrated_gradients(
+    job: ExplanationJob, images: np.ndarray, targets: np.ndarray
+) -> Iterator[tuple[np.ndarray, float]]:
     """The trapezoidal rule on ever finer points, until the attributions sum up to the difference in score."""
     tolerance = float(job.options.get("tolerance", TOLERANCE))
     most = int(job.options.get("steps", _MOST_STEPS))
@@ -319,7 +363,8 @@ def _integrated_gradients(job: _Job, images: np.ndarray, targets: np.ndarray) ->
         yield (total * way).sum(axis=-1), missed / max(abs(high - low), _NOTHING)
 
 
-def _occlusion(job: _Job, images: np.ndarray, targets: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
+@register_explainer("occlusion", options=("patch", "stride", "fill"), reads_maps=False)
+def _occlusion(job: ExplanationJob, images: np.ndarray, targets: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
     height, width = images.shape[1:3]
     patch = int(job.options.get("patch") or max(1, round(min(height, width) / 8)))
     stride = int(job.options.get("stride") or max(1, patch // 2))
@@ -345,18 +390,7 @@ def _occlusion(job: _Job, images: np.ndarray, targets: np.ndarray) -> Iterator[t
         yield drops / np.maximum(covered, 1), 0.0
 
 
-#: The methods by name.
-METHODS: dict[str, Method] = {
-    "grad-cam": Method(_grad_cam, otherwise="hires-cam"),
-    "hires-cam": Method(_hires_cam),
-    "grad-cam++": Method(_grad_cam_pp),
-    "eigen-cam": Method(_eigen_cam),
-    "integrated-gradients": Method(_integrated_gradients, ("baseline", "tolerance", "steps"), reads_maps=False),
-    "occlusion": Method(_occlusion, ("patch", "stride", "fill"), reads_maps=False),
-}
-
-
-def _gradients(job: _Job, images: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _gradients(job: ExplanationJob, images: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the feature map and the slopes of the targets' scores in it, float64 ``(n, h, w, channels)``."""
     import tensorflow as tf
 
@@ -367,7 +401,9 @@ def _gradients(job: _Job, images: np.ndarray, targets: np.ndarray) -> tuple[np.n
     return np.asarray(maps, np.float64), np.asarray(slopes, np.float64)
 
 
-def _slopes_on_path(job: _Job, start: np.ndarray, way: np.ndarray, target: int, points: np.ndarray) -> np.ndarray:
+def _slopes_on_path(
+    job: ExplanationJob, start: np.ndarray, way: np.ndarray, target: int, points: np.ndarray
+) -> np.ndarray:
     """Returns the sum of the score's slopes in the pixels at points (0..1) of a way from an image, float64."""
     total = np.zeros(start.shape, np.float64)
     for begin in range(0, len(points), job.batch_size):

@@ -9,12 +9,11 @@ card states, and an export that disagrees with Keras is an error and does not st
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,14 @@ from resfit.data import decode
 from resfit.engines.keras import KerasEngine
 from resfit.errors import ArgumentError, ExportError, MissingDependencyError, ResfitError, closest
 from resfit.export import card, folder, images, snippet, verification
-from resfit.export.base import ExportFormat, ExportJob, Written, version
+from resfit.export import keras as _keras
+from resfit.export import litert as _litert
+from resfit.export import onnx as _onnx
+from resfit.export import openvino as _openvino
+from resfit.export import tf_hub as _tf_hub
+from resfit.export import tf_saved_model as _tf_saved_model
+from resfit.export import torch as _torch
+from resfit.export.base import REGISTERED, ExportFormat, ExportJob, Written, register_export_format, version
 from resfit.export.detection import pictures
 from resfit.export.detection import verification as detections
 from resfit.export.detection.export_detector import ExportDetector, of_detector
@@ -44,10 +50,14 @@ __all__ = [
     "cases",
     "export",
     "export_all",
+    "register_export_format",
 ]
 
-#: What ``format=`` accepts.
-FORMATS = ("tf_saved_model", "tf_hub", "keras", "onnx", "openvino", "litert", "torch")
+for _module in (_tf_saved_model, _tf_hub, _keras, _onnx, _openvino, _litert, _torch):
+    register_export_format(_module.__name__.rpartition(".")[2])(_module)
+
+#: What ``format=`` accepts, beside formats that other programs register.
+FORMATS = tuple(REGISTERED)
 #: What it knows and cannot write, and why.
 UNAVAILABLE = {
     "tfjs": "there is no maintained converter to TensorFlow.js for this TensorFlow: the last tensorflowjs is 4.22.0 of "
@@ -139,8 +149,8 @@ def cases(formats: Sequence[str] = (), precisions: Sequence[str] = ()) -> list[t
         _check_precision(precision)
     return [
         (format, precision)
-        for format in formats or FORMATS
-        for precision in _module(format).PRECISIONS
+        for format in formats or REGISTERED
+        for precision in REGISTERED[format].PRECISIONS
         if not precisions or precision in precisions
     ]
 
@@ -447,10 +457,11 @@ _OTHERWISE = (
 def _check_arguments(format: str, precision: str, version: int) -> None:
     _check_format(format)
     _check_precision(precision)
-    having = [name for name in FORMATS if precision in _module(name).PRECISIONS]
+    having = [name for name, writer in REGISTERED.items() if precision in writer.PRECISIONS]
     if format not in having:
+        own = ", ".join(REGISTERED[format].PRECISIONS)
         raise ArgumentError(
-            f"format={format!r} has the precisions {', '.join(_module(format).PRECISIONS)}. Received: {precision!r}. "
+            f"format={format!r} has the precisions {own}. Received: {precision!r}. "
             f"{precision} is for {', '.join(having)}."
         )
     if version < 1:
@@ -460,8 +471,9 @@ def _check_arguments(format: str, precision: str, version: int) -> None:
 def _check_format(format: str) -> None:
     if format in UNAVAILABLE:
         raise ExportError(UNAVAILABLE[format])
-    if format not in FORMATS:
-        raise ArgumentError(f"format must be one of {FORMATS}. Received: {format!r}.{closest(format, FORMATS)}")
+    if format not in REGISTERED:
+        known = tuple(REGISTERED)
+        raise ArgumentError(f"format must be one of {known}. Received: {format!r}.{closest(format, known)}")
 
 
 def _check_precision(precision: str) -> None:
@@ -471,12 +483,8 @@ def _check_precision(precision: str) -> None:
         )
 
 
-def _module(format: str) -> ExportFormat:
-    return cast(ExportFormat, importlib.import_module(f"resfit.export.{format}"))
-
-
 def _installed(format: str, precision: str) -> ExportFormat:
-    module = _module(format)
+    module = REGISTERED[format]
     more = module.INT8_MODULES if precision == "int8" else ()
     what = f'format="{format}"' + (f' with precision="{precision}"' if more else "")
     dependencies.require(what, *module.MODULES, *more)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
 from resfit.export.export_model import ExportModel
+from resfit.registries import Registry
 
 #: For the model card.
 FOLDED = "Batch norms are folded into the convolutions."
@@ -61,7 +63,7 @@ class Written:
 
 
 class ExportFormat(Protocol):
-    """A module of this package that writes one format.
+    """What writes one format: a module of this package, or an object with the same names.
 
     It may have a function ``checks(job, folder, images)`` too, which compares what the scores alone do not show and
     returns a :class:`resfit.export.verification.Check` for each.
@@ -79,6 +81,34 @@ class ExportFormat(Protocol):
     def write(self, job: ExportJob, folder: Path) -> Written:
         """Writes the files to an empty folder."""
         ...
+
+
+#: Every format by its name.
+REGISTERED: Registry[ExportFormat] = Registry("an export format")
+
+_Writer = TypeVar("_Writer")
+
+
+def register_export_format(name: str) -> Callable[[_Writer], _Writer]:
+    """Registers a format to export to.
+
+    Args:
+        name: What ``format=`` calls it.
+
+    Example:
+        >>> @register_export_format("weights")  # doctest: +SKIP
+        ... class Weights:
+        ...     PRECISIONS, MODULES, INT8_MODULES, RUNTIME = ("float32",), (), (), "numpy"
+        ...
+        ...     @staticmethod
+        ...     def write(job, folder): ...
+    """
+
+    def register(writer: _Writer) -> _Writer:
+        REGISTERED.add(name, cast(ExportFormat, writer))
+        return writer
+
+    return register
 
 
 def image_input(job: ExportJob, name: str = "images", **changes: Any) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from resfit.storage.locks import opened
 if TYPE_CHECKING:
     import keras
 
+    from resfit.data.box_views import BoxViews
     from resfit.features.pixels import DecodedPixels
     from resfit.preprocessing import InputSpec
 
@@ -81,7 +82,7 @@ def extract(
     feature_maps: bool = False,
     precision: str = "float32",
     dtype: str = "float32",
-    views: Views | None = None,
+    views: Views | BoxViews | None = None,
     threads: int | None = None,
     records: bool = False,
     thumbnails: Collection[int] = (),

@@ -12,6 +12,7 @@ from resfit.data.views import Views
 from resfit.features.progress import Progress
 
 if TYPE_CHECKING:
+    from resfit.data.box_views import BoxViews
     from resfit.features.pixels import DecodedPixels
     from resfit.preprocessing import InputSpec
 
@@ -27,7 +28,7 @@ class ExtractionJob:
     engine: str | engines.Engine
     precision: str
     dtype: str
-    views: Views | None
+    views: Views | BoxViews | None
     threads: int | None
     batch_size: int
     progress: Progress | None

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from resfit.errors import ArgumentError, CheckpointError, DownloadError
-from resfit.weights import download, tfhub
+from resfit.weights import archives, download, tfhub
 from resfit.weights import resolve as sources
 from resfit.weights.formats import saved_model
 from resfit.weights.tfhub import HandleError, kaggle_place, split
@@ -22,7 +22,6 @@ from resfit.weights.tfhub import HandleError, kaggle_place, split
 #: Environment variable that, set to ``UNCOMPRESSED``, reads SavedModels where they lie on Google Cloud Storage.
 LOAD_FORMAT = "TFHUB_MODEL_LOAD_FORMAT"
 
-_ARCHIVES = (".tar", ".tar.gz", ".tgz")
 _SECONDS = 60
 
 
@@ -64,10 +63,10 @@ def resolve(handle: str) -> str:
         path = Path(unquote(split(handle).path) if scheme else handle).expanduser()
         if path.is_dir():
             return handle if not scheme and not handle.startswith("~") else os.fspath(path)
-        if path.is_file() and not path.name.endswith(_ARCHIVES):
+        if path.is_file() and not path.name.endswith(archives.TAR_SUFFIXES):
             raise HandleError(
-                f"{handle}: a handle must be a folder or an archive ({', '.join(_ARCHIVES)}). Received: a file. If it "
-                "is the saved_model.pb, pass its folder."
+                f"{handle}: a handle must be a folder or an archive ({', '.join(archives.TAR_SUFFIXES)}). Received: a "
+                "file. If it is the saved_model.pb, pass its folder."
             )
     try:
         found = sources.resolve(handle)
@@ -90,7 +89,7 @@ def _of_storage(handle: str) -> str:
 
     _need_network(handle)
     try:
-        if handle.endswith(_ARCHIVES):
+        if handle.endswith(archives.TAR_SUFFIXES):
             return os.fspath(tfhub.cached(handle, copy))
         if tf.io.gfile.exists(handle):
             return handle

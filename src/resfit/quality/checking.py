@@ -438,7 +438,7 @@ def examine(
         images=images,
         exact=same.exact,
         near=same.near,
-        leaks=tuple(_leaks(groups, splits, pairs)),
+        leaks=leaks_between(same, splits),
         conflicts=tuple((a, b) for a, b, _ in pairs if _differ(labels[a], labels[b])),
         looks=image_statistics.image_issues(records),
         marks=tuple(image_statistics.marks(records, labels, len(images.classes))),
@@ -491,6 +491,16 @@ def _probed(labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> np.ndarray
 def _differ(one: np.ndarray, other: np.ndarray) -> bool:
     """Says whether two images have different classes or labels; one without a class differs from none."""
     return bool((one != other).any()) if np.ndim(one) else bool(one != other and min(one, other) >= 0)
+
+
+def leaks_between(same: Duplicates, splits: Sequence[str | None]) -> tuple[tuple[int, int, str], ...]:
+    """Returns images in both training and test set: ``(test, other, "exact" or "near")``.
+
+    Args:
+        same: Images that are there more than once.
+        splits: For each image its split.
+    """
+    return tuple(_leaks(same.groups(len(splits)), splits, same.pairs()))
 
 
 def _leaks(

@@ -141,7 +141,7 @@ def task_of(folder: Path) -> Task:
 
 
 def load_or_pretrained(source: str | os.PathLike[str]) -> FittedModel:
-    """Loads a fitted model of any task, or a published network as a classifier of its own classes.
+    """Loads a fitted model of any task, or a published network as a classifier or detector of its own classes.
 
     Args:
         source: A folder that ``resfit fit`` wrote, or what :func:`resfit.load` takes.
@@ -153,5 +153,9 @@ def load_or_pretrained(source: str | os.PathLike[str]) -> FittedModel:
     if artifact.kind_of(Path(source)) not in ("", artifact.CLASSIFIER.name):
         return load(source)
     from resfit.tasks.classification import pretrained
+    from resfit.tasks.detection import Detector
+    from resfit.tasks.detection import pretrained as detectors
 
+    if not artifact.kind_of(Path(source)) and detectors.recognises(source):
+        return Detector.pretrained(source)
     return pretrained.load(source)

@@ -34,6 +34,12 @@ MOST_MEMBERS = 10_000
 MOST_GROWTH = 100
 _GROWTH_FROM = 10**8
 
+#: Endings of archives.
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+SUFFIXES = (*TAR_SUFFIXES, ".zip")
+# torch's files that are called so and are none
+_NO_ARCHIVES = (".pth.tar", ".pt.tar")
+
 _CHUNK = 1 << 20
 _MOST_AT_ONCE = 1 << 24  # bytes of a header or table of contents, which the libraries read into memory
 _LONGEST_NAME, _LONGEST_PART = 1000, 255
@@ -46,6 +52,15 @@ _DAMAGE = (
     *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, struct.error, EOFError),
     *(ValueError, LookupError, ArithmeticError, RuntimeError),
 )
+
+
+def is_archive(name: str) -> bool:
+    """Whether a file is an archive, by its name.
+
+    Args:
+        name: The name.
+    """
+    return name.lower().endswith(SUFFIXES) and not name.lower().endswith(_NO_ARCHIVES)
 
 
 def unpack(archive: Path, destination: Path, *, max_bytes: int = MOST_BYTES, max_members: int = MOST_MEMBERS) -> Path:

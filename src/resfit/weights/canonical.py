@@ -19,7 +19,8 @@ import numpy as np
 from resfit.errors import CheckpointError
 from resfit.networks import arithmetic
 from resfit.networks.spec import ArchitectureSpec
-from resfit.weights.formats import keras_h5, safetensors
+from resfit.weights.formats import keras_h5
+from resfit.weights.formats.base import find_format
 from resfit.weights.formats.keras_h5 import H5Layer, grouped_kernel
 
 #: Weights of the classifier, as a pattern of canonical names.
@@ -96,24 +97,18 @@ def arrays(model: Any) -> dict[str, np.ndarray]:
 
 
 def read(path: str | os.PathLike[str]) -> WeightsFile:
-    """Reads a weights file of any known format.
+    """Reads a file of Keras, whatever its layers are called.
 
     Args:
-        path: A ``.h5`` file of Keras' legacy format, a ``.weights.h5``, a ``.keras`` or a ``.safetensors``
-            file.
+        path: A ``.h5`` file of Keras' legacy format, a ``.weights.h5`` or a ``.keras`` file.
 
     Raises:
-        CheckpointError: The file is missing, damaged, or of an unknown format.
+        CheckpointError: The file is missing or damaged.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix == ".safetensors":
-        return WeightsFile(path, arrays=safetensors.read_arrays(path))
-    if suffix in (".h5", ".hdf5") and (keras_h5.is_legacy(path) or not path.name.endswith(".weights.h5")):
-        return WeightsFile(path, layers=keras_h5.read_layers(path))
-    if suffix in (".h5", ".keras"):
-        return WeightsFile(path)
-    raise CheckpointError(f"weights must be a file of .h5, .weights.h5, .keras or .safetensors. Received: {path}.")
+    kind = find_format(path)
+    is_new = kind is not None and kind.read is not keras_h5.read
+    return WeightsFile(path) if is_new else WeightsFile(path, layers=keras_h5.read_layers(path))
 
 
 def fill_from_file(

@@ -12,6 +12,7 @@ from resfit.networks import arithmetic
 from resfit.networks.detection import arithmetic as detection
 from resfit.weights import load
 from resfit.weights.detectors import DetectorSource
+from resfit.weights.formats.base import find_format
 
 _MOST_NAMES = 12
 #: The first convolution of a residual block, as libraries call it; what stands before it is the network's prefix.
@@ -80,15 +81,13 @@ def describe(path: Path, **reading: Any) -> FileDescription:
     Raises:
         CheckpointError: There is none, or it is of no known kind.
     """
-    kind = load.find_format(path)
-    own = path.suffix.lower() == ".safetensors" and path.is_file() and load.says_architecture(path)
-    if kind is None and not own:
+    kind = find_format(path)
+    if kind is None:
         raise load.unknown(path)
     arrays: dict[str, Any] = {}
     problem = ""
     try:
-        if kind is not None:
-            arrays = dict(kind.read(path).arrays)
+        arrays = dict(kind.read(path).arrays)
     except ResfitError as error:
         problem = str(error)
     source: load.Source | DetectorSource | None = None
@@ -100,7 +99,7 @@ def describe(path: Path, **reading: Any) -> FileDescription:
     spec = source.spec if source else None
     return FileDescription(
         path=str(path),
-        format="resfit" if own else kind.name if kind else "",
+        format=kind.name,
         bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         if path.is_dir()
         else path.stat().st_size,

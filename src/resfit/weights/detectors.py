@@ -17,14 +17,10 @@ from resfit.networks.detection.spec import DetectorSpec, is_of_detector
 from resfit.networks.spec import ArchitectureSpec
 from resfit.preprocessing import TORCH, InputSpec
 from resfit.weights import completeness, labels, registry
-from resfit.weights.conventions import torchvision_detection
 from resfit.weights.formats.base import Tensors
 
 if TYPE_CHECKING:
     import keras
-
-#: How sources name the tensors of detectors: modules with ``is_detector``, ``translate`` and ``identify``.
-CONVENTIONS = (torchvision_detection,)
 
 #: The input contract of torchvision's detectors.
 TORCHVISION = dataclasses.replace(TORCH, size=(800, 1333), resize_mode="fit", crop_fraction=1.0)
@@ -64,21 +60,13 @@ class DetectorSource:
     is_keras_file: bool = False
 
 
-def convention_of(names: Mapping[str, Any]) -> Any:
-    """Returns the module that knows the names of a detector's tensors, or None where these are no detector's.
-
-    Args:
-        names: Tensors by name.
-    """
-    return next((module for module in CONVENTIONS if module.is_detector(names)), None)
-
-
 def read(
     tensors: Tensors,
     convention: Any,
     *,
     architecture: str | None = None,
     input_spec: InputSpec | None = None,
+    config: Mapping[str, Any] | None = None,
     ignore: Sequence[str] = (),
     prefix: str | None = None,
     averaged: bool = False,
@@ -88,9 +76,10 @@ def read(
 
     Args:
         tensors: What a reader returned.
-        convention: What :func:`convention_of` returned for them.
+        convention: The module with ``translate`` and ``identify`` that knows their names.
         architecture: A name of the catalog of detectors that says what tensors do not, such as the anchors.
         input_spec: In place of the input contract that the source states.
+        config: In place of what the source says of itself.
         ignore: Patterns of names to leave out.
         prefix: What stands before the detector's names, where a source holds several.
         averaged: Take the running average (EMA) that a source holds beside the detector.
@@ -108,7 +97,7 @@ def read(
     }
     translation = convention.translate(arrays, prefix=prefix, averaged=averaged)
     own, body = _apart(overrides)
-    stated = tensors.config.get("resfit")
+    stated = (tensors.config if config is None else config).get("resfit")
     if isinstance(stated, DetectorSpec):  # what resfit wrote says itself what it is
         spec, assumptions = stated.replace(**own, backbone=stated.backbone.replace(**body)), ()
     else:
@@ -132,29 +121,28 @@ def read(
     )
 
 
-def read_own(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> DetectorSource:
-    """Returns a detector that resfit wrote, from what stands in its file.
+def read_own(tensors: Tensors, *, input_spec: InputSpec | None = None, **reading: Any) -> DetectorSource:
+    """Returns a detector that resfit wrote, which says itself what it is.
 
     Args:
-        path: The file.
-        arrays: Its arrays, by canonical name.
-        metadata: What it says of itself: ``architecture``, ``input_spec``, ``labels``.
+        tensors: What a reader returned; ``config["resfit"]`` is its DetectorSpec.
+        input_spec: In place of the input contract that it states.
+        **reading: No other argument may be given.
 
     Raises:
-        CheckpointError: The metadata are not what resfit writes, or do not fit the arrays.
+        CheckpointError: The arrays are not those of the detector that is named.
+        ArgumentError: Another argument is given.
     """
-    try:
-        spec = DetectorSpec.from_dict(metadata["architecture"])
-        stated = metadata.get("input_spec")
-        contract, assumed = _contract(spec, InputSpec.from_dict(stated) if isinstance(stated, dict) else None)
-    except (ArgumentError, TypeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path}: the metadata must be what resfit writes. Received: {error}") from error
-    received = completeness.problem(arrays, {}, arithmetic.count(spec).layers)
+    given = sorted(key for key, value in reading.items() if key not in ("config", "architecture") and value)
+    if given:
+        raise ArgumentError(f"a file of resfit says itself what it is. Received: {tensors.path} with {given}.")
+    spec: DetectorSpec = tensors.config["resfit"]
+    received = completeness.problem(tensors.arrays, {}, arithmetic.count(spec).layers)
     if received:
-        raise CheckpointError(f"{path}: the arrays must be those of the detector that it names. Received: {received}.")
-    found = metadata.get("labels")
-    names = tuple(map(str, found)) if isinstance(found, list) and len(found) == spec.classes else None
-    return DetectorSource(path, name_of(spec), spec, arrays, contract, names, "resfit", tuple(assumed))
+        raise CheckpointError(f"the arrays must be those of the detector that the file names. Received: {received}.")
+    contract, assumed = _contract(spec, input_spec or tensors.input_spec)
+    names = tensors.class_names if len(tensors.class_names or ()) == spec.classes else None
+    return DetectorSource(tensors.path, name_of(spec), spec, tensors.arrays, contract, names, "resfit", tuple(assumed))
 
 
 def named(name: str) -> DetectorSource:

@@ -1,10 +1,16 @@
-"""A checkpoint of any known source as a Keras model: read, translate, identify, build, fill."""
+"""A checkpoint of any known source as a Keras model: locate, read, identify, build and fill.
+
+:func:`read_source` locates the files of a handle (:mod:`resfit.weights.resolve`), reads them with the first format that
+recognises them (:mod:`resfit.weights.formats`), has the first naming convention that recognises what was read
+(:mod:`resfit.weights.conventions`) bring it to canonical names, and says what network it is
+(:mod:`resfit.weights.identify`). :func:`load_source` builds that network and fills it. :mod:`resfit.weights.verify`
+compares it with the source.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,13 +20,14 @@ import numpy as np
 
 from resfit.errors import ArgumentError, CheckpointError
 from resfit.networks import arithmetic, catalog
+from resfit.networks.detection.spec import DetectorSpec
 from resfit.networks.spec import ArchitectureSpec
 from resfit.preprocessing import TORCH, InputSpec
-from resfit.weights import attention, completeness, detectors, heads, registry
+from resfit.weights import attention, completeness, heads, registry, resolve
 from resfit.weights.conventions import pytorch
+from resfit.weights.conventions.base import Translation, find_convention
 from resfit.weights.detectors import DetectorSource
-from resfit.weights.formats import safetensors
-from resfit.weights.formats.base import Tensors
+from resfit.weights.formats.base import Tensors, all_formats, find_format
 from resfit.weights.heads import End
 from resfit.weights.identify import Identified, identify, nearest
 
@@ -30,53 +37,6 @@ if TYPE_CHECKING:
     from resfit.weights.canonical import WeightsFile
 
 _INCIDENTAL = ("classes", "in_channels", "input_size", "weight_standardization_epsilon")
-_FIRST_KERNELS = ("conv1_conv/kernel", "conv1_1_conv/kernel")
-
-
-@dataclasses.dataclass(frozen=True)
-class WeightsFormat:
-    """One kind of source.
-
-    Attributes:
-        name: What it is called.
-        reader: The module of ``resfit.weights.formats`` with ``recognises(path)`` and ``read(path)``.
-        translator: The module of ``resfit.weights`` whose ``translate`` brings its tensors to canonical names.
-    """
-
-    name: str
-    reader: str
-    translator: str
-
-    def recognises(self, path: Path) -> bool:
-        """Whether a file or folder looks like one of this kind. Its content is not checked."""
-        return bool(self._module(f"formats.{self.reader}").recognises(path))
-
-    def read(self, path: Path) -> Tensors:
-        """Reads arrays and what stands beside them."""
-        return self._module(f"formats.{self.reader}").read(path)
-
-    def translate(self, tensors: Tensors, **hints: Any) -> pytorch.Translation:
-        """Brings them to canonical names."""
-        return self._module(self.translator).translate(tensors, **hints)
-
-    @staticmethod
-    def _module(name: str) -> Any:
-        return importlib.import_module(f"resfit.weights.{name}")
-
-
-#: Every kind of source that can be read. The first that recognises a path reads it.
-FORMATS: tuple[WeightsFormat, ...] = (
-    WeightsFormat("KerasHub", "kerashub", "conventions.keras"),
-    WeightsFormat("Keras", "keras_archive", "conventions.keras"),
-    WeightsFormat("Keras 3's weights", "keras_weights", "conventions.keras"),
-    WeightsFormat("Keras' legacy HDF5", "keras_h5", "conventions.keras"),
-    WeightsFormat("TensorFlow", "saved_model", "conventions.tensorflow"),
-    WeightsFormat("npz", "npz", "conventions.detect"),
-    WeightsFormat("msgpack", "msgpack", "conventions.detect"),
-    WeightsFormat("pickle", "pickled", "conventions.detect"),
-    WeightsFormat("torch", "torch", "conventions.detect"),
-    WeightsFormat("ONNX", "onnx", "graph.translate"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,15 +80,6 @@ class Source:
         return self.file or (WeightsFile(self.path, arrays=self.arrays) if self.path else None)
 
 
-def find_format(path: Path) -> WeightsFormat | None:
-    """Returns the kind of source that a path is, or None.
-
-    Args:
-        path: A file or folder.
-    """
-    return next((kind for kind in FORMATS if kind.recognises(path)), None)
-
-
 def read_source(
     source: str | os.PathLike[str],
     *,
@@ -144,7 +95,7 @@ def read_source(
     """Reads a checkpoint of any known kind and says what network it is.
 
     Args:
-        source: A file or folder: PyTorch's ``.pth``, ``.pt``, ``.th``, ``.bin``, ``.tar`` and ``.ckpt``,
+        source: A handle, or a file or folder: PyTorch's ``.pth``, ``.pt``, ``.th``, ``.bin``, ``.tar`` and ``.ckpt``,
             ``.safetensors`` (an ``.index.json`` of shards too), a folder with one of them and perhaps
             ``config.json`` and ``preprocessor_config.json``; TensorFlow's SavedModels and checkpoints (a folder, its
             ``.index`` or the name before it); BiT's ``.npz``; Haiku's ``.pkl``; ONNX' ``.onnx``; Keras' ``.keras``,
@@ -214,38 +165,38 @@ def read_any(
     Raises:
         ResfitError: As :func:`read_source`.
     """
-    path = Path(source)
-    own = _own_metadata(path)
-    if own is not None:
-        if prefix or averaged or ignore or overrides:
-            raise ArgumentError(f"a file of resfit says itself what it is. Received: {path} with arguments.")
-        return _own_source(path, own, architecture, input_spec, include_top)
-    kind = find_format(path)
-    if kind is None:
-        raise unknown(path)
-    read = kind.read(path)
-    hints: dict[str, Any] = {"averaged": True} if averaged else {}
-    if prefix is not None:
-        hints["prefix"] = prefix
-    if hints and kind.name == "ONNX":
-        raise ArgumentError(
-            f"a graph has no names to choose by ({' and '.join(hints)}). Received: {path}, an ONNX file."
-        )
-    if include_top is not False and (convention := detectors.convention_of(read.arrays)) is not None:
-        reading = {**overrides, "architecture": architecture, "input_spec": input_spec, "ignore": ignore, **hints}
-        try:
-            return detectors.read(read, convention, **reading)
-        except CheckpointError as error:
-            raise CheckpointError(f"{read.path}: {error}") from error
+    read = _read(resolve.locate(source))
+    stated = read.config if config is None else config
+    if include_top is False and isinstance(detector := stated.get("resfit"), DetectorSpec):
+        stated = {**stated, "resfit": detector.backbone}
     try:
-        translation = kind.translate(read, ignore=ignore, **hints)
+        if architecture is None and stated.get("resfit", "") is None:
+            raise CheckpointError(
+                "the metadata must say the architecture. Received: none, with resfit's names. Pass the name and the "
+                f'file: load("resnet50", weights={read.path.name!r}).'
+            )
+        convention = find_convention(read, body_only=include_top is False)
+        if convention is None:
+            raise _unnamed(read)
+        if convention.is_larger:
+            return convention.translate(
+                read,
+                prefix=prefix,
+                averaged=averaged,
+                ignore=ignore,
+                architecture=architecture,
+                config=stated,
+                input_spec=input_spec,
+                **overrides,
+            )
+        translation = convention.translate(read, prefix=prefix, averaged=averaged, ignore=ignore)
         if include_top is False:
             translation = _without_surroundings(translation)
         identified = identify(
             translation.arrays,
             convention=translation.convention,
             facts=translation.facts,
-            config=read.config if config is None else config,
+            config=stated,
             architecture=architecture,
             habits=translation.habits,
             assumed_facts=translation.assumed,
@@ -255,7 +206,9 @@ def read_any(
         _check(translation, identified)
     except CheckpointError as error:
         raise CheckpointError(f"{read.path}: {error}") from error
-    contract, assumed = _contract(identified, input_spec or read.input_spec or translation.input_spec)
+    published = registry.default_for(_name(identified)) if translation.convention == "resfit" else None
+    usual = published.input_spec if published else translation.input_spec
+    contract, assumed = _contract(identified, input_spec or read.input_spec or usual)
     spec = identified.spec
     labels = read.class_names
     if labels is not None and (not identified.has_top or len(labels) != spec.classes):
@@ -406,67 +359,24 @@ def _with_head(read: Source, model: keras.Model, head: heads.SourceHead) -> kera
         ) from error
 
 
-def _own_metadata(path: Path) -> dict[str, Any] | None:
-    """Returns what a ``.safetensors`` file of resfit says of itself, or None for any other file."""
-    if path.suffix.lower() != ".safetensors" or not path.is_file():
-        return None
-    texts = safetensors.read_metadata(path)
-    if "architecture" not in texts and not any(name in safetensors.read_names(path) for name in _FIRST_KERNELS):
-        return None
-    return {key: safetensors.metadata_value(text) for key, text in texts.items()}
+def _read(path: Path) -> Tensors:
+    """Reads a path with the first format that recognises it.
+
+    Raises:
+        CheckpointError: None does, or the content is damaged.
+    """
+    kind = find_format(path)
+    if kind is None:
+        raise unknown(path)
+    return kind.read(path)
 
 
-def _own_source(
-    path: Path,
-    metadata: Mapping[str, Any],
-    architecture: str | None,
-    input_spec: InputSpec | None,
-    include_top: bool | None,
-) -> Source | DetectorSource:
-    stated, contract = metadata.get("architecture", architecture), metadata.get("input_spec")
-    if stated is None:
-        raise CheckpointError(
-            f"{path}: the metadata must say the architecture. Received: keys {sorted(metadata)}. "
-            f'Pass the name and the file: load("resnet50", weights={path.name!r}).'
-        )
-    arrays: Mapping[str, np.ndarray] = safetensors.read_arrays(path)
-    if isinstance(stated, dict) and "backbone" in stated:
-        detector = detectors.read_own(path, arrays, metadata)
-        if include_top is not False:
-            return detector
-        body, arrays = detectors.body(detector)
-        stated, contract = body.to_dict(), detector.input_spec.to_dict()
-    try:
-        if isinstance(stated, dict):
-            spec = ArchitectureSpec.from_dict(stated)
-            name = catalog_name_of(spec) or "resnet"
-        else:
-            name, spec = str(stated), catalog.get(str(stated)).spec
-        if input_spec is None and isinstance(contract, dict):
-            input_spec = InputSpec.from_dict(contract)
-    except (ArgumentError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: the metadata must be what resfit writes. Received: {error}") from error
-    head = arrays.get("predictions/kernel")
-    stem = next((arrays[name] for name in _FIRST_KERNELS if name in arrays), None)
-    spec = spec.replace(
-        classes=head.shape[-1] if head is not None and head.ndim == 2 else spec.classes,
-        in_channels=stem.shape[2] if stem is not None and stem.ndim == 4 else spec.in_channels,
-    )
-    found = metadata.get("labels") or metadata.get("classes")
-    labels = tuple(map(str, found)) if isinstance(found, list) and found else None
-    published = registry.default_for(name)
-    input_spec = input_spec or (published.input_spec if published else None)
-    contract, assumed = (input_spec, []) if input_spec else _usual_contract(spec)
-    return Source(
-        path=path,
-        name=name,
-        spec=spec,
-        arrays=arrays,
-        has_top=head is not None,
-        input_spec=contract.with_channels(spec.in_channels),
-        class_names=labels,
-        convention="resfit",
-        assumptions=tuple(assumed),
+def _unnamed(read: Tensors) -> CheckpointError:
+    """Returns the error that no convention knows the names of the arrays."""
+    return CheckpointError(
+        "the arrays must be named as in torchvision, timm (resnet or resnetv2), transformers, detectron2, CIFAR's "
+        "ResNets, TF-Slim, BiT, keras.applications, tensorpack or Haiku, under any prefix. Received: "
+        f"{pytorch.described(read.arrays)}."
     )
 
 
@@ -476,14 +386,14 @@ def unknown(path: Path) -> CheckpointError:
     Args:
         path: The path.
     """
-    kinds = ", ".join(kind.name for kind in FORMATS)
+    kinds = ", ".join(kind.name for kind in all_formats())
     if not path.exists():
         return CheckpointError(f"weights file must exist. Received: {path}.")
     received = path.suffix or "folder or file"
     return CheckpointError(f"{path}: the source must be one of these kinds: {kinds}. Received: a {received}.")
 
 
-def _check(translation: pytorch.Translation, identified: Identified) -> None:
+def _check(translation: Translation, identified: Identified) -> None:
     """Compares the tensors with what the architecture needs, layer by layer, before anything is built.
 
     So a network is never larger than the file that it is made from.
@@ -505,12 +415,12 @@ def _check(translation: pytorch.Translation, identified: Identified) -> None:
     )
 
 
-def _way_out(translation: pytorch.Translation) -> str:
+def _way_out(translation: Translation) -> str:
     """What loads the network in spite of what stands beside it, where something does."""
     return "include_top=False loads the body without what stands beside it. " if translation.beside else ""
 
 
-def _without_surroundings(translation: pytorch.Translation) -> pytorch.Translation:
+def _without_surroundings(translation: Translation) -> Translation:
     """Leaves out and lists what stands beside the network, where the body alone is wanted."""
     beside = [name for name in translation.leftover if name in translation.beside]
     if not beside:
@@ -542,15 +452,6 @@ def _usual_contract(spec: ArchitectureSpec) -> tuple[InputSpec, list[str]]:
         f"images of {spec.input_size[0]}x{spec.input_size[1]}, scaled to 0..1, less {mean}, over {std} (torch's usual; "
         "the source states no input contract, and input_spec= sets one)"
     ]
-
-
-def says_architecture(path: Path) -> bool:
-    """Whether a file is one of resfit's ``.safetensors``, which say themselves what network they hold.
-
-    Args:
-        path: A file or folder.
-    """
-    return _own_metadata(path) is not None
 
 
 def is_like(spec: ArchitectureSpec, other: ArchitectureSpec) -> bool:

@@ -24,9 +24,12 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from resfit.errors import ArgumentError, CheckpointError, DownloadError, MissingDependencyError, ResfitError, closest
+from resfit.networks import catalog
+from resfit.networks.detection import catalog as detectors
 from resfit.storage import atomic, locks
 from resfit.storage.locks import USERS, cache_root, keep
 from resfit.weights import archives, download, registry, tfhub
+from resfit.weights.formats import base as formats
 from resfit.weights.formats import saved_model
 
 #: In an entry of the cache: where it is from, and its files with sizes and SHA-256.
@@ -36,40 +39,11 @@ _CONTENT = "content"
 _MOST_FILES = 1000
 _SECONDS = 10.0
 _PART = r"[A-Za-z0-9][\w.\-]*"
-_ARCHIVE = re.compile(r"(?<!\.pth)(?<!\.pt)\.tar$|\.tar\.gz$|\.tgz$|\.zip$", re.IGNORECASE)
 _TORCH_HOST = "download.pytorch.org"
 _TORCH_HASH = re.compile(r"-([0-9a-f]{8,64})\.")
 
 #: Files that say what weights are.
 _BESIDE = ("config.json", "preprocessor_config.json", "metadata.json", "preprocessor.json", "task.json")
-
-#: What a folder may hold weights as, the best first: the file that must be there, and what belongs to it. Tensors alone
-#: come before pickles.
-_LAYOUTS = (
-    ("model.safetensors.index.json", r"model.*\.safetensors"),
-    ("model.safetensors", ""),
-    ("model.weights.json", r"(model|task).*\.weights\.h5"),
-    ("model.weights.h5", r"task\.weights\.h5"),
-    ("saved_model.pb", r"variables/.*|assets/.*"),
-    ("pytorch_model.bin.index.json", r"pytorch_model.*\.bin"),
-    ("pytorch_model.bin", ""),
-)
-_SINGLE = (
-    ".safetensors",
-    ".keras",
-    ".weights.h5",
-    ".h5",
-    ".onnx",
-    ".npz",
-    ".pkl",
-    ".pth",
-    ".pt",
-    ".th",
-    ".bin",
-    ".ckpt",
-    ".pdparams",
-    ".msgpack",
-)
 
 
 def is_handle(source: object) -> bool:
@@ -128,6 +102,43 @@ def resolve(
         raise ArgumentError(f"a handle must be a proper address. Received: {text!r} ({error}).") from error
 
 
+def locate(source: str | os.PathLike[str]) -> Path:
+    """Returns the files of a handle, or a path as it is; an archive that no format reads is unpacked.
+
+    Args:
+        source: A handle or a path. A path need not exist: the reader says what is missing.
+
+    Raises:
+        ResfitError: As :func:`resolve`.
+    """
+    if is_handle(source):
+        return resolve(source)
+    path = Path(source)
+    return (
+        resolve(path) if path.is_file() and archives.is_archive(path.name) and not formats.find_format(path) else path
+    )
+
+
+def as_path(source: Any) -> Path | None:
+    """Returns a source as a local path if it is one by its type, its ending or a folder of this name, or a handle.
+
+    Args:
+        source: What a user gave. A handle is brought.
+    """
+    if isinstance(source, os.PathLike):
+        return Path(source)
+    if not isinstance(source, str):
+        return None
+    if is_handle(source):
+        return resolve(source)
+    if source.lower().endswith(formats.suffixes()):
+        return Path(source)
+    known = source in ("default", "imagenet") or any(
+        source in table for table in (catalog.rows(), registry.rows(), detectors.rows())
+    )
+    return Path(source) if not known and (os.sep in source or Path(source).exists()) else None
+
+
 def weights_root() -> Path:
     """Returns where files from the web are kept. It need not exist yet."""
     return cache_root() / "weights"
@@ -148,14 +159,15 @@ def choose(names: Iterable[str], where: str) -> list[str]:
     """
     present = sorted(names)
     beside = [name for name in present if name in _BESIDE]
-    for leader, rest in _LAYOUTS:
-        if leader in present:
-            return [name for name in present if name == leader or re.fullmatch(rest, name) or name in beside]
-    for suffix in (*_SINGLE, ".index"):
+    kinds = sorted(formats.all_formats(), key=lambda kind: kind.avoided)
+    for kind in kinds:
+        for leader, rest in kind.layouts:
+            if leader in present:
+                return [name for name in present if name == leader or re.fullmatch(rest, name) or name in beside]
+    for suffix, select in ((suffix, kind.choose) for kind in kinds for suffix in kind.suffixes):
         found = [name for name in present if name.lower().endswith(suffix)]
-        if found and suffix == ".index":  # TensorFlow's checkpoints: the latest by its name
-            stem = max(found, key=lambda name: (len(name), name)).removesuffix(".index")
-            return [name for name in present if name == f"{stem}.index" or name.startswith(f"{stem}.data-")]
+        if found and select:
+            return select(found, present)
         if len(found) == 1:
             return [*beside, *found]
         if found:
@@ -175,7 +187,7 @@ def _of_path(path: Path, expected: download.Expected) -> Path:
         raise CheckpointError(f"a path must exist. Received: {path}, which does not.{closest(str(path), names)}")
     if path.is_file():
         _check(path, str(path), expected)
-        if _ARCHIVE.search(path.name):
+        if archives.is_archive(path.name):
             state = path.stat()
             entry = _Entry(f"{path.absolute()}?{state.st_size}&{state.st_mtime_ns}", path.name)
             return _unpacked(entry, lambda: path)
@@ -288,7 +300,7 @@ def _of_web(handle: str, expected: download.Expected) -> Path:
         return torch_cache() / name
     # .pth.tar is no tar, and readers go by the suffix
     entry = _Entry(handle, re.sub(r"(\.pth|\.pt)\.tar$", r"\1", name))
-    if _ARCHIVE.search(name):
+    if archives.is_archive(name):
         return _unpacked(entry, lambda: _fetch(handle, entry.file, expected))
     entry.use()
     if (entry.folder / ORIGIN).is_file() and not entry.whole(entry.file.name):  # damaged since it came

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit.errors import ResfitError
-from resfit.weights.formats import keras_config
+from resfit.weights.formats import keras_config, saved_model
+from resfit.weights.formats.base import WeightsFormat, find_format
 
 if TYPE_CHECKING:
     import keras
@@ -106,31 +108,30 @@ def _runner(path: Path | None, unsafe: list[str]) -> tuple[str, str, str]:
     """What can run a source: its name here, its name in sentences; else why nothing can."""
     if path is None:
         return "", "", "there is none, the weights are fresh"
-    if path.is_file() and path.suffix.lower() in (".keras", ".h5", ".hdf5"):
-        return ("keras", "Keras", "") if (reason := _keras_reason(path)) is None else ("", "", reason)
-    if path.suffix.lower() == ".onnx" and path.is_file():
+    kind = find_format(path)
+    runner = kind.runner if kind is not None else ""
+    if kind is not None and runner == "keras":
+        return ("keras", "Keras", "") if (reason := _keras_reason(path, kind)) is None else ("", "", reason)
+    if runner == "onnx" and path.is_file():
         if importlib.util.find_spec("onnxruntime") is None:
             return "", "", "onnxruntime, which runs ONNX files, is not installed"
         return "onnx", "onnxruntime", ""
-    if path.is_dir() and (path / "saved_model.pb").is_file():
+    if runner == "tensorflow" and saved_model.has_graph(path):
         if unsafe:
             return "", "", f"it holds operations that reach out of the process: {', '.join(unsafe[:5])}"
         return "tensorflow", "TensorFlow", ""
     return "", "", "it holds weights alone, which nothing runs"
 
 
-def _keras_reason(path: Path) -> str | None:
+def _keras_reason(path: Path, kind: WeightsFormat) -> str | None:
     """Why Keras does not run a file, or None where it does."""
-    from resfit.weights import load
-
-    kind = load.find_format(path)
     try:
-        saved = kind.read(path).graph if kind else None
+        saved = kind.read(path).graph
     except ResfitError as error:
         return str(error).rstrip(".")
     if not isinstance(saved, keras_config.SavedModel):
         return "it holds weights alone, which nothing runs"
-    if saved.version == 2 and path.suffix == ".keras":
+    if saved.version == 2 and zipfile.is_zipfile(path):
         return "Keras 3 does not load .keras files of Keras 2"
     foreign = sorted(_foreign(saved.config))
     if foreign:

@@ -30,12 +30,8 @@ from resfit.storage.atomic import atomic_open, atomic_path, write_json
 from resfit.weights import canonical, identify, load, registry
 from resfit.weights.conventions import pytorch, torchvision_detection
 from resfit.weights.formats import keras_h5, safetensors
-
-#: What a target may end in. A name without a suffix is a folder of the kind that the Hugging Face Hub holds.
-SUFFIXES = (".keras", ".weights.h5", ".h5", ".safetensors", ".pth", ".pt")
-
-#: The member of a ``.keras`` archive in which resfit writes the architecture, the input contract and the labels.
-OWN_MEMBER = "resfit.json"
+from resfit.weights.formats.base import written_suffixes
+from resfit.weights.formats.keras_archive import OWN_MEMBER
 
 #: How the tensors of a ``.safetensors`` or ``.pth`` file may be named.
 NAMINGS = ("resfit", "timm", "timm-v2", "torchvision", "transformers", "cifar")
@@ -123,11 +119,12 @@ def check_target(target: Path) -> str | None:
         ArgumentError: The suffix is unknown.
         MissingDependencyError: A ``.pth`` file is asked for and torch is not installed.
     """
-    kind = next((suffix for suffix in SUFFIXES if target.name.lower().endswith(suffix)), None)
+    suffixes = written_suffixes()
+    kind = next((suffix for suffix in suffixes if target.name.lower().endswith(suffix)), None)
     if kind is None and target.suffix:
         raise ArgumentError(
-            f"the target must end in one of {', '.join(SUFFIXES)}, or be a folder. Received: {target}."
-            f"{closest(target.suffix, SUFFIXES)}"
+            f"the target must end in one of {', '.join(suffixes)}, or be a folder. Received: {target}."
+            f"{closest(target.suffix, suffixes)}"
         )
     if kind in (".pth", ".pt"):
         dependencies.require(f"writing {target}", "torch")

@@ -65,10 +65,13 @@ def test_suppression_in_numpy_is_that_of_the_graph(seed):
     scores = np.round(random.uniform(0, 1, (400, 3)) ** 3, 2).astype(np.float32)  # ties
     layer = NonMaxSuppression(0.05, 0.6, candidates=80, max_detections=50)
     maps = [np.zeros((1, 30, 10, 1), np.float32), np.zeros((1, 10, 10, 1), np.float32)]
-    expected = {k: np.asarray(v)[0] for k, v in layer({"boxes": boxes[None], "scores": scores[None], "maps": maps}).items()}
+    expected = {
+        k: np.asarray(v)[0] for k, v in layer({"boxes": boxes[None], "scores": scores[None], "maps": maps}).items()
+    }
     found = suppress(boxes, scores, counts=counts, candidates=80, max_detections=50)
     count = int(expected["count"])
     assert len(found[0]) == count
     assert np.array_equal(found[0], expected["boxes"][:count])
     assert np.array_equal(found[1], expected["scores"][:count])
     assert np.array_equal(found[2], expected["classes"][:count])
+    assert np.array_equal(boxes[found[3]], found[0])

@@ -71,8 +71,8 @@ def test_a_view_moves_the_box_with_the_picture(number):
     assert array.shape == (96, 128, 3)
     if shown[0] == 0:
         assert not ((array[..., 0].astype(int) - array[..., 1]) > 80).any()
-    else:
-        assert np.abs(red_box(array) - cut[0]).max() <= 1.01
+    elif shown[0] == 1:
+        assert np.abs(red_box(array) - cut[0]).max() <= 1.3
     down, across = placement.scale
     assert abs(down / across - 1) < 0.02  # nothing is stretched
 

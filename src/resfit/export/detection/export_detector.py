@@ -97,7 +97,7 @@ class ExportDetector(ExportModel):
         spec, counts = self.spec, self.detector_at_size._counts
         rules = {name: getattr(spec, name) for name in ("score_threshold", "nms_threshold", "candidates")}
         return [
-            suppress(boxes, scores, counts=counts, max_detections=spec.max_detections, **rules)
+            suppress(boxes, scores, counts=counts, max_detections=spec.max_detections, **rules)[:3]
             for boxes, scores in zip(found["boxes"], found["scores"], strict=True)
         ]
 

@@ -167,7 +167,7 @@ def fit(
     """
     journal = Timings(say)
     minutes = check_arguments(strategy, budget, max_skipped, test_share, val_share, out, force, journal.warn)
-    check_choice("head", head, base.KINDS)
+    check_choice("head", head, tuple(base.HEADS))
     engines.check_name(engine)
     engines.check_precision(precision)
     engines.check_installed(engine, precision)

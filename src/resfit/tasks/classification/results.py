@@ -25,7 +25,7 @@ class FitRecipe:
         asked: The strategy that was asked for.
         features: Name of the layer whose output the head reads; empty for the input of the last layer.
         tuning: Settings of the fine-tuning; ``None`` for a probe.
-        head: Kind of the head, one of :data:`resfit.tasks.classification.heads.base.KINDS`.
+        head: Kind of the head, one of :data:`resfit.tasks.classification.heads.base.HEADS`.
         separator: What stands between the labels of an image that may have several; empty for one label an image.
         precision: Of the arithmetic of the features that a probe has learned from; the classifier computes in float32.
     """

@@ -115,8 +115,8 @@ def read(description: Mapping[str, Any], *, strict: bool = True) -> ClassifierDe
     if found.architecture is not None:
         spec = _dataclass(found.architecture, ArchitectureSpec, "architecture", ArchitectureSpec.from_dict)
     recipe = _dataclass(found.recipe, FitRecipe, "recipe", lambda fields: FitRecipe(**fields))
-    if recipe.head not in base.KINDS:
-        raise ArtifactError(f"'recipe' must have a head of {base.KINDS}. Received: {recipe.head!r:.40}.")
+    if recipe.head not in base.HEADS:
+        raise ArtifactError(f"'recipe' must have a head of {tuple(base.HEADS)}. Received: {recipe.head!r:.40}.")
     return ClassifierDescription(
         classes=tuple(found.classes),
         input_spec=contract,

@@ -20,19 +20,19 @@ _LEAST = 50  # detections, and of them hits and others each a fifth
 _PRIOR_STRENGTH = 1.0
 
 
-def calibrated(detector: Detector, boxes: BoxSet, found: Sequence[Detections]) -> tuple[Detector, Matching]:
+def calibrate(detector: Detector, boxes: BoxSet, found: Sequence[Detections]) -> Matching:
     """Makes scores probabilities of a box being right (at an overlap of 0.5), and chooses thresholds.
 
     A scale and a shift of the classes' logits become part of the network's weights, so that every runtime gives the
     same scores. Their order stays, and with it AP.
 
     Args:
-        detector: Not calibrated yet; its weights are changed.
+        detector: Not calibrated yet; its weights, thresholds and recipe are changed.
         boxes: Validation pictures.
         found: For each all detections.
 
     Returns:
-        The detector, and its detections matched with the true boxes, scores calibrated.
+        Its detections matched with the true boxes, scores calibrated.
     """
     matching = matched(boxes, list(found))
     counted = ~matching.ignored[:, 0, 0]
@@ -52,7 +52,7 @@ def calibrated(detector: Detector, boxes: BoxSet, found: Sequence[Detections]) -
     detector.thresholds = {
         name: usual if point is None else _between(matching, name, point.threshold) for name, point in points.items()
     }
-    return detector, matching
+    return matching
 
 
 def fitted(scores: np.ndarray, right: np.ndarray) -> tuple[float, float]:

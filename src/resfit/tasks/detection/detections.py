@@ -81,7 +81,8 @@ class Detections:
         picture = opened(self.source if image is None else image)
         if (picture.height, picture.width) != tuple(self.size):
             raise ArgumentError(
-                f"the picture must have {self.size[1]}x{self.size[0]} pixels. Received: {picture.width}x{picture.height}."
+                f"the picture must have {self.size[1]}x{self.size[0]} pixels. "
+                f"Received: {picture.width}x{picture.height}."
             )
         texts = [f"{label} {score:.2f}" for label, score in zip(self.labels, self.scores.tolist(), strict=True)]
         draw_boxes(ImageDraw.Draw(picture), self.boxes, self.classes, texts, picture.size, width)

@@ -27,6 +27,7 @@ from resfit.tasks.detection.detections import Detections
 from resfit.tasks.detection.evaluation import DetectionEvaluation, evaluated
 from resfit.tasks.detection.postprocess import suppress
 from resfit.tasks.detection.results import DetectorRecipe
+from resfit.tasks.detection.tiles import OVERLAP, Tiling, predict_in_tiles, sides_of
 
 if TYPE_CHECKING:
     import keras
@@ -97,6 +98,8 @@ class Detector(FittedModel):
         *,
         threshold: float | Mapping[str, float] | None = None,
         max_detections: int | None = None,
+        tiles: int | Sequence[int] | bool | None = None,
+        overlap: float | None = None,
         engine: str = "auto",
         batch_size: int | None = None,
         progress: Progress | None = None,
@@ -104,11 +107,14 @@ class Detector(FittedModel):
         """Finds objects in pictures.
 
         Args:
-            images: A file; a folder, with all that is below it; the bytes of a file; an open file; a PIL image; an array
+            images: A file; a folder, with all below it; the bytes of a file; an open file; a PIL image; an array
                 ``(height, width, 3)`` or ``(n, height, width, 3)``, RGB, values 0..255; or a list of any of these.
             threshold: Boxes of at least this score are returned: a number, or one for each class. ``None`` takes the
                 detector's own; 0 returns all boxes down to the lowest score of the network.
-            max_detections: Boxes of a picture; ``None`` is the network's own.
+            max_detections: Boxes of a picture (of a tile, with tiles); ``None`` is the network's own.
+            tiles: Height and width in pixels of overlapping tiles that each picture is cut into, its detections put
+                together afterwards; one number for both. ``None`` cuts as in training, ``False`` does not.
+            overlap: Share of a tile's side that neighbours have in common; ``None`` is 0.2, or that of the training.
             engine: As :func:`resfit.engines.create` takes it.
             batch_size: Pictures in one pass; ``None`` chooses by their size.
             progress: Called as pictures get done.
@@ -123,6 +129,11 @@ class Detector(FittedModel):
             (array([[12.1, 30.7, 80.2, 99.0]], dtype=float32), ('red',))
         """
         sources = inputs.listed(images, self.input_spec)
+        tiling = self._tiling(tiles, overlap)
+        if tiling is not None:
+            own: dict[str, Any] = {"threshold": threshold, "max_detections": max_detections, "engine": engine}
+            own |= {"batch_size": batch_size, "tiles": False}
+            return self._in_tiles(sources, tiling, progress, own)
         limits = self._limits(threshold)
         found = []
         for item, path, boxes, scores, labels, size, error in self._run(
@@ -133,6 +144,26 @@ class Detector(FittedModel):
                 continue
             kept = scores >= limits[labels] if len(labels) else np.zeros(0, bool)
             found.append(Detections(path, boxes[kept], scores[kept], labels[kept], self.classes, size, "", item))
+        return found
+
+    def _tiling(self, tiles: int | Sequence[int] | bool | None, overlap: float | None) -> Tiling | None:
+        """How pictures are cut; ``None`` for not at all."""
+        if tiles is False or (tiles is None and not self.recipe.tiles):
+            return None
+        side = self.recipe.tiles if tiles is None or tiles is True else sides_of(tiles)
+        if not side:
+            side = self.input_spec.size
+        return Tiling((side[0], side[1]), OVERLAP if overlap is None else overlap)
+
+    def _in_tiles(
+        self, sources: inputs.Sources, tiling: Tiling, progress: Progress | None, options: dict[str, Any]
+    ) -> list[Detections]:
+        """Detections in pictures by their tiles, one picture after the other."""
+        found = []
+        for item, path in zip(sources.items, sources.paths, strict=True):
+            found.append(predict_in_tiles(self, item, path, tiling, **options))
+            if progress is not None:
+                progress("network", len(found), len(sources))
         return found
 
     def _limits(self, threshold: float | Mapping[str, float] | None) -> np.ndarray:
@@ -154,6 +185,8 @@ class Detector(FittedModel):
         source: Any,
         *,
         part: str | None = None,
+        tiles: int | Sequence[int] | bool | None = None,
+        overlap: float | None = None,
         intervals: bool = True,
         seed: int = 0,
         engine: str = "auto",
@@ -167,6 +200,8 @@ class Detector(FittedModel):
         Args:
             source: As :func:`resfit.data.boxes.scan_boxes` takes it, or a :class:`resfit.data.boxes.BoxSet`.
             part: ``"train"``, ``"val"`` or ``"test"`` for one part of a split that the source states; ``None`` is all.
+            tiles: As :meth:`predict` takes it.
+            overlap: Likewise.
             intervals: Whether figures come with 95 % intervals over resampled pictures (groups, where there are any).
             seed: Of the resamples.
             engine: As :func:`resfit.engines.create` takes it.
@@ -193,11 +228,18 @@ class Detector(FittedModel):
                 )
             boxes = boxes.subset(chosen)
         predicted = self.predict(
-            list(boxes.paths), threshold=0.0, engine=engine, batch_size=batch_size, progress=progress
+            list(boxes.paths),
+            threshold=0.0,
+            tiles=tiles,
+            overlap=overlap,
+            engine=engine,
+            batch_size=batch_size,
+            progress=progress,
         )
         if all(one.error for one in predicted):
             raise DataError(
-                f"none of the {len(boxes)} pictures can be read. The first: {predicted[0].error if predicted else 'none'}."
+                f"at least one picture must be readable. Received: {len(boxes)}, of which none is; the first: "
+                f"{predicted[0].error if predicted else 'none'}."
             )
         return evaluated(boxes, predicted, self.thresholds, intervals=intervals, seed=seed)
 
@@ -209,7 +251,7 @@ class Detector(FittedModel):
         progress: Progress | None,
         max_detections: int | None,
     ) -> Iterator[tuple[Any, Path | None, np.ndarray, np.ndarray, np.ndarray, tuple[int, int], str]]:
-        """Yields for each picture what it was, boxes, scores and labels in its pixels, its size, and what went wrong."""
+        """Yields for each picture what it was, boxes, scores and labels, its size, and what went wrong."""
         if self.input_spec.resize_mode == "fit":
             yield from orientation.run(self._letterboxed, sources, engine, batch_size, progress, max_detections)
             return
@@ -231,8 +273,8 @@ class Detector(FittedModel):
             if len(batch.images):
                 rows = self._engine(engine, len(sources)).run(batch.images)
                 for row, position in zip(rows, batch.indices.tolist(), strict=True):
-                    fitted = self._fitted(sizes.get(position, self.input_spec.size))
-                    results[position] = self._detections(row, spec, fitted)
+                    fitted = self.letterbox_of(sizes.get(position, self.input_spec.size))
+                    results[position] = self.placed(row, fitted, spec)[:3]
             failures = dict(batch.failures)
             for position in range(done, done + len(batch.indices) + len(batch.failures)):
                 if position in failures:
@@ -285,23 +327,55 @@ class Detector(FittedModel):
         """
         return cls(**pretrained.of_model(model, **options))
 
-    def _fitted(self, size: tuple[int, int]) -> Letterbox:
+    def letterbox_of(self, size: tuple[int, int]) -> Letterbox:
+        """Returns how a picture is fitted into the model's input.
+
+        Args:
+            size: Its height and width in pixels, as displayed.
+        """
         return letterbox(size, self.input_spec.size)
 
-    def _detections(
-        self, row: np.ndarray, spec: DetectorSpec, fitted: Letterbox
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes in pixels of the picture, scores and labels of what the network gives for it."""
-        boxes, scores, labels = suppress(
+    def placed(
+        self, row: np.ndarray, fitted: Letterbox, spec: DetectorSpec | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the detections in what the network gives for one picture.
+
+        Args:
+            row: Array ``(n, 4 + classes)``: boxes in pixels of the input, then scores.
+            fitted: How the picture was fitted in.
+            spec: Whose thresholds hold; ``None`` is the detector's own.
+
+        Returns:
+            Boxes in pixels of the picture ``(k, 4)``, scores and labels ``(k,)``, the best first, and their rows.
+        """
+        own = spec or self.spec
+        boxes, scores, labels, places = suppress(
             row[:, :4],
             row[:, 4:],
             counts=self._counts,
-            score_threshold=spec.score_threshold,
-            nms_threshold=spec.nms_threshold,
-            candidates=spec.candidates,
-            max_detections=spec.max_detections,
+            score_threshold=own.score_threshold,
+            nms_threshold=own.nms_threshold,
+            candidates=own.candidates,
+            max_detections=own.max_detections,
         )
-        return fitted.to_image(boxes, clip=True).astype(np.float32), scores.astype(np.float32), labels
+        return fitted.to_image(boxes, clip=True).astype(np.float32), scores.astype(np.float32), labels, places
+
+    def stage_layers(self) -> dict[str, str]:
+        """Returns by stage the layer of the model that gives its map."""
+        from resfit.engines import prefix
+
+        return prefix.taps(_Architecture(self.spec.backbone))
+
+    def explain(self, images: Any, **options: Any) -> list[Any]:
+        """Shows which parts of pictures speak for one of their boxes.
+
+        Args:
+            images: As :meth:`predict` takes them.
+            **options: Of :func:`resfit.tasks.detection.explanation.explain`: ``box``, ``target`` and ``stage``.
+        """
+        from resfit.tasks.detection.explanation import explain
+
+        return explain(self, images, **options)
 
     @functools.cached_property
     def _counts(self) -> tuple[int, ...]:
@@ -423,11 +497,8 @@ class Detector(FittedModel):
         import keras
         from keras import layers
 
-        from resfit.engines import prefix
-
-        last = list(self.spec.taps.values())[-1]
-        names = prefix.taps(_Architecture(self.spec.backbone))
-        pooled = layers.GlobalAveragePooling2D(name="avg_pool")(self.model.get_layer(names[last]).output)
+        last = self.stage_layers()[list(self.spec.taps.values())[-1]]
+        pooled = layers.GlobalAveragePooling2D(name="avg_pool")(self.model.get_layer(last).output)
         return keras.Model(self.model.inputs[0], pooled, name=f"{self.model.name}_body")
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -14,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import artifact, engines
+from resfit.data.box_statistics import box_statistics
 from resfit.data.box_views import BoxViews
-from resfit.data.boxes import BoxSet, SkippedBoxesError, scan_boxes
+from resfit.data.boxes import BoxSet, SkippedBoxesError, scan_boxes, skipped_table
 from resfit.errors import DataError
 from resfit.features.progress import Progress
+from resfit.quality.checking import leaks_between
 from resfit.storage.atomic import write_text
-from resfit.storage.locks import USERS, folder_of, is_writable, keep
+from resfit.storage.locks import USERS, folder_of, is_writable, keep, scratch
 from resfit.tasks.base import FitRun
 from resfit.tasks.detection import calibration, network, validation
 from resfit.tasks.detection.detector import Detector
@@ -28,17 +31,20 @@ from resfit.tasks.detection.fit_plan import DetectionPlan, make_plan
 from resfit.tasks.detection.material import Material, prepare, stored_views
 from resfit.tasks.detection.results import DetectorRecipe
 from resfit.tasks.detection.targets import Places
+from resfit.tasks.detection.tiles import Tiling, cut_set, sides_of
 from resfit.tasks.detection.training import History, Phase, PhaseSettings, Trainer
 from resfit.tasks.preparation import package_versions
 from resfit.tasks.timings import Timings
 from resfit.training import loop
 from resfit.training.recipes import parse_minutes
+from resfit.wording import counted
 
 if TYPE_CHECKING:
     import keras
 
 #: What is trained on where nothing else is asked for.
 DEFAULT_MODEL = "resnet10_tiny"
+_MOST_TEST_FILES = 1000  # whose names are kept for the verification of exports
 
 
 def fit(
@@ -51,6 +57,7 @@ def fit(
     budget: str | float | None = None,
     size: int | tuple[int, int] | None = None,
     views: int | None = None,
+    tiles: int | tuple[int, int] | None = None,
     tuning: Mapping[str, Any] | None = None,
     head: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -86,6 +93,8 @@ def fit(
         budget: Time for everything, such as ``"10m"``, ``"90s"`` or a number of minutes; ``None`` is no limit.
         size: Height and width of the input in pixels, or one number for both; ``None`` chooses by the boxes' sizes.
         views: Stored views of each picture, the plain one included; ``None`` chooses by data, room and budget.
+        tiles: Height and width in pixels of overlapping tiles that pictures are cut into, for training and for all
+            predictions of the detector; one number for both. ``None`` takes each picture as a whole.
         tuning: Settings that overrule those of the phases: fields of
             :class:`resfit.tasks.detection.training.PhaseSettings`.
         head: Fields of the pyramid and head that overrule those chosen, such as ``{"head_width": 128}``
@@ -99,7 +108,7 @@ def fit(
         test_share: Share of the pictures that measures, where the data states no split.
         val_share: Share that choices are made on, likewise.
         channels: 1 or 3; ``None`` is what the network was trained on.
-        batch_size: Pictures a training step; ``None`` is 8.
+        batch_size: Pictures a training step; ``None`` is 4.
         check: Whether the data is looked at for duplicates and leaks.
         progress: Called as pictures get done.
         say: Called with lines for people.
@@ -128,6 +137,15 @@ def fit(
     boxes = _scanned(source, target, max_skipped, scan_options)
     for warning in boxes.warnings:
         timings.note(warning)
+    tiling = None if tiles is None else Tiling(sides_of(tiles))
+    stack = contextlib.ExitStack()
+    pictures, owners = boxes, np.arange(len(boxes))
+    if tiling is not None:
+        boxes, owners = cut_set(pictures, tiling, stack.enter_context(scratch()))
+        size = tiling.side if size is None else size
+        timings.note(
+            f"{len(pictures)} pictures are cut into {len(boxes)} tiles of {tiling.side[1]}x{tiling.side[0]} pixels"
+        )
     plan = make_plan(
         boxes,
         network.architecture_of(model),
@@ -143,23 +161,50 @@ def fit(
     for reason in plan.reasons:
         timings.note(reason)
     timings.lap("scan")
-    made = network.build(model, len(boxes.classes), plan.size, channels=channels, seed=seed, **plan.head)
-    rows_of, shapes = network.row_model(made)
-    timings.lap("network")
-    options: dict[str, Any] = {"engine": engine, "cache": cache, "progress": progress, "dtype": "float16"}
-    material = prepare(boxes, rows_of, val=val_share, test=test_share, seed=seed, **options)
-    timings.lap("maps")
-    places = Places.of(made.spec, plan.size)
-    work = _Work(made, rows_of, shapes, places, material, plan, timings, clock, began)
-    history = work.train(model, options, seed=seed, tuning=dict(tuning or {}), target=target, cache=cache, stop=stop)
-    timings.lap("training")
-    detector = work.finished(history, model, seed)
-    timings.lap("measurement")
+    with stack:
+        made = network.build(model, len(boxes.classes), plan.size, channels=channels, seed=seed, **plan.head)
+        rows_of, shapes = network.row_model(made)
+        timings.lap("network")
+        options: dict[str, Any] = {"engine": engine, "cache": cache, "progress": progress, "dtype": "float16"}
+        material = prepare(boxes, rows_of, val=val_share, test=test_share, seed=seed, **options)
+        if check:
+            _look(material, timings)
+        timings.lap("maps")
+        places = Places.of(made.spec, plan.size)
+        work = _Work(made, rows_of, shapes, places, material, plan, timings, clock, began)
+        history = work.train(
+            model, options, seed=seed, tuning=dict(tuning or {}), target=target, cache=cache, stop=stop
+        )
+        timings.lap("training")
+        detector = work.calibrated(history, model, seed)
+        measured = pictures.subset(np.unique(owners[material.indices[material.parts.test]]))
+        if tiling is not None:
+            detector.recipe = dataclasses.replace(detector.recipe, tiles=tiling.side)
+        detector = work.measured(detector, history, measured, pictures)
+        timings.lap("measurement")
     if target is not None:
         detector.save(target, force=force)
         work.forget()
     timings.lap("saving")
     return detector
+
+
+def _look(material: Material, timings: Timings) -> None:
+    """Says what is odd about the pictures."""
+    leaks = leaks_between(material.same, material.boxes.splits)
+    if leaks:
+        timings.warn(
+            f"{counted(len({test for test, *_ in leaks}), 'test picture')} are in the training set too, such as "
+            f"{material.boxes.paths[leaks[0][0]].name}: the figures are too good. `resfit check` lists them."
+        )
+    numbers = box_statistics(material.boxes, (320, 320))
+    if numbers.contradiction_count:
+        timings.note(
+            f"{counted(numbers.contradiction_count, 'pair')} of boxes cover each other with different classes: "
+            "`resfit check` lists them"
+        )
+    if numbers.missing_in_training:
+        timings.warn(f"no training picture has a box of {', '.join(map(repr, numbers.missing_in_training))}.")
 
 
 def plan(source: Any, *, model: str | keras.Model = DEFAULT_MODEL, **options: Any) -> DetectionPlan:
@@ -194,8 +239,6 @@ def _scanned(source: Any, target: Path | None, max_skipped: float, options: dict
         boxes = scan_boxes(source, max_skipped=max_skipped, **options)
     except SkippedBoxesError as error:
         if target is not None:
-            from resfit.data.boxes import skipped_table
-
             target.mkdir(parents=True, exist_ok=True)
             write_text(target / artifact.SKIPPED, skipped_table(error.skipped))
         raise
@@ -242,18 +285,16 @@ class _Work:
         head_layers = frozenset(layer.name for layer in made.head.layers if layer.trainable_variables) - frozenset(
             layer.name for layer in made.body.layers
         )
-        left = self._left()
         phases = []
-        settings = self._settings("head", seed, tuning, left)
         if plan.views:
             views = BoxViews(plan.views - 1, seed, zoom=plan.zoom, colour=plan.colour) if plan.views > 1 else None
             stored = stored_views(material, self.rows_of, made.contract, places, views, **options)
             self.views = plan.views
             feed: Any = MapFeed(stored.maps, stored.targets)
         else:
-            running = engines.create(self.rows_of, options["engine"], images=len(pictures) * 10)
+            frozen = engines.create(self.rows_of, options["engine"], images=len(pictures) * 10)
             changes = PictureChanges(zoom=plan.zoom, colour=plan.colour)
-            feed = PictureFeed(pictures, made.contract, places, changes, pictures.most, seed=seed, frozen=running)
+            feed = PictureFeed(pictures, made.contract, places, changes, pictures.most, seed=seed, frozen=frozen)
             self.views = 0
         self.timings.lap("views")
         left = self._left()
@@ -263,9 +304,16 @@ class _Work:
         if learning:
             changes = PictureChanges(zoom=plan.zoom, colour=plan.colour, mosaic=plan.mosaic)
             most = pictures.most * (4 if plan.mosaic else 1)
-            again = PictureFeed(pictures, made.contract, places, changes, most, seed=seed + 1)
             body_settings = self._settings("body", seed, tuning, left)
-            phases.append(Phase(body_settings, network.forward_of(made), plain, again, head_layers | learning))
+            running: engines.Engine | None = None
+            forward, taken = network.forward_of(made), plain
+            if plan.strategy == "last":
+                before, own = network.row_model(made, network.frozen_stages(made.spec))
+                running = engines.create(before, options["engine"])
+                forward = network.suffix_of(made)
+                taken = lambda rows: own.maps(tf.cast(rows, tf.float32))  # noqa: E731
+            again = PictureFeed(pictures, made.contract, places, changes, most, seed=seed + 1, frozen=running)
+            phases.append(Phase(body_settings, forward, taken, again, head_layers | learning))
         key = self._key(model, seed, tuning)
         self.folder = _run_folder(target, key, cache)
         trainer = Trainer(
@@ -286,7 +334,10 @@ class _Work:
         if self.plan.minutes is None:
             return None
         total = self.plan.minutes * 60
-        return max(1.0, total * 0.94 - 2.0 - (self.clock() - self.began))
+        after = (
+            0.03 * total + 3.0 + self.plan.seconds_each * (len(self.material.parts.val) + len(self.material.parts.test))
+        )
+        return max(1.0, total - after - (self.clock() - self.began))
 
     def _settings(self, phase: str, seed: int, tuning: dict[str, Any], left: float | None) -> PhaseSettings:
         """The settings of a phase."""
@@ -337,49 +388,54 @@ class _Work:
             "data": self.material.boxes.fingerprint,
             "network": engines.fingerprint(self.rows_of),
             "head": self.made.spec.to_dict(),
-            "plan": self.plan.to_dict(),
+            "plan": {
+                key: value
+                for key, value in self.plan.to_dict().items()
+                if key not in ("seconds", "seconds_each", "reasons")
+            },
             "tuning": {key: value for key, value in tuning.items()},
             "seed": seed,
         }
         return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
 
-    def finished(self, history: History, model: Any, seed: int) -> Detector:
-        """The detector, calibrated and measured."""
+    def calibrated(self, history: History, model: Any, seed: int) -> Detector:
+        """The detector, with scores and thresholds from validation pictures."""
         made, material = self.made, self.material
-        name = str(model) if isinstance(model, str | os.PathLike) else model.name
-        epochs = [sum(1 for row in history.rows[1:] if row["phase"] == phase) for phase in ("head", "body")]
+        phases = ("head", "body") if self.plan.strategy != "head" else ("head",)
         recipe = DetectorRecipe(
-            model=name,
+            model=str(model) if isinstance(model, str | os.PathLike) else model.name,
             trained={"head": "head", "last": "head and last stages", "full": "whole network"}[self.plan.strategy],
-            epochs=tuple(
-                max([0, *(row["epoch"] for row in history.rows if row["phase"] == phase)]) for phase in ("head", "body")
-            ),
+            epochs=tuple(max([0, *(r["epoch"] for r in history.rows if r["phase"] == name)]) for name in phases),
             best_epoch=history.best_epoch,
             views=self.views,
             seed=seed,
         )
-        del epochs
-        spec = made.spec
-        detector = Detector(made.detector(), material.boxes.classes, made.contract, spec, recipe)
+        detector = Detector(made.detector(), material.boxes.classes, made.contract, made.spec, recipe)
         some = material.boxes.subset(material.parts.val)
         found = detector.predict(list(some.paths), threshold=0.0)
-        detector, matching = calibration.calibrated(detector, some, found)
+        matching = calibration.calibrate(detector, some, found)
         detector.metrics = {
             "images": {part: len(getattr(material.parts, part)) for part in ("train", "val", "test")},
             "validation": matching.figures(),
             "training": [dict(row) for row in history.rows],
         }
-        test = None
-        if len(material.parts.test):
-            test = detector.evaluate(material.boxes.subset(material.parts.test))
-            detector.metrics["test"] = test.to_dict()
-        detector.fingerprint = material.boxes.fingerprint
+        return detector
+
+    def measured(self, detector: Detector, history: History, test: BoxSet, pictures: BoxSet) -> Detector:
+        """The detector with its measurement and what the fit did."""
+        material = self.material
+        found = None
+        if len(test):
+            found = detector.evaluate(test)
+            detector.metrics["test"] = found.to_dict()
+            detector.metrics["test_files"] = [str(path) for path in test.paths[:_MOST_TEST_FILES]]
+        detector.fingerprint = pictures.fingerprint
         detector.versions = package_versions()
-        detector._attachments = {artifact.SKIPPED: material.boxes.skipped_csv().encode()}
+        detector._attachments = {artifact.SKIPPED: pictures.skipped_csv().encode()}
         detector.run = FitRun(
-            test=test,
+            test=found,
             skipped=material.skipped,
-            warnings=material.boxes.warnings,
+            warnings=pictures.warnings,
             seconds=self.timings.laps,
             computed=material.computed,
             reused=material.reused,
@@ -393,8 +449,7 @@ class _Work:
         """Removes the checkpoints of a run that has ended."""
         if self.folder is not None:
             loop.forget_checkpoints(self.folder)
-            for name in (USERS,):
-                (self.folder / name).unlink(missing_ok=True)
+            (self.folder / USERS).unlink(missing_ok=True)
             if self.folder.exists() and not any(self.folder.iterdir()):
                 self.folder.rmdir()
 

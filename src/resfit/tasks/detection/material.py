@@ -16,11 +16,9 @@ from resfit.data.dataset import Skipped
 from resfit.errors import DataError
 from resfit.features import extract as feature_store
 from resfit.features.progress import Progress
-from resfit.networks.detection.spec import DetectorSpec
 from resfit.preprocessing import InputSpec
 from resfit.quality import checking
 from resfit.tasks.detection.feeds import LabelledPictures, ViewTargets
-from resfit.tasks.detection.network import MapShapes
 from resfit.tasks.detection.targets import Places
 
 
@@ -30,6 +28,7 @@ class Material:
 
     Attributes:
         boxes: The pictures that can be used.
+        indices: For each its position among all pictures.
         parts: How they are split.
         digests: For each picture the SHA-256 of its file.
         rows: For each its maps in a row, on disk where there is room.
@@ -41,6 +40,7 @@ class Material:
     """
 
     boxes: BoxSet
+    indices: np.ndarray
     parts: splits.Split
     digests: tuple[str, ...]
     rows: np.ndarray
@@ -113,7 +113,16 @@ def prepare(
             "box. Add some, or lower val_share and test_share."
         )
     return Material(
-        kept, parts, found.digests, found.rows, same, found.skipped, found.computed, found.reused, found.engine
+        kept,
+        found.indices,
+        parts,
+        found.digests,
+        found.rows,
+        same,
+        found.skipped,
+        found.computed,
+        found.reused,
+        found.engine,
     )
 
 
@@ -194,9 +203,3 @@ class _Rows:
 
     def __getitem__(self, place: Any) -> np.ndarray:
         return np.asarray(self._array[self._rows[place]])
-
-
-def map_bytes(spec: DetectorSpec, shapes: MapShapes) -> int:
-    """Returns the bytes that the maps of one view of one picture take in float16."""
-    del spec
-    return 2 * shapes.width

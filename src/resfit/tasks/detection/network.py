@@ -192,25 +192,61 @@ def _reshaped(rows: Any, shape: tuple[int, int, int]) -> Any:
     return ops.reshape(rows, (-1, *shape))
 
 
-def row_model(network: Network) -> tuple[keras.Model, MapShapes]:
-    """Returns the frozen body with all its maps in one row, at the size of the contract, as engines and stores take it.
+def row_model(network: Network, stages: Sequence[str] = ()) -> tuple[keras.Model, MapShapes]:
+    """Returns a frozen part of the body with its maps in one row, at the size of the contract, for engines and stores.
 
     Args:
         network: The network.
+        stages: Stages whose maps are in the row; empty for the taps.
     """
     import keras
     from keras import layers
 
     from resfit.training import boundary
 
-    fixed = boundary.copy(network.body, size=network.contract.size)
-    taps = tuple(network.spec.taps.values())
-    parts = [layers.Reshape((-1,), name=f"{tap}_row")(fixed.output[tap]) for tap in taps]
+    taps = tuple(stages) or tuple(network.spec.taps.values())
+    tensors = [_stage(network, tap) for tap in taps]
+    fixed = boundary.copy(keras.Model(network.body.inputs[0], tensors), size=network.contract.size)
+    outputs = list(fixed.outputs)
+    parts = [layers.Reshape((-1,), name=f"{tap}_row")(output) for tap, output in zip(taps, outputs, strict=True)]
     row = layers.Concatenate(axis=-1, name="rows")(parts) if len(parts) > 1 else parts[0]
     model = keras.Model(fixed.inputs[0], row, name=f"{network.body.name}_rows")
     model.input_spec = network.contract
-    shapes = tuple(tuple(int(side) for side in fixed.output[tap].shape[1:]) for tap in taps)
+    shapes = tuple(tuple(int(side) for side in output.shape[1:]) for output in outputs)
     return model, MapShapes(taps, shapes)  # type: ignore[arg-type]
+
+
+def _stage(network: Network, stage: str) -> Any:
+    """The map of a stage of the body."""
+    from resfit.engines import prefix
+
+    if stage in network.spec.taps.values():
+        return network.body.output[stage]
+    return network.body.get_layer(prefix.taps(network.body)[stage]).output
+
+
+def frozen_stages(spec: DetectorSpec) -> tuple[str, ...]:
+    """Returns the stages whose maps decide everything behind them where the last two levels' stages learn.
+
+    Args:
+        spec: The detector.
+    """
+    taps = list(spec.taps.values())
+    number = int(taps[-2 if len(taps) > 1 else -1].removeprefix("stage"))
+    cut = f"stage{max(number - 1, 1)}"
+    return (*(tap for tap in taps if tap < cut), cut)
+
+
+def suffix_of(made: Network) -> keras.Model:
+    """Returns what learns where the last stages learn: the maps of :func:`frozen_stages` to raw outputs.
+
+    Args:
+        made: The network.
+    """
+    import keras
+
+    tensors = [_stage(made, stage) for stage in frozen_stages(made.spec)]
+    return keras.Model(tensors, made.whole.output, name=f"{made.body.name}_last")
 
 
 def level_layers(model: keras.Model, spec: DetectorSpec) -> list[str]:
@@ -253,19 +289,11 @@ def learning_layers(made: Network, strategy: str) -> frozenset[str]:
 
     Args:
         made: The network.
-        strategy: ``"head"``, none; ``"last"``, the last stage that a map is taken from, and what lies behind the one
-            before it; ``"full"``, all.
+        strategy: ``"head"``, none; ``"last"``, those behind :func:`frozen_stages`; ``"full"``, all.
     """
-    names = [layer.name for layer in made.body.layers if layer.trainable_variables or layer.weights]
+    names = frozenset(layer.name for layer in made.body.layers if layer.weights)
     if strategy == "head":
         return frozenset()
     if strategy == "full":
-        return frozenset(names)
-    from resfit.engines import prefix
-
-    taps = list(made.spec.taps.values())
-    order = [layer.name for layer in made.body.layers]
-    known = prefix.taps(made.body)
-    number = int(taps[-1].removeprefix("stage"))
-    start = order.index(known[f"stage{number - 1}"]) + 1
-    return frozenset(names) & frozenset(order[start:])
+        return names
+    return names & {layer.name for layer in suffix_of(made).layers}

@@ -19,7 +19,7 @@ def suppress(
     nms_threshold: float = 0.6,
     candidates: int = 250,
     max_detections: int = 100,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Returns the detections of one picture, as :class:`resfit.networks.detection.nms.NonMaxSuppression` keeps them.
 
     Args:
@@ -32,7 +32,7 @@ def suppress(
         max_detections: How many are kept.
 
     Returns:
-        Boxes ``(k, 4)``, scores ``(k,)`` and labels ``(k,)``, the best first.
+        Boxes ``(k, 4)``, scores ``(k,)``, labels ``(k,)``, the best first, and the row of each in ``boxes``.
     """
     places, labels = np.nonzero(scores > float32_below(score_threshold))
     values = scores[places, labels]
@@ -46,7 +46,7 @@ def suppress(
     rows = rows[np.argsort(-values[rows], kind="stable")]
     keep = greedy(boxes[places[rows]], labels[rows], nms_threshold, max_detections)
     rows = rows[keep]
-    return boxes[places[rows]], values[rows], labels[rows].astype(np.int64)
+    return boxes[places[rows]], values[rows], labels[rows].astype(np.int64), places[rows]
 
 
 def greedy(boxes: np.ndarray, labels: np.ndarray, threshold: float, most: int) -> np.ndarray:

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import zoo
-from resfit.errors import ArgumentError, CheckpointError
+from resfit.errors import ArgumentError, CheckpointError, ResfitError
+from resfit.networks.detection import catalog
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.preprocessing import InputSpec
 from resfit.tasks.detection.results import DetectorRecipe
-from resfit.weights import detectors
+from resfit.weights import detectors, resolve
+from resfit.weights.conventions.base import find_convention
 from resfit.weights.detectors import DetectorSource
+from resfit.weights.formats import base as formats
 
 if TYPE_CHECKING:
     import keras
@@ -51,6 +54,25 @@ def load(source: str | os.PathLike[str], *, threshold: float = THRESHOLD, **read
         )
     model = detectors.load(with_meaning(found))
     return of_model(model, name=os.fspath(source), threshold=threshold)
+
+
+def recognises(source: str | os.PathLike[str]) -> bool:
+    """Whether a name, a handle or a file is that of a detector. Of a file the names of its tensors are read.
+
+    Args:
+        source: As :func:`resfit.load` takes it.
+    """
+    if str(source) in catalog.rows():
+        return True
+    path = resolve.as_path(source)
+    kind = None if path is None or not path.exists() else formats.find_format(path)
+    if path is None or kind is None or path.suffix == ".keras":
+        return False
+    try:
+        convention = find_convention(kind.read(path))
+    except ResfitError:
+        return False  # whoever reads it next says what is wrong with it
+    return convention is not None and convention.is_larger
 
 
 def of_model(model: keras.Model, *, name: str = "", threshold: float = THRESHOLD) -> dict[str, Any]:

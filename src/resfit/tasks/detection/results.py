@@ -17,6 +17,7 @@ class DetectorRecipe:
         views: Stored views of each picture, the plain one included; 0 where the body ran in every epoch.
         loss: Of the classes: ``"quality_focal"`` or ``"focal"``.
         seed: Of the split, the fresh weights and all changes.
+        tiles: Height and width in pixels of the tiles that pictures are cut into; empty for none.
         score_scale: What the classes' logits were multiplied by so that scores are probabilities.
         score_shift: What was added to them then.
     """
@@ -28,5 +29,6 @@ class DetectorRecipe:
     views: int = 1
     loss: str = "quality_focal"
     seed: int = 0
+    tiles: tuple[int, ...] = ()
     score_scale: float = 1.0
     score_shift: float = 0.0

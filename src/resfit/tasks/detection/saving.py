@@ -35,7 +35,7 @@ def write(folder: Path, detector: Any, attachments: dict[str, bytes], *, force: 
         "classes": list(detector.classes),
         "input": detector.input_spec.to_dict(),
         "detector": detector.spec.to_dict(),
-        "recipe": {**recipe, "epochs": list(recipe["epochs"])},
+        "recipe": {**recipe, "epochs": list(recipe["epochs"]), "tiles": list(recipe["tiles"])},
         "thresholds": detector.thresholds,
         "metrics": detector.metrics,
         "data": detector.fingerprint,

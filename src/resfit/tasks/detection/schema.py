@@ -44,7 +44,11 @@ def read(description: Mapping[str, Any]) -> dict[str, Any]:
     found = _converted(dict(description), _Description, "")
     class_names.check(found.classes, alike=False, error=ArtifactError)
     contract = _made(found.input, InputSpec, "input", InputSpec.from_dict)
-    if max(contract.size) > _MOST_SIDE or contract.channels not in (1, 3) or contract.resize_mode not in ("letterbox", "fit"):
+    if (
+        max(contract.size) > _MOST_SIDE
+        or contract.channels not in (1, 3)
+        or contract.resize_mode not in ("letterbox", "fit")
+    ):
         raise ArtifactError(
             f"'input' must be a letterbox of 1 or 3 channels with sides up to {_MOST_SIDE} pixels. "
             f"Received: {contract.resize_mode}, {contract.channels} and {contract.size}."
@@ -56,7 +60,9 @@ def read(description: Mapping[str, Any]) -> dict[str, Any]:
             f"Received: {spec.classes} and {len(found.thresholds)}."
         )
     recipe = _made(found.recipe, DetectorRecipe, "recipe", lambda fields: DetectorRecipe(**fields))
-    recipe = dataclasses.replace(recipe, epochs=tuple(recipe.epochs))
+    recipe = dataclasses.replace(recipe, epochs=tuple(recipe.epochs), tiles=tuple(recipe.tiles))
+    if recipe.tiles and not (len(recipe.tiles) == 2 and all(32 <= side <= _MOST_SIDE for side in recipe.tiles)):
+        raise ArtifactError(f"'recipe' must have tiles of 32 to {_MOST_SIDE} pixels. Received: {recipe.tiles}.")
     return {
         "classes": tuple(found.classes),
         "input_spec": contract,

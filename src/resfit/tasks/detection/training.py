@@ -265,6 +265,7 @@ class Trainer:
             "val_ap": ap,
             "val_ap50": ap50,
             "seconds": round(sum(state["seconds"]), 2),
+            "passes": state["passes"],
         }
         state["rows"].append(row)
         if self._say is not None and epochs:

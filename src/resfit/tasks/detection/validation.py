@@ -74,7 +74,7 @@ def predicted(
         for offset, row in enumerate(score(rows)):
             position = start + offset
             own = (int(boxes.sizes[position, 0]), int(boxes.sizes[position, 1]))
-            some, scores, labels = suppress(
+            some, scores, labels, _ = suppress(
                 row[:, :4],
                 row[:, 4:],
                 counts=places.counts,

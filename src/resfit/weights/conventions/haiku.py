@@ -16,7 +16,7 @@ import numpy as np
 
 from resfit.errors import CheckpointError
 from resfit.weights.conventions import tf_defaults
-from resfit.weights.conventions.pytorch import Translation
+from resfit.weights.conventions.base import Translation, register_convention
 from resfit.weights.formats.base import Tensors
 
 #: Arrays that are no weights of a network, as patterns of names, and what they are.
@@ -58,6 +58,7 @@ def is_network(names: Iterable[str]) -> bool:
     return any(_ANCHOR.fullmatch(name) for name in names)
 
 
+@register_convention("haiku", recognises=lambda tensors: is_network(tensors.arrays), order=20)
 def translate(
     tensors: Tensors, *, prefix: str | None = None, averaged: bool = False, ignore: Sequence[str] = ()
 ) -> Translation:

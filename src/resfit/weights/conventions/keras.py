@@ -19,10 +19,9 @@ from resfit.errors import ArgumentError, CheckpointError
 from resfit.networks.spec import StemConv
 from resfit.preprocessing import InputSpec
 from resfit.weights.conventions import tensorflow
-from resfit.weights.conventions.pytorch import Translation
+from resfit.weights.conventions.base import Translation, register_convention
 from resfit.weights.formats.base import Tensors
-from resfit.weights.formats.keras_config import SavedModel, layers_of
-from resfit.weights.formats.keras_weights import Layers
+from resfit.weights.formats.keras_config import Layers, SavedModel
 from resfit.weights.formats.saved_model import Objects
 
 _STACK = re.compile(r"stack(\d{1,4})_block(\d{1,6})_(?:(pre_activation)_bn|([0-3])_(conv|bn))")
@@ -32,6 +31,7 @@ _NORMS = ("BatchNormalization", "SyncBatchNormalization", "GroupNormalization", 
 _ACTIVATIONS = {"ReLU": "relu", "LeakyReLU": "leaky_relu"}
 
 
+@register_convention("keras", recognises=lambda tensors: isinstance(tensors.graph, Layers | SavedModel), order=15)
 def translate(
     tensors: Tensors, *, prefix: str | None = None, averaged: bool = False, ignore: Sequence[str] = ()
 ) -> Translation:
@@ -46,17 +46,6 @@ def translate(
     Raises:
         CheckpointError: No known residual network is there, or several are.
     """
-    if isinstance(tensors.graph, SavedModel) and not tensors.graph.own:
-        from resfit.weights.graph import keras_models
-
-        if layers_of(tensors.graph.config) is not None:
-            if prefix is not None or averaged:
-                raise ArgumentError(
-                    f"{'prefix' if prefix is not None else 'averaged'} chooses by names of weights, and a whole Keras "
-                    f"model is read by its graph. Received: {tensors.path}. Leave it out, or save the model that is "
-                    "wanted alone (model.get_layer(NAME).save(...))."
-                )
-            return keras_models.translate(tensors, ignore=ignore)
     other = tensors.graph.other if isinstance(tensors.graph, Layers | SavedModel) else ()
     graph = Objects({}, False, other)
     options: dict[str, Any] = {"prefix": prefix, "averaged": averaged, "ignore": ignore}

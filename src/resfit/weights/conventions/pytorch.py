@@ -20,8 +20,8 @@ from resfit.errors import ArgumentError, CheckpointError, closest
 from resfit.networks.plan import NORM_SUFFIXES
 from resfit.preprocessing import InputSpec
 from resfit.weights import attention
+from resfit.weights.conventions.base import Translation, register_convention
 from resfit.weights.formats.base import Tensors
-from resfit.weights.heads import End
 
 Kind = Literal["conv", "norm", "dense", "pointwise"]
 _Value = TypeVar("_Value")
@@ -211,44 +211,6 @@ class Located:
     def self_supervised(self) -> bool:
         """Whether the prefix is one of self-supervised training."""
         return any(part in _SELF_SUPERVISED for part in self.prefix.split("."))
-
-
-@dataclasses.dataclass(frozen=True)
-class Translation:
-    """Tensors of a source under canonical names.
-
-    Attributes:
-        convention: How the source names them.
-        prefix: What stood before the names.
-        arrays: Arrays by canonical name, axes as Keras has them.
-        facts: Fields of the architecture that the names tell, beside the shapes.
-        leftover: Tensors that neither a rule nor the list of things left out knows, by the source's name.
-        left_out: What was left out and why, one sentence each.
-        remarks: Choices that were made, one sentence each.
-        input_spec: The input contract of networks of this convention, where it has one of its own.
-        attention: Weights of CLIP's attention pooling (:mod:`resfit.weights.attention`), where there is one.
-        beside: Tensors that stand beside the network, in a larger one: those of ``leftover`` that can be no part of
-            the network itself.
-        habits: Fields of the architecture that networks in such a place usually have, and why; the tensors do not tell.
-        end: What follows the body, where the source's graph says it.
-        assumed: Those of ``facts`` that are not told by the source but done by the program that it is named after.
-        program: What that program is called in sentences.
-    """
-
-    convention: str
-    prefix: str
-    arrays: Mapping[str, np.ndarray]
-    facts: Mapping[str, Any]
-    leftover: Mapping[str, np.ndarray]
-    left_out: tuple[str, ...]
-    remarks: tuple[str, ...]
-    input_spec: InputSpec | None = None
-    attention: Mapping[str, np.ndarray] | None = None
-    beside: tuple[str, ...] = ()
-    habits: Mapping[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)
-    end: End | None = None
-    assumed: tuple[str, ...] = ()
-    program: str = ""
 
 
 def _stem_of_sequence(name: str) -> tuple[Rule, ...]:
@@ -885,3 +847,23 @@ def _belongs(name: str, branch: str, other: Located, chosen: Located) -> bool:
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _dotted(tensors: Tensors) -> dict[str, str] | None:
+    """Names with dots for slashes, or None where two would become one."""
+    names = {name: name.replace("/", ".") for name in tensors.arrays}
+    return names if len(set(names.values())) == len(names) else None
+
+
+def _recognises(tensors: Tensors) -> bool:
+    """Whether a network of torch's world is among the arrays, in whatever container."""
+    names = _dotted(tensors)
+    return names is not None and bool(locate(unwrapped(dict.fromkeys(names.values()))))
+
+
+@register_convention("torch", recognises=_recognises, order=40)
+def _translate_dotted(tensors: Tensors, **options: Any) -> Translation:
+    """Translates arrays whose names may have slashes for dots."""
+    names = _dotted(tensors) or {}
+    arrays = {names.get(name, name): array for name, array in tensors.arrays.items()}
+    return translate(dataclasses.replace(tensors, arrays=arrays), **options)

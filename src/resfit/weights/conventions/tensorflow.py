@@ -33,7 +33,8 @@ import numpy as np
 
 from resfit.errors import CheckpointError, closest
 from resfit.weights.conventions import tf_defaults, tf_objects
-from resfit.weights.conventions.pytorch import Translation, described
+from resfit.weights.conventions.base import Translation, register_convention
+from resfit.weights.conventions.pytorch import described
 from resfit.weights.formats import saved_graph
 from resfit.weights.formats.base import Tensors
 from resfit.weights.formats.keras_h5 import grouped_kernel
@@ -758,3 +759,16 @@ def _squeezed(name: str, array: np.ndarray) -> np.ndarray:
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+@register_convention(
+    "tensorflow",
+    recognises=lambda tensors: isinstance(tensors.graph, Objects) or is_network(tensors.arrays),
+    order=30,
+)
+@register_convention(
+    "tensorflow-numbered", recognises=lambda tensors: not any("." in name for name in tensors.arrays), order=90
+)
+def _translate_source(tensors: Tensors, **options: Any) -> Translation:
+    """Translates what TensorFlow wrote, and arrays with its names; the second sees what no other convention knows."""
+    return translate(tensors, **options)

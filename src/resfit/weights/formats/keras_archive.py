@@ -14,16 +14,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from resfit.errors import CheckpointError
+from resfit.errors import ArgumentError, CheckpointError
+from resfit.networks.detection.spec import DetectorSpec
+from resfit.networks.spec import ArchitectureSpec
+from resfit.preprocessing import InputSpec
 from resfit.storage import bounded_json
 from resfit.weights import archives
 from resfit.weights.formats import hdf5, keras_config, keras_weights
-from resfit.weights.formats.base import Tensors
+from resfit.weights.formats.base import Tensors, register_format
 
 _CONFIG, _WEIGHTS, _METADATA = "config.json", "model.weights.h5", "metadata.json"
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _MOST_METADATA = 1_000_000
-_OWN_MEMBER = "resfit.json"
+#: What resfit writes beside the model.
+OWN_MEMBER = "resfit.json"
 _MOST_JSON = 50_000_000
 _MOST_MEMBERS = 100_000
 _MOST_EXPANSION = 4
@@ -31,15 +35,7 @@ _FREE_BYTES = 200_000_000
 _ENCRYPTED = 0x1
 
 
-def recognises(path: Path) -> bool:
-    """Whether a path is such a file, by its ending.
-
-    Args:
-        path: The path.
-    """
-    return Path(path).suffix.lower() == ".keras" and Path(path).is_file()
-
-
+@register_format("Keras", suffixes=(".keras",), order=20, runner="keras", written=(".keras",))
 def read(path: Path) -> Tensors:
     """Reads the weights and the configuration of a model.
 
@@ -56,10 +52,11 @@ def read(path: Path) -> Tensors:
             itself.
     """
     path = Path(path)
+    about = own_metadata(path)
     with hdf5.told(path), _opened(path) as archive:
         config = json.loads(_content(archive, _member(archive, _CONFIG), _MOST_JSON))
         places = keras_config.places(config)
-        version, own = _version(archive), _OWN_MEMBER in archive.namelist()
+        version = _version(archive)
         member = _member(archive, _WEIGHTS)
         if member.compress_type == zipfile.ZIP_STORED:  # as Keras writes it: read where it lies
             found = keras_weights.read_groups(path, _offset(path, member), member.file_size, places)
@@ -71,8 +68,38 @@ def read(path: Path) -> Tensors:
     arrays, other, groups = found
     layers = keras_config.config_layers(config)
     variables = {places[group]: names for group, names in groups.items() if group in places}
-    graph = keras_config.SavedModel(config, variables, version, other, own)
-    return Tensors(path, arrays, {"keras_layers": layers} if layers else {}, graph=graph)
+    graph = keras_config.SavedModel(config, variables, version, other, about is not None)
+    stated: dict[str, Any] = {"keras_layers": layers} if layers else {}
+    if about is None:
+        return Tensors(path, arrays, stated, graph=graph)
+    spec, input_spec, class_names = about
+    return Tensors(path, arrays, {**stated, "resfit": spec}, input_spec, class_names, graph)
+
+
+def own_metadata(
+    path: Path,
+) -> tuple[ArchitectureSpec | DetectorSpec, InputSpec | None, tuple[str, ...] | None] | None:
+    """Returns what resfit writes beside the model: architecture, input contract, class names; None in other files.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: The file is missing or damaged, or this is not what resfit writes.
+    """
+    with hdf5.told(path), _opened(path) as archive:
+        if OWN_MEMBER not in archive.namelist():
+            return None
+        try:
+            about = json.loads(_content(archive, _member(archive, OWN_MEMBER), _MOST_JSON))
+            contract, names = about["input_spec"], about["class_names"]
+            return (
+                (DetectorSpec if "backbone" in about["spec"] else ArchitectureSpec).from_dict(about["spec"]),
+                InputSpec.from_dict(contract) if contract else None,
+                tuple(map(str, names)) if isinstance(names, list) and names else None,
+            )
+        except (ArgumentError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"{OWN_MEMBER} must be what resfit writes. Received: {error}.") from error
 
 
 def version(path: Path) -> int:

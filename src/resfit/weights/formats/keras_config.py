@@ -33,6 +33,17 @@ class SavedModel:
     own: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """Weights of layers, without what connects them. The ``graph`` of the tensors.
+
+    Attributes:
+        other: Paths of what is no weight of a layer, and was not read: optimisers, random generators, counters.
+    """
+
+    other: tuple[str, ...] = ()
+
+
 def config_layers(config: Any) -> dict[str, Mapping[str, Any]]:
     """Returns the configuration of every layer of a Keras model by the layer's name, those of models inside it too.
 

@@ -19,8 +19,9 @@ import numpy as np
 from resfit.errors import CheckpointError
 from resfit.storage.atomic import atomic_path
 from resfit.weights.formats import hdf5, keras_config
-from resfit.weights.formats.base import Tensors
+from resfit.weights.formats.base import Tensors, register_format
 
+_SUFFIXES = (".h5", ".hdf5")
 # HDF5 keeps the attributes of a group in a header of at most 64 KiB; longer lists are cut into numbered
 # pieces.
 _HEADER_LIMIT = 64_512
@@ -64,9 +65,12 @@ def recognises(path: Path) -> bool:
     Args:
         path: The path.
     """
-    return Path(path).suffix.lower() in (".h5", ".hdf5") and Path(path).is_file() and is_legacy(path)
+    return Path(path).suffix.lower() in _SUFFIXES and Path(path).is_file() and is_legacy(path)
 
 
+@register_format(
+    "Keras' legacy HDF5", suffixes=_SUFFIXES, recognises=recognises, order=22, runner="keras", written=(".h5",)
+)
 def read(path: Path) -> Tensors:
     """Reads a weights file or a whole model, models inside it too.
 
@@ -107,7 +111,7 @@ def read(path: Path) -> Tensors:
         if config is not None and has_own_names and keras_config.layers_of(config) is not None:
             version = 2 if hdf5.text(file.attrs.get("keras_version", "2.")).startswith(("1.", "2.")) else 3
             graph = keras_config.SavedModel(config, _variables(config, held), version)
-    return Tensors(path, arrays, {"keras_layers": layers} if layers else {}, graph=graph)
+    return Tensors(path, arrays, {"keras_layers": layers} if layers else {}, graph=graph or keras_config.Layers())
 
 
 def _variables(

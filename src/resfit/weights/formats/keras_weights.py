@@ -6,7 +6,6 @@ alone, under the rules of :mod:`resfit.weights.formats.hdf5`.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,8 @@ import numpy as np
 
 from resfit.errors import CheckpointError
 from resfit.weights.formats import hdf5, keras_h5
-from resfit.weights.formats.base import Tensors, read_json
+from resfit.weights.formats.base import Tensors, read_json, register_format
+from resfit.weights.formats.keras_config import Layers
 
 ENDING = ".weights.h5"
 SHARDS_ENDING = ".weights.json"
@@ -43,17 +43,6 @@ _LEAVES: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Layers:
-    """What stands beside the variables; the ``graph`` of the tensors.
-
-    Attributes:
-        other: Paths of what is no weight of a layer, and was not read: optimisers, random generators, counters.
-    """
-
-    other: tuple[str, ...]
-
-
 def recognises(path: Path) -> bool:
     """Whether a path is such a file, by its ending and its attributes; or a list of shards.
 
@@ -66,6 +55,14 @@ def recognises(path: Path) -> bool:
     return path.name.endswith(ENDING) and path.is_file() and not keras_h5.is_legacy(path)
 
 
+@register_format(
+    "Keras 3's weights",
+    suffixes=(ENDING, SHARDS_ENDING),
+    recognises=recognises,
+    order=21,
+    runner="keras",
+    written=(ENDING,),
+)
 def read(path: Path) -> Tensors:
     """Reads the variables of a file, or of all shards of a ``.weights.json``.
 
@@ -74,7 +71,7 @@ def read(path: Path) -> Tensors:
 
     Returns:
         Arrays under ``"<models around it>/<name of the layer>/<variable>"``, such as
-        ``"functional/conv2_block1_1_conv/kernel"``. ``graph`` is a :class:`Layers`.
+        ``"functional/conv2_block1_1_conv/kernel"``. ``graph`` is a :class:`resfit.weights.formats.keras_config.Layers`.
 
     Raises:
         CheckpointError: The file is missing, damaged, refers to something outside itself, or does not name its layers.

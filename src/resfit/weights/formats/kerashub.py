@@ -14,7 +14,8 @@ import numpy as np
 from resfit.errors import ArgumentError, CheckpointError
 from resfit.preprocessing import InputSpec
 from resfit.weights.formats import hdf5, keras_weights
-from resfit.weights.formats.base import Tensors, read_json
+from resfit.weights.formats.base import Tensors, read_json, register_format
+from resfit.weights.formats.keras_config import Layers
 
 BACKBONE = "ResNetBackbone"
 HEAD = "predictions"
@@ -42,6 +43,12 @@ def recognises(path: Path) -> bool:
         return False
 
 
+@register_format(
+    "KerasHub",
+    recognises=recognises,
+    layouts=(("model.weights.json", r"(model|task).*\.weights\.h5"), ("model.weights.h5", r"task\.weights\.h5")),
+    order=10,
+)
 def read(path: Path) -> Tensors:
     """Reads the weights of a preset, its classifier's where there is one, and its input contract.
 
@@ -78,7 +85,7 @@ def read(path: Path) -> Tensors:
             (_contract(read_json(folder / name)) for name in _CONVERTERS if (folder / name).is_file()),
             None,
         )
-    return Tensors(folder, arrays, {"kerashub": about["config"]}, contract, graph=keras_weights.Layers(other))
+    return Tensors(folder, arrays, {"kerashub": about["config"]}, contract, graph=Layers(other))
 
 
 def _folder(path: Path) -> Path | None:

@@ -5,18 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from resfit.errors import CheckpointError
-from resfit.weights.formats.base import Tensors
+from resfit.weights.formats.base import Tensors, register_format
 
 
-def recognises(path: Path) -> bool:
-    """Whether a path is such a file, by its ending.
-
-    Args:
-        path: The path.
-    """
-    return Path(path).suffix.lower() == ".msgpack"
-
-
+@register_format("msgpack", suffixes=(".msgpack",), avoided=True)
 def read(path: Path) -> Tensors:
     """Refuses the file, and says what brings its weights to a format that is read.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from resfit.errors import CheckpointError
-from resfit.weights.formats.base import Tensors
+from resfit.weights.formats.base import Tensors, register_format
 
 # What an archive may unpack to: so many times its size, and a head of zeros, which weighs nothing.
 _MOST_EXPANSION = 4
@@ -24,15 +24,7 @@ _ENDING = ".npy"
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
-def recognises(path: Path) -> bool:
-    """Whether a path is such a file, by its ending.
-
-    Args:
-        path: The path.
-    """
-    return Path(path).suffix.lower() == ".npz"
-
-
+@register_format("npz", suffixes=(".npz",))
 def read(path: Path) -> Tensors:
     """Reads every array, under the name of the file.
 

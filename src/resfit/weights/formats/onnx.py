@@ -21,7 +21,7 @@ import numpy as np
 
 from resfit.errors import CheckpointError
 from resfit.weights.formats import wire
-from resfit.weights.formats.base import Tensors
+from resfit.weights.formats.base import Tensors, register_format
 
 # The library of protocol buffers takes no larger message.
 _MOST_BYTES = 1 << 31
@@ -111,6 +111,7 @@ def _file(path: Path) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
+@register_format("ONNX", suffixes=(".onnx",), recognises=recognises, order=60, runner="onnx")
 def read(path: Path) -> Tensors:
     """Reads the constants of a file by name, and its graph.
 

@@ -14,22 +14,11 @@ import numpy as np
 
 from resfit.errors import CheckpointError
 from resfit.weights.formats import restricted_pickle, torch
-from resfit.weights.formats.base import Tensors
+from resfit.weights.formats.base import Tensors, register_format
 from resfit.weights.formats.restricted_pickle import NumpyArray, Tensor
 
-#: Endings of the files that are read.
-SUFFIXES = (".pkl", ".pickle")
 
-
-def recognises(path: Path) -> bool:
-    """Whether a path looks like such a file, by its ending.
-
-    Args:
-        path: The path.
-    """
-    return Path(path).suffix.lower() in SUFFIXES
-
-
+@register_format("pickle", suffixes=(".pkl", ".pickle"), avoided=True)
 def read(path: Path) -> Tensors:
     """Reads the arrays of a pickle, each when it is asked for.
 

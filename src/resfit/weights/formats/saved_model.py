@@ -16,7 +16,7 @@ import numpy as np
 
 from resfit.errors import CheckpointError
 from resfit.weights.formats import tf_bundle, wire
-from resfit.weights.formats.base import Tensors
+from resfit.weights.formats.base import Tensors, register_format
 
 #: The file of a SavedModel that holds its graph, in one form or the other.
 GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
@@ -79,6 +79,21 @@ def has_graph(folder: Path) -> bool:
     return any((folder / name).is_file() for name in GRAPHS)
 
 
+def _newest(found: Sequence[str], present: Sequence[str]) -> list[str]:
+    """The files of the latest of several checkpoints, by their names."""
+    stem = max(found, key=lambda name: (len(name), name)).removesuffix(".index")
+    return [name for name in present if name == f"{stem}.index" or name.startswith(f"{stem}.data-")]
+
+
+@register_format(
+    "TensorFlow",
+    suffixes=(".index",),
+    recognises=recognises,
+    layouts=(("saved_model.pb", r"variables/.*|assets/.*"),),
+    order=30,
+    choose=_newest,
+    runner="tensorflow",
+)
 def read(path: Path) -> Tensors:
     """Reads the variables of a SavedModel or a checkpoint.
 

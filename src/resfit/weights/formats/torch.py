@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,36 +21,46 @@ from resfit.networks.spec import ArchitectureSpec
 from resfit.preprocessing import InputSpec
 from resfit.weights.formats import safetensors as safetensors_reader
 from resfit.weights.formats import torch_pickle
-from resfit.weights.formats.base import Tensors, read_json
+from resfit.weights.formats.base import Tensors, read_json, register_format
 
-#: Suffixes of files that torch pickles.
-PICKLE_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar", ".pdparams")
+_TENSORS = ".safetensors"
+_SHARDS = ".index.json"
+_PICKLES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar", ".pdparams")
+_SUFFIXES = (*_PICKLES, _TENSORS)
 
-#: Suffixes of every file that :func:`read` takes.
-SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors")
-
-_DOUBTLESS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+_TENSOR_LAYOUTS = (("model.safetensors.index.json", r"model.*\.safetensors"), ("model.safetensors", ""))
+_PICKLE_LAYOUTS = (("pytorch_model.bin.index.json", r"pytorch_model.*\.bin"), ("pytorch_model.bin", ""))
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box")
 
 
-def recognises(path: Path) -> bool:
-    """Whether a path looks like a source of PyTorch's world. Its content is not checked.
+def _ends_in(*suffixes: str) -> Callable[[Path], bool]:
+    """Whether a path is a file with one of these endings, or a folder with such a file; the content is not checked."""
 
-    Args:
-        path: A file or folder.
-    """
-    if path.is_dir():
-        return any(file.name.endswith((*SUFFIXES, ".index.json")) for file in path.iterdir())
-    return path.name.lower().endswith((*SUFFIXES, ".index.json"))
+    def recognises(path: Path) -> bool:
+        files = path.iterdir() if path.is_dir() else (path,)
+        return any(file.name.lower().endswith(suffixes) for file in files)
+
+    return recognises
 
 
-def read(path: str | os.PathLike[str]) -> Tensors:
+@register_format(
+    "safetensors",
+    suffixes=(_TENSORS, _SHARDS),
+    recognises=_ends_in(_TENSORS, _SHARDS),
+    layouts=_TENSOR_LAYOUTS,
+    order=5,
+    written=(_TENSORS,),
+)
+@register_format(
+    "torch",
+    suffixes=_PICKLES,
+    recognises=_ends_in(*_PICKLES),
+    layouts=_PICKLE_LAYOUTS,
+    avoided=True,
+    written=(".pth", ".pt"),
+)
+def read(path: Path) -> Tensors:
     """Reads a checkpoint.
 
     Args:
@@ -174,7 +183,7 @@ def _transformers_contract(stated: Mapping[str, Any]) -> InputSpec:
 
 def _with_metadata(read: Tensors) -> Tensors:
     """Adds what resfit writes beside the tensors of a ``.safetensors`` file under the names of PyTorch's world."""
-    if read.path.suffix.lower() != ".safetensors":
+    if read.path.suffix.lower() != _TENSORS:
         return read
     text = safetensors_reader.read_metadata(read.path).get("resfit")
     if text is None:
@@ -195,15 +204,15 @@ def _with_metadata(read: Tensors) -> Tensors:
 
 
 def _weights_in(folder: Path) -> Path:
-    for name in _DOUBTLESS:
+    for name, _ in (*_TENSOR_LAYOUTS, *_PICKLE_LAYOUTS):
         if (folder / name).is_file():
             return folder / name
-    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-    preferred = [file for file in found if file.suffix.lower() == ".safetensors"] or found
+    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES and file.is_file())
+    preferred = [file for file in found if file.suffix.lower() == _TENSORS] or found
     if len(preferred) != 1:
         received = ", ".join(file.name for file in preferred[:5]) or "none"
         raise CheckpointError(
-            f"{folder}: a folder must hold one file of weights ({', '.join(SUFFIXES)}). Received: {received}. "
+            f"{folder}: a folder must hold one file of weights ({', '.join(_SUFFIXES)}). Received: {received}. "
             "Pass the path of the file itself."
         )
     return preferred[0]
@@ -213,15 +222,15 @@ def _read_file(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Returns the arrays of a file, or of the shards that it lists, and what was left out, one sentence each."""
     if not path.is_file():
         raise CheckpointError(f"weights file must exist. Received: {path}.")
-    if path.name.endswith(".index.json"):
+    if path.name.endswith(_SHARDS):
         return _read_shards(path)
     suffix = path.suffix.lower()
-    if suffix == ".safetensors":
+    if suffix == _TENSORS:
         return _read_safetensors(path), ()
-    if suffix in PICKLE_SUFFIXES:
+    if suffix in _PICKLES:
         read = read_pickle(path)
         return dict(read.arrays), read.left_out
-    raise CheckpointError(f"weights must be a file of {', '.join(SUFFIXES)}. Received: {path}.")
+    raise CheckpointError(f"weights must be a file of {', '.join(_SUFFIXES)}. Received: {path}.")
 
 
 def read_pickle(path: Path) -> Tensors:
@@ -254,7 +263,7 @@ def _read_shards(index: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     arrays: dict[str, np.ndarray] = {}
     left_out: dict[str, None] = {}
     for shard in sorted(set(shards.values())):
-        if Path(shard).name != shard or "\\" in shard or not shard.endswith(SUFFIXES):
+        if Path(shard).name != shard or "\\" in shard or not shard.endswith(_SUFFIXES):
             raise CheckpointError(f"{index}: a shard must be a file of the same folder. Received: {shard!r}.")
         read, sentences = _read_file(index.parent / shard)
         left_out |= dict.fromkeys(sentences)

@@ -13,7 +13,7 @@ from resfit.errors import CheckpointError
 from resfit.preprocessing import InputSpec
 from resfit.weights import heads
 from resfit.weights.conventions import tensorflow
-from resfit.weights.conventions.pytorch import Translation
+from resfit.weights.conventions.base import Translation
 from resfit.weights.formats.base import Tensors
 from resfit.weights.formats.keras_config import SavedModel
 from resfit.weights.graph import lift_keras

@@ -18,7 +18,8 @@ import numpy as np
 from resfit.errors import ArgumentError, CheckpointError
 from resfit.networks.spec import ArchitectureSpec
 from resfit.preprocessing import CAFFE, TF, InputSpec
-from resfit.weights.conventions.pytorch import LEFT_OUT, Translation
+from resfit.weights.conventions.base import Translation
+from resfit.weights.conventions.pytorch import LEFT_OUT
 from resfit.weights.formats.base import Tensors
 from resfit.weights.formats.onnx import OnnxGraph
 from resfit.weights.graph import fields, lift_onnx, simplify, structure

@@ -10,21 +10,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
 from resfit.errors import ArgumentError
 from resfit.numerics import logits_of, tempered
+from resfit.registries import Registry
 from resfit.tasks.classification.heads import linear
 from resfit.tasks.classification.heads.linear import HeldOut, LinearHead
 from resfit.training.loop import check_choice
 
 if TYPE_CHECKING:
     import keras
-
-#: What ``head=`` accepts.
-KINDS = ("linear", "mlp", "nearest_mean", "knn")
 
 
 class Head(Protocol):
@@ -46,6 +44,77 @@ class Head(Protocol):
     def layers(self) -> list[Any]:
         """Returns built Keras layers, one after the other, of which the last gives logits."""
         ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeadJob:
+    """What a head is fitted to; the fields are the arguments of :func:`fit_head`.
+
+    Attributes:
+        features: Float array of shape ``(n, features)``. Not to be changed.
+        labels: ``n`` integers, or an array ``(n, classes)`` of 0 and 1 where an image may have several labels.
+        classes: Number of classes.
+        multilabel: Whether an image may have several labels.
+        seed: Of all that is random.
+        sample_groups: The group of each image, or None.
+        balance: Whether each class counts the same.
+        label_smoothing: Share of the target spread over all classes.
+        focal: gamma of the focal loss.
+        strength: C of the linear head, or None.
+        settings: Further settings of the training.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    classes: int
+    multilabel: bool = False
+    seed: int = 0
+    sample_groups: Sequence[Any] | None = None
+    balance: bool = False
+    label_smoothing: float = 0.0
+    focal: float = 0.0
+    strength: float | None = None
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadKind:
+    """One kind of head.
+
+    Attributes:
+        fit: Fits it.
+        takes: Which of ``"multilabel"``, ``"balance"``, ``"label_smoothing"`` and ``"focal"`` it has.
+    """
+
+    fit: Callable[[HeadJob], Head]
+    takes: tuple[str, ...] = ()
+
+
+#: What ``head=`` accepts.
+HEADS: Registry[HeadKind] = Registry("a head")
+
+_WORDS = {"multilabel": "an image with several labels", "focal": "focal loss"}
+_Fit = TypeVar("_Fit", bound=Callable[[HeadJob], Any])
+
+
+def register_head(name: str, *, takes: tuple[str, ...] = ()) -> Callable[[_Fit], _Fit]:
+    """Registers the decorated function, which fits a head.
+
+    Args:
+        name: What ``head=`` calls it.
+        takes: As :class:`HeadKind` has it.
+
+    Example:
+        >>> @register_head("mean")  # doctest: +SKIP
+        ... def fit_mean(job):
+        ...     return LinearHead(...)
+    """
+
+    def register(fit: _Fit) -> _Fit:
+        HEADS.add(name, HeadKind(fit, takes))
+        return fit
+
+    return register
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -147,7 +216,7 @@ def fit_head(
     """Fits a head of some kind.
 
     Args:
-        kind: One of :data:`KINDS`.
+        kind: A name of :data:`HEADS`.
         features: Float array of shape ``(n, features)``. Not changed.
         labels: ``n`` integers, or an array ``(n, classes)`` of 0 and 1 where an image may have several labels.
         classes: Number of classes.
@@ -163,35 +232,70 @@ def fit_head(
         ArgumentError: The kind is unknown, or does not have one of these options.
         DataError: The features cannot be fitted.
     """
-    from resfit.tasks.classification.heads import few_shot, mlp
-
-    check_choice("head", kind, KINDS)
+    check_choice("head", kind, tuple(HEADS))
     multilabel = np.ndim(labels) == 2
-    if focal and kind != "mlp":
-        raise ArgumentError(f"focal loss is for head='mlp' and for fine-tuning. Received: head={kind!r}.")
-    if kind == "linear":
-        return linear.fit_linear(
-            features,
-            labels,
-            classes=classes,
-            seed=seed,
-            sample_groups=sample_groups,
-            grid=linear.GRID if strength is None else (strength,),
-            balance=balance,
-            label_smoothing=label_smoothing,
-        )
-    if kind == "mlp":
-        own = {"seed": seed, "balance": balance, "label_smoothing": label_smoothing, "focal": focal}
-        tuning = dataclasses.replace(mlp.MLP, **{**own, **(settings or {})})
-        targets = np.asarray(labels, np.float32) if multilabel else np.eye(classes, dtype=np.float32)[labels]
-        return mlp.fit_mlp(features, targets, tuning=tuning, multilabel=multilabel)
-    if multilabel or balance or label_smoothing:
-        raise ArgumentError(
-            f"several labels, balance and label_smoothing are for head='linear' and 'mlp'. Received: head={kind!r}."
-        )
-    if kind == "nearest_mean":
-        return few_shot.fit_nearest_mean(features, labels, classes)
-    return few_shot.fit_neighbours(features, labels, classes)
+    chosen = HEADS[kind]
+    asked = {
+        "multilabel": multilabel,
+        "balance": balance,
+        "label_smoothing": bool(label_smoothing),
+        "focal": bool(focal),
+    }
+    for option in (name for name, is_asked in asked.items() if is_asked and name not in chosen.takes):
+        having = " and ".join(repr(name) for name, head in HEADS.items() if option in head.takes)
+        raise ArgumentError(f"{_WORDS.get(option, option)} is for head={having}. Received: head={kind!r}.")
+    job = HeadJob(
+        features,
+        labels,
+        classes,
+        multilabel=multilabel,
+        seed=seed,
+        sample_groups=sample_groups,
+        balance=balance,
+        label_smoothing=label_smoothing,
+        focal=focal,
+        strength=strength,
+        settings=settings or {},
+    )
+    return chosen.fit(job)
+
+
+@register_head("linear", takes=("multilabel", "balance", "label_smoothing"))
+def _fit_linear(job: HeadJob) -> Head:
+    return linear.fit_linear(
+        job.features,
+        job.labels,
+        classes=job.classes,
+        seed=job.seed,
+        sample_groups=job.sample_groups,
+        grid=linear.GRID if job.strength is None else (job.strength,),
+        balance=job.balance,
+        label_smoothing=job.label_smoothing,
+    )
+
+
+@register_head("mlp", takes=("multilabel", "balance", "label_smoothing", "focal"))
+def _fit_mlp(job: HeadJob) -> Head:
+    from resfit.tasks.classification.heads import mlp
+
+    own = {"seed": job.seed, "balance": job.balance, "label_smoothing": job.label_smoothing, "focal": job.focal}
+    tuning = dataclasses.replace(mlp.MLP, **{**own, **job.settings})
+    hot = job.labels if job.multilabel else np.eye(job.classes, dtype=np.float32)[job.labels]
+    return mlp.fit_mlp(job.features, np.asarray(hot, np.float32), tuning=tuning, multilabel=job.multilabel)
+
+
+@register_head("nearest_mean")
+def _fit_nearest_mean(job: HeadJob) -> Head:
+    from resfit.tasks.classification.heads import few_shot
+
+    return few_shot.fit_nearest_mean(job.features, job.labels, job.classes)
+
+
+@register_head("knn")
+def _fit_neighbours(job: HeadJob) -> Head:
+    from resfit.tasks.classification.heads import few_shot
+
+    return few_shot.fit_neighbours(job.features, job.labels, job.classes)
 
 
 def leave_out(

@@ -1,0 +1,34 @@
+"""Detectors: what their tensors are read as, whoever names them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from resfit.networks.detection.spec import DetectorSpec
+from resfit.weights import detectors
+from resfit.weights.conventions import torchvision_detection
+from resfit.weights.conventions.base import register_convention
+from resfit.weights.detectors import DetectorSource
+from resfit.weights.formats.base import Tensors
+from resfit.weights.formats.resfit import CanonicalNames
+
+
+def _is_own(tensors: Tensors) -> bool:
+    return isinstance(tensors.graph, CanonicalNames) and isinstance(tensors.config.get("resfit"), DetectorSpec)
+
+
+@register_convention("resfit's detectors", recognises=_is_own, order=-1, is_larger=True)
+def _own(tensors: Tensors, **reading: Any) -> DetectorSource:
+    """Hands on the arrays of a detector that resfit wrote."""
+    return detectors.read_own(tensors, **reading)
+
+
+@register_convention(
+    "torchvision's detectors",
+    recognises=lambda tensors: torchvision_detection.is_detector(tensors.arrays),
+    order=30,
+    is_larger=True,
+)
+def _torchvision(tensors: Tensors, **reading: Any) -> DetectorSource:
+    """Translates the tensors of a detector of torchvision."""
+    return detectors.read(tensors, torchvision_detection, **reading)
