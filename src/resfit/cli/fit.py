@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _PLANNED = (
     *("model", "strategy", "budget", "seed", "test_share", "val_share", "path_column", "label_column", "split_column"),
     *("group_column", "image_root", "label_separator", "multilabel", "label_from", "train", "val", "test", "reading"),
+    *("size", "tiles"),
 )
 # columns of a training's log that are no metric of validation images
 _PLAIN = ("epoch", "step", "seconds", "learning_rate", "val_loss", "train_loss")
@@ -137,6 +138,12 @@ def fit(
         str, typer.Option(help="Of a probe's features: float32, bfloat16 (processors with matrix units) or int8.")
     ] = "float32",
     batch_size: BatchSize = None,
+    size: Annotated[
+        int | None, typer.Option(min=32, help="Of a detector: height and width of its input in pixels.")
+    ] = None,
+    tiles: Annotated[
+        int | None, typer.Option(min=32, help="Of a detector: cut pictures into overlapping tiles of so many pixels.")
+    ] = None,
     no_cache: NoCache = False,
     path_column: PathColumn = None,
     label_column: LabelColumn = None,
@@ -159,6 +166,7 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Fit a model to a folder of images and measure it on images it has not seen."""
+    from resfit.errors import ArgumentError
     from resfit.tasks import config, dispatch
 
     columns: dict[str, Any] = {
@@ -181,7 +189,10 @@ def fit(
     asked = config.FitConfig.from_dict(stated)
     task = asked.task if task == "auto" else task
     given = {"model": model, "strategy": strategy, "budget": budget, "seed": seed, "test_share": test_share, **columns}
+    given |= {"size": size, "tiles": tiles}
     options = {**asked.keywords(), **{name: value for name, value in given.items() if value is not None}}
+    if (size or tiles) and dispatch.chosen(folder, task, **options)[0].name != "detection":
+        raise ArgumentError("--size and --tiles are options of detection. Received: data of another task.")
     if dry_run:
         recipe = dispatch.plan(folder, task=task, **{name: options[name] for name in options if name in _PLANNED})
         if as_json:
