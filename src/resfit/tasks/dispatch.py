@@ -115,7 +115,7 @@ def load(path: str | os.PathLike[str]) -> FittedModel:
         ArtifactError: It is none, or it is damaged.
 
     Example:
-        >>> resfit.tasks.load("photos.resfit")  # doctest: +SKIP
+        >>> dispatch.load("photos.resfit")  # doctest: +SKIP
         <Classifier resnet10_tiny, 2 classes: cat, dog>
     """
     return task_of(Path(path)).load(Path(path))
