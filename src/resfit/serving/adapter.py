@@ -100,7 +100,7 @@ class Served:
         folders.check(folder, [name for names in DOCUMENTS.values() for name in names])
         from resfit.tasks import dispatch
 
-        return cls(dispatch.load(folder), folder, engine)
+        return _KINDS.get(dispatch.task_of(folder).name, cls)(dispatch.load(folder), folder, engine)
 
     @property
     def engine(self) -> str:
@@ -199,16 +199,30 @@ class Served:
         """
         from resfit.data import decode, inputs
 
-        if image.dtype.kind == "f" and image.size and image.min() >= 0 and image.max() <= 1:
-            if (image != np.rint(image)).any():
-                raise unusable("its values are 0..1, and 0..255 are needed: multiply them by 255")
-            image = image.astype(np.uint8)
         try:
-            image = inputs.fit_array(image, self.fitted.input_spec)
+            image = inputs.fit_array(self.checked(image), self.fitted.input_spec)
             decode.check_size(image, self.fitted.input_spec)
         except (ArgumentError, ImageError) as error:
             raise unusable(str(error)) from error
         return image
+
+    @staticmethod
+    def checked(image: np.ndarray) -> np.ndarray:
+        """Returns an array whose values are 0..255.
+
+        Raises:
+            Problem: They are fractions of 1.
+        """
+        if image.dtype.kind == "f" and image.size and image.min() >= 0 and image.max() <= 1:
+            if (image != np.rint(image)).any():
+                raise unusable("its values are 0..1, and 0..255 are needed: multiply them by 255")
+            return image.astype(np.uint8)
+        return image
+
+    @property
+    def integers(self) -> tuple[str, ...]:
+        """Names of outputs that are whole numbers."""
+        return ()
 
     def predict(self, images: Sequence[np.ndarray]) -> Sequence[Any]:
         """Predicts on images of the network's size; an image whose answer is not finite is a problem."""
@@ -217,11 +231,11 @@ class Served:
         found = self.fitted.predict(NetworkInput(images), engine=self._body, batch_size=len(images))
         rows = list(self.fitted.arrays(found).values())
         finite = [all(np.isfinite(values[row]).all() for values in rows) for row in range(len(found))]
-        return [one if fine else _not_finite() for one, fine in zip(found, finite, strict=True)]
+        return [one if fine else not_finite() for one, fine in zip(found, finite, strict=True)]
 
     def embed(self, images: Sequence[np.ndarray]) -> Sequence[np.ndarray | Problem]:
         """Returns the features of images of the network's size; an image whose are not finite is a problem."""
-        return [row if np.isfinite(row).all() else _not_finite() for row in self._body.run(np.stack(images))]
+        return [row if np.isfinite(row).all() else not_finite() for row in self._body.run(np.stack(images))]
 
     def arrays(self, predictions: Sequence[Any]) -> dict[str, np.ndarray]:
         """Returns predictions as arrays by the name of the output; see :meth:`FittedModel.arrays`."""
@@ -316,7 +330,22 @@ class Served:
         return False
 
 
-def _not_finite() -> Problem:
+#: What answers for a task, where it is more than :class:`Served`.
+_KINDS: dict[str, type[Served]] = {}
+
+
+def register_served(task: str, kind: type[Served]) -> None:
+    """Says what answers for the models of a task.
+
+    Args:
+        task: Its name.
+        kind: The class.
+    """
+    _KINDS[task] = kind
+
+
+def not_finite() -> Problem:
+    """Returns the problem of an image whose answer is no number."""
     return unusable("the network's answer is not finite: the image's values lie far outside of 0..255")
 
 

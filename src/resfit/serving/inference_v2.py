@@ -197,11 +197,19 @@ def _metadata(context: Context, version: Version) -> dict[str, Any]:
         "platform": f"resfit_{served.engine}",
         "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, *served.shape]}],
         "outputs": [
-            *({"name": name, "datatype": "FP32", "shape": [-1, *shape]} for name, shape in served.outputs.items()),
+            *(
+                {"name": name, "datatype": _datatype(served, name), "shape": [-1, *shape]}
+                for name, shape in served.outputs.items()
+            ),
             *({"name": name, "datatype": "BYTES", "shape": [-1], **_separated(served)} for name in served.text_outputs),
             {"name": "features", "datatype": "FP32", "shape": [-1, served.features]},
         ],
     }
+
+
+def _datatype(served: Served, name: str) -> str:
+    """Returns the protocol's name of the numbers of an output."""
+    return "INT32" if name in served.integers else "FP32"
 
 
 def _separated(served: Served) -> dict[str, Any]:
@@ -212,7 +220,7 @@ def _separated(served: Served) -> dict[str, Any]:
 def _configuration(context: Context, version: Version) -> dict[str, Any]:
     served = version.served
     outputs = [
-        *((name, "TYPE_FP32", list(shape)) for name, shape in served.outputs.items()),
+        *((name, f"TYPE_{_datatype(served, name)}", list(shape) or [1]) for name, shape in served.outputs.items()),
         *((name, "TYPE_STRING", [1]) for name in served.text_outputs),
     ]
     return {
@@ -369,7 +377,10 @@ async def _infer(context: Context, request: Request, version: Version) -> Respon
         if task == "embed":
             columns[_FEATURES] = np.stack(results).astype("<f4")
         else:
-            columns |= {name: values.astype("<f4") for name, values in served.arrays(results).items()}
+            columns |= {
+                name: values.astype("<i4" if name in served.integers else "<f4")
+                for name, values in served.arrays(results).items()
+            }
             columns |= served.texts(results)
 
     def written() -> Response:
@@ -396,13 +407,13 @@ async def _infer(context: Context, request: Request, version: Version) -> Respon
 def _written(output: _Output, values: Any, version: Version) -> tuple[dict[str, Any], bytes]:
     """Returns the description of an output and its binary data; without that, the values stand in the description."""
     if output.classes:
-        if np.ndim(values) != 2:
+        if np.ndim(values) != 2 or len(version.served.outputs) > 1:
             raise malformed(f"'classification' is for outputs of one row an image. Received: {output.name!r}.")
         values = _classified(values, output, version)
     is_text = isinstance(values, list)
     entry: dict[str, Any] = {
         "name": output.name,
-        "datatype": "BYTES" if is_text else "FP32",
+        "datatype": "BYTES" if is_text else _datatype(version.served, output.name),
         "shape": [len(values)] if is_text else list(values.shape),
     }
     if output.classes:

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from resfit.serving.context import Context, json_response
+from resfit.serving.detection import ServedDetector
 from resfit.serving.metrics import CONTENT_TYPE
 from resfit.serving.problems import Problem
 
@@ -103,6 +104,7 @@ def _about(context: Context) -> dict[str, Any]:
                 "engine": served.engine,
                 "size": list(served.shape[:2]),
                 "calibrated": served.is_calibrated,
+                **({"thresholds": served.thresholds} if isinstance(served, ServedDetector) else {}),
                 "has_report": served.has_document("report"),
                 "has_card": served.has_document("card"),
                 "report_link": signed,

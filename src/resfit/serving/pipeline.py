@@ -117,6 +117,15 @@ class Pipeline:
 
         return await self._apart(work)
 
+    async def draw(self, version: Version, source: Source, found: Any) -> bytes:
+        """Returns a picture with the boxes that were found in it, as PNG.
+
+        Raises:
+            Problem: As :meth:`explain`.
+        """
+        served: Any = version.served
+        return await self._apart(lambda: served.drawn(source, found, self._settings.max_pixels))
+
     async def nearest(self, version: Version, source: Source) -> list[adapter.Neighbour] | None:
         """Returns the training images nearest to one; ``None`` where none are kept."""
         served = version.served

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from resfit.errors import ArgumentError
+from resfit.serving import detection as _detection  # noqa: F401  # registers what answers for detectors
 from resfit.serving import folders, logs
 from resfit.serving.adapter import Served
 from resfit.serving.batching import Batcher

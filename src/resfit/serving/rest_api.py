@@ -23,8 +23,9 @@ from resfit.serving.context import (
     responses,
     whole_number,
 )
+from resfit.serving.detection import ServedDetector
 from resfit.serving.problems import Problem, malformed
-from resfit.serving.repository import NotServed
+from resfit.serving.repository import NotServed, Version
 
 _FILE = {"type": "string", "format": "binary"}
 _UPLOAD: dict[str, Any] = {
@@ -70,6 +71,18 @@ _FORMAT = {
     "description": "`png`: the overlay. `json`: image, map and nearest training images apart.",
     "schema": {"type": "string", "enum": ["png", "json"]},
 }
+_THRESHOLD = {
+    "name": "threshold",
+    "in": "query",
+    "description": "Of detectors: lowest score of a box; that of its class otherwise.",
+    "schema": {"type": "number", "minimum": 0, "maximum": 1},
+}
+_DRAWN = {
+    "name": "format",
+    "in": "query",
+    "description": "Of detectors: `png` for the one picture with its boxes drawn.",
+    "schema": {"type": "string", "enum": ["json", "png"]},
+}
 _LONGEST_NAME = 200
 _PIECE = 1 << 16
 _T = TypeVar("_T")
@@ -103,21 +116,36 @@ def router(context: Context) -> APIRouter:
     async def predict(request: Request) -> Response:
         """Says what is on one image or several: uploaded as a form, or one alone as the body."""
         begin = time.monotonic()
-        top = _whole(request, "top")
+        top, threshold = _whole(request, "top"), _share(request, "threshold")
+        form = _choice(request, "format", ("json", "png"))
         files = await uploads(request, context)
         with _leased(context, request) as version:
             note(request, images=len(files))
+            _check_detector(version, form, threshold)
+            if form == "png":
+                return await drawn(version, _one(files), threshold)
             results = await context.pipeline.run(version, "predict", [file.data for file in files])
             served = version.served
-            answer = {
+            answer: dict[str, Any] = {
                 "model": version.model,
                 "version": version.number,
                 "calibrated": served.is_calibrated,
                 "milliseconds": round(1000 * (time.monotonic() - begin), 3),
             }
-        return _answered(
-            "predictions", answer, files, results, lambda one: described(one, served.unlike_training(one), top)
-        )
+
+        def entry(one: Any) -> dict[str, Any]:
+            one = served.shown(one, threshold) if isinstance(served, ServedDetector) else one
+            return described(one, served.unlike_training(one), top)
+
+        return _answered("predictions", answer, files, results, entry)
+
+    async def drawn(version: Version, file: Upload, threshold: float | None) -> Response:
+        (found,) = await context.pipeline.run(version, "predict", [file.data])
+        if isinstance(found, Problem):
+            raise found
+        assert isinstance(version.served, ServedDetector)
+        picture = await context.pipeline.draw(version, file.data, version.served.shown(found, threshold))
+        return Response(picture, media_type="image/png")
 
     async def explain(request: Request) -> Response:
         """Shows where on an image the most probable class was seen, as PNG or, with its parts, as JSON."""
@@ -156,7 +184,7 @@ def router(context: Context) -> APIRouter:
         200: {"description": "The picture, or its parts.", "content": {"image/png": {}, "application/json": {}}}
     }
     for path, handler, parameters, ok, statuses in (
-        ("/predict", predict, [*_MODEL, _TOP], json_answer, (422,)),
+        ("/predict", predict, [*_MODEL, _TOP, _THRESHOLD, _DRAWN], picture, (422,)),
         ("/explain", explain, [*_MODEL, _METHOD, _FORMAT], picture, (422, 501)),
         ("/nearest", nearest, _MODEL, json_answer, (422, 501)),
         ("/embed", embed, _MODEL, json_answer, (422,)),
@@ -262,6 +290,24 @@ def _whole(request: Request, name: str) -> int | None:
     if not (value.isascii() and value.isdigit() and 0 < len(value) < 10 and int(value) > 0):
         raise malformed(f"{name} must be a whole number of at least 1.")
     return int(value)
+
+
+def _share(request: Request, name: str) -> float | None:
+    value = request.query_params.get(name)
+    if value is None:
+        return None
+    try:
+        number = float(value) if len(value) < 40 and value.isascii() else -1.0
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise malformed(f"{name} must be a number from 0 to 1.")
+    return number
+
+
+def _check_detector(version: Version, form: str, threshold: float | None) -> None:
+    if not isinstance(version.served, ServedDetector) and (form == "png" or threshold is not None):
+        raise malformed("format=png and threshold are for detectors. Received: a model without boxes.")
 
 
 def _choice(request: Request, name: str, known: tuple[str, ...]) -> str:

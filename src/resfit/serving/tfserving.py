@@ -201,7 +201,8 @@ def _metadata(version: Version) -> dict[str, Any]:
     served = version.served
     images = ("DT_FLOAT", (-1, *served.shape))
     scores: dict[str, tuple[str, tuple[int, ...]]] = {
-        name: ("DT_FLOAT", (-1, *shape)) for name, shape in served.outputs.items()
+        name: ("DT_INT32" if name in served.integers else "DT_FLOAT", (-1, *shape))
+        for name, shape in served.outputs.items()
     }
     if "scores" in scores and len(scores) == 1:
         scores["classes"] = ("DT_STRING", (-1, len(served.classes)))

@@ -59,7 +59,7 @@ async function start() {
 function summarise() {
   const model = current();
   const scores = model.calibrated ? "calibrated probabilities" : "probabilities, not calibrated";
-  const said = model.task === "regression" ? `predicts ${model.classes.join(", ")}` : `${model.classes.length} classes, ${scores}`;
+  const said = model.task === "detection" ? `finds ${model.classes.length} classes` : model.task === "regression" ? `predicts ${model.classes.join(", ")}` : `${model.classes.length} classes, ${scores}`;
   $("summary").textContent = `${model.name}, version ${model.version}: ${model.network}, ${said}`;
   if (!$("panel-model").hidden) showModel();
 }
@@ -152,7 +152,9 @@ async function classifySome(files, begin, count) {
   const started = performance.now();
   let answer;
   try {
-    const response = await ask(`predict?${modelQuery()}`, { method: "POST", body: form });
+    // of a detector all boxes, which the slider hides and shows
+    const all = current().thresholds ? { threshold: 0 } : {};
+    const response = await ask(`predict?${modelQuery(all)}`, { method: "POST", body: form });
     const text = await response.text();
     answer = JSON.parse(text);
   } catch (error) {
@@ -165,7 +167,8 @@ async function classifySome(files, begin, count) {
   const bad = predictions.filter((prediction) => prediction.error).length;
   const first = predictions.find((prediction) => !prediction.error);
   const good = predictions.length - bad;
-  const said = good === 1 ? `${first.values ? numbers(first).join(", ") : `${first.label || "no label"}, ${percent(first.probability)}`}.` : `${good} images ${first && first.values ? "done" : "classified"}.`;
+  const boxes = first && first.boxes;
+  const said = boxes ? (good === 1 ? `${shownBoxes(first).length} boxes.` : `${good} images done.`) : good === 1 ? `${first.values ? numbers(first).join(", ") : `${first.label || "no label"}, ${percent(first.probability)}`}.` : `${good} images ${first && first.values ? "done" : "classified"}.`;
   $("status").textContent = (good ? said : "") + (bad ? ` ${bad} could not be used.` : "");
 }
 
@@ -176,7 +179,7 @@ function card(file, prediction, server, total) {
   const photo = node.querySelector(".photo");
   const url = URL.createObjectURL(file);
   photo.src = url;
-  const found = prediction.values ? numbers(prediction).join(", ") : `classified as ${prediction.label || "no label"}`;
+  const found = prediction.boxes ? "with boxes" : prediction.values ? numbers(prediction).join(", ") : `classified as ${prediction.label || "no label"}`;
   photo.alt = prediction.error ? "" : `${name}, ${found}`;
   photo.addEventListener("error", () => (photo.hidden = true), { once: true });
   if (prediction.error) {
@@ -188,12 +191,60 @@ function card(file, prediction, server, total) {
     return node;
   }
   node.querySelector(".unlike").hidden = !prediction.unlike_training;
-  node.querySelector(".classes").append(...(prediction.values ? lines(numbers(prediction)) : bars(prediction.probabilities)));
+  if (prediction.boxes) boxed(node, prediction);
+  else node.querySelector(".classes").append(...(prediction.values ? lines(numbers(prediction)) : bars(prediction.probabilities)));
   node.querySelector(".latency").textContent = `${server.toFixed(1)} ms in the server, ${total.toFixed(0)} ms in all.`;
   const button = node.querySelector(".explain");
-  button.hidden = Boolean(prediction.values); // of classes alone
+  button.hidden = Boolean(prediction.values || prediction.boxes); // of classes alone
   button.addEventListener("click", () => explain(node, file, button));
   return node;
+}
+
+// --- boxes
+
+const COLOURS = ["#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"];
+
+function startOf(label) {
+  return current().thresholds[label];
+}
+
+function shownBoxes(prediction, threshold) {
+  return prediction.boxes.filter((one) => one.score >= (threshold === undefined ? startOf(one.label) : threshold));
+}
+
+function boxed(node, prediction) {
+  const svg = node.querySelector(".boxes");
+  svg.setAttribute("viewBox", `0 0 ${prediction.width} ${prediction.height}`);
+  svg.toggleAttribute("hidden", false);
+  const slider = node.querySelector(".threshold input");
+  const value = node.querySelector(".threshold output");
+  const labels = Object.keys(current().thresholds);
+  const usual = labels.map(startOf).sort((one, other) => one - other)[Math.floor(labels.length / 2)];
+  slider.value = Math.round(100 * usual);
+  const draw = (threshold) => {
+    const found = shownBoxes(prediction, threshold);
+    value.textContent = threshold === undefined ? "as fitted" : threshold.toFixed(2);
+    svg.replaceChildren(...found.slice().reverse().flatMap((one) => rectangle(one, labels.indexOf(one.label), prediction)));
+    node.querySelector(".classes").replaceChildren(...lines(found.map((one) => `${one.label} ${one.score.toFixed(2)}`)));
+  };
+  slider.addEventListener("input", () => draw(slider.value / 100));
+  node.querySelector(".threshold").hidden = false;
+  draw(undefined);
+}
+
+function rectangle(one, number, prediction) {
+  const make = (name, values) => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(values)) element.setAttribute(key, value);
+    return element;
+  };
+  const [x1, y1, x2, y2] = one.box;
+  const colour = COLOURS[number % COLOURS.length];
+  const size = Math.min(prediction.width, prediction.height) / 28;
+  const frame = make("rect", { x: x1, y: y1, width: x2 - x1, height: y2 - y1, stroke: colour, "stroke-width": size / 6 });
+  const text = make("text", { x: x1, y: Math.max(size, y1 - size / 4), "font-size": size, fill: colour });
+  text.textContent = `${one.label} ${one.score.toFixed(2)}`;
+  return [frame, text];
 }
 
 function numbers(prediction) {

@@ -27,6 +27,15 @@ def letterbox_for(contract: InputSpec, *, portrait: bool) -> InputSpec:
     return dataclasses.replace(contract, size=(long, short) if portrait else (short, long), resize_mode="letterbox")
 
 
+def at_size(detector: Any) -> tuple[Any, ...]:
+    """Returns the detectors with a letterbox as their contract: the one for landscapes first, then that for portraits.
+
+    Args:
+        detector: A detector; one whose contract is a letterbox is the only one.
+    """
+    return tuple(detector._letterboxed.values()) if detector.input_spec.resize_mode == "fit" else (detector,)
+
+
 def is_portrait(item: Any) -> bool:
     """Whether an image is higher than wide as displayed; one that cannot be read is not.
 
