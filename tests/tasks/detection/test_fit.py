@@ -151,7 +151,7 @@ def test_turned_photos_and_what_is_no_picture(detector, tmp_path):
     table = turned.to_dataframe()
     assert list(table.columns) == ["path", "label", "score", "xmin", "ymin", "xmax", "ymax"]
     alone = detector.predict(tmp_path / "turned.png")
-    assert np.array_equal(alone.boxes, turned.boxes)
+    assert np.abs(alone.boxes - turned.boxes).max(initial=0) < 1e-3
     assert alone.labels == turned.labels
     assert alone.draw().size == (128, 96)
     several = detector.predict([tmp_path / "plain.png", tmp_path / "turned.png"])
