@@ -118,9 +118,7 @@ class ServedDetector(Served):
             predicted = detector.predict(own, threshold=0.0, engine=run, batch_size=len(rows))
             for row, one in zip(rows, predicted, strict=True):
                 if not (np.isfinite(one.boxes).all() and np.isfinite(one.scores).all()):
-                    found[row] = unusable(
-                        "the network's answer is not finite: the image's values lie far out of 0..255"
-                    )
+                    found[row] = not_finite()
                     continue
                 shown = images[row].size if isinstance(images[row], Fitted) else size
                 boxes = letterbox(shown, size).to_image(one.boxes, clip=True).astype(np.float32)
