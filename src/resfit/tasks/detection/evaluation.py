@@ -99,7 +99,8 @@ class DetectionEvaluation:
             )
         columns = ("class", ">boxes", ">AP", ">AP50", ">threshold", ">precision", ">recall", ">F1")
         sizes = []
-        areas = box_areas(self.matching.truth.boxes)[~self.matching.truth.crowd]
+        areas, crowd = box_areas(self.matching.truth.boxes), self.matching.truth.crowd
+        areas = areas if crowd is None else areas[~crowd]
         for size in ("small", "medium", "large"):
             low, high = AREA_RANGES[size]
             count = int(((areas >= low) & (areas < high)).sum())
