@@ -1,0 +1,5 @@
+"""``python -m resfit``: the command line."""
+
+from resfit.cli.main import run
+
+run()
