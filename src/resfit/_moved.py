@@ -47,7 +47,6 @@ MODULES = {
     "resfit.checkpoints.onnx_graph.translate": "resfit.weights.graph.translate",
     "resfit.checkpoints.readers": "resfit.weights.formats",
     "resfit.checkpoints.readers.base": "resfit.weights.formats.base",
-    "resfit.checkpoints.readers.crc32c": "resfit.weights.formats.crc32c",
     "resfit.checkpoints.readers.hdf5": "resfit.weights.formats.hdf5",
     "resfit.checkpoints.readers.hdf5_child": "resfit.weights.formats.hdf5_child",
     "resfit.checkpoints.readers.keras_archive": "resfit.weights.formats.keras_archive",

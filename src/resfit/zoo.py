@@ -20,15 +20,14 @@ from resfit.networks import arithmetic, catalog
 from resfit.networks.arithmetic import StageCount
 from resfit.networks.detection import catalog as detector_catalog
 from resfit.networks.spec import ArchitectureSpec
-from resfit.weights import detectors, registry, resolve
-from resfit.weights.detectors import DetectorSource
-from resfit.weights.formats import base as formats
+from resfit.weights import registry
 from resfit.weights.registry import CheckpointInfo
 
 if TYPE_CHECKING:
     import keras
 
     from resfit.preprocessing import InputSpec
+    from resfit.weights.detectors import DetectorSource
     from resfit.weights.load import Source
 
 _MOST_JSON = 10_000_000
@@ -228,13 +227,17 @@ def load(
         if value is not None and value < 1:
             raise ArgumentError(f"{argument} must be at least 1. Received: {value!r}.")
     _check_reading(reading)
-    path = resolve.as_path(source)
+    from resfit.weights import locate
+
+    path = locate.as_path(source)
     if path is not None and path.suffix == ".keras":
         given = (classes, include_top, pooling, tuple(taps), preprocess, input_shape, in_channels, weights, dtype, name)
         if given == (None, None, None, (), True, None, None, "default", None, None) and not reading:
             return _as_saved(path)
 
+    from resfit.weights import detectors
     from resfit.weights import load as convert
+    from resfit.weights.detectors import DetectorSource
 
     if path is None and include_top is None:
         include_top = True
@@ -367,6 +370,8 @@ def read(
     Raises:
         ResfitError: As :func:`load`; or it is a detector, and the classifier is wanted.
     """
+    from resfit.weights.detectors import DetectorSource
+
     found = read_any(source, weights, reading, needs_top=needs_top, classes=classes)
     if isinstance(found, DetectorSource):
         raise CheckpointError(
@@ -396,7 +401,9 @@ def read_any(
     Raises:
         ResfitError: As :func:`load`.
     """
-    path = resolve.as_path(source)
+    from resfit.weights import locate
+
+    path = locate.as_path(source)
     if path is not None:
         return _of_path(path, weights, {**({} if needs_top else {"include_top": False}), **(reading or {})})
     if str(source) in detector_catalog.rows():
@@ -410,6 +417,7 @@ def _check_reading(reading: Mapping[str, Any]) -> None:
     Raises:
         ArgumentError: One does not.
     """
+    from resfit.weights import detectors
     from resfit.weights import load as convert
 
     own, further = (
@@ -428,12 +436,14 @@ def _check_reading(reading: Mapping[str, Any]) -> None:
 
 def _detector(name: str, weights: Any, reading: Mapping[str, Any], *, needs_top: bool) -> Source | DetectorSource:
     """Reads a detector of the catalog, or its backbone."""
-    from resfit.weights import fetch
+    from resfit.weights import detectors, fetch, locate
     from resfit.weights import load as convert
+    from resfit.weights.detectors import DetectorSource
+    from resfit.weights.formats import base as formats
     from resfit.weights.formats import resfit as resfit_format
 
     named, row = detectors.named(name), registry.detectors().get(name)
-    path = resolve.as_path(weights)
+    path = locate.as_path(weights)
     if reading and path is None:
         raise ArgumentError(f"only a file or handle can be read in other ways. Received: {sorted(reading)}.")
     if path is None and weights not in ("default", None):
@@ -479,6 +489,7 @@ def _of_path(path: Path, weights: Any, reading: Mapping[str, Any]) -> Source | D
         ArgumentError: Weights are named beside it.
     """
     from resfit.weights import load as convert
+    from resfit.weights.detectors import DetectorSource
 
     if weights not in ("default", None):
         raise ArgumentError(f"a file as source brings its own weights. Received: weights={weights!r}.")
@@ -515,12 +526,13 @@ def read_named(
         DownloadError: The weights cannot be fetched.
         ArgumentError: The choice of weights is none.
     """
-    from resfit.weights import fetch
+    from resfit.weights import fetch, locate
     from resfit.weights import load as convert
+    from resfit.weights.formats import base as formats
 
     row, checkpoint = _resolve(name)
     checkpoint = checkpoint or registry.default_for(row.name)
-    given, reading = resolve.as_path(weights), reading or {}
+    given, reading = locate.as_path(weights), reading or {}
     if reading and given is None:
         raise ArgumentError(f"only a file or handle can be read in other ways. Received: {sorted(reading)}.")
     named = convert.Source(
@@ -565,6 +577,7 @@ def _filled(named: Source, path: Path, reading: Mapping[str, Any], *, needs_top:
     """
     from resfit.weights import canonical, identify
     from resfit.weights import load as convert
+    from resfit.weights.formats import base as formats
     from resfit.weights.formats import resfit as resfit_format
 
     if path.suffix.lower() in formats.suffixes(runner="keras") and not reading:
@@ -607,6 +620,7 @@ def _whole(named: Source, path: Path) -> Source | None:
     """
     from resfit.weights import canonical, identify
     from resfit.weights import load as convert
+    from resfit.weights.formats import base as formats
     from resfit.weights.formats import keras_h5, keras_weights
     from resfit.weights.formats.keras_config import SavedModel
 
@@ -699,6 +713,8 @@ def _resolve(name: str) -> tuple[catalog.CatalogRow, CheckpointInfo | None]:
             f"model must be a network of its own, not a module alone. Received: {name!r}: {module.obstacle}."
             f" resfit.hub.KerasLayer({module.url!r}) runs it as it is."
         )
+    from resfit.weights.formats import base as formats
+
     candidates = [*catalog.rows(), *registry.rows(), *detector_catalog.rows()]
     raise UnknownNameError(
         "model must be a name that `resfit models` lists, or a path that ends in "

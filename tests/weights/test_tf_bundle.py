@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from resfit.errors import CheckpointError
-from resfit.weights.formats import crc32c, saved_model
+from resfit.weights.formats import saved_model, tf_bundle
 from tests import fuzzing
 from tests.weights import tf_sources
 
@@ -120,33 +120,6 @@ def test_many_damaged_files(kind, sources, tmp_path):
 # The formats, bit by bit.
 
 
-def test_checksums_are_those_of_rfc_3720():
-    assert crc32c.crc32c(b"123456789") == 0xE3069283
-    assert crc32c.crc32c(bytes(32)) == 0x8A9136AA
-    assert crc32c.crc32c(b"\xff" * 32) == 0x62A8AB43
-    assert crc32c.crc32c(bytes(range(32))) == 0x46DD794E
-    assert crc32c.crc32c(b"") == 0
-
-
-@pytest.mark.parametrize("size", [1, 511, 512, 513, 16_385, 70_001, (1 << 20) + 3, (1 << 22) + 5])
-def test_checksums_of_any_length_are_those_of_the_definition(size):
-    data = np.random.default_rng(size).integers(0, 256, size, np.uint8).tobytes()
-    halves = crc32c.crc32c(data[: size // 2]), crc32c.crc32c(data)
-    assert halves == (slow_crc32c(data[: size // 2]), slow_crc32c(data))
-
-
-def slow_crc32c(data: bytes) -> int:
-    table = []
-    for byte in range(256):
-        for _ in range(8):
-            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-        table.append(byte)
-    state = 0xFFFFFFFF
-    for byte in data:
-        state = state >> 8 ^ table[(state ^ byte) & 0xFF]
-    return state ^ 0xFFFFFFFF
-
-
 def table(blocks: list[tuple[bytes, int]]) -> bytes:
     """A table of given blocks (their content as it is stored, and its compression)."""
 
@@ -157,13 +130,13 @@ def table(blocks: list[tuple[bytes, int]]) -> bytes:
     for number, (block, compression) in enumerate(blocks):
         place = varint(len(content)) + varint(len(block))
         stored = block + bytes([compression])
-        content += stored + crc32c.masked(crc32c.crc32c(stored)).to_bytes(4, "little")
+        content += stored + tf_bundle.masked_checksum(stored).to_bytes(4, "little")
         index += b"\0" + b"\1" + varint(len(place)) + bytes([255 - len(blocks) + number]) + place
     places = []
     for block in (bytes(8), index + bytes(4) + (1).to_bytes(4, "little")):
         places.append(varint(len(content)) + varint(len(block)))
         stored = block + b"\0"
-        content += stored + crc32c.masked(crc32c.crc32c(stored)).to_bytes(4, "little")
+        content += stored + tf_bundle.masked_checksum(stored).to_bytes(4, "little")
     return content + b"".join(places).ljust(40, b"\0") + (0xDB4775248B80FB57).to_bytes(8, "little")
 
 

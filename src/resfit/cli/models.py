@@ -195,9 +195,9 @@ def info(
     from resfit import zoo
     from resfit.errors import UnknownNameError
     from resfit.networks.detection import catalog
-    from resfit.weights import resolve
+    from resfit.weights import locate
 
-    path = resolve.as_path(name)
+    path = locate.as_path(name)
     if path is not None:
         _file(path, as_json)
         return

@@ -1,6 +1,6 @@
 """A checkpoint of any known source as a Keras model: locate, read, identify, build and fill.
 
-:func:`read_source` locates the files of a handle (:mod:`resfit.weights.resolve`), reads them with the first format that
+:func:`read_source` locates the files of a handle (:mod:`resfit.weights.locate`), reads them with the first format that
 recognises them (:mod:`resfit.weights.formats`), has the first naming convention that recognises what was read
 (:mod:`resfit.weights.conventions`) bring it to canonical names, and says what network it is
 (:mod:`resfit.weights.identify`). :func:`load_source` builds that network and fills it. :mod:`resfit.weights.verify`
@@ -23,7 +23,7 @@ from resfit.networks import arithmetic, catalog
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.networks.spec import ArchitectureSpec
 from resfit.preprocessing import TORCH, InputSpec
-from resfit.weights import attention, completeness, heads, registry, resolve
+from resfit.weights import attention, completeness, heads, locate, registry
 from resfit.weights.conventions import pytorch
 from resfit.weights.conventions.base import Translation, find_convention
 from resfit.weights.detectors import DetectorSource
@@ -165,7 +165,7 @@ def read_any(
     Raises:
         ResfitError: As :func:`read_source`.
     """
-    read = _read(resolve.locate(source))
+    read = _read(locate.locate(source))
     stated = read.config if config is None else config
     if include_top is False and isinstance(detector := stated.get("resfit"), DetectorSpec):
         stated = {**stated, "resfit": detector.backbone}

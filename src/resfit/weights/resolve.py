@@ -24,8 +24,6 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from resfit.errors import ArgumentError, CheckpointError, DownloadError, MissingDependencyError, ResfitError, closest
-from resfit.networks import catalog
-from resfit.networks.detection import catalog as detectors
 from resfit.storage import atomic, locks
 from resfit.storage.locks import USERS, cache_root, keep
 from resfit.weights import archives, download, registry, tfhub
@@ -44,15 +42,6 @@ _TORCH_HASH = re.compile(r"-([0-9a-f]{8,64})\.")
 
 #: Files that say what weights are.
 _BESIDE = ("config.json", "preprocessor_config.json", "metadata.json", "preprocessor.json", "task.json")
-
-
-def is_handle(source: object) -> bool:
-    """Whether something is a handle, and no name or path.
-
-    Args:
-        source: What a user gave.
-    """
-    return isinstance(source, str) and "://" in source
 
 
 def resolve(
@@ -100,43 +89,6 @@ def resolve(
         raise DownloadError(f"{text} must be kept in the cache. Received: {error}.") from error
     except ValueError as error:  # such as an address with half a bracket
         raise ArgumentError(f"a handle must be a proper address. Received: {text!r} ({error}).") from error
-
-
-def locate(source: str | os.PathLike[str]) -> Path:
-    """Returns the files of a handle, or a path as it is; an archive that no format reads is unpacked.
-
-    Args:
-        source: A handle or a path. A path need not exist: the reader says what is missing.
-
-    Raises:
-        ResfitError: As :func:`resolve`.
-    """
-    if is_handle(source):
-        return resolve(source)
-    path = Path(source)
-    return (
-        resolve(path) if path.is_file() and archives.is_archive(path.name) and not formats.find_format(path) else path
-    )
-
-
-def as_path(source: Any) -> Path | None:
-    """Returns a source as a local path if it is one by its type, its ending or a folder of this name, or a handle.
-
-    Args:
-        source: What a user gave. A handle is brought.
-    """
-    if isinstance(source, os.PathLike):
-        return Path(source)
-    if not isinstance(source, str):
-        return None
-    if is_handle(source):
-        return resolve(source)
-    if source.lower().endswith(formats.suffixes()):
-        return Path(source)
-    known = source in ("default", "imagenet") or any(
-        source in table for table in (catalog.rows(), registry.rows(), detectors.rows())
-    )
-    return Path(source) if not known and (os.sep in source or Path(source).exists()) else None
 
 
 def weights_root() -> Path:

@@ -11,7 +11,7 @@ from resfit.errors import ArtifactError, CheckpointError, closest
 from resfit.networks import catalog
 from resfit.tasks.classification import Classifier, FitRecipe
 from resfit.weights import load as convert
-from resfit.weights import registry, resolve
+from resfit.weights import locate, registry
 
 
 def load(source: str | os.PathLike[str], **reading: Any) -> Classifier:
@@ -84,7 +84,7 @@ def _is_network(source: str) -> bool:
     path = Path(source)
     if (path / artifact.DESCRIPTION).exists():
         return False
-    known = resolve.is_handle(source) or source in catalog.rows() or source in registry.rows()
+    known = locate.is_handle(source) or source in catalog.rows() or source in registry.rows()
     return known or (path.exists() and convert.find_format(path) is not None)
 
 

@@ -14,7 +14,7 @@ from resfit.networks.detection import catalog
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.preprocessing import InputSpec
 from resfit.tasks.detection.results import DetectorRecipe
-from resfit.weights import detectors, resolve
+from resfit.weights import detectors, locate
 from resfit.weights.conventions.base import find_convention
 from resfit.weights.detectors import DetectorSource
 from resfit.weights.formats import base as formats
@@ -64,7 +64,7 @@ def recognises(source: str | os.PathLike[str]) -> bool:
     """
     if str(source) in catalog.rows():
         return True
-    path = resolve.as_path(source)
+    path = locate.as_path(source)
     kind = None if path is None or not path.exists() else formats.find_format(path)
     if path is None or kind is None or path.suffix == ".keras":
         return False

@@ -23,10 +23,10 @@ import numpy as np
 
 from resfit.errors import CheckpointError
 from resfit.weights.formats import wire
-from resfit.weights.formats.crc32c import crc32c, masked
 
 _MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 _FOOTER = 48
+_MASK_DELTA = 0xA282EAD8
 _SLICE = b"\0"
 _TRAILER = 5  # of a block: its compression, and a checksum
 _STORED, _SNAPPY = 0, 1
@@ -93,6 +93,18 @@ class _Entry:
     offset: int
     size: int
     checksum: int | None
+
+
+def masked_checksum(content: bytes) -> int:
+    """Returns the CRC-32C of bytes as TensorFlow stores it: rotated, and moved by a constant.
+
+    Args:
+        content: The bytes.
+    """
+    import google_crc32c
+
+    checksum = google_crc32c.value(content)
+    return ((checksum >> 15 | checksum << 17) + _MASK_DELTA) & 0xFFFFFFFF
 
 
 def is_table(path: str | os.PathLike[str]) -> bool:
@@ -263,7 +275,7 @@ def _tensor(data: BinaryIO, name: str, entry: _Entry) -> np.ndarray:
     if math.prod(entry.shape) * dtype.itemsize != entry.size:
         raise ValueError(f"{name!r} of shape {entry.shape} in {entry.size} bytes")
     content = _bytes(data, entry.offset, entry.size)
-    if entry.checksum is not None and masked(crc32c(content)) != entry.checksum:
+    if entry.checksum is not None and masked_checksum(content) != entry.checksum:
         raise ValueError(f"{name!r} with a checksum that does not fit its content")
     return _widened(np.frombuffer(content, dtype).reshape(entry.shape), entry.dtype)
 
@@ -422,7 +434,7 @@ def _handle(data: memoryview, at: int) -> tuple[int, int, int]:
 
 def _block(file: BinaryIO, offset: int, length: int) -> memoryview:
     raw = memoryview(_bytes(file, offset, length + _TRAILER))
-    if masked(crc32c(raw[: length + 1])) != int.from_bytes(raw[length + 1 :], "little"):
+    if masked_checksum(bytes(raw[: length + 1])) != int.from_bytes(raw[length + 1 :], "little"):
         raise ValueError(f"a block at {offset} with a checksum that does not fit its content")
     if raw[length] == _STORED:
         return raw[:length]
