@@ -25,6 +25,7 @@ _EXPORTS = {
     "fit": "resfit.tasks.dispatch",
     "Classifier": "resfit.tasks.classification",
     "Detector": "resfit.tasks.detection",
+    "Regressor": "resfit.tasks.regression.regressor",
     "InputSpec": "resfit.preprocessing",
     "Reading": "resfit.preprocessing",
     "ArchitectureSpec": "resfit.networks.spec",
@@ -34,7 +35,7 @@ _EXPORTS = {
 _MODULES = ("applications", "export", "hub", "serving")
 #: Names that need Keras and so TensorFlow, which the user chooses: resfit[cpu] or resfit[gpu].
 _NEED_KERAS = frozenset(
-    {"load", "summary", "fit", "Classifier", "Detector", "pretrain", "applications", "export", "hub"}
+    {"load", "summary", "fit", "Classifier", "Detector", "Regressor", "pretrain", "applications", "export", "hub"}
 )
 
 _moved.install()
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from resfit.summary import summary as summary
     from resfit.tasks.classification import Classifier as Classifier
     from resfit.tasks.dispatch import fit as fit
+    from resfit.tasks.regression.regressor import Regressor as Regressor
     from resfit.training.pretrain import pretrain as pretrain
     from resfit.zoo import describe as describe
     from resfit.zoo import list_models as list_models

@@ -27,6 +27,7 @@ class Brightness:
 
     engine, classes, shape, features = "none", CLASSES, (2, 2, 3), 1
     is_calibrated, label_separator = False, ""
+    task, outputs, text_outputs = "classification", {"scores": (2,)}, ("label",)
 
     def __init__(self, folder: Path, engine: str):
         self.folder = folder
@@ -54,8 +55,11 @@ class Brightness:
     def embed(self, images):
         return [np.array([image.mean()], np.float32) for image in images]
 
-    def scores(self, found) -> np.ndarray:
-        return np.array([[one.probabilities[name] for name in CLASSES] for one in found], np.float32)
+    def arrays(self, found) -> dict[str, np.ndarray]:
+        return {"scores": np.array([[one.probabilities[name] for name in CLASSES] for one in found], np.float32)}
+
+    def texts(self, found) -> dict[str, list[str]]:
+        return {"label": [one.label for one in found]}
 
     def unlike_training(self, found) -> None:
         return None

@@ -1,4 +1,4 @@
-"""Regression: numbers that are known, drawn as discs, are found again, with intervals that cover, and saved and shipped."""
+"""Regression: numbers that are known, drawn as discs, are found again, with intervals that cover."""
 
 from __future__ import annotations
 
@@ -198,7 +198,13 @@ def test_half_widths_are_the_errors_of_their_rank():
     assert many.half_widths(0.9)[0] >= 0.9
 
 
-@pytest.mark.parametrize("format", ["onnx", "tf_saved_model"])
+@pytest.mark.parametrize(
+    "format",
+    [
+        "onnx",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("tf_saved_model", "openvino", "litert", "keras")),
+    ],
+)
 def test_an_export_gives_the_same_numbers(fitted, tmp_path, format):
     found = fitted.export(tmp_path / format, format=format)
     assert (found.verification.agreement, found.verification.problems) == (1.0, ())
@@ -209,3 +215,52 @@ def test_an_export_gives_the_same_numbers(fitted, tmp_path, format):
     card = (tmp_path / format / "README.md").read_text()
     assert "def predict(images)" in card
     assert "radius in px was learned between" in card
+
+
+def run(*arguments, capsys):
+    """Runs a command, and returns what it prints."""
+    from resfit.cli.main import build
+
+    with pytest.raises(SystemExit) as ended:
+        build(arguments)([str(argument) for argument in arguments])
+    out, errors = capsys.readouterr()
+    assert ended.value.code == 0, errors
+    return out
+
+
+def test_the_commands_speak_of_numbers(discs, fitted, tmp_path, capsys):
+    out = tmp_path / "d.resfit"
+    (tmp_path / "fit.yaml").write_text("task: regression\ndata: {label_column: area, test_share: 0.5}\n")
+    said = run("fit", discs / "discs.csv", "--config", tmp_path / "fit.yaml", "--set", "data.label_column=radius in px",
+               "--test-share", "0.25", "-o", out, "--no-check", capsys=capsys)  # fmt: skip
+    assert "radius in px" in said
+    assert "95 % intervals (2000 resamples of images)" in said
+    loaded = dispatch.load(out)
+    assert (loaded.columns, loaded.recipe.test_share) == (("radius in px",), 0.25)
+    assert loaded.metrics["plan"]["strategy"] == "auto"
+    table = run("predict", out, discs / "0.png", capsys=capsys)
+    assert "radius in px" in table
+    assert "90% interval" in table
+    (one,) = json.loads(run("predict", out, discs / "0.png", "--coverage", "0.5", "--json", capsys=capsys))
+    low, high = one["intervals"]["radius in px"]
+    assert low < one["values"]["radius in px"] < high
+    run("predict", out, discs / "0.png", "--csv", tmp_path / "p.csv", capsys=capsys)
+    assert (tmp_path / "p.csv").read_text().splitlines()[0] == "path,radius in px,90% interval,error"
+    page = tmp_path / "r.html"
+    found = json.loads(run("evaluate", out, discs / "discs.csv", "--report", page, "--json", capsys=capsys))
+    assert found["numbers"][0]["r2"]["value"] > 0.9
+    assert "largest errors" in page.read_text()
+    assert "predicts" in run("info", out, capsys=capsys)
+
+
+def test_numbers_that_other_images_speak_against_are_worth_a_look(discs, tmp_path, capsys):
+    with open(discs / "discs.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    rows[8][1] = "60"  # a typing error
+    with open(discs / "wrong.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    found = json.loads(run("check", discs / "wrong.csv", "--task", "regression", "--label-column", "radius in px",
+                           "--json", capsys=capsys))  # fmt: skip
+    assert found["numbers"][0]["path"] == "7.png"
+    assert found["numbers"][0]["value"] == 60
+    assert len(found["numbers"]) < 6

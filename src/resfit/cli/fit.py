@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     from resfit.tasks.classification import Classifier
     from resfit.training.recipes import Recipe
 
+# options that a plan depends on
+_PLANNED = (
+    *("model", "strategy", "budget", "seed", "test_share", "val_share", "path_column", "label_column", "split_column"),
+    *("group_column", "image_root", "label_separator", "multilabel", "label_from", "train", "val", "test", "reading"),
+    *("size", "tiles"),
+)
 # columns of a training's log that are no metric of validation images
 _PLAIN = ("epoch", "step", "seconds", "learning_rate", "val_loss", "train_loss")
 
@@ -58,21 +64,23 @@ def fit(
         bool,
         typer.Option("--force", help="Replace an earlier fitted model in OUT even where its folder holds other files."),
     ] = False,
-    model: Annotated[str, typer.Option(help="Network, as `resfit models` lists it.")] = "resnet10_tiny",
+    model: Annotated[
+        str | None, typer.Option(help="Network, as `resfit models` lists it. Default: resnet10_tiny, in the package.")
+    ] = None,
     strategy: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="probe: a head on the frozen network. finetune: the last stages learn. full: all learns. "
-            "auto: the probe, then fine-tuning within --budget, and the better one is kept."
+            "auto (the default): the probe, then fine-tuning within --budget, and the better one is kept."
         ),
-    ] = "auto",
+    ] = None,
     budget: Annotated[
         str | None, typer.Option(help="Time for everything, such as 10m, 90s or 1.5h. Without it auto is the probe.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be done and how long it takes, and do nothing.")
     ] = False,
-    head: Annotated[str, typer.Option(help="linear, mlp, nearest_mean or knn.")] = "linear",
+    head: Annotated[str | None, typer.Option(help="linear (the default), mlp, nearest_mean or knn.")] = None,
     trainable_from: Annotated[
         str | None,
         typer.Option(
@@ -81,7 +89,15 @@ def fit(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A setting of the fine-tuning, such as epochs=20; may be given several times."),
+        typer.Option(
+            "--set",
+            help="An option as group.name=value, such as training.budget=10m; without a group a setting of the "
+            "fine-tuning, such as epochs=20. May be given several times.",
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--config", help="Read options from this YAML, TOML or JSON file; those given here overrule it."),
     ] = None,
     lr_find: Annotated[
         bool, typer.Option("--lr-find", help="Find the learning rate by a range test first; its curve is kept.")
@@ -96,15 +112,24 @@ def fit(
     storage: Annotated[
         float | None, typer.Option(min=0, help="Gigabytes that outputs of the frozen part may take up on disk.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the split and of all that is random.")] = 0,
-    test_share: Annotated[float, typer.Option(help="Share set aside to measure with, if there is no test/.")] = 0.2,
-    max_skipped: Annotated[float, typer.Option(help="Largest fraction of unreadable images.")] = 0.1,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the split and of all that is random. Default: 0.")
+    ] = None,
+    test_share: Annotated[
+        float | None, typer.Option(help="Share set aside to measure with, if there is no test/. Default: 0.2.")
+    ] = None,
+    max_skipped: Annotated[
+        float | None, typer.Option(help="Largest fraction of unreadable images. Default: 0.1.")
+    ] = None,
     no_references: Annotated[
         bool, typer.Option("--no-references", help="Keep no training images, as features and thumbnails, in OUT.")
     ] = False,
     check: Annotated[
-        bool, typer.Option("--check/--no-check", help="Look for duplicates, wrong labels, shortcuts in the same pass.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--check/--no-check", help="Look for duplicates, wrong labels, shortcuts in the same pass. Default: yes."
+        ),
+    ] = None,
     allow_leakage: Annotated[
         bool, typer.Option("--allow-leakage", help="Continue although images are in both training and test set.")
     ] = False,
@@ -113,6 +138,12 @@ def fit(
         str, typer.Option(help="Of a probe's features: float32, bfloat16 (processors with matrix units) or int8.")
     ] = "float32",
     batch_size: BatchSize = None,
+    size: Annotated[
+        int | None, typer.Option(min=32, help="Of a detector: height and width of its input in pixels.")
+    ] = None,
+    tiles: Annotated[
+        int | None, typer.Option(min=32, help="Of a detector: cut pictures into overlapping tiles of so many pixels.")
+    ] = None,
     no_cache: NoCache = False,
     path_column: PathColumn = None,
     label_column: LabelColumn = None,
@@ -135,7 +166,8 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Fit a model to a folder of images and measure it on images it has not seen."""
-    from resfit.tasks import dispatch
+    from resfit.errors import ArgumentError
+    from resfit.tasks import config, dispatch
 
     columns: dict[str, Any] = {
         "path_column": path_column,
@@ -151,16 +183,18 @@ def fit(
         "test": test,
         "reading": medical.reading(frame, series, window, plane, spacing),
     }
-    options: dict[str, Any] = {
-        "model": model,
-        "strategy": strategy,
-        "budget": budget,
-        "seed": seed,
-        "test_share": test_share,
-        **{name: value for name, value in columns.items() if value is not None},
-    }
+    stated = config.merged(
+        config.FitConfig.from_file(file).to_dict() if file is not None else {}, config.assigned(settings or [])
+    )
+    asked = config.FitConfig.from_dict(stated)
+    task = asked.task if task == "auto" else task
+    given = {"model": model, "strategy": strategy, "budget": budget, "seed": seed, "test_share": test_share, **columns}
+    given |= {"size": size, "tiles": tiles}
+    options = {**asked.keywords(), **{name: value for name, value in given.items() if value is not None}}
+    if (size or tiles) and dispatch.chosen(folder, task, **options)[0].name != "detection":
+        raise ArgumentError("--size and --tiles are options of detection. Received: data of another task.")
     if dry_run:
-        recipe = dispatch.plan(folder, task=task, **options)
+        recipe = dispatch.plan(folder, task=task, **{name: options[name] for name in options if name in _PLANNED})
         if as_json:
             console.print_json(recipe.to_dict())
         else:
@@ -168,30 +202,26 @@ def fit(
         return
     if out is None:
         raise typer.BadParameter("needed unless --dry-run is given", param_hint="'--out' / '-o'")
-    options |= {
-        "out": out,
-        "force": force,
+    options |= {"out": out, "force": force}
+    more = {  # what was given; the rest is the task's own default
         "trainable_from": trainable_from,
-        "tuning": _settings(settings or []),
-        "lr_find": lr_find,
+        "lr_find": lr_find or None,
         "storage": None if storage is None else int(storage * 2**30),
-        "engine": engine,
-        "cache": not no_cache,
+        "engine": engine if engine != "auto" else None,
+        "cache": False if no_cache else None,
         "max_skipped": max_skipped,
         "check": check,
-        "allow_leakage": allow_leakage,
+        "allow_leakage": allow_leakage or None,
         "batch_size": batch_size,
         "channels": channels,
+        "head": head,
+        "teacher": teacher,
+        "balance": balance or None,
+        "focal": focal or None,
+        "references": False if no_references else None,
+        "precision": precision if precision != "float32" else None,
     }
-    own = {  # of classification; other tasks are told of those that were given
-        "head": (head, "linear"),
-        "teacher": (teacher, None),
-        "balance": (balance, False),
-        "focal": (focal, 0.0),
-        "references": (False if no_references else None, None),
-        "precision": (precision, "float32"),
-    }
-    options |= {name: value for name, (value, default) in own.items() if value != default}
+    options |= {name: value for name, value in more.items() if value is not None}
     console.load_tensorflow()
     with console.progress() as progress:
         fitted = dispatch.fit(
@@ -332,29 +362,6 @@ def _print_plan(recipe: Recipe) -> None:
             if name in always or value != defaults[name]
         ]
     console.print_table("", ("", ""), rows)
-
-
-def _settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """Reads settings given as name=value."""
-    import ast
-    import dataclasses
-
-    from resfit.errors import ArgumentError, closest
-    from resfit.training.settings import Tuning
-
-    known = [field.name for field in dataclasses.fields(Tuning)]
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, sign, text = pair.partition("=")
-        if not sign or name not in known:
-            raise ArgumentError(
-                f"--set takes name=value, with one of {', '.join(known)}. Received: {pair!r}.{closest(name, known)}"
-            )
-        try:
-            found[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            found[name] = text
-    return found
 
 
 def _fit_json(fitted: FittedModel, out: Path) -> dict[str, Any]:

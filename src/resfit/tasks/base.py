@@ -491,7 +491,7 @@ def task_named(name: str) -> Task:
 
 
 def task_for(source: Any, options: Mapping[str, Any]) -> tuple[Task, str]:
-    """Returns the task that data is of, and the sentence that says why.
+    """Returns the task that data is of, and the sentence that says why; empty where no other task could read it.
 
     Args:
         source: The data.
@@ -514,6 +514,8 @@ def task_for(source: Any, options: Mapping[str, Any]) -> tuple[Task, str]:
     name = likely[0]
     reason = found[name].reason
     others = [other for other, one in found.items() if other != name and one.strength > Strength.NONE]
+    if best < Strength.CERTAIN and not others:
+        return _TASKS[name], ""  # nothing had to be decided
     changed = f"; {_alternatives(others)} takes it otherwise" if others else ""
     return _TASKS[name], f"task: {name}" + (f" ({reason}{changed})" if reason else "")
 

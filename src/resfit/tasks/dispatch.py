@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from resfit.errors import ArtifactError
 from resfit.tasks import base
 from resfit.tasks.base import FittedModel, Task
 from resfit.tasks.classification import task as _classification
+from resfit.tasks.config import FitConfig
 from resfit.tasks.detection import task as _detection
 from resfit.tasks.regression import task as _regression
 
@@ -35,14 +37,22 @@ def chosen(source: Any, task: str = base.AUTO, **options: Any) -> tuple[Task, st
     return base.task_for(source, options)
 
 
-def fit(source: Any, *, task: str = base.AUTO, **options: Any) -> FittedModel:
+def fit(
+    source: Any,
+    *,
+    task: str = base.AUTO,
+    config: FitConfig | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> FittedModel:
     """Fits a model to data.
 
     Args:
         source: The data, as the task takes it: a folder, a table, or a pair of images and labels.
         task: ``"classification"``, ``"regression"`` or ``"detection"``; ``"auto"`` sees which from the data, and says
             so.
-        **options: Those of the task's fit.
+        config: Options by group (:class:`resfit.tasks.config.FitConfig`), or a YAML, TOML or JSON file of them.
+        **options: Those of the task's fit, over those of ``config``: :func:`resfit.tasks.classification.fit.fit`,
+            :func:`resfit.tasks.regression.fit.fit`, :func:`resfit.tasks.detection.fit.fit`.
 
     Returns:
         The fitted model; for classification a :class:`resfit.Classifier`.
@@ -51,6 +61,10 @@ def fit(source: Any, *, task: str = base.AUTO, **options: Any) -> FittedModel:
         ArgumentError: There is no such task, the data may be of several, or an option breaks its rule.
         DataError: The data cannot be trained on.
     """
+    if config is not None:
+        stated = config_of(config)
+        task = stated.task if task == base.AUTO else task
+        options = {**stated.keywords(), **options}
     found, reason = chosen(source, task, **options)
     say = options.get("say")
     if reason and say is not None:
@@ -59,6 +73,20 @@ def fit(source: Any, *, task: str = base.AUTO, **options: Any) -> FittedModel:
     if reason and fitted.run is not None:
         fitted.run = dataclasses.replace(fitted.run, notes=(reason, *fitted.run.notes))
     return fitted
+
+
+def config_of(config: FitConfig | Mapping[str, Any] | str | os.PathLike[str]) -> FitConfig:
+    """Returns options however they were given.
+
+    Args:
+        config: As :func:`fit` takes it.
+
+    Raises:
+        ArgumentError: It cannot be read, or an option is unknown or of the wrong type.
+    """
+    if isinstance(config, FitConfig):
+        return config
+    return FitConfig.from_dict(config) if isinstance(config, Mapping) else FitConfig.from_file(config)
 
 
 def plan(source: Any, *, task: str = base.AUTO, **options: Any) -> Any:
@@ -87,7 +115,7 @@ def load(path: str | os.PathLike[str]) -> FittedModel:
         ArtifactError: It is none, or it is damaged.
 
     Example:
-        >>> resfit.tasks.load("photos.resfit")  # doctest: +SKIP
+        >>> dispatch.load("photos.resfit")  # doctest: +SKIP
         <Classifier resnet10_tiny, 2 classes: cat, dog>
     """
     return task_of(Path(path)).load(Path(path))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
+import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -18,6 +20,7 @@ from resfit.data import dataset, stratification
 from resfit.data.dataset import ImageSet
 from resfit.errors import ArgumentError, closest
 from resfit.preprocessing import Reading
+from resfit.storage.atomic import write_json
 from resfit.tasks import backbone
 from resfit.tasks.timings import Timings
 from resfit.training import loop, recipes, runs
@@ -140,8 +143,58 @@ def scan_options_for(fit: Callable[..., Any], reading: Reading | None, options: 
     return {**options, **({} if reading is None else {"reading": reading})}
 
 
+# what was decided by the clock, in the folder of a run
+_PLAN = "plan.json"
 # share of the time that is expected to be left when images are decoded and some of them have gone through the network
 _AFTER_DECODING = 0.7
+
+
+class PlanRecord:
+    """What was decided by the clock, kept beside the run, so that a fit that was killed goes the same way again.
+
+    Attributes:
+        decisions: By name, JSON-ready.
+    """
+
+    def __init__(self) -> None:
+        self.decisions: dict[str, Any] = {}
+        self._path: Path | None = None
+        self._run: dict[str, Any] = {}
+
+    def open(self, folder: Path | None, described: Mapping[str, Any]) -> None:
+        """Takes up the decisions of a fit that was interrupted.
+
+        Args:
+            folder: Of the run; ``None`` keeps nothing.
+            described: What must be equal for it to be the same fit, JSON-ready.
+        """
+        self._run = json.loads(json.dumps(described))
+        self._path = None if folder is None else folder / _PLAN
+        if self._path is not None:
+            with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+                found = json.loads(self._path.read_text("utf-8"))
+                self.decisions = dict(found["decisions"]) if found["run"] == self._run else {}
+
+    def decide(self, name: str, choose: Callable[[], Any]) -> Any:
+        """Returns what was decided before, or decides and keeps it.
+
+        Args:
+            name: Of the decision.
+            choose: Decides; the value is JSON-ready.
+        """
+        if name not in self.decisions:
+            self.decisions[name] = choose()
+            if self._path is not None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(self._path, {"run": self._run, "decisions": self.decisions})
+        return self.decisions[name]
+
+    def close(self) -> None:
+        """Forgets what is on disk: the fit has ended."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a run is in it, or it was never made
+                self._path.parent.rmdir()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +213,7 @@ class FitPlan:
         options: Settings that :func:`resfit.fit` takes as arguments of their own; ``tuning`` overrules them.
         taught: Whether there is a teacher.
         defaults: Settings of the task, in place of the recipe's.
+        record: What was decided by the clock.
     """
 
     body: keras.Model
@@ -173,6 +227,7 @@ class FitPlan:
     options: dict[str, Any]
     taught: bool
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    record: PlanRecord = dataclasses.field(default_factory=PlanRecord)
 
     @property
     def probes(self) -> bool:
@@ -206,6 +261,42 @@ class FitPlan:
             cache: As :func:`resfit.fit` takes it.
             journal: Says what is left of the time, and takes the reasons.
         """
+        described, given = self._described(images), self._all_given()
+        folder = runs.run_folder(None if out is None else Path(out), described, cache)
+
+        def choose() -> Tuning | None:
+            return self._chosen(images, count, given, journal)
+
+        chosen = choose() if folder is None else runs.open_run(folder, described, choose, journal.note)
+        self.record.decisions["tuning"] = None if chosen is None else chosen.to_dict()
+        return chosen, folder
+
+    def open_record(self, images: ImageSet, out: str | os.PathLike[str] | None, cache: bool | str | Path) -> None:
+        """Takes up what a fit that was interrupted had decided by the clock.
+
+        Args:
+            images: The images, before they are decoded.
+            out: As :func:`resfit.fit` takes it.
+            cache: As :func:`resfit.fit` takes it.
+        """
+        if self.tunes and self.minutes is not None:
+            described = self._described(images)
+            self.record.open(runs.run_folder(None if out is None else Path(out), described, cache), described)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what was asked for and what was decided, JSON-ready."""
+        return {"strategy": self.strategy, "minutes": self.minutes, "seed": self.seed, **self.record.decisions}
+
+    def minutes_left(self, journal: Timings) -> float:
+        """Returns what is left of the time: the one place where the clock is asked.
+
+        Args:
+            journal: Knows when the fit began.
+        """
+        return math.inf if self.minutes is None else self.minutes - journal.minutes
+
+    def _all_given(self) -> dict[str, Any]:
+        """Returns the settings that were asked for, in whatever argument."""
         given = self._given()
         for key, value in self.options.items():
             if value:
@@ -215,31 +306,27 @@ class FitPlan:
         if self.trainable_from is not None:
             given["trainable_from"] = self.trainable_from
         runs.tuning_from(given)  # refuses what is out of range before any work
-        described = {
+        return given
+
+    def _described(self, images: ImageSet) -> dict[str, Any]:
+        """Returns what must be equal for a run to go on."""
+        return {
             "data": images.fingerprint,
             "network": engines.fingerprint(self.body),
             "strategy": self.strategy,
             "minutes": self.minutes,
-            "tuning": given,
+            "tuning": self._all_given(),
             "seed": self.seed,
             "head": self.head,
             "lr_find": self.lr_find,
         }
-        folder = runs.run_folder(None if out is None else Path(out), described, cache)
-
-        def choose() -> Tuning | None:
-            return self._chosen(images, count, given, journal)
-
-        if folder is None:
-            return choose(), None
-        return runs.open_run(folder, described, choose, journal.note), folder
 
     @functools.cached_property
     def _hardware(self) -> recipes.Hardware:
         return recipes.measure_hardware()
 
     def _left(self, journal: Timings) -> float | None:
-        return None if self.minutes is None else max(1e-3, self.minutes - journal.minutes)
+        return None if self.minutes is None else max(1e-3, self.minutes_left(journal))
 
     def _recipe(
         self, images: ImageSet, count: int, journal: Timings, *, probed: bool, share: float = 1.0
@@ -255,14 +342,15 @@ class FitPlan:
             seed=self.seed,
         )
 
-    def leaves(self, seconds: float, journal: Timings) -> bool:
+    def leaves(self, seconds: float, journal: Timings, what: str = "a probe of all images") -> bool:
         """Says whether there is time for something.
 
         Args:
             seconds: That it takes.
             journal: Says what is left of the time.
+            what: It is; decided once.
         """
-        return self.minutes is None or seconds / 60 <= self.minutes - journal.minutes
+        return bool(self.record.decide(f"time for {what}", lambda: bool(seconds / 60 <= self.minutes_left(journal))))
 
     def too_late(self, images: ImageSet, count: int, folder: Path | None, journal: Timings) -> bool:
         """Says whether what came before the training has left too little of the time for it.
@@ -277,7 +365,11 @@ class FitPlan:
             return False
         if folder is not None and loop.load_checkpoint(folder) is not None:
             return False
-        return self._recipe(images, count, journal, probed=True).tuning is None
+
+        def late() -> bool:
+            return self._recipe(images, count, journal, probed=True).tuning is None
+
+        return bool(self.record.decide("too late for fine-tuning", late))
 
     def reads_pixels(self, images: ImageSet, count: int, journal: Timings) -> bool:
         """Says whether a training after the probe is to be expected that reads the images themselves.
@@ -289,11 +381,15 @@ class FitPlan:
         """
         if not self.probes or not self.tunes:
             return False
-        start = self._given().get("trainable_from", self.trainable_from)
-        if start is None:
-            found = self._recipe(images, count, journal, probed=True, share=_AFTER_DECODING).tuning
-            start = None if found is None else found.trainable_from
-        return start == 0
+
+        def reads() -> bool:
+            start = self._given().get("trainable_from", self.trainable_from)
+            if start is None:
+                found = self._recipe(images, count, journal, probed=True, share=_AFTER_DECODING).tuning
+                start = None if found is None else found.trainable_from
+            return bool(start == 0)
+
+        return bool(self.record.decide("training reads pixels", reads))
 
     def _given(self) -> dict[str, Any]:
         return self.tuning.to_dict() if isinstance(self.tuning, Tuning) else dict(self.tuning or {})

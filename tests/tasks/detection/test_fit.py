@@ -20,6 +20,7 @@ FAST = {
     "size": (96, 128),
     "strategy": "head",
     "views": 1,
+    "batch_size": 4,
     "head": {"head_width": 32, "pyramid_width": 32, "norm_groups": 8, "head_depth": 1},
 }
 
@@ -149,6 +150,14 @@ def test_turned_photos_and_what_is_no_picture(detector, tmp_path):
     assert (drawn != np.asarray(image)).any()
     table = turned.to_dataframe()
     assert list(table.columns) == ["path", "label", "score", "xmin", "ymin", "xmax", "ymax"]
+    alone = detector.predict(tmp_path / "turned.png")
+    assert np.array_equal(alone.boxes, turned.boxes)
+    assert alone.labels == turned.labels
+    assert alone.draw().size == (128, 96)
+    several = detector.predict([tmp_path / "plain.png", tmp_path / "turned.png"])
+    assert len(several.to_dataframe()) == len(plain) + len(turned) == len(several.to_coco())
+    with pytest.raises(ArgumentError, match=r"take found\[0\]\.boxes"):
+        _ = several.boxes
     for row, box in zip(turned.to_coco(7), turned.boxes, strict=True):
         assert row["image_id"] == 7
         assert row["bbox"][2] == pytest.approx(box[2] - box[0])
@@ -201,7 +210,7 @@ def test_pictures_without_boxes_and_a_set_of_one_class(tmp_path):
             Image.new("RGB", (40, 160), (100, 100, 100)).save(folder / name)
             csv.writer(file).writerow([name, "", "", "", "", "", "train" if number < 5 else "val"])
     found = fit(folder, cache=tmp_path / "cache", test_share=0.0, tuning={"epochs": 1, "batch_size": 2}, **FAST)
-    assert all(np.isfinite(row["loss"]) for row in found.run.history)
+    assert all(np.isfinite(row["train_loss"]) for row in found.run.history)
     assert found.classes == ("disc",)
     assert found.run.test is None
     assert "test" not in found.metrics
@@ -356,6 +365,8 @@ def test_checks_find_what_was_planted(detector, tmp_path):
     rows += [["train-0.png", other, *first[2:6], "train"]]  # two classes at one place
     gone = next(row for row in rows[1:] if row[0] == "test-1.png")
     rows.remove(gone)
+    if not any(row[0] == "test-1.png" for row in rows):
+        rows.append(["test-1.png", "", "", "", "", "", "test"])
     swapped = next(row for row in rows[1:] if row[0] == "test-2.png")
     swapped[1] = "square" if swapped[1] == "disc" else "disc"
     with open(folder / "labels.csv", "w", newline="") as file:

@@ -35,13 +35,11 @@ from resfit.tasks.classification import saving
 from resfit.tasks.classification.heads import base
 from resfit.tasks.classification.heads.linear import LinearHead
 from resfit.tasks.classification.results import FitRecipe, Prediction
+from resfit.tasks.inference import BodyRunner
 from resfit.tasks.preparation import tested
-from resfit.training.augment import prediction_views
 
 if TYPE_CHECKING:
     import keras
-
-_MANY = 256  # images from which an engine of its own may be worth it
 
 
 class Classifier(FittedModel):
@@ -86,7 +84,7 @@ class Classifier(FittedModel):
         self.calibration = calibration or Calibration()
         self.run: FitRun | None = None
         self._attachments = dict(attachments or {})
-        self._engines: dict[tuple[str, bool], engines.Engine] = {}
+        self._runner = BodyRunner(self)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -511,27 +509,17 @@ class Classifier(FittedModel):
         return cls(**saving.read(Path(path)))
 
     def _run(
-        self, images: Any, engine: str, batch_size: int | None, progress: Progress | None, views: int = 1
+        self, images: Any, engine: Any, batch_size: int | None, progress: Progress | None, views: int = 1
     ) -> Iterator[tuple[Path | None, np.ndarray | None, float | None, str]]:
         """Yields path, probabilities (or none), unlikeness (or none) and error of each image, in order."""
-        sources = inputs.listed(images, self.input_spec)
-        count, paths = len(sources), sources.paths
-        size = batch_size or feature_store.default_batch_size(self.input_spec.size)
-        running, head = self._engine(engine, count * views), self._head
-        done = 0
-        for batch in inputs.batches(sources, self.input_spec, size):
-            errors = dict(batch.failures)
+        for batch in self._runner.batches(images, engine, batch_size, progress, views):
             found: dict[int, tuple[np.ndarray, float | None]] = {}
-            if len(batch.indices):
-                rows = [running.run(view) for view in prediction_views(batch.images, views)]
-                seen = np.mean([head.probabilities(some) for some in rows], axis=0)
-                pairs = zip(seen, self._unlikeness(rows[0]), strict=True)
-                found = dict(zip(batch.indices.tolist(), pairs, strict=True))
-            for index in sorted((*found, *errors)):
-                yield paths[index], *found.get(index, (None, None)), errors.get(index, "")
-                done += 1
-            if progress is not None:
-                progress("network", done, count)
+            if batch.rows:
+                seen = np.mean([self._head.probabilities(some) for some in batch.rows], axis=0)
+                pairs = zip(seen, self._unlikeness(batch.rows[0]), strict=True)
+                found = dict(zip(batch.usable.tolist(), pairs, strict=True))
+            for place, path in enumerate(batch.paths):
+                yield path, *found.get(place, (None, None)), batch.errors.get(place, "")
 
     def _unlikeness(self, rows: np.ndarray) -> list[float | None]:
         limit = None if self.unlike is None else self.unlike.thresholds.get(self.unlike.method)
@@ -539,9 +527,3 @@ class Classifier(FittedModel):
             return [None] * len(rows)
         scores = self.unlike.scores(rows, None, self.references)[self.unlike.method]
         return (scores / limit).tolist()
-
-    def _engine(self, name: str, images: int) -> engines.Engine:
-        many = images > _MANY
-        if (name, many) not in self._engines:
-            self._engines[name, many] = engines.create(self.body(), name, images=images)
-        return self._engines[name, many]

@@ -189,6 +189,7 @@ def fit(
         journal.note(scans.NOTICE)
     options = {"balance": balance, "focal": focal, "label_smoothing": label_smoothing}
     choice = FitPlan(body, strategy, minutes, trainable_from, tuning, seed, head, lr_find, options, teacher is not None)
+    choice.open_record(images, out, cache)
     if choice.tunes and head not in ("linear", "mlp"):
         raise ArgumentError(f"heads that are trained with the network are 'linear' and 'mlp'. Received: {head!r}.")
     if precision != "float32" and not choice.probes:
@@ -283,7 +284,16 @@ def fit(
             precision=learner.precision if learned.tuned is None else "float32",
         ),
         metrics=fit_report.metrics(
-            data, learned, found, skipped, tuned, checked, result, listed - len(images), preparation.by_rule(ignored)
+            data,
+            learned,
+            found,
+            skipped,
+            tuned,
+            checked,
+            result,
+            listed - len(images),
+            preparation.by_rule(ignored),
+            choice.to_dict(),
         ),
         fingerprint=kept.fingerprint,
         versions=preparation.package_versions(),
@@ -299,6 +309,7 @@ def fit(
         classifier.save(out, force=force)
     if tuned is not None and learner.folder is not None:  # the run is in the classifier now
         shutil.rmtree(learner.folder, ignore_errors=True)
+    choice.record.close()
     journal.lap("save")
     classifier.run = FitRun(
         test=result,

@@ -100,7 +100,7 @@ class FitPipeline:
             self._start = self._head(rows, self._beginning, self._strength)
             journal.lap("head")
         if choice.minutes is not None and not choice.sets_time:
-            settings = runs.with_time_left(self.folder, settings, choice.minutes - journal.minutes)
+            settings = runs.with_time_left(self.folder, settings, choice.minutes_left(journal))
             closing = len(data.parts.test) + len(data.parts.val) + reference_images.MAX_ROWS
             running = dataclasses.replace(running, closing=closing)
         self.tuned, self.files = finetuning.tune(data, prepared, self._start, taught, settings, running, self.folder)
@@ -117,7 +117,7 @@ class FitPipeline:
         if pixels is not None:
             self.rows = rows = self._features(np.arange(len(data.images)))
             journal.lap("features")
-            if self._start is not None and not choice.leaves(self._seconds_of_all, journal):
+            if self._start is not None and not choice.leaves(self._seconds_of_all, journal, "the head of it"):
                 return finetuning.keep_beginning(data, choice.body, self._start, rows, self._beginning)
         if choice.tunes or self.head is None:
             self.head = self._head_of(self.rows, data.everything)

@@ -51,6 +51,7 @@ def metrics(
     result: Evaluation | LabelEvaluation | None,
     left_out: int = 0,
     ignored: Mapping[str, int] | None = None,
+    plan: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns the figures of a fit, JSON-ready.
 
@@ -65,6 +66,7 @@ def metrics(
         result: The measurement, if there were images for it.
         left_out: Number of images that there was no time for.
         ignored: Number of files that each rule left out.
+        plan: What was asked for, and what the clock decided.
     """
     parts = {
         "train": len(kept.train),
@@ -85,6 +87,7 @@ def metrics(
         "cross_validation": [dataclasses.asdict(score) for score in getattr(kept.head, "cv_scores", ())],
         **({} if tuned is None else {"training": _training(tuned)}),
         **({} if checked is None else {"checks": checked.to_dict()}),
+        **({} if plan is None else {"plan": dict(plan)}),
         "test": None if result is None else result.to_dict(),
         **({"notice": scans.NOTICE} if data.images.medical else {}),
     }

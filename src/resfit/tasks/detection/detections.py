@@ -133,6 +133,45 @@ class Detections:
         )
 
 
+class PredictedPictures(list[Detections]):
+    """The detections of each picture, in order. Of one picture alone, its boxes are the list's too."""
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """float32 ``(n, 4)`` of the one picture; see :class:`Detections`."""
+        return self._only("boxes").boxes
+
+    @property
+    def scores(self) -> np.ndarray:
+        """float32 ``(n,)`` of the one picture."""
+        return self._only("scores").scores
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The class of each box of the one picture."""
+        return self._only("labels").labels
+
+    def draw(self, image: Any = None, *, width: int | None = None) -> Image:
+        """Returns the one picture with its boxes; see :meth:`Detections.draw`."""
+        return self._only("draw").draw(image, width=width)
+
+    def to_coco(self) -> list[dict[str, Any]]:
+        """Returns a row for each box of all pictures as COCO's result files have it; ``image_id`` is the position."""
+        return [row for number, one in enumerate(self) for row in one.to_coco(number)]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Returns a row for each box of all pictures; see :meth:`Detections.to_dataframe`."""
+        import pandas as pd
+
+        tables = [one.to_dataframe() for one in self]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+    def _only(self, name: str) -> Detections:
+        if len(self) != 1:
+            raise ArgumentError(f"{name} is of one picture. Received: {len(self)}; take found[0].{name}.")
+        return self[0]
+
+
 def opened(source: Any) -> Image:
     """Returns a picture as displayed, in colours, at its full size.
 

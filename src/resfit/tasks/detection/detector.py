@@ -23,7 +23,7 @@ from resfit.networks.detection.spec import DetectorSpec
 from resfit.preprocessing import InputSpec
 from resfit.tasks.base import Exportable, FitRun, FittedModel, TextTable
 from resfit.tasks.detection import orientation, pretrained, saving
-from resfit.tasks.detection.detections import Detections
+from resfit.tasks.detection.detections import Detections, PredictedPictures
 from resfit.tasks.detection.evaluation import DetectionEvaluation, evaluated
 from resfit.tasks.detection.postprocess import suppress
 from resfit.tasks.detection.results import DetectorRecipe
@@ -103,7 +103,7 @@ class Detector(FittedModel):
         engine: str = "auto",
         batch_size: int | None = None,
         progress: Progress | None = None,
-    ) -> list[Detections]:
+    ) -> PredictedPictures:
         """Finds objects in pictures.
 
         Args:
@@ -120,11 +120,12 @@ class Detector(FittedModel):
             progress: Called as pictures get done.
 
         Returns:
-            One result a picture, in order; one that cannot be used has an ``error`` and no boxes. Pictures with EXIF
+            A list with one result a picture, in order; of a single picture, its boxes are the list's too. One that
+            cannot be used has an ``error`` and no boxes. Pictures with EXIF
             rotation are turned first, and boxes are in pixels of the turned picture.
 
         Example:
-            >>> found = detector.predict("a.jpg")[0]  # doctest: +SKIP
+            >>> found = detector.predict("a.jpg")  # doctest: +SKIP
             >>> found.boxes, found.labels  # doctest: +SKIP
             (array([[12.1, 30.7, 80.2, 99.0]], dtype=float32), ('red',))
         """
@@ -135,7 +136,7 @@ class Detector(FittedModel):
             own |= {"batch_size": batch_size, "tiles": False}
             return self._in_tiles(sources, tiling, progress, own)
         limits = self._limits(threshold)
-        found = []
+        found = PredictedPictures()
         for item, path, boxes, scores, labels, size, error in self._run(
             sources, engine, batch_size, progress, max_detections
         ):
@@ -157,9 +158,9 @@ class Detector(FittedModel):
 
     def _in_tiles(
         self, sources: inputs.Sources, tiling: Tiling, progress: Progress | None, options: dict[str, Any]
-    ) -> list[Detections]:
+    ) -> PredictedPictures:
         """Detections in pictures by their tiles, one picture after the other."""
-        found = []
+        found = PredictedPictures()
         for item, path in zip(sources.items, sources.paths, strict=True):
             found.append(predict_in_tiles(self, item, path, tiling, **options))
             if progress is not None:

@@ -12,11 +12,10 @@ from resfit.explain.results import Explanation
 
 if TYPE_CHECKING:
     from resfit.data.box_geometry import Letterbox
-    from resfit.tasks.detection.detector import Detector
 
 
 def explain(
-    detector: Detector, images: Any, *, box: int = 0, target: str | None = None, stage: str | None = None
+    detector: Any, images: Any, *, box: int = 0, target: str | None = None, stage: str | None = None
 ) -> list[Explanation]:
     """Explains one box of each picture.
 
@@ -25,7 +24,7 @@ def explain(
     of one tap.
 
     Args:
-        detector: The detector.
+        detector: A :class:`resfit.Detector`.
         images: As :meth:`resfit.Detector.predict` takes them.
         box: Which box, by falling score.
         target: A class, of whose boxes it is; ``None`` is any.
@@ -53,7 +52,7 @@ def explain(
     ]
 
 
-def _model(detector: Detector, taps: tuple[str, ...]) -> tuple[Any, tuple[str, ...]]:
+def _model(detector: Any, taps: tuple[str, ...]) -> tuple[Any, tuple[str, ...]]:
     """From pictures to the maps of taps, boxes and scores."""
     import keras
 
@@ -64,7 +63,7 @@ def _model(detector: Detector, taps: tuple[str, ...]) -> tuple[Any, tuple[str, .
 
 
 def _one(
-    detector: Detector, model: Any, taps: tuple[str, ...], item: Any, path: Any, number: int, target: str | None
+    detector: Any, model: Any, taps: tuple[str, ...], item: Any, path: Any, number: int, target: str | None
 ) -> Explanation:
     import tensorflow as tf
 

@@ -103,7 +103,7 @@ def padded(parts: Sequence[tuple[np.ndarray, np.ndarray]], most: int) -> tuple[n
     return boxes, labels
 
 
-class Feed(Protocol):
+class BatchSource(Protocol):
     """Where batches come from."""
 
     def __len__(self) -> int:
@@ -120,7 +120,7 @@ class Feed(Protocol):
         ...
 
 
-class MapFeed:
+class StoredMapFeed:
     """Stored maps of a frozen body, with targets that are computed once.
 
     Args:
@@ -136,7 +136,7 @@ class MapFeed:
         return len(self._maps[0])
 
     def batches(self, order: np.ndarray, epoch: int) -> Iterator[Batch]:
-        """Yields batches, of each picture the view whose turn it is; see :class:`Feed`."""
+        """Yields batches, of each picture the view whose turn it is; see :class:`BatchSource`."""
 
         def make() -> Iterator[Batch]:
             for rows in order:
@@ -241,7 +241,7 @@ class PictureFeed:
         return len(self._pictures)
 
     def batches(self, order: np.ndarray, epoch: int) -> Iterator[Batch]:
-        """Yields batches; see :class:`Feed`."""
+        """Yields batches; see :class:`BatchSource`."""
         size = order.shape[1]
         items = list(enumerate(order.reshape(-1).tolist()))
 
@@ -289,9 +289,11 @@ class PictureFeed:
         """One changed picture at the size of a contract, with its boxes."""
         changes, pictures = self._changes, self._pictures
         placement = random_placement(pictures.size(position), contract.size, random, changes.zoom, changes.flip)
+        seed = int(random.integers(2**62))
 
-        def render(image: Image) -> Image:
-            return placement.draw(image, contract, lambda part: changed_colours(part, random, changes.colour))
+        def render(image: Image) -> Image:  # called for each plane of a picture of more than eight bits
+            own = np.random.default_rng(seed)
+            return placement.draw(image, contract, lambda part: changed_colours(part, own, changes.colour))
 
         (array,) = decode.decode_renderings(pictures.paths[position], contract, [render])
         return (array, *pictures.placed(position, placement))

@@ -18,7 +18,7 @@ from resfit import artifact, engines
 from resfit.data.box_statistics import box_statistics
 from resfit.data.box_views import BoxViews
 from resfit.data.boxes import BoxSet, SkippedBoxesError, scan_boxes, skipped_table
-from resfit.errors import DataError
+from resfit.errors import ArgumentError, DataError, closest
 from resfit.features.progress import Progress
 from resfit.quality.checking import leaks_between
 from resfit.storage.atomic import write_text
@@ -26,13 +26,13 @@ from resfit.storage.locks import USERS, folder_of, is_writable, keep, scratch
 from resfit.tasks.base import FitRun
 from resfit.tasks.detection import calibration, network, validation
 from resfit.tasks.detection.detector import Detector
-from resfit.tasks.detection.feeds import MapFeed, PictureChanges, PictureFeed
+from resfit.tasks.detection.feeds import PictureChanges, PictureFeed, StoredMapFeed
 from resfit.tasks.detection.fit_plan import DetectionPlan, make_plan
 from resfit.tasks.detection.material import Material, prepare, stored_views
 from resfit.tasks.detection.results import DetectorRecipe
 from resfit.tasks.detection.targets import Places
 from resfit.tasks.detection.tiles import Tiling, cut_set, sides_of
-from resfit.tasks.detection.training import History, Phase, PhaseSettings, Trainer
+from resfit.tasks.detection.training import DetectorTrainer, History, Phase, PhaseSettings
 from resfit.tasks.preparation import package_versions
 from resfit.tasks.timings import Timings
 from resfit.training import loop
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 #: What is trained on where nothing else is asked for.
 DEFAULT_MODEL = "resnet10_tiny"
+_MOST_VALIDATED = 500  # validation pictures that are looked at while it trains
 _MOST_TEST_FILES = 1000  # whose names are kept for the verification of exports
 
 
@@ -70,6 +71,7 @@ def fit(
     channels: int | None = None,
     batch_size: int | None = None,
     check: bool = True,
+    allow_leakage: bool = False,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -108,8 +110,9 @@ def fit(
         test_share: Share of the pictures that measures, where the data states no split.
         val_share: Share that choices are made on, likewise.
         channels: 1 or 3; ``None`` is what the network was trained on.
-        batch_size: Pictures a training step; ``None`` is 4.
+        batch_size: Pictures a training step; ``None`` chooses 2 to 8 by the time there is.
         check: Whether the data is looked at for duplicates and leaks.
+        allow_leakage: Whether to go on although test pictures are in the training set too.
         progress: Called as pictures get done.
         say: Called with lines for people.
         clock: Seconds for the budget.
@@ -137,6 +140,9 @@ def fit(
     boxes = _scanned(source, target, max_skipped, scan_options)
     for warning in boxes.warnings:
         timings.note(warning)
+    if boxes.skipped_counts:
+        listed = ", ".join(f"{count} {reason}" for reason, count in boxes.skipped_counts.items())
+        timings.note(f"left out of boxes and pictures: {listed}; all are listed in {artifact.SKIPPED}")
     tiling = None if tiles is None else Tiling(sides_of(tiles))
     stack = contextlib.ExitStack()
     pictures, owners = boxes, np.arange(len(boxes))
@@ -168,7 +174,7 @@ def fit(
         options: dict[str, Any] = {"engine": engine, "cache": cache, "progress": progress, "dtype": "float16"}
         material = prepare(boxes, rows_of, val=val_share, test=test_share, seed=seed, **options)
         if check:
-            _look(material, timings)
+            _look(material, timings, allow_leakage=allow_leakage)
         timings.lap("maps")
         places = Places.of(made.spec, plan.size)
         work = _Work(made, rows_of, shapes, places, material, plan, timings, clock, began)
@@ -189,9 +195,17 @@ def fit(
     return detector
 
 
-def _look(material: Material, timings: Timings) -> None:
-    """Says what is odd about the pictures."""
+def _look(material: Material, timings: Timings, *, allow_leakage: bool) -> None:
+    """Says what is odd about the pictures, and stops where test pictures are learned from."""
     leaks = leaks_between(material.same, material.boxes.splits)
+    copies = [(test, other) for test, other, kind in leaks if kind == "exact"]
+    if copies and not allow_leakage:
+        names = [material.boxes.paths[position].name for position in copies[0]]
+        raise DataError(
+            f"{counted(len(copies), 'test picture')} must not be in the training set too. Received: {names[0]}, an "
+            f"exact copy of {names[1]}. `resfit check` lists them: remove them, or pass "
+            "--allow-leakage (allow_leakage=True)."
+        )
     if leaks:
         timings.warn(
             f"{counted(len({test for test, *_ in leaks}), 'test picture')} are in the training set too, such as "
@@ -222,7 +236,7 @@ def plan(source: Any, *, model: str | keras.Model = DEFAULT_MODEL, **options: An
         network.architecture_of(model),
         strategy=options.get("strategy", "auto"),
         minutes=parse_minutes(options.get("budget")),
-        size=options.get("size"),
+        size=options.get("size") or options.get("tiles"),
         views=options.get("views"),
         head=dict(options.get("head") or {}),
         batch_size=options.get("batch_size"),
@@ -251,7 +265,7 @@ def _scanned(source: Any, target: Path | None, max_skipped: float, options: dict
 class _Work:
     """A fit once its plain maps are there."""
 
-    made: network.Network
+    made: network.DetectorNetwork
     rows_of: Any
     shapes: network.MapShapes
     places: Places
@@ -290,7 +304,7 @@ class _Work:
             views = BoxViews(plan.views - 1, seed, zoom=plan.zoom, colour=plan.colour) if plan.views > 1 else None
             stored = stored_views(material, self.rows_of, made.contract, places, views, **options)
             self.views = plan.views
-            feed: Any = MapFeed(stored.maps, stored.targets)
+            feed: Any = StoredMapFeed(stored.maps, stored.targets)
         else:
             frozen = engines.create(self.rows_of, options["engine"], images=len(pictures) * 10)
             changes = PictureChanges(zoom=plan.zoom, colour=plan.colour)
@@ -316,7 +330,7 @@ class _Work:
             phases.append(Phase(body_settings, forward, taken, again, head_layers | learning))
         key = self._key(model, seed, tuning)
         self.folder = _run_folder(target, key, cache)
-        trainer = Trainer(
+        trainer = DetectorTrainer(
             made.whole,
             places,
             phases,
@@ -343,6 +357,14 @@ class _Work:
         """The settings of a phase."""
         plan = self.plan
         share = plan.head_share if phase == "head" else 1 - plan.head_share
+        known = {field.name for field in dataclasses.fields(PhaseSettings)} - {"name"}
+        unknown = (set(tuning) | set(tuning.get("head", {})) | set(tuning.get("body", {}))) - known - {"head", "body"}
+        if unknown:
+            name = sorted(unknown)[0]
+            raise ArgumentError(
+                f"tuning must have fields of {sorted(known)}, or those by phase under 'head' and 'body'. "
+                f"Received: {name!r}.{closest(name, known)}"
+            )
         base = PhaseSettings(
             name=phase,
             epochs=None if left is not None else plan.epochs[0 if phase == "head" else 1],
@@ -359,6 +381,8 @@ class _Work:
         """AP and AP50 on the validation pictures, of the head on stored maps while the body is frozen."""
         made, material = self.made, self.material
         val = material.parts.val
+        if len(val) > _MOST_VALIDATED:  # the choice of an epoch needs no more; thresholds are from all
+            val = np.sort(np.random.default_rng(0).permutation(val)[:_MOST_VALIDATED])
         if not len(val):
             raise DataError(
                 "validation pictures choose the weights that are kept. Received: none. Raise val_share, or add a part "
@@ -405,7 +429,7 @@ class _Work:
         recipe = DetectorRecipe(
             model=str(model) if isinstance(model, str | os.PathLike) else model.name,
             trained={"head": "head", "last": "head and last stages", "full": "whole network"}[self.plan.strategy],
-            epochs=tuple(max([0, *(r["epoch"] for r in history.rows if r["phase"] == name)]) for name in phases),
+            epochs=tuple(max([0, *(r["pass"] for r in history.rows if r["phase"] == name)]) for name in phases),
             best_epoch=history.best_epoch,
             views=self.views,
             seed=seed,
@@ -417,7 +441,12 @@ class _Work:
         detector.metrics = {
             "images": {part: len(getattr(material.parts, part)) for part in ("train", "val", "test")},
             "validation": matching.figures(),
-            "training": [dict(row) for row in history.rows],
+            "training": {
+                "epoch": history.best_epoch,
+                "epochs": len(history.rows) - 1,
+                "passes": history.passes,
+                "history": [dict(row) for row in history.rows],
+            },
         }
         return detector
 

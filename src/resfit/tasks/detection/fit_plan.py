@@ -58,7 +58,7 @@ class DetectionPlan:
     minutes: float | None
     head_share: float
     batch_size: int = 4
-    learning_rate: float = 2.5e-3
+    learning_rate: float = 3e-3
     body_learning_rate: float = 1e-3
     zoom: tuple[float, float] = (0.6, 1.7)
     colour: float = 0.3
@@ -155,7 +155,7 @@ def make_plan(
         epochs=(30, 15),
         minutes=minutes,
         head_share=share,
-        batch_size=batch_size or 4,
+        batch_size=batch_size or _batch_size(boxes, backbone, chosen, minutes),
         map_bytes=len(boxes) * wanted * width * 2,
         reasons=tuple(reasons),
     )
@@ -172,6 +172,16 @@ def _passes(
     # forward, and twice that for the gradients of what learns
     costs = {"full": 3.0 * counted.macs, "last": 2.2 * counted.macs}
     return {name: seconds * cores * _MACS_PER_SECOND / (cost + _HEAD_MACS) / train for name, cost in costs.items()}
+
+
+def _batch_size(boxes: BoxSet, backbone: ArchitectureSpec, size: tuple[int, int], minutes: float | None) -> int:
+    """Pictures a step: few where there is time for few steps, which then make more of the same passes."""
+    if minutes is None:
+        seen = 30 * 0.7 * len(boxes)
+    else:
+        macs = arithmetic.count(backbone, input_size=size, include_top=False).macs
+        seen = 60 * minutes * processors.available() * _MACS_PER_SECOND / (1.5 * macs + _HEAD_MACS)
+    return 2 if seen < _FEW else 4 if seen < 5 * _FEW else 8
 
 
 def _why(strategy: str, minutes: float | None, passes: dict[str, float]) -> str:
@@ -192,6 +202,7 @@ def _why(strategy: str, minutes: float | None, passes: dict[str, float]) -> str:
 # Multiply-accumulates a second and core in a training step, and those of the head's step, measured on two shared cores.
 _MACS_PER_SECOND, _HEAD_MACS = 2.0e10, 2.0e9
 _LEAST_MINUTES, _ENOUGH = 1.5, 1.5  # passes of the body under which it had better stay as it is
+_FEW = 6000  # pictures that go through a step in the whole run
 _HEAD_SHARE = 0.25  # of the training's time, before the body learns too
 _HEAD: dict[str, Any] = {
     "pyramid_width": 96,

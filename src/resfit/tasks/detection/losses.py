@@ -103,8 +103,9 @@ def detection_loss(
     if kind == "quality_focal":
         overlap = ops.stop_gradient(box_rules.iou(predicted, true))
         each = quality_focal(logits, kinds * ops.expand_dims(overlap, -1))
+        # by its own sum, which is small as long as scores are: boxes learn from the first step
         weight = positive * ops.stop_gradient(ops.max(ops.sigmoid(logits), axis=-1))
-        divisor = ops.maximum(ops.sum(weight), 1.0)
+        divisor = ops.maximum(ops.sum(weight), 1e-6)
     else:
         each = focal(logits, kinds)
         weight, divisor = central, ops.maximum(ops.sum(central), 1.0)

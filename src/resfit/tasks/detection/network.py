@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Network:
+class DetectorNetwork:
     """A detector in the making. All models share their layers.
 
     Attributes:
@@ -63,7 +63,7 @@ def build(
     channels: int | None = None,
     seed: int = 0,
     **fields: Any,
-) -> Network:
+) -> DetectorNetwork:
     """Puts a pyramid and a fresh head onto a residual network.
 
     Args:
@@ -95,7 +95,7 @@ def build(
     head = keras.Model([body.output[tap] for tap in taps], raw.named(), name=f"{body.name}_head")
     for layer in body.layers:
         layer.trainable = False
-    return Network(spec, contract, whole, body, head)
+    return DetectorNetwork(spec, contract, whole, body, head)
 
 
 def detector_spec(backbone: ArchitectureSpec, classes: int, size: tuple[int, int], **fields: Any) -> DetectorSpec:
@@ -192,7 +192,7 @@ def _reshaped(rows: Any, shape: tuple[int, int, int]) -> Any:
     return ops.reshape(rows, (-1, *shape))
 
 
-def row_model(network: Network, stages: Sequence[str] = ()) -> tuple[keras.Model, MapShapes]:
+def row_model(network: DetectorNetwork, stages: Sequence[str] = ()) -> tuple[keras.Model, MapShapes]:
     """Returns a frozen part of the body with its maps in one row, at the size of the contract, for engines and stores.
 
     Args:
@@ -216,7 +216,7 @@ def row_model(network: Network, stages: Sequence[str] = ()) -> tuple[keras.Model
     return model, MapShapes(taps, shapes)  # type: ignore[arg-type]
 
 
-def _stage(network: Network, stage: str) -> Any:
+def _stage(network: DetectorNetwork, stage: str) -> Any:
     """The map of a stage of the body."""
     from resfit.engines import prefix
 
@@ -237,7 +237,7 @@ def frozen_stages(spec: DetectorSpec) -> tuple[str, ...]:
     return (*(tap for tap in taps if tap < cut), cut)
 
 
-def suffix_of(made: Network) -> keras.Model:
+def suffix_of(made: DetectorNetwork) -> keras.Model:
     """Returns what learns where the last stages learn: the maps of :func:`frozen_stages` to raw outputs.
 
     Args:
@@ -264,7 +264,7 @@ def level_layers(model: keras.Model, spec: DetectorSpec) -> list[str]:
     ]
 
 
-def forward_of(made: Network) -> Callable[..., Any]:
+def forward_of(made: DetectorNetwork) -> Callable[..., Any]:
     """Returns the whole network as a function with the norms of the body inside its convolutions, which is faster.
 
     The norms keep the statistics of the checkpoint; their scales and shifts learn as in the network itself.
@@ -284,7 +284,7 @@ def forward_of(made: Network) -> Callable[..., Any]:
     return forward
 
 
-def learning_layers(made: Network, strategy: str) -> frozenset[str]:
+def learning_layers(made: DetectorNetwork, strategy: str) -> frozenset[str]:
     """Returns the names of the body's layers that learn.
 
     Args:

@@ -80,7 +80,7 @@ class Phase:
     settings: PhaseSettings
     model: Callable[..., Any]
     unpack: Callable[[Any], Any]
-    feed: feeds.Feed
+    feed: feeds.BatchSource
     trainable: frozenset[str]
 
 
@@ -89,7 +89,8 @@ class History:
     """What a training did.
 
     Attributes:
-        rows: One for each epoch: phase, epoch, step, loss, val_ap, val_ap50, seconds.
+        rows: One for each validation: its number, step, training loss, AP and AP50 on the validation pictures,
+            seconds, phase, passes over the pictures in this phase, and pictures that went through a step.
         best_ap: Validation AP of the weights that were kept.
         best_epoch: The epoch they are from, over all phases; 0 is before the training.
         passes: Pictures that went through a training step.
@@ -103,7 +104,7 @@ class History:
     seconds: float
 
 
-class Trainer:
+class DetectorTrainer:
     """Runs phases one after the other and leaves the best weights in the network.
 
     Args:
@@ -203,7 +204,7 @@ class Trainer:
         per_epoch = len(feeds.epoch_order(count, batch, settings.seed, 0))
         began, before = self._clock(), state["seconds"][number]
         saved = began
-        measured: list[float] = []
+        last = began
         while state["done"] < 1.0:
             order = feeds.epoch_order(count, batch, settings.seed, state["epoch"])
             total, seen = 0.0, 0
@@ -215,12 +216,12 @@ class Trainer:
                 )
                 seen += 1
                 now = self._clock()
-                measured.append(now)
                 state["step"] += 1
                 state["steps"] += 1
                 state["passes"] += batch
                 elapsed = before + now - began
-                state["done"] = self._progress(settings, per_epoch, elapsed, measured)
+                state["done"] = self._progress(settings, per_epoch, elapsed, now - last)
+                last = now
                 if self._stop is not None and self._stop(state["steps"]):
                     raise KeyboardInterrupt
                 if state["done"] >= 1.0:
@@ -239,15 +240,14 @@ class Trainer:
                 self._save()
                 saved = self._clock()
 
-    def _progress(self, settings: PhaseSettings, per_epoch: int, elapsed: float, measured: list[float]) -> float:
+    def _progress(self, settings: PhaseSettings, per_epoch: int, elapsed: float, step: float) -> float:
         """Share of the phase that is done: by steps, by the clock, or the larger of the two."""
         shares = [0.0]
         if settings.epochs is not None:
             shares.append(self._state["step"] / (settings.epochs * per_epoch))
         if settings.seconds is not None:
             # the last step should end within the time
-            last = measured[-1] - measured[-2] if len(measured) > 2 else 0.0
-            shares.append(min(1.0, (elapsed + 0.5 * last) / settings.seconds))
+            shares.append(min(1.0, (elapsed + 0.5 * step) / settings.seconds))
         return min(1.0, max(shares))
 
     def _judge(self, loss: float, started: float) -> None:
@@ -258,19 +258,20 @@ class Trainer:
         epochs = len(state["rows"])
         name = self._phases[state["phase"]].settings.name if self._phases else ""
         row = {
-            "phase": name,
-            "epoch": state["epoch"],
+            "epoch": epochs,
             "step": state["steps"],
-            "loss": round(loss, 6),
+            "train_loss": round(loss, 6),
             "val_ap": ap,
             "val_ap50": ap50,
             "seconds": round(sum(state["seconds"]), 2),
+            "phase": name,
+            "pass": state["epoch"],
             "passes": state["passes"],
         }
         state["rows"].append(row)
         if self._say is not None and epochs:
             self._say(
-                f"{name}, epoch {row['epoch']}: loss {loss:.3f}, validation AP {ap:.3f}, AP50 {ap50:.3f}, "
+                f"{name}, epoch {row['pass']}: loss {loss:.3f}, validation AP {ap:.3f}, AP50 {ap50:.3f}, "
                 f"{row['seconds']:.0f} s"
             )
         if ap > state["best_ap"] or not epochs:

@@ -160,6 +160,7 @@ def fit(
         if text:
             journal.note(text)
     plan = FitPlan(body, strategy, minutes, trainable_from, tuning, seed, "ridge", lr_find, {}, False, _SETTINGS)
+    plan.open_record(images, out, cache)
     running = runs.RunOptions(
         folder=Path(),
         cache=cache,
@@ -256,6 +257,7 @@ def fit(
             },
             **({} if tuned is None else {"training": _training(tuned)}),
             **({} if checked is None else {"checks": checked.to_dict()}),
+            "plan": plan.to_dict(),
             "test": None if result is None else result.to_dict(),
             **({"notice": scans.NOTICE} if images.medical else {}),
         },
@@ -271,6 +273,7 @@ def fit(
         regressor.save(out, force=force)
     if folder is not None:  # the run is in the regressor now
         shutil.rmtree(folder, ignore_errors=True)
+    plan.record.close()
     journal.lap("save")
     regressor.run = FitRun(
         test=result,
@@ -373,7 +376,7 @@ def _learn(
                     prepared = None
         if prepared is not None and settings is not None:
             if plan.minutes is not None and not plan.sets_time:
-                settings = runs.with_time_left(folder, settings, plan.minutes - journal.minutes)
+                settings = runs.with_time_left(folder, settings, plan.minutes_left(journal))
                 running = dataclasses.replace(running, closing=len(parts.test) + len(parts.val))
             head, tuned = _tuned(start, prepared, values, parts, settings, running, folder, loss)
             first = tuned.learned.history[0].get("val_r2", 0.0)

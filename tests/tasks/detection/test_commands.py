@@ -1,0 +1,44 @@
+"""``resfit fit``, ``check`` and ``demo --detection`` on drawn pictures."""
+
+from __future__ import annotations
+
+import json
+
+from PIL import Image
+from typer.testing import CliRunner
+
+from resfit.cli import demo
+from resfit.cli.main import build
+from tests.tasks.detection.drawn import write_set
+
+
+def run(*arguments):
+    found = CliRunner().invoke(build([arguments[0]]), [str(argument) for argument in arguments])
+    assert found.exit_code == 0, found.output + repr(found.exception)
+    return found
+
+
+def test_fit_says_the_task_and_writes_a_detector(tmp_path):
+    folder = write_set(tmp_path / "set", {"train": 8, "val": 4, "test": 3})
+    out = tmp_path / "out.resfit"
+    settings = ("--strategy", "probe", "--budget", "4s", "--size", "64", "--no-cache")
+    found = run("fit", folder, "-o", out, *settings, "--json")
+    assert "task: detection (the data has boxes: " in found.stderr
+    said = json.loads(found.stdout)
+    assert said["task"] == "detection"
+    assert said["labels"] == ["disc", "square"]
+    assert 0 <= said["test"]["metrics"]["ap50"] <= 1
+    assert json.loads((out / "model.json").read_text())["kind"] == "resfit detector"
+    checked = run("check", folder, "--no-cache")
+    assert "15 pictures" in checked.stdout
+    planned = run("fit", folder, "--dry-run", "--budget", "5m")
+    assert "letterbox" in planned.stdout or "pixels" in planned.stdout
+
+
+def test_the_demo_ends_in_a_picture_with_boxes(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "_SHAPES", {"train": 8, "val": 4, "test": 6})
+    monkeypatch.setattr(demo, "_DETECTION_BUDGET", "4s")
+    found = run("demo", "--detection", "-o", tmp_path / "demo")
+    assert "AP50" in found.stdout
+    with Image.open(tmp_path / "demo" / "shapes.png") as picture:
+        assert picture.size == (960, 480)

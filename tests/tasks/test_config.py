@@ -1,0 +1,144 @@
+"""Options of a fit: from a file, a mapping and the command line; checked once, with the way out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from resfit.errors import ArgumentError
+from resfit.tasks.config import FitConfig, assigned, merged
+
+YAML = """
+task: regression
+data: {label_column: [radius, area], test_share: 0.3}
+model: {trainable_from: stage4}
+training: {strategy: finetune, budget: 20m, seed: 3}
+machine: {cache: false}
+tuning: {epochs: 12, mixup: 0.2, sizes: [[0.0, 32], [0.5, 64]]}
+"""
+TOML = """
+task = "regression"
+[data]
+label_column = ["radius", "area"]
+test_share = 0.3
+[model]
+trainable_from = "stage4"
+[training]
+strategy = "finetune"
+budget = "20m"
+seed = 3
+[machine]
+cache = false
+[tuning]
+epochs = 12
+mixup = 0.2
+sizes = [[0.0, 32], [0.5, 64]]
+"""
+
+
+# a few lines that would be 9 ** 11 values, each list nine times the one before
+BOMB = "l0: &a [1, 1]\n" + "".join(
+    f"l{n}: &{chr(97 + n)} [{','.join(['*' + chr(96 + n)] * 9)}]\n" for n in range(1, 12)
+)
+
+
+def test_every_format_states_the_same(tmp_path):
+    (tmp_path / "a.yaml").write_text(YAML)
+    (tmp_path / "a.toml").write_text(TOML)
+    found = FitConfig.from_file(tmp_path / "a.yaml")
+    (tmp_path / "a.json").write_text(json.dumps(found.to_dict()))
+    assert found == FitConfig.from_file(tmp_path / "a.toml") == FitConfig.from_file(tmp_path / "a.json")
+    assert found.keywords() == {
+        "label_column": ["radius", "area"],
+        "test_share": 0.3,
+        "trainable_from": "stage4",
+        "strategy": "finetune",
+        "budget": "20m",
+        "seed": 3,
+        "cache": False,
+        "tuning": {"epochs": 12, "mixup": 0.2, "sizes": [[0.0, 32], [0.5, 64]]},
+    }
+    assert FitConfig().keywords() == {}
+
+
+def test_assignments_and_what_overrules_what():
+    found = assigned(["training.budget=10m", "epochs=20", "data.multilabel=true", "tuning.learning_rate=3e-4"])
+    assert found == {
+        "training": {"budget": "10m"},
+        "tuning": {"epochs": 20, "learning_rate": 3e-4},
+        "data": {"multilabel": True},
+    }
+    assert merged({"tuning": {"epochs": 5, "mixup": 0.1}}, found)["tuning"] == {
+        "epochs": 20,
+        "mixup": 0.1,
+        "learning_rate": 3e-4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"trainng": {}}, r"groups of options are task, data.*Received: 'trainng'\. Did you mean 'training'\?"),
+        ({"training": {"budgt": "10m"}}, r"training has the options .*Received: 'budgt'\. Did you mean 'budget'\?"),
+        ({"tuning": {"epoch": 3}}, r"tuning has the options .*Received: 'epoch'\. Did you mean 'epochs'\?"),
+        ({"data": {"test_share": "much"}}, r"Expected 'float \| null', got 'str' - at '\$\.data\.test_share'"),
+        ({"tuning": {"epochs": {"a": 1}}}, "number, a text or a short list"),
+        ([1], "groups of options. Received: list"),
+    ],
+)
+def test_what_is_wrong_is_said(value, message):
+    with pytest.raises(ArgumentError, match=message):
+        FitConfig.from_dict(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.yaml", "a: [1", "a.yaml must be a YAML file"),
+        ("a.toml", "a = ", "a.toml must be a TOML file"),
+        ("a.json", "{", "a.json must be a JSON file"),
+        ("a.ini", "", r"ends in \.yaml, \.yml, \.toml or \.json. Received: 'a.ini'"),
+        ("a.yaml", "x: !!python/object/apply:os.system ['touch pwned']", "must be a YAML file"),
+        ("a.yaml", BOMB, "groups of options are"),
+    ],
+)
+def test_files_that_are_none(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ArgumentError, match=message):
+        FitConfig.from_file(tmp_path / name)
+    with pytest.raises(ArgumentError, match="No such file"):
+        FitConfig.from_file(tmp_path / "missing.yaml")
+
+
+def test_a_bomb_as_a_setting_is_refused_at_once(tmp_path):
+    (tmp_path / "a.yaml").write_text("task: " + BOMB.replace("l11:", "tuning:").replace("l0", "l0", 1))
+    with pytest.raises(ArgumentError):
+        FitConfig.from_file(tmp_path / "a.yaml")
+    value = [1]
+    for _ in range(40):
+        value = [value] * 9
+    with pytest.raises(ArgumentError, match="number, a text or a short list"):
+        FitConfig(tuning={"sizes": value})
+
+
+def test_a_fit_that_was_killed_decides_as_it_did_before(tmp_path):
+    from resfit.tasks.fit_plan import PlanRecord
+
+    described = {"data": "abc", "minutes": 5.0, "shares": (0.0, 1)}
+    first = PlanRecord()
+    first.open(tmp_path / "out.run", described)
+    assert first.decide("training reads pixels", lambda: True)
+    again = PlanRecord()
+    again.open(tmp_path / "out.run", described)
+    assert again.decide("training reads pixels", lambda: False)  # as it was decided, not as the clock says now
+    other = PlanRecord()
+    other.open(tmp_path / "out.run", {**described, "data": "abd"})
+    assert not other.decide("training reads pixels", lambda: False)
+    other.close()
+    assert not (tmp_path / "out.run").exists()
+    (tmp_path / "out.run").mkdir()
+    (tmp_path / "out.run" / "plan.json").write_text("[")
+    damaged = PlanRecord()
+    damaged.open(tmp_path / "out.run", described)
+    assert damaged.decisions == {}
