@@ -44,12 +44,15 @@ def export(
         Path | None,
         typer.Option(help="Real images to compare and calibrate on. Default: those that the classifier was tested on."),
     ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Of a detector: boxes and scores before suppression, not detections.")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="Name in file names and model servers.")] = None,
     model_version: Annotated[int, typer.Option(help="Version number for TensorFlow Serving.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the choice of images.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Export a classifier for another runtime, and compare it with Keras there."""
+    """Export a fitted model or a network for another runtime, and compare it with Keras there."""
     formats, precisions = tuple(format or ()), tuple(precision or ())
     if not every and len(formats) != 1:
         raise typer.BadParameter("name one format, or take --all.", param_hint="--format")
@@ -69,6 +72,7 @@ def export(
             name=name,
             version=model_version,
             seed=seed,
+            raw=raw,
             say=console.message,
         )
     else:
@@ -81,6 +85,7 @@ def export(
             name=name,
             version=model_version,
             seed=seed,
+            raw=raw,
         )
         rows = [made]
     if as_json:
@@ -101,10 +106,13 @@ def _default_target(source: str, ending: str) -> Path:
 
 def _print_table(rows: list[Export]) -> None:
     labelled = any(row.verification is not None and row.verification.accuracy is not None for row in rows)
-    ends = (">accuracy", "") if labelled else ("",)
-    columns = ("format", "precision", ">MB", ">ms", ">largest difference", ">top-1 agreement", *ends)
-    console.print_table("", columns, [_cells(row, labelled) for row in rows])
+    from resfit.export.verification import Verification
+
     found = next((row.verification for row in rows if row.verification is not None), None)
+    difference, agreement, score = (Verification if found is None else found).HEADINGS
+    ends = (score, "") if labelled else ("",)
+    columns = ("format", "precision", ">MB", ">ms", difference, agreement, *ends)
+    console.print_table("", columns, [_cells(row, labelled) for row in rows])
     if found is not None:
         typer.echo(f"Compared with Keras on {console.printable(found.source)}.")
 

@@ -43,7 +43,8 @@ def write(
     shown = not fitted.metrics.get("notice") if names is None else names
     groups: dict[str, list[dict[str, str]]] = {}
     for picture in result.pictures():
-        groups.setdefault(picture.group, []).append({"source": _address(picture), "caption": picture.caption})
+        caption = f"{picture.file}: {picture.caption}" if shown and picture.file else picture.caption
+        groups.setdefault(picture.group, []).append({"source": _address(picture), "caption": caption})
     page = template(_PAGE).render(
         title=f"How good is this model for {fitted.task} on {source}?",
         style=text_of("page.css"),

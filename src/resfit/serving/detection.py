@@ -27,10 +27,12 @@ class Fitted:
     Attributes:
         pixels: As the network takes it, ``(height, width, channels)``.
         size: Height and width of the picture in pixels, as displayed.
+        source: The file or the array itself, where it is predicted in tiles; else None.
     """
 
     pixels: np.ndarray
     size: tuple[int, int]
+    source: Any = None
 
 
 class ServedDetector(Served):
@@ -86,7 +88,8 @@ class ServedDetector(Served):
             )
         except ImageError as error:
             raise unusable(str(error)) from error
-        return Fitted(pixels, sizes[0] if sizes else (pixels.shape[0], pixels.shape[1]))
+        size = sizes[0] if sizes else (pixels.shape[0], pixels.shape[1])
+        return Fitted(pixels, size, data if self._is_tiled else None)
 
     def fit(self, image: np.ndarray) -> Any:
         """Brings an array into the letterbox as the detector does offline; see :meth:`Served.fit`.
@@ -99,7 +102,8 @@ class ServedDetector(Served):
         image = self.checked(image)
         size = (int(image.shape[0]), int(image.shape[1]))
         try:
-            return Fitted(inputs.fit_array(image, self._contract(portrait=size[0] > size[1])), size)
+            pixels = inputs.fit_array(image, self._contract(portrait=size[0] > size[1]))
+            return Fitted(pixels, size, image if self._is_tiled else None)
         except (ArgumentError, ImageError) as error:
             raise unusable(str(error)) from error
 
@@ -108,6 +112,8 @@ class ServedDetector(Served):
         from resfit.data.box_geometry import letterbox
         from resfit.data.inputs import NetworkInput
 
+        if any(isinstance(image, Fitted) and image.source is not None for image in images):
+            return [self._in_tiles(image) for image in images]
         found: list[Any] = [None] * len(images)
         for size, detector in self._at.items():
             rows = [row for row, image in enumerate(images) if _pixels(image).shape[:2] == size]
@@ -115,17 +121,31 @@ class ServedDetector(Served):
                 continue
             own = NetworkInput([_pixels(images[row]) for row in rows])
             run: Any = self._runs[size]
-            predicted = detector.predict(own, threshold=0.0, engine=run, batch_size=len(rows))
+            predicted = detector.predict(own, threshold=0.0, tiles=False, engine=run, batch_size=len(rows))
             for row, one in zip(rows, predicted, strict=True):
                 if not (np.isfinite(one.boxes).all() and np.isfinite(one.scores).all()):
-                    found[row] = unusable(
-                        "the network's answer is not finite: the image's values lie far out of 0..255"
-                    )
+                    found[row] = not_finite()
                     continue
                 shown = images[row].size if isinstance(images[row], Fitted) else size
                 boxes = letterbox(shown, size).to_image(one.boxes, clip=True).astype(np.float32)
                 found[row] = dataclasses.replace(one, boxes=boxes, size=shown, source=None)
         return found
+
+    def _in_tiles(self, image: Any) -> Any:
+        """Finds boxes in one picture as the detector does offline, tile by tile."""
+        source = image.source if isinstance(image, Fitted) and image.source is not None else _pixels(image)
+        run: Any = next(iter(self._runs.values()))
+        whole: Any = self.fitted
+        (found,) = whole.predict(source, threshold=0.0, engine=run)
+        if found.error:
+            return unusable(found.error)
+        fine = np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()
+        return dataclasses.replace(found, source=None) if fine else not_finite()
+
+    @property
+    def _is_tiled(self) -> bool:
+        """Whether the detector cuts pictures into tiles."""
+        return bool(getattr(getattr(self.fitted, "recipe", None), "tiles", None))
 
     def embed(self, images: Sequence[Any]) -> Sequence[np.ndarray | Problem]:
         """Returns the features of pictures; see :meth:`Served.embed`."""

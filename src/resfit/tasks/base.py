@@ -97,11 +97,13 @@ class Picture:
         image: JPEG or PNG, or uint8 ``(height, width, 3)``.
         caption: What it shows.
         group: Heading under which it stands, such as ``"largest errors"``.
+        file: Name of the file, where names may be told; it is no part of the caption.
     """
 
     image: bytes | np.ndarray
     caption: str
     group: str = ""
+    file: str = ""
 
 
 class PredictionResult(Protocol):

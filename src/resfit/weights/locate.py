@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from resfit.networks import catalog
-from resfit.networks.detection import catalog as detector_catalog
+from resfit.networks.detection import catalog as detectors
 from resfit.weights import registry
 from resfit.weights.formats import base as formats
 
@@ -54,6 +54,6 @@ def as_path(source: Any) -> Path | None:
     if source.lower().endswith(formats.suffixes()):
         return Path(source)
     known = source in ("default", "imagenet") or any(
-        source in table for table in (catalog.rows(), registry.rows(), detector_catalog.rows())
+        source in table for table in (catalog.rows(), registry.rows(), detectors.rows())
     )
     return Path(source) if not known and (os.sep in source or Path(source).exists()) else None

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from resfit.data.box_geometry import areas as box_areas
 from resfit.data.boxes import BoxSet
 from resfit.data.dataset import Skipped
-from resfit.evaluation.detection import DetectionThreshold, Matching, PredictedBoxes, TrueBoxes, match
+from resfit.evaluation.detection import AREA_RANGES, DetectionThreshold, Matching, PredictedBoxes, TrueBoxes, match
 from resfit.evaluation.detection_errors import KINDS, DetectionErrors, detection_errors
 from resfit.evaluation.intervals import Figure
 from resfit.tasks.base import Picture, Plot, TextTable
@@ -19,6 +20,10 @@ from resfit.tasks.detection.detections import Detections, draw_boxes, opened
 
 _SHOWN = ("ap", "ap50", "ap75", "ar100", "ap_small", "ap_medium", "ap_large")
 _PICTURES = 4  # of each kind of mistake
+_SAMPLE = 8  # pictures with all their boxes
+_LONGEST = 800  # pixels of a picture's longer side
+_RED, _BLUE, _GREEN = 0, 1, 2  # of the palette
+_KINDS = {"background": "false alarms", "missed": "missed objects"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,10 +98,19 @@ class DetectionEvaluation:
                 )
             )
         columns = ("class", ">boxes", ">AP", ">AP50", ">threshold", ">precision", ">recall", ">F1")
+        sizes = []
+        areas, crowd = box_areas(self.matching.truth.boxes), self.matching.truth.crowd
+        areas = areas if crowd is None else areas[~crowd]
+        for size in ("small", "medium", "large"):
+            low, high = AREA_RANGES[size]
+            count = int(((areas >= low) & (areas < high)).sum())
+            sides = f"{low**0.5:.0f} to {high**0.5:.0f} px" if size != "large" else f"{low**0.5:.0f} px and more"
+            sizes.append((size, sides, count, cell(f"ap_{size}"), cell(f"ar_{size}")))
         mistakes = [(kind, self.errors.counts[kind], f"{self.errors.gains[kind]:.3f}") for kind in KINDS]
         return [
             figures,
             TextTable("classes", columns, rows),
+            TextTable("by size of the boxes", ("size", "side of a square", ">boxes", "AP", "AR"), sizes),
             TextTable("mistakes at the thresholds", ("kind", ">boxes", ">AP50 lost"), mistakes),
         ]
 
@@ -119,29 +133,45 @@ class DetectionEvaluation:
         return found
 
     def pictures(self) -> list[Picture]:
-        """Returns pictures with the worst mistakes of each kind: true boxes green, the one in question in red."""
+        """Returns some pictures with true boxes in green and those that are shown in blue, and the worst mistakes.
+
+        Of each kind of mistake there are the worst: the true boxes in green, the one in question in red.
+        """
         found = []
         truth, predicted = self.matching.truth, self.matching.predicted
+        limits = np.array([self.thresholds[label] for label in self.matching.classes], np.float32)
+        is_shown = predicted.scores >= limits[predicted.labels] if len(predicted.labels) else np.zeros(0, bool)
+        for image in np.unique(np.linspace(0, len(self.paths) - 1, min(_SAMPLE, len(self.paths))).astype(int)).tolist():
+            own = truth.boxes[truth.images == image]
+            rows = (predicted.images == image) & is_shown
+            caption = f"{len(own)} true boxes, {int(rows.sum())} found"
+            picture = _drawn(self.paths[image], own, predicted.boxes[rows], colour=_BLUE)
+            group = "true boxes (green) and what is found (blue)"
+            found.append(Picture(picture, caption, group, self.paths[image].name))
         for kind in KINDS:
             for image, detection, true in self.errors.worst(kind, _PICTURES):
                 own = truth.boxes[truth.images == image]
                 asked = truth.boxes[true] if kind == "missed" else predicted.boxes[detection]
                 label = truth.labels[true] if kind == "missed" else predicted.labels[detection]
-                caption = f"{self.paths[image].name}: {self.matching.classes[int(label)]}"
+                caption = self.matching.classes[int(label)]
                 if detection >= 0:
                     caption += f", score {predicted.scores[detection]:.2f}"
-                found.append(Picture(_drawn(self.paths[image], own, asked), caption, f"mistakes: {kind}"))
+                picture = _drawn(self.paths[image], own, asked[None], colour=_RED)
+                found.append(Picture(picture, caption, f"mistakes: {_KINDS.get(kind, kind)}", self.paths[image].name))
         return found
 
 
-def _drawn(path: Path, true: np.ndarray, asked: np.ndarray) -> np.ndarray:
+def _drawn(path: Path, true: np.ndarray, others: np.ndarray, *, colour: int) -> np.ndarray:
+    """A picture of at most so many pixels with true boxes in green and others in another colour of the palette."""
     from PIL import ImageDraw
 
     picture = opened(path)
+    scale = min(1.0, _LONGEST / max(picture.size))
+    if scale < 1:
+        picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
     canvas = ImageDraw.Draw(picture)
-    # colours 2 and 0 of the palette: green and red
-    draw_boxes(canvas, true, np.full(len(true), 2), [""] * len(true), picture.size)
-    draw_boxes(canvas, asked[None], np.zeros(1, np.int64), [""], picture.size)
+    draw_boxes(canvas, true * scale, np.full(len(true), _GREEN), [""] * len(true), picture.size)
+    draw_boxes(canvas, others * scale, np.full(len(others), colour), [""] * len(others), picture.size)
     return np.asarray(picture)
 
 

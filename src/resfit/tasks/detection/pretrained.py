@@ -14,7 +14,7 @@ from resfit.networks.detection import catalog
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.preprocessing import InputSpec
 from resfit.tasks.detection.results import DetectorRecipe
-from resfit.weights import detectors
+from resfit.weights import detectors, locate
 from resfit.weights.conventions.base import find_convention
 from resfit.weights.detectors import DetectorSource
 from resfit.weights.formats import base as formats
