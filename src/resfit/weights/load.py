@@ -151,7 +151,7 @@ def read_any(
     ignore: Sequence[str] = (),
     include_top: bool | None = None,
     config: Mapping[str, Any] | None = None,
-    input_spec: InputSpec | None = None,
+    input_spec: InputSpec | Mapping[str, Any] | str | None = None,
     **overrides: Any,
 ) -> Source | DetectorSource:
     """Reads a checkpoint as :func:`read_source` does, detectors included, whose fields the overrides are then.
