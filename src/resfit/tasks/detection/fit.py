@@ -208,7 +208,7 @@ def _look(material: Material, timings: Timings, *, allow_leakage: bool) -> None:
         )
     if leaks:
         timings.warn(
-            f"{counted(len({test for test, *_ in leaks}), 'test picture')} are in the training set too, such as "
+            f"in both training and test set: {counted(len({test for test, *_ in leaks}), 'test picture')}, such as "
             f"{material.boxes.paths[leaks[0][0]].name}: the figures are too good. `resfit check` lists them."
         )
     numbers = box_statistics(material.boxes, (320, 320))
@@ -369,7 +369,7 @@ class _Work:
             name=phase,
             epochs=None if left is not None else plan.epochs[0 if phase == "head" else 1],
             seconds=None if left is None else left * share,
-            batch_size=plan.batch_size,
+            batch_size=plan.batch_size if phase == "head" else plan.body_batch_size,
             learning_rate=plan.learning_rate if phase == "head" else plan.body_learning_rate,
             seed=seed,
         )

@@ -44,6 +44,7 @@ class DetectionPlan:
         zoom: Scales of changed views.
         colour: How far their colours are changed.
         mosaic: Share of mosaics where the body learns.
+        body_batch_size: Pictures a step of the body's phase, which small batches make slower.
         map_bytes: What the stored maps take.
         seconds: Estimates: ``"features"`` and ``"training"``.
         seconds_each: Estimate for a prediction.
@@ -62,7 +63,8 @@ class DetectionPlan:
     body_learning_rate: float = 1e-3
     zoom: tuple[float, float] = (0.6, 1.7)
     colour: float = 0.3
-    mosaic: float = 0.0
+    mosaic: float = 0.3
+    body_batch_size: int = 8
     map_bytes: int = 0
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds_each: float = 0.0
@@ -118,7 +120,9 @@ def make_plan(
     chosen = _size(boxes, size, reasons)
     most = int(np.diff(boxes.offsets).max(initial=0))
     crowded = {"max_detections": min(1000, 2 * most), "candidates": min(1000, 3 * most)} if most > 50 else {}
-    fields = {**_HEAD, **crowded, **head}
+    # a narrow head makes more passes of a short time
+    narrow = {"pyramid_width": 64, "head_width": 64} if minutes is not None and minutes < _SHORT else {}
+    fields = {**_HEAD, **narrow, **crowded, **head}
     spec = detector_spec(backbone, len(boxes.classes), chosen, **fields)
     grids = dict(zip(spec.levels, anchors.grid_sizes(spec, chosen), strict=True))
     width = sum(grids[level][0] * grids[level][1] * tap_width(spec, tap) for level, tap in spec.taps.items())
@@ -156,6 +160,7 @@ def make_plan(
         minutes=minutes,
         head_share=share,
         batch_size=batch_size or _batch_size(boxes, backbone, chosen, minutes),
+        body_batch_size=batch_size or 8,
         map_bytes=len(boxes) * wanted * width * 2,
         reasons=tuple(reasons),
     )
@@ -202,8 +207,9 @@ def _why(strategy: str, minutes: float | None, passes: dict[str, float]) -> str:
 # Multiply-accumulates a second and core in a training step, and those of the head's step, measured on two shared cores.
 _MACS_PER_SECOND, _HEAD_MACS = 2.0e10, 2.0e9
 _LEAST_MINUTES, _ENOUGH = 1.5, 1.5  # passes of the body under which it had better stay as it is
+_SHORT = 6.0  # minutes
 _FEW = 6000  # pictures that go through a step in the whole run
-_HEAD_SHARE = 0.25  # of the training's time, before the body learns too
+_HEAD_SHARE = 0.3  # of the training's time, before the body learns too
 _HEAD: dict[str, Any] = {
     "pyramid_width": 96,
     "head_width": 96,
