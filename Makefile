@@ -25,7 +25,7 @@ demo: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-# the base install and pytest alone; what needs more, or more than a moment, is left out and says why
+# the base install and pytest alone, and the modules of tests/fast.csv; what is left out says why
 test-fast: $(FAST_STAMP)
 	$(FAST)/bin/python -m pytest -q --fast -n 2 --dist worksteal
 

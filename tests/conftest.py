@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import functools
 import gc
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,14 +14,9 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import pytest
 
-#: What is known to take long, with its seconds of processor time: tests, modules, folders. ``--record-long`` helps.
-LONG = Path(__file__).with_name("long.csv")
-#: Seconds from which ``--record-long`` notes a test.
-_MOMENT = 1.0
-#: Seconds after which ``--fast`` begins no further test.
-_BUDGET = 170.0
-_BEGUN = time.monotonic()
-
+#: The modules of ``--fast``, with their seconds of processor time in an environment of [cpu] and pytest. This list
+#: alone chooses them, so that every machine runs the same tests; ``--record-times`` measures.
+FAST = Path(__file__).with_name("fast.csv")
 # what `make test-fast` does without
 _OPTIONAL = frozenset(
     {
@@ -36,27 +31,10 @@ _OPTIONAL = frozenset(
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fast", action="store_true", help="skip what takes long, and what needs packages beyond [cpu]")
-    parser.addoption("--record-long", metavar="FILE", help="write the processor time of each test that takes long")
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --fast: skips what is known to take long, and puts one case of each test before the others."""
-    if not config.getoption("--fast"):
-        return
-    with open(LONG, encoding="utf-8", newline="") as file:
-        long = {row["test"]: row["seconds"] for row in csv.DictReader(file)}
-    cases: dict[str, int] = {}
-    sampling_order = {}
-    for item in items:
-        name = item.nodeid.partition("[")[0]
-        sampling_order[item] = cases[name] = cases.get(name, -1) + 1
-        parts = name.replace("::", "/").split("/")
-        folders = {"/".join(parts[:count]) for count in range(1, len(parts))}
-        for place in {name, name.partition("::")[0], *folders} & long.keys():
-            item.add_marker(pytest.mark.skip(reason=f"{place} takes {long[place]} s of processor time: make test"))
-    items.sort(key=lambda item: sampling_order[item] > 0)  # the fixtures of a module are made twice at most
+    parser.addoption(
+        "--fast", action="store_true", help="one case of each test of tests/fast.csv, with no packages beyond [cpu]"
+    )
+    parser.addoption("--record-times", metavar="FILE", help="write the processor time of each test")
 
 
 class _Module(pytest.Module):
@@ -70,18 +48,46 @@ class _Module(pytest.Module):
             raise
 
 
+class _LeftOut(pytest.Module):
+    """A module that is not in the list of --fast. It is not imported."""
+
+    def _getobj(self):
+        pytest.skip("not among the fast tests (tests/fast.csv): make test", allow_module_level=True)
+
+
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
-    return _Module.from_parent(parent, path=module_path) if parent.config.getoption("--fast") else None
+    """With --fast: chooses modules by the list."""
+    if not parent.config.getoption("--fast"):
+        return None
+    name = module_path.relative_to(parent.config.rootpath).as_posix()
+    return (_Module if name in _fast_modules() else _LeftOut).from_parent(parent, path=module_path)
+
+
+@functools.cache
+def _fast_modules() -> frozenset[str]:
+    with open(FAST, encoding="utf-8", newline="") as file:
+        return frozenset(row["module"] for row in csv.DictReader(file))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --fast: one case of each test."""
+    seen: set[str] = set()
+    for item in items if config.getoption("--fast") else ():
+        name = item.nodeid.partition("[")[0]
+        if name in seen:
+            item.add_marker(pytest.mark.skip(reason="--fast runs one case of each test: make test"))
+        seen.add(name)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Notes the processor time of a test, its fixtures and processes included."""
-    target = item.config.getoption("--record-long")
+    target = item.config.getoption("--record-times")
     begin = _processor_seconds()
     result = yield
     seconds = _processor_seconds() - begin
-    if target and seconds >= _MOMENT:
+    if target:
         with open(target, "a", encoding="utf-8") as file:
             file.write(f"{item.nodeid.partition('[')[0]},{seconds:.1f}\n")
     return result
@@ -89,8 +95,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
-    if item.config.getoption("--fast") and time.monotonic() - _BEGUN > _BUDGET:
-        pytest.skip("the time of --fast is over: make test")
     return (yield from _skipping(item))
 
 

@@ -301,3 +301,26 @@ TF = InputSpec(scale=1 / 127.5, mean=(1.0, 1.0, 1.0))
 TORCH = InputSpec(scale=1 / 255, mean=_IMAGENET_MEAN, std=_IMAGENET_STD)
 #: Values 0..1, as TensorFlow Hub's image modules take them.
 UNIT = InputSpec(scale=1 / 255)
+_NAMED = {"caffe": CAFFE, "tf": TF, "torch": TORCH, "unit": UNIT}
+
+
+def changed(contract: InputSpec, by: InputSpec | Mapping[str, Any] | str) -> InputSpec:
+    """Returns another input contract, or the same with other fields.
+
+    Args:
+        contract: The contract.
+        by: The other one; or fields of it that are to be changed; or how values are scaled, by name: ``"torch"``,
+            ``"tf"``, ``"caffe"``, or ``"unit"`` for 0..1.
+
+    Raises:
+        ArgumentError: There is no such name or field, or a field is out of range.
+    """
+    if isinstance(by, InputSpec):
+        return by
+    if isinstance(by, Mapping):
+        return InputSpec.from_dict({**contract.to_dict(), **by})
+    if by not in _NAMED:
+        raise ArgumentError(
+            f"input_spec must be an InputSpec, fields of one, or one of {tuple(_NAMED)}. Received: {by!r}."
+        )
+    return dataclasses.replace(_NAMED[by], size=contract.size)

@@ -608,8 +608,10 @@ def _filled(named: Source, path: Path, reading: Mapping[str, Any], *, needs_top:
             f"{path}: the weights must be those of {named.name!r}. Received: {found.name!r}, which differs in "
             f"{' + '.join(differences)}. Load the path itself, or the name that it stands for."
         )
-    contract = found.input_spec if own else named.input_spec.with_channels(found.spec.in_channels)
-    return dataclasses.replace(found, name=named.name, input_spec=contract)
+    if own:
+        return dataclasses.replace(found, name=named.name)
+    contract = named.input_spec.with_channels(found.spec.in_channels)
+    return dataclasses.replace(found, name=named.name, input_spec=contract, assumptions=_beyond_contract(found))
 
 
 def _whole(named: Source, path: Path) -> Source | None:
@@ -675,11 +677,16 @@ def _of_name(named: Source, found: Source, path: Path) -> Source:
     spec = found.spec
     own = named.spec.replace(classes=spec.classes, in_channels=spec.in_channels)
     assumed = ("weights alone do not say so", "the tensors do not tell", "as the architecture")
-    kept = tuple(
-        text for text in found.assumptions if not text.startswith("images ") and not any(a in text for a in assumed)
-    )
+    kept = tuple(text for text in _beyond_contract(found) if not any(a in text for a in assumed))
     contract = named.input_spec.with_channels(spec.in_channels)
     return dataclasses.replace(found, path=path, name=named.name, spec=own, input_spec=contract, assumptions=kept)
+
+
+def _beyond_contract(found: Source) -> tuple[str, ...]:
+    """What was assumed of a source but for its input contract and its activation, which a name says."""
+    from resfit.weights.load import OF_HEAD, OF_IMAGES
+
+    return tuple(text for text in found.assumptions if not text.startswith((OF_HEAD, OF_IMAGES)))
 
 
 def _compared(named: Source, found: Source, path: Path) -> Source:
@@ -695,7 +702,7 @@ def _compared(named: Source, found: Source, path: Path) -> Source:
         told = (f"the file's network is not quite {named.name!r}, and is built as the file has it: {', '.join(kept)}",)
     states = found.end is not None and found.end.takes is not None
     contract = found.input_spec if states else named.input_spec.with_channels(found.spec.in_channels)
-    assumptions = tuple(text for text in found.assumptions if states or not text.startswith("images "))
+    assumptions = found.assumptions if states else _beyond_contract(found)
     return dataclasses.replace(
         found, path=path, name=named.name, input_spec=contract, assumptions=(*assumptions, *told)
     )

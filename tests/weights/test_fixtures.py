@@ -83,7 +83,7 @@ def test_pickled_by_torch(name, tmp_path):
     state = {f"module.{key}": torch.from_numpy(value.copy()) for key, value in arrays.items()}
     torch.save({"epoch": 3, "state_dict": state, "arch": "x"}, file)
     source = read_source(file)
-    assert "the network is what stands under 'state_dict.'" in source.assumptions
+    assert "the network is what stands under 'state_dict.' (by its names; prefix= changes it)" in source.assumptions
     check(source, name)
 
 

@@ -82,7 +82,7 @@ def test_round_trip(name, tmp_path):
     loaded = load_source(source, preprocess=False, classifier_activation=None)
     assert relative_error(loaded(images, training=False), model(images, training=False)) < 1e-6
     assert loaded.architecture == source.spec
-    assert loaded.assumptions == source.assumptions != ()
+    assert loaded.assumptions == tuple(text for text in source.assumptions if not text.startswith("classifier_")) != ()
 
 
 def arrays_of(spec: ArchitectureSpec, convention: str = "timm") -> dict[str, np.ndarray]:

@@ -73,7 +73,9 @@ def test_tensorpack(network, image, ending, tmp_path):
     assert read.convention == "tensorpack"
     assert read.input_spec.channel_order == "bgr"
     assert read.input_spec.mean == (0.406, 0.456, 0.485)
-    assert any("tensorpack's" in text for text in read.assumptions)
+    assert read.input_spec.interpolation == "bicubic"  # ResizeShortestEdge(256, cv2.INTER_CUBIC)
+    assert any("tensorpack's" in text and "input_spec= changes it" in text for text in read.assumptions)
+    assert any("padding='same'" in text and "as tensorpack does" in text for text in read.assumptions)
     same = build(SPEC.replace(padding="same", stem_pool_padding="same"))
     canonical.fill(same, canonical.arrays(network))
     assert relative_error(outputs(tmp_path / "a.npz", image), same(image, training=False)) < 1e-5
@@ -104,6 +106,12 @@ def test_transformers_for_tensorflow(network, image, tmp_path):
     ]
     keras_h5.write_layers(tmp_path / "tf_model.h5", layers)
     assert relative_error(outputs(tmp_path / "tf_model.h5", image), network(image, training=False)) < 1e-5
+    told = read_source(tmp_path / "tf_model.h5").assumptions
+    assert any("first version for TensorFlow padded with 'same'" in text and "padding= or" in text for text in told)
+    same = build(SPEC.replace(padding="same", stem_pool_padding="same"))
+    canonical.fill(same, canonical.arrays(network))
+    older = outputs(tmp_path / "tf_model.h5", image, padding="same", stem_pool_padding="same")
+    assert relative_error(older, same(image, training=False)) < 1e-5
 
 
 @pytest.mark.parametrize("ending", ["npz", "pkl"])

@@ -64,7 +64,10 @@ def test_module_of_tensorflow_1_computes_the_same(tmp_path):
     expected = tf_sources.write_v1_module(tmp_path / "module", arrays, tf_sources.slim_forward, images)
     model = load.load_source(tmp_path / "module", preprocess=False, include_top=False, pooling="avg")
     assert relative_error(model(images), expected) < TOLERANCE
-    assert "the network is what stands under 'module/resnet_v2_50/'" in model.assumptions
+    assert (
+        "the network is what stands under 'module/resnet_v2_50/' (by its names; prefix= changes it)"
+        in model.assumptions
+    )
 
 
 def test_a_hub_module_takes_0_to_1_where_this_takes_bytes(tmp_path):
@@ -76,7 +79,7 @@ def test_a_hub_module_takes_0_to_1_where_this_takes_bytes(tmp_path):
     assert relative_error(model(raw), expected) < TOLERANCE
     assert model.output_shape == (None, 1001)
     assert any("class 0 of the 1001 is the background" in remark for remark in model.assumptions)
-    assert any("take 0..1" in remark for remark in model.assumptions)
+    assert any("from values of 0..1" in remark for remark in model.assumptions)
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def test_architectures_are_recovered_and_tensors_come_back(kind):
     assert spec == expected_spec(kind)
     text = "\n".join(assumptions)
     assert "anchor_sizes" in text
-    assert ("backbone.norm_epsilon=0" in text) == (kind == "v1")
+    assert ("backbone: norm_epsilon=0" in text) == (kind == "v1")
     again = torchvision_detection.to_torch(spec, translation.arrays)
     assert again.keys() == tensors.keys()
     for name, array in tensors.items():

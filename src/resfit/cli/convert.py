@@ -49,7 +49,8 @@ def convert(
     averaged: Annotated[bool, typer.Option("--ema", help="Take the running average that the source holds.")] = False,
     ignore: Annotated[list[str] | None, typer.Option(help="Pattern of tensors to leave out. Repeatable.")] = None,
     assume: Annotated[
-        list[str] | None, typer.Option("--set", help="field=value of the architecture, over the source's. Repeatable.")
+        list[str] | None,
+        typer.Option("--set", help="ARGUMENT=VALUE of what an assumption names, such as norm_epsilon. Repeatable."),
     ] = None,
     body: Annotated[
         bool, typer.Option("--body", help="The network without its classifier, out of a detector or segmenter too.")
@@ -75,15 +76,17 @@ def convert(
         "prefix": prefix,
         "averaged": averaged,
         "ignore": tuple(ignore or ()),
-        **_overrides(assume or ()),
+        **overrides(assume or ()),
     }
-    reading = {key: value for key, value in reading.items() if value or (key == "prefix" and value is not None)}
+    unset: dict[str, Any] = {"architecture": None, "prefix": None, "averaged": False, "ignore": ()}
+    reading = {key: value for key, value in reading.items() if key not in unset or value != unset[key]}
     preprocess = preprocess or destination.suffix != ".keras"  # weights alone are the same either way
+    building = {name: reading.pop(name) for name in ("classifier_activation",) if name in reading}
     read = zoo.read_any(source, reading=reading, needs_top=not body)
     if isinstance(read, DetectorSource):
         model = detectors.load(read, preprocess=preprocess)
     else:
-        model = convert.load_source(read, include_top=False if body else None, preprocess=preprocess)
+        model = convert.load_source(read, include_top=False if body else None, preprocess=preprocess, **building)
     for sentence in model.assumptions:
         console.message(f"Assumed: {console.printable(sentence)}")
     write.write(model, destination, naming=naming)
@@ -134,12 +137,17 @@ def _unsafe(path: Path | None) -> list[str]:
         return [str(error)]
 
 
-def _overrides(texts: list[str] | tuple[str, ...]) -> dict[str, Any]:
+def overrides(texts: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """Returns the arguments that ``--set`` states.
+
+    Args:
+        texts: Each ``ARGUMENT=VALUE``, the value in JSON or as plain text.
+    """
     found = {}
     for text in texts:
         name, separator, value = text.partition("=")
         if not separator:
-            raise typer.BadParameter(f"must be field=value. Received: {text!r}.", param_hint="--set")
+            raise typer.BadParameter(f"must be ARGUMENT=VALUE. Received: {text!r}.", param_hint="--set")
         try:
             parsed = json.loads(value)
         except ValueError:

@@ -185,6 +185,10 @@ def info(
     name: Annotated[
         str, typer.Argument(help="A name that `resfit models` lists, a checkpoint's, a file or folder, or a handle.")
     ],
+    assume: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Of a file: ARGUMENT=VALUE of what an assumption names. Repeatable."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Describe a network, a file of weights or a classifier, without building it.
@@ -199,7 +203,7 @@ def info(
 
     path = locate.as_path(name)
     if path is not None:
-        _file(path, as_json)
+        _file(path, assume or [], as_json)
         return
     if name in catalog.rows():
         _detector(name, as_json)
@@ -216,10 +220,11 @@ def info(
     typer.echo("\n\n".join([*parts, _checkpoints_table(found)] if found.checkpoints else parts))
 
 
-def _file(path: Path, as_json: bool) -> None:
+def _file(path: Path, assume: list[str], as_json: bool) -> None:
     """Describes a file or folder. Where no network is found in it, that is said, and the command fails."""
     from resfit import artifact
     from resfit.cli.console import printable
+    from resfit.cli.convert import overrides
     from resfit.weights import describe
 
     if path.is_dir() and (kind := artifact.kind_of(path)):
@@ -232,7 +237,7 @@ def _file(path: Path, as_json: bool) -> None:
         else:
             typer.echo("\n".join(printable(line) for line in _classifier_card(path, description)))
         return
-    found = describe.describe(path)
+    found = describe.describe(path, **overrides(assume))
     text = json.dumps(found.to_dict(), indent=2) if as_json else describe.text(found)
     typer.echo("\n".join(printable(line) for line in text.splitlines()))
     if found.problem:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit.errors import ArgumentError, ImageError
-from resfit.serving.adapter import LONGEST, Served, png, register_served
+from resfit.serving.adapter import LONGEST, Served, not_finite, png, register_served
 from resfit.serving.problems import Problem, unusable
 
 if TYPE_CHECKING:

@@ -144,7 +144,7 @@ def _head(source: load.Source | DetectorSource) -> str:
         return f"layers {end.head}"
     if not source.has_top:
         return "none"
-    activation = end.activation if end is not None else "softmax (assumed)"
+    activation = end.activation if end is not None else "softmax"
     return f"a classifier of {source.spec.classes} classes on a global average, {activation}"
 
 

@@ -15,8 +15,9 @@ from resfit.networks import catalog as networks
 from resfit.networks.detection import arithmetic, catalog
 from resfit.networks.detection.spec import DetectorSpec, is_of_detector
 from resfit.networks.spec import ArchitectureSpec
-from resfit.preprocessing import TORCH, InputSpec
+from resfit.preprocessing import TORCH, InputSpec, changed
 from resfit.weights import completeness, labels, registry
+from resfit.weights.assumption import sentence
 from resfit.weights.formats.base import Tensors
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def read(
     convention: Any,
     *,
     architecture: str | None = None,
-    input_spec: InputSpec | None = None,
+    input_spec: Any = None,
     config: Mapping[str, Any] | None = None,
     ignore: Sequence[str] = (),
     prefix: str | None = None,
@@ -108,7 +109,7 @@ def read(
             f"every tensor must have its place in the detector, and the detector every tensor. Received: {received}. "
             "What is no part of the detector can be left out by ignore=; include_top=False loads its backbone alone."
         )
-    contract, assumed = _contract(spec, input_spec or tensors.input_spec)
+    contract, assumed = _contract(spec, tensors.input_spec, input_spec)
     return DetectorSource(
         path=tensors.path,
         name=name_of(spec),
@@ -121,7 +122,7 @@ def read(
     )
 
 
-def read_own(tensors: Tensors, *, input_spec: InputSpec | None = None, **reading: Any) -> DetectorSource:
+def read_own(tensors: Tensors, *, input_spec: Any = None, **reading: Any) -> DetectorSource:
     """Returns a detector that resfit wrote, which says itself what it is.
 
     Args:
@@ -140,7 +141,7 @@ def read_own(tensors: Tensors, *, input_spec: InputSpec | None = None, **reading
     received = completeness.problem(tensors.arrays, {}, arithmetic.count(spec).layers)
     if received:
         raise CheckpointError(f"the arrays must be those of the detector that the file names. Received: {received}.")
-    contract, assumed = _contract(spec, input_spec or tensors.input_spec)
+    contract, assumed = _contract(spec, tensors.input_spec, input_spec)
     names = tensors.class_names if len(tensors.class_names or ()) == spec.classes else None
     return DetectorSource(tensors.path, name_of(spec), spec, tensors.arrays, contract, names, "resfit", tuple(assumed))
 
@@ -308,7 +309,7 @@ def name_of_backbone(spec: DetectorSpec) -> str:
 
 def _is_told_by_name(text: str) -> bool:
     """Whether an assumption is one of those that the name of a detector states."""
-    return "the tensors do not tell" in text or text.startswith("images ")
+    return text.endswith(("changes it)", "change it)"))
 
 
 def _apart(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -328,11 +329,16 @@ def _apart(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     return own, backbone
 
 
-def _contract(spec: DetectorSpec, stated: InputSpec | None) -> tuple[InputSpec, list[str]]:
+def _contract(spec: DetectorSpec, stated: InputSpec | None, wanted: Any = None) -> tuple[InputSpec, list[str]]:
+    """The input contract, by what the source states and what is asked for, and what had to be assumed."""
+    if wanted is not None:
+        contract, _ = _contract(spec, stated)
+        return changed(contract, wanted).with_channels(spec.in_channels), []
     if stated is not None:
         return stated.with_channels(spec.in_channels), []
-    contract = TORCHVISION.with_channels(spec.in_channels)
-    return contract, [
+    what = (
         "images with a shorter side of 800 and a longer one of 1333 at most, scaled to 0..1, less 0.485 0.456 0.406, "
-        "over 0.229 0.224 0.225 (torchvision's; the source states no input contract, and input_spec= sets one)"
-    ]
+        "over 0.229 0.224 0.225"
+    )
+    why = "torchvision's; the source states no input contract"
+    return TORCHVISION.with_channels(spec.in_channels), [sentence(what, why, "input_spec")]

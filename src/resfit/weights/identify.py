@@ -18,6 +18,7 @@ from resfit.errors import ArgumentError, CheckpointError, closest
 from resfit.networks import catalog
 from resfit.networks.plan import NORM_SUFFIXES
 from resfit.networks.spec import ArchitectureSpec, StemConv
+from resfit.weights.assumption import sentence
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(ArchitectureSpec))
 _PART = re.compile(r"conv(\d{1,6})_block(\d{1,6})_(\w+)/(\w+)")
@@ -35,8 +36,8 @@ _TELLING = (
     *("stem_pool", "shortcut", "shortcut_kernel", "norm", "attention", "attention_sizes"),
 )
 
-# Fields that change nothing that a network computes.
-_WITHOUT_EFFECT = ("norm_momentum", "input_size", "zero_init_last", "drop_path_rate")
+# Fields that change nothing that a network of these tensors computes.
+_WITHOUT_EFFECT = ("norm_momentum", "input_size", "zero_init_last", "drop_path_rate", "project_first")
 
 _ACTIVATIONS = {"swish": "silu", "hard_swish": "hard_swish", "hardswish": "hard_swish", "gelu_new": "gelu"}
 
@@ -115,26 +116,28 @@ def identify(
     values = {**usual, **row_fields, **stated, **told, **overrides}
     known = {*row_fields, *stated, *told, *overrides}
     assumptions = [
-        f"{field}={_short(values[field])} ({why}; the tensors do not tell)"
+        sentence(f"{field}={_short(values[field])}", f"{why}; the tensors do not tell", field)
         for field, why in assumed.items()
         if field not in known
     ]
     of_program = [field for field in assumed_facts if field not in (*overrides, *_WITHOUT_EFFECT)]
     if of_program:
         listed = ", ".join(f"{field}={_short(values[field])}" for field in of_program)
-        assumptions.append(
-            f"{listed} (as {program or 'the program of these names'} does; weights alone do not say so, and "
-            "arguments of these names change it)"
-        )
+        why = f"as {program or 'the program of these names'} does; weights alone do not say so"
+        assumptions.append(sentence(listed, why, *of_program))
     if row_fields:
         changed = {
             key: row_fields[key] for key in assumed if key in row_fields and key not in (*told, *overrides, *stated)
         }
         listed = ", ".join(f"{key}={_short(value)}" for key, value in changed.items())
-        assumptions.append(f"{listed or 'the details'} (as the architecture {row.name!r} has it)")  # type: ignore[union-attr]
+        why = f"as the architecture {row.name!r} has it"  # type: ignore[union-attr]
+        assumptions.append(sentence(listed or "the details", why, "architecture", *changed))
     stated_name = config.get("architecture")
     if row is None and isinstance(stated_name, str):
-        assumptions.append(f"the catalog lacks {stated_name!r}, so that only the tensors tell what it is")
+        why = f"the catalog lacks {stated_name!r}"
+        assumptions.append(
+            sentence("what the tensors do not tell is as the source's library has it", why, "architecture")
+        )
     try:
         spec = ArchitectureSpec(**values)
     except ArgumentError as error:

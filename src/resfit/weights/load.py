@@ -22,8 +22,9 @@ from resfit.errors import ArgumentError, CheckpointError
 from resfit.networks import arithmetic, catalog
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.networks.spec import ArchitectureSpec
-from resfit.preprocessing import TORCH, InputSpec
+from resfit.preprocessing import TORCH, InputSpec, changed
 from resfit.weights import attention, completeness, heads, locate, registry
+from resfit.weights.assumption import sentence
 from resfit.weights.conventions import pytorch
 from resfit.weights.conventions.base import Translation, find_convention
 from resfit.weights.detectors import DetectorSource
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from resfit.weights.canonical import WeightsFile
 
 _INCIDENTAL = ("classes", "in_channels", "input_size", "weight_standardization_epsilon")
+#: How sentences about the input contract begin, and those about the activation of the classifier.
+OF_IMAGES, OF_HEAD = "images ", "classifier_activation="
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +92,7 @@ def read_source(
     ignore: Sequence[str] = (),
     include_top: bool | None = None,
     config: Mapping[str, Any] | None = None,
-    input_spec: InputSpec | None = None,
+    input_spec: InputSpec | Mapping[str, Any] | str | None = None,
     **overrides: Any,
 ) -> Source:
     """Reads a checkpoint of any known kind and says what network it is.
@@ -108,7 +111,9 @@ def read_source(
         include_top: False for the body alone: what stands beside the network, such as the rest of a detector or
             segmenter, is then left out and listed, not an error.
         config: In place of the configuration beside the weights.
-        input_spec: In place of the input contract that the source states.
+        input_spec: In place of the input contract that the source states or that is assumed: another one, fields of it
+            that are changed (``{"channel_order": "bgr"}``), or how values are scaled by name
+            (:func:`resfit.preprocessing.changed`).
         **overrides: Fields of :class:`ArchitectureSpec`, such as ``stride_in_block="first"``.
 
     Raises:
@@ -146,7 +151,7 @@ def read_any(
     ignore: Sequence[str] = (),
     include_top: bool | None = None,
     config: Mapping[str, Any] | None = None,
-    input_spec: InputSpec | None = None,
+    input_spec: InputSpec | Mapping[str, Any] | str | None = None,
     **overrides: Any,
 ) -> Source | DetectorSource:
     """Reads a checkpoint as :func:`read_source` does, detectors included, whose fields the overrides are then.
@@ -208,7 +213,14 @@ def read_any(
         raise CheckpointError(f"{read.path}: {error}") from error
     published = registry.default_for(_name(identified)) if translation.convention == "resfit" else None
     usual = published.input_spec if published else translation.input_spec
-    contract, assumed = _contract(identified, input_spec or read.input_spec or usual)
+    contract, assumed = _contract(identified, read.input_spec or usual)
+    remarks = translation.remarks
+    if input_spec is not None:
+        contract = changed(contract, input_spec).with_channels(identified.spec.in_channels)
+        remarks = tuple(text for text in remarks if not text.startswith(OF_IMAGES))
+        assumed = []
+    if identified.has_top and translation.end is None and translation.convention != "resfit":
+        assumed.append(sentence(f"{OF_HEAD}'softmax'", "weights alone do not say so", OF_HEAD[:-1]))
     spec = identified.spec
     labels = read.class_names
     if labels is not None and (not identified.has_top or len(labels) != spec.classes):
@@ -225,7 +237,7 @@ def read_any(
         assumptions=(
             *identified.assumptions,
             *assumed,
-            *translation.remarks,
+            *remarks,
             *translation.left_out,
             *read.left_out,
         ),
@@ -318,7 +330,8 @@ def load_source(
         )
     if own_head is not None and own_head.needs_size and input_shape is None:
         input_shape = (*spec.input_size, channels)
-    if classifier_activation == "default":
+    says_activation = classifier_activation != "default"
+    if not says_activation:
         classifier_activation = end.activation if read.has_top and spec.classes == read.spec.classes else "softmax"
     with _policy(dtype), _seeded(seed):
         model = build(
@@ -345,7 +358,12 @@ def load_source(
             model = attach(attention.attach(model, read.attention), spec, model.input_spec)
     known = file is not None and keeps_head and read.class_names and len(read.class_names) == spec.classes
     model.class_names = read.class_names if known else None
-    model.assumptions = tuple(text for text in read.assumptions if not (attends and attention.REASON in text))
+    of_head = says_activation or not keeps_head
+    model.assumptions = tuple(
+        text
+        for text in read.assumptions
+        if not (attends and attention.REASON in text) and not (of_head and text.startswith(OF_HEAD))
+    )
     return model
 
 
@@ -368,7 +386,10 @@ def _read(path: Path) -> Tensors:
     kind = find_format(path)
     if kind is None:
         raise unknown(path)
-    return kind.read(path)
+    read = kind.read(path)
+    # as variables of TensorFlow's graphs are called
+    plain = {name.removesuffix(":0"): array for name, array in read.arrays.items()} if read.graph is None else {}
+    return dataclasses.replace(read, arrays=plain) if len(plain) == len(read.arrays) else read
 
 
 def _unnamed(read: Tensors) -> CheckpointError:
@@ -448,10 +469,8 @@ def _contract(identified: Identified, stated: InputSpec | None) -> tuple[InputSp
 def _usual_contract(spec: ArchitectureSpec) -> tuple[InputSpec, list[str]]:
     contract = dataclasses.replace(TORCH, size=spec.input_size).with_channels(spec.in_channels)
     mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (contract.mean, contract.std))
-    return contract, [
-        f"images of {spec.input_size[0]}x{spec.input_size[1]}, scaled to 0..1, less {mean}, over {std} (torch's usual; "
-        "the source states no input contract, and input_spec= sets one)"
-    ]
+    what = f"{OF_IMAGES}of {spec.input_size[0]}x{spec.input_size[1]}, scaled to 0..1, less {mean}, over {std}"
+    return contract, [sentence(what, "torch's usual; the source states no input contract", "input_spec")]
 
 
 def is_like(spec: ArchitectureSpec, other: ArchitectureSpec) -> bool:

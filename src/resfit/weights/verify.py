@@ -120,6 +120,8 @@ def _runner(path: Path | None, unsafe: list[str]) -> tuple[str, str, str]:
         if unsafe:
             return "", "", f"it holds operations that reach out of the process: {', '.join(unsafe[:5])}"
         return "tensorflow", "TensorFlow", ""
+    if runner == "tensorflow" and path.suffix.lower() == ".pb":
+        return "", "", "it is a frozen graph, which is read and not run"
     return "", "", "it holds weights alone, which nothing runs"
 
 

@@ -1,4 +1,4 @@
-"""Sources whose graph says what network they hold: ONNX, and whole Keras models. Names mean nothing there."""
+"""Sources whose graph says what network they hold: ONNX, whole Keras models, and programs of TensorFlow."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from resfit.weights.conventions.base import Translation, register_convention
 from resfit.weights.formats.base import Tensors
 from resfit.weights.formats.keras_config import SavedModel, layers_of
 from resfit.weights.formats.onnx import OnnxGraph
+from resfit.weights.formats.saved_model import Objects
 
 
 def _is_keras_model(tensors: Tensors) -> bool:
@@ -24,8 +25,8 @@ def _translate_onnx(
     """Reads the network off a graph of ONNX."""
     from resfit.weights.graph import translate
 
-    _refuse_choice(tensors, prefix, averaged, "an ONNX file is read by its graph")
-    return translate.translate(tensors, ignore=ignore)
+    _refuse_average(tensors, averaged, "an ONNX file is read by its graph")
+    return translate.translate(tensors, prefix=prefix, ignore=ignore)
 
 
 @register_convention("keras-graph", recognises=_is_keras_model, order=10)
@@ -35,16 +36,25 @@ def _translate_keras(
     """Reads the network off the configuration of a Keras model."""
     from resfit.weights.graph import keras_models
 
-    way_out = ", or save the model that is wanted alone (model.get_layer(NAME).save(...))"
-    _refuse_choice(tensors, prefix, averaged, "a whole Keras model is read by its graph", way_out)
-    return keras_models.translate(tensors, ignore=ignore)
+    _refuse_average(tensors, averaged, "a whole Keras model is read by its graph")
+    return keras_models.translate(tensors, prefix=prefix, ignore=ignore)
 
 
-def _refuse_choice(tensors: Tensors, prefix: str | None, averaged: bool, why: str, way_out: str = "") -> None:
-    """Raises the error of a choice by names, where names mean nothing."""
-    given = [name for name, is_given in (("averaged", averaged), ("prefix", prefix is not None)) if is_given]
-    if given:
-        raise ArgumentError(
-            f"{' and '.join(given)} chooses by names of weights, and {why}. Received: {tensors.path}. "
-            f"Leave it out{way_out}."
-        )
+@register_convention(
+    "tensorflow-graph",
+    recognises=lambda tensors: isinstance(tensors.graph, Objects) and tensors.graph.program is not None,
+    order=10,
+)
+def _translate_tensorflow(
+    tensors: Tensors, *, prefix: str | None = None, averaged: bool = False, ignore: Sequence[str] = ()
+) -> Translation:
+    """Reads the network off the graph of a SavedModel or a frozen graph, by names where that cannot be."""
+    from resfit.weights.graph import tf_models
+
+    return tf_models.translate(tensors, prefix=prefix, averaged=averaged, ignore=ignore)
+
+
+def _refuse_average(tensors: Tensors, averaged: bool, why: str) -> None:
+    """Raises the error of a choice by names of weights, where these mean nothing."""
+    if averaged:
+        raise ArgumentError(f"averaged chooses by names of weights, and {why}. Received: {tensors.path}. Leave it out.")

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from resfit.errors import CheckpointError
+from resfit.weights.assumption import sentence
 from resfit.weights.conventions import tf_defaults
 from resfit.weights.conventions.base import Translation, register_convention
 from resfit.weights.formats.base import Tensors
@@ -113,8 +114,13 @@ def translate(
         facts=habits.facts,
         leftover=leftover,
         left_out=tuple(f"left out {reason}: {len(names)} arrays" for reason, names in left_out.items()),
-        remarks=(*habits.remarks, f"the network is what stands under {f'{tree}{net}'!r}"),
+        remarks=(
+            *habits.remarks,
+            sentence(f"the network is what stands under {f'{tree}{net}'!r}", "by its names", "prefix"),
+        ),
         input_spec=habits.input_spec,
+        assumed=tuple(habits.facts),
+        program=tf_defaults.PROGRAM_NAMES["haiku"],
     )
 
 

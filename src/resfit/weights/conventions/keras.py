@@ -18,6 +18,7 @@ import numpy as np
 from resfit.errors import ArgumentError, CheckpointError
 from resfit.networks.spec import StemConv
 from resfit.preprocessing import InputSpec
+from resfit.weights.assumption import sentence
 from resfit.weights.conventions import tensorflow
 from resfit.weights.conventions.base import Translation, register_convention
 from resfit.weights.formats.base import Tensors
@@ -245,4 +246,5 @@ def _rescaled(
     if len(sizes) == 1:
         contract = dataclasses.replace(contract, size=sizes.pop())
     name = found[0].get("name")
-    return contract, (f"the input contract is that of the layer {name!r} in front of the network",)
+    told = f"images as the layer {name!r} in front of the network scales them"
+    return contract, (sentence(told, "in RGB, which it does not say", "input_spec"),)

@@ -20,6 +20,7 @@ from resfit.errors import ArgumentError, CheckpointError, closest
 from resfit.networks.plan import NORM_SUFFIXES
 from resfit.preprocessing import InputSpec
 from resfit.weights import attention
+from resfit.weights.assumption import sentence
 from resfit.weights.conventions.base import Translation, register_convention
 from resfit.weights.formats.base import Tensors
 
@@ -397,6 +398,8 @@ _CLIP_CONTRACT = InputSpec(
     crop_fraction=1.0,
 )
 
+_CLIP_FACTS = {"stem_pool": "avg", "antialias": "avg", "shortcut": "avgpool"}
+
 # What networks of a convention are usually given, in words too.
 _USUAL_CONTRACTS = {
     # PIXEL_MEAN and PIXEL_STD of detectron2/config/defaults.py
@@ -486,7 +489,8 @@ def translate(
                 head_names.append(name)
                 continue
             if rule.source == "fc.1":
-                remarks.append(f"{name!r} is the classifier (it is the only layer with weights in 'fc')")
+                why = "it is the only layer with weights in 'fc'"
+                remarks.append(sentence(f"{name!r} is the classifier", why, "include_top"))
             arrays[f"predictions/{ending}"] = _dense(array, transposed=not is_paddle)
             continue
         if base.endswith("_0") and kind == "conv" and chosen.convention is not PREACTIVATED:
@@ -500,13 +504,16 @@ def translate(
         pooling = attention.find(tensors, chosen.prefix)
         side = attention.image_size(pooling, 32) or 224
         contract = dataclasses.replace(_CLIP_CONTRACT, size=(side, side))
-        facts |= {"stem_pool": "avg", "antialias": "avg", "shortcut": "avgpool"}
+        facts |= _CLIP_FACTS
+        remarks.append(
+            sentence("images scaled to 0..1, less CLIP's mean, over its deviation", "by its names", "input_spec")
+        )
     usual = _USUAL_CONTRACTS.get(chosen.convention.name)
     if chosen.convention is TRANSFORMERS and stems > 1:
         usual = _USUAL_CONTRACTS["presnet"]
     if usual:
         contract = usual[0]
-        remarks.append(f"images {usual[1]}; the weights do not say so (input_spec= sets another contract)")
+        remarks.append(sentence(f"images {usual[1]}", "the weights do not say so", "input_spec"))
     beside = _beside(unknown, chosen, arrays)
     unknown = {name: array for name, array in unknown.items() if name not in beside.values()}
     leftover, left_out = _sort_out(unknown, chosen, located, ignore)
@@ -515,11 +522,12 @@ def translate(
         left_out.append(f"left out a classifier that was trained beside the network: {_few([*beside.values()])}")
     elif beside:
         arrays |= {f"predictions/{ending}": _dense(tensors[name]) for ending, name in beside.items()}
-        remarks.append(f"{beside['kernel']!r}, beside the network, is its classifier")
+        why = "by its name and its width"
+        remarks.append(sentence(f"{beside['kernel']!r}, beside the network, is its classifier", why, "include_top"))
     if head_names:
         left_out.append(f"left out a projection head of self-supervised training: {_few(head_names)}")
     if chosen.prefix:
-        remarks.append(f"the network is what stands under {chosen.prefix!r}")
+        remarks.append(sentence(f"the network is what stands under {chosen.prefix!r}", "by its names", "prefix"))
     return Translation(
         convention=chosen.convention.name,
         prefix=chosen.prefix,
@@ -532,6 +540,8 @@ def translate(
         input_spec=contract,
         beside=outside,
         habits=_habits(chosen, tensors),
+        assumed=tuple(_CLIP_FACTS) if chosen.convention in (CLIP, BYOB_CLIP) else (),
+        program="CLIP",
     )
 
 

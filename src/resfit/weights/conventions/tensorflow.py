@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from resfit.errors import CheckpointError, closest
+from resfit.weights.assumption import sentence
 from resfit.weights.conventions import tf_defaults, tf_objects
 from resfit.weights.conventions.base import Translation, register_convention
 from resfit.weights.conventions.pytorch import described
@@ -178,14 +179,14 @@ def translate(
     habits = tf_defaults.habits(convention, found)
     remarks = [*named.remarks, *habits.remarks]
     if named.prefix:
-        remarks.append(f"the network is what stands under {named.prefix!r}")
+        remarks.append(sentence(f"the network is what stands under {named.prefix!r}", "by its names", "prefix"))
     return Translation(
         convention=convention,
         prefix=named.prefix,
         arrays=arrays,
         facts=habits.facts,
         leftover=named.unknown,
-        left_out=tuple(f"left out {reason}: {_few(names)}" for reason, names in left_out.items()),
+        left_out=tuple(f"left out {reason}: {few(names)}" for reason, names in left_out.items()),
         remarks=tuple(remarks),
         input_spec=habits.input_spec,
         assumed=tuple(habits.facts),
@@ -542,7 +543,7 @@ def _with_head(named: _Named) -> _Named:
     bias = f"{dense[0].removesuffix('kernel')}bias"
     if bias in unknown:
         arrays["predictions/bias"] = unknown.pop(bias)
-    remark = f"{dense[0]!r} is the classifier (it is the only dense layer)"
+    remark = sentence(f"{dense[0]!r} is the classifier", "it is the only dense layer", "include_top", "ignore")
     return dataclasses.replace(named, arrays=arrays, unknown=unknown, remarks=(*named.remarks, remark))
 
 
@@ -677,7 +678,7 @@ def _numbered(source: Mapping[str, np.ndarray]) -> tuple[str, _Named] | None:
             else:
                 unknown[name] = source[name]
     outer = {_GARDEN_SCOPE.sub("", scope) for scope in scopes}
-    remark = "blocks were told from the order in which the program numbered its layers"
+    remark = "blocks were told from the order in which the program numbered its layers (a SavedModel's graph states it)"
     is_garden = any(_GARDEN_SCOPE.search(scope) for scope in scopes)
     # the names do not tell whether the shortcuts of ResNet-RS average; those of the published ones do
     pooled = is_garden and "pool1_conv/kernel" in named
@@ -757,7 +758,12 @@ def _squeezed(name: str, array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """Lists the first names for a sentence.
+
+    Args:
+        names: All of them.
+    """
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

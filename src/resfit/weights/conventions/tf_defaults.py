@@ -15,6 +15,7 @@ import numpy as np
 
 from resfit.networks.spec import StemConv
 from resfit.preprocessing import CAFFE, TF, TORCH, InputSpec
+from resfit.weights.assumption import sentence
 
 # TF-Slim's "VGG" preprocessing, and that of the official models: the mean colour is taken off, nothing is scaled.
 _MEAN_RGB = InputSpec(mean=(123.68, 116.779, 103.939))
@@ -113,7 +114,13 @@ def _slim(found: FoundProgram) -> ProgramDefaults:
         mean = tuple(round(float(value), 6) for value in found.colours[0])
         contract = dataclasses.replace(_MEAN_RGB, channels=len(mean), mean=mean, std=(1.0,) * len(mean))
         return ProgramDefaults(
-            facts, contract, ("the mean colour that is taken off images stands in the source (mean_rgb)",)
+            facts,
+            contract,
+            (
+                sentence(
+                    "images in RGB, not scaled, less a mean colour", "the source holds it as mean_rgb", "input_spec"
+                ),
+            ),
         )
     if found.is_saved_model:
         how = "scaled to -1..1 (modules of TensorFlow Hub take 0..1 and are assumed to scale on inside)"
@@ -185,7 +192,11 @@ def _keras(found: FoundProgram) -> ProgramDefaults:
     grouped = reduced is not None and inner is not None and inner.shape[2:3] != reduced.shape[3:4]
     is_next = grouped and not found.has(r".*_conv/bias")
     if not theirs and not is_next:
-        remark = "of the networks with Keras' names, only keras.applications' own are known in every detail"
+        remark = sentence(
+            "what the tensors do not tell is as in most networks",
+            "of the networks with Keras' names, only keras.applications' own are known in every detail",
+            "architecture",
+        )
         return ProgramDefaults({}, None, (remark,))
     facts = {**_common(found), "stem_pool_padding": "zero", "norm_epsilon": 1.001e-5, "norm_momentum": 0.99}
     if found.is_preactivated:
@@ -212,8 +223,11 @@ def _keras_legacy(found: FoundProgram) -> ProgramDefaults:
         "norm_momentum": 0.99,
     }
     remarks = (
-        "stem_pool_padding='zero' (keras.applications' from 2018 on; before, it did not pad the pooling, which cannot "
-        "be expressed here)",
+        sentence(
+            "stem_pool_padding='zero'",
+            "keras.applications' from 2018 on; before, it did not pad the pooling, which is 'valid'",
+            "stem_pool_padding",
+        ),
         _assumed("BGR, less ImageNet's mean colour (keras.applications' for v1)"),
     )
     return ProgramDefaults(facts, CAFFE, remarks)
@@ -253,18 +267,28 @@ def _official(found: FoundProgram) -> ProgramDefaults:
 
 
 def _tensorpack(found: FoundProgram) -> ProgramDefaults:
-    """``examples/ResNet/resnet_model.py`` and ``imagenet_utils.py`` of tensorpack/tensorpack, which reads BGR."""
+    """``examples/ResNet/resnet_model.py`` and ``imagenet_utils.py`` of tensorpack/tensorpack, which reads BGR.
+
+    It resizes by OpenCV's cubic interpolation, and pads as TensorFlow does.
+    """
     facts = {**_common(found), "padding": "same", "stem_pool_padding": "same", "norm_momentum": 0.9}
     contract = dataclasses.replace(TORCH, channel_order="bgr", mean=TORCH.mean[::-1], std=TORCH.std[::-1])
+    contract = dataclasses.replace(contract, interpolation="bicubic")
     how = "BGR, scaled to 0..1, less ImageNet's mean, over its deviation (tensorpack's)"
     return ProgramDefaults(facts, contract, (_assumed(how),))
 
 
 def _transformers(found: FoundProgram) -> ProgramDefaults:
-    """``models/resnet/modeling_tf_resnet.py`` of transformers, which pads as its twin in PyTorch does."""
+    """``models/resnet/modeling_tf_resnet.py`` of transformers, which pads as its twin in PyTorch does.
+
+    Its first version (``TFResNetConvLayer`` with ``padding="same"``, 2022) padded as TensorFlow does. The zeros that it
+    pads the pooling with are the lowest values behind ReLU.
+    """
     facts = {**_common(found), "stem_pool_padding": "lowest"}
     how = "scaled to 0..1, less ImageNet's mean, over its deviation (transformers')"
-    return ProgramDefaults(facts, TORCH, (_assumed(how),))
+    why = "transformers' first version for TensorFlow padded with 'same' in both places"
+    padded = sentence("padding='symmetric', stem_pool_padding='lowest'", why, "padding", "stem_pool_padding")
+    return ProgramDefaults(facts, TORCH, (_assumed(how), padded))
 
 
 _PROGRAMS: dict[str, Callable[[FoundProgram], ProgramDefaults]] = {
@@ -297,6 +321,8 @@ PROGRAM_NAMES: dict[str, str] = {
     "model-garden": "TensorFlow's Model Garden",
     "model-garden-rs": "TensorFlow's Model Garden",
     "official": "TensorFlow's official models",
+    "tensorpack": "tensorpack",
+    "transformers-tf": "transformers",
 }
 
 
@@ -345,4 +371,4 @@ def _about_head(convention: str, found: FoundProgram) -> list[str]:
 
 
 def _assumed(how: str) -> str:
-    return f"images {how}; the weights do not say so, and input_spec= says otherwise"
+    return sentence(f"images {how}", "the weights do not say so", "input_spec")

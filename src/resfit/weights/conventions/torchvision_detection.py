@@ -21,12 +21,15 @@ from resfit.networks.detection import catalog
 from resfit.networks.detection.spec import DetectorSpec, is_of_detector
 from resfit.networks.plan import NORM_SUFFIXES
 from resfit.weights import identify as architectures
+from resfit.weights.assumption import sentence
 from resfit.weights.conventions import pytorch
 from resfit.weights.formats.base import Tensors
 
 _ANCHOR = re.compile(r"(?P<prefix>(?:.*\.)?)backbone\.body\.layer1\.0\.conv1\.weight")
 _BODY = "backbone.body."
 _HEADS = {"class": "head.classification_head", "box": "head.regression_head"}
+# The argument that an assumption about the backbone names, and that of the detector.
+_ARGUMENT, _IN_BACKBONE = r"(\w+)= changes it", r"backbone={'\1': ...} changes it"
 _FIELDS = tuple(field.name for field in dataclasses.fields(DetectorSpec))
 
 _CONV = {"weight": "kernel", "bias": "bias"}
@@ -187,7 +190,8 @@ def identify(
         architecture: A name of the catalog of detectors that stands for what tensors do not tell, in place of
             torchvision's network of the kind.
         body: Fields of the backbone's ArchitectureSpec; they win over everything.
-        **overrides: Fields of :class:`DetectorSpec`; they win over everything.
+        **overrides: Fields of :class:`DetectorSpec`; they win over everything. ``backbone`` may be a mapping of those
+            fields of its architecture that are to be changed.
 
     Returns:
         The detector, and what neither tensors nor overrides tell, one sentence each.
@@ -202,11 +206,11 @@ def identify(
                 f"an override must be a field of DetectorSpec. Received: {name!r}.{closest(name, _FIELDS)}"
             )
     shapes = {name: tuple(np.shape(array)) for name, array in translation.arrays.items()}
+    of_body = dict(body or {})
+    if isinstance(overrides.get("backbone"), Mapping):
+        of_body |= overrides.pop("backbone")
     found = architectures.identify(
-        translation.body.arrays,
-        convention=translation.body.convention,
-        facts=translation.body.facts,
-        **(body or {}),
+        translation.body.arrays, convention=translation.body.convention, facts=translation.body.facts, **of_body
     )
     normed = any(name.startswith("class_1_") and name.endswith("/gamma") for name in shapes)
     kind = "fcos_resnet50" if "quality_conv/kernel" in shapes else "retinanet_resnet50_v2" if normed else None
@@ -217,19 +221,18 @@ def identify(
             f"the tensors must be those of {row.name!r} ({row.family}). Received: those of a {usual.family}."
         )
     backbone = found.spec
-    assumptions = list(found.assumptions)
-    if (kind is None or architecture) and "backbone" not in overrides and "norm_epsilon" not in (body or {}):
+    assumptions = [f"backbone: {re.sub(_ARGUMENT, _IN_BACKBONE, text)}" for text in found.assumptions]
+    if (kind is None or architecture) and "backbone" not in overrides and "norm_epsilon" not in of_body:
         epsilon = row.spec.backbone.norm_epsilon
         backbone = backbone.replace(norm_epsilon=epsilon)
-        assumptions = [text for text in assumptions if not text.startswith("norm_epsilon=")]
-        assumptions.append(
-            f"backbone.norm_epsilon={epsilon:g} (as the weights of {row.name} run; the tensors do not tell)"
-        )
+        assumptions = [text for text in assumptions if not text.startswith("backbone: norm_epsilon=")]
+        why = f"as the weights of {row.name} run"
+        assumptions.append(sentence(f"backbone: norm_epsilon={epsilon:g}", why, "backbone={'norm_epsilon': ...}"))
     told = {"backbone": backbone, **_told(translation, shapes, row.spec, overrides)}
     values = {**told, **overrides}
     assumed = ("anchor_sizes", "anchor_ratios", "score_threshold", "nms_threshold", "max_detections")
     assumptions += [
-        f"{field}={getattr(row.spec, field)} (torchvision's {row.name}; the tensors do not tell)"
+        sentence(f"{field}={getattr(row.spec, field)}", f"torchvision's {row.name}; the tensors do not tell", field)
         for field in assumed
         if field not in overrides
     ]

@@ -1,6 +1,7 @@
-"""Weights of TensorFlow: SavedModels (modules of TensorFlow Hub too), and checkpoints of every age.
+"""Weights of TensorFlow: SavedModels (modules of TensorFlow Hub too), frozen graphs, and checkpoints of every age.
 
-Only the variables are read. The graph of a SavedModel is a program, which is neither run nor looked at.
+The variables are read here; the graph of a SavedModel is read as data by :mod:`resfit.weights.formats.graph_def`, where
+it is needed. Nothing is run.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from resfit.errors import CheckpointError
-from resfit.weights.formats import tf_bundle, wire
+from resfit.weights.formats import graph_def, tf_bundle, wire
 from resfit.weights.formats.base import Tensors, register_format
 
 #: The file of a SavedModel that holds its graph, in one form or the other.
@@ -49,11 +50,17 @@ class Objects:
             ``"backbone/layer_with_weights-0/kernel"``. The name itself where the checkpoint is not object-based.
         is_saved_model: Whether they are those of a SavedModel.
         other: Names of what is no number, and was not read.
+        program: The file with the graph, where there is one.
+        children: Of each object of the checkpoint, what it calls others, and which these are.
+        own: Of each of these objects, the names of its variables here.
     """
 
     paths: Mapping[str, str]
     is_saved_model: bool
     other: tuple[str, ...]
+    program: Path | None = None
+    children: tuple[Mapping[str, int], ...] = ()
+    own: tuple[tuple[str, ...], ...] = ()
 
 
 def recognises(path: Path) -> bool:
@@ -66,7 +73,8 @@ def recognises(path: Path) -> bool:
     if path.is_dir():
         return has_graph(path) or (path / _VARIABLES).is_file() or _stated(path) is not None or bool(_indices(path))
     if path.is_file():
-        return path.name in GRAPHS or bool(_DATA.fullmatch(path.name)) or tf_bundle.is_table(path)
+        known = path.name in GRAPHS or bool(_DATA.fullmatch(path.name)) or tf_bundle.is_table(path)
+        return known or _is_frozen(path)
     return path.name != "" and path.with_name(f"{path.name}.index").is_file()
 
 
@@ -109,20 +117,34 @@ def read(path: Path) -> Tensors:
         CheckpointError: A file is missing or damaged, or there are no variables.
     """
     path = Path(path)
+    if path.is_file() and _is_frozen(path):
+        return Tensors(path, {}, graph=Objects({}, False, (), path))
+    folder = path.parent if path.name in GRAPHS and path.is_file() else path
+    if has_graph(folder) and not (folder / _VARIABLES).is_file() and _has_constants(folder / GRAPHS[0]):
+        return Tensors(path, {}, graph=Objects({}, True, (), folder / GRAPHS[0]))  # its weights may be constants
     place, is_saved_model = _place(path)
     if place.suffix == ".index":
         found = tf_bundle.read_bundle(place)
     else:
         found = tf_bundle.read_single_file(place)
     try:
-        full_names, ways = _objects(found.texts.get(_OBJECTS, b""), found.arrays)
+        full_names, ways, children, keys = _objects(found.texts.get(_OBJECTS, b""), found.arrays)
     except ValueError as error:
         raise CheckpointError(f"{place}: the graph of objects must be whole. Received: {error}.") from error
-    arrays, paths = _named(found.arrays, full_names, ways)
+    arrays, paths, named = _named(found.arrays, full_names, ways)
     if not arrays:
         raise CheckpointError(f"{place}: a checkpoint must hold variables. Received: none.")
     texts = tuple(name for name in found.texts if name != _OBJECTS)
-    return Tensors(path, arrays, graph=Objects(paths, is_saved_model, (*texts, *found.other)))
+    program = place.parents[1] / GRAPHS[0] if is_saved_model else None
+    graph = Objects(
+        paths,
+        is_saved_model,
+        (*texts, *found.other),
+        program if program is not None and program.is_file() else None,
+        tuple(dict(one) for one in children),
+        tuple(tuple(named[key] for key in own if key in named) for own in keys),
+    )
+    return Tensors(path, arrays, graph=graph)
 
 
 def lost(folder: Path) -> list[str]:
@@ -163,8 +185,8 @@ def _place(path: Path) -> tuple[Path, bool]:
             return path / _VARIABLES, True
         if has_graph(path):
             raise CheckpointError(
-                f"{path}: a SavedModel must have variables. Received: no {_VARIABLES}; if its weights are constants of "
-                "the graph, save it again with variables."
+                f"{path}: a SavedModel must have variables, or a graph whose weights are constants. Received: no "
+                f"{_VARIABLES}."
             )
         return _latest(path), False
     if data := _DATA.fullmatch(path.name):
@@ -212,7 +234,22 @@ def _indices(folder: Path) -> list[Path]:
         return []
 
 
-def _objects(graph: bytes, wanted: Container[str]) -> tuple[dict[str, str], dict[str, str]]:
+def _has_constants(graph: Path) -> bool:
+    """Whether a graph is there that reads no variables."""
+    try:
+        data = graph.read_bytes()
+    except OSError:
+        return False
+    return bool(data) and not _VARIABLE_NODES.search(data)
+
+
+def _is_frozen(path: Path) -> bool:
+    return path.suffix.lower() == ".pb" and path.name not in (*GRAPHS, V1_MARK) and graph_def.is_frozen(path)
+
+
+def _objects(
+    graph: bytes, wanted: Container[str]
+) -> tuple[dict[str, str], dict[str, str], list[list[tuple[str, int]]], list[list[str]]]:
     """Reads ``trackable_object_graph.proto``: the objects of a program, and what they call each other.
 
     Args:
@@ -221,6 +258,7 @@ def _objects(graph: bytes, wanted: Container[str]) -> tuple[dict[str, str], dict
 
     Returns:
         By the names of variables in the checkpoint: their names in the program; and the ways to them that say most.
+        What each object calls others, and the names of its variables in the checkpoint.
     """
     full_names: dict[str, str] = {}
     children: list[list[tuple[str, int]]] = []
@@ -245,7 +283,7 @@ def _objects(graph: bytes, wanted: Container[str]) -> tuple[dict[str, str], dict
                 keys[-1].append(key)
                 if 2 in told:
                     full_names[key] = wire.text(told[2]).removesuffix(":0")
-    return full_names, _ways(children, keys)
+    return full_names, _ways(children, keys), children, keys
 
 
 def _ways(children: Sequence[Sequence[tuple[str, int]]], keys: Sequence[Sequence[str]]) -> dict[str, str]:
@@ -266,13 +304,14 @@ def _ways(children: Sequence[Sequence[tuple[str, int]]], keys: Sequence[Sequence
 
 def _named(
     arrays: Mapping[str, np.ndarray], full_names: Mapping[str, str], ways: Mapping[str, str]
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Names arrays as the program did. One that was saved twice is kept once."""
+) -> tuple[dict[str, np.ndarray], dict[str, str], dict[str, str]]:
+    """Names arrays as the program did, and says which name each has. One that was saved twice is kept once."""
     groups: dict[str, list[str]] = {}
     for key in arrays:
         groups.setdefault(full_names.get(key) or _path(key), []).append(key)
     named: dict[str, np.ndarray] = {}
     paths: dict[str, str] = {}
+    names: dict[str, str] = {}
     for name, keys in groups.items():
         alike = all(_equal(arrays[keys[0]], arrays[key]) for key in keys[1:])
         for key in keys[:1] if alike else keys:
@@ -281,7 +320,8 @@ def _named(
                 raise CheckpointError(f"a name must stand for one variable. Received: {own!r} for several.")
             named[own] = arrays[key]
             paths[own] = _way(key, ways)
-    return named, paths
+            names |= {one: own for one in (keys if alike else [key])}
+    return named, paths, names
 
 
 def _way(key: str, ways: Mapping[str, str]) -> str:

@@ -46,9 +46,9 @@ _IN_SLICES = (
     "without partitioning."
 )
 
-# TensorFlow's numbers of dtypes.
+# TensorFlow's numbers of dtypes; numpy's types by them. bfloat16 is the upper half of a float32.
 _FLOAT, _DOUBLE, _TEXT, _BFLOAT16 = 1, 2, 7, 14
-_DTYPES = {
+DTYPES = {
     _FLOAT: "<f4",
     _DOUBLE: "<f8",
     3: "<i4",
@@ -222,7 +222,7 @@ def _read_bundle(path: Path, file: BinaryIO) -> BundleCheckpoint:
                     )
                 if entry.dtype == _TEXT and entry.shape == () and entry.size <= _LONGEST_TEXT:
                     texts[name] = _text(_bytes(data, entry.offset, entry.size))
-                elif entry.dtype in _DTYPES:
+                elif entry.dtype in DTYPES:
                     arrays[name] = _tensor(data, name, entry)
                 else:
                     other.append(name)
@@ -271,7 +271,7 @@ def _entry(name: str, value: memoryview) -> _Entry | None:
 
 
 def _tensor(data: BinaryIO, name: str, entry: _Entry) -> np.ndarray:
-    dtype = np.dtype(_DTYPES[entry.dtype])
+    dtype = np.dtype(DTYPES[entry.dtype])
     if math.prod(entry.shape) * dtype.itemsize != entry.size:
         raise ValueError(f"{name!r} of shape {entry.shape} in {entry.size} bytes")
     content = _bytes(data, entry.offset, entry.size)
@@ -378,7 +378,7 @@ def _listed_numbers(tensor: memoryview, dtype: int) -> np.ndarray | None:
             lists[number] = field
     packed = lists.get(_LISTS.get(dtype, 0), memoryview(b""))
     if dtype in (_FLOAT, _DOUBLE):
-        return _numbers(packed, _DTYPES[dtype])
+        return _numbers(packed, DTYPES[dtype])
     if dtype not in _LISTS:
         return None
     values: list[int] = []

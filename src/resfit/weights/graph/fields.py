@@ -7,10 +7,11 @@ from typing import Any
 
 from resfit.networks import arithmetic
 from resfit.networks.spec import ArchitectureSpec, StemConv
+from resfit.weights.assumption import sentence
 from resfit.weights.graph.steps import Pads, Step, same_pads
 from resfit.weights.graph.structure import Block, Network, Unit, UnsupportedGraphError
 
-_EVEN = "height and width are even where maps are halved (the graph leaves the size of images open)"
+_OPEN = "the graph leaves the size of images open, and maps of odd sides come out otherwise"
 
 
 def stages(network: Network) -> list[list[Block]]:
@@ -251,7 +252,7 @@ def _max_padding(step: Step, remarks: list[str]) -> str:
         return "valid"
     if values["up"] and pads == (0, 0, 0, 0) and values["strides"] == (2, 2):
         if height is None or width is None:
-            remarks.append(_EVEN)
+            remarks.append(sentence("stem_pool_padding='same'", _OPEN, "stem_pool_padding"))
         elif height % 2 or width % 2:
             raise UnsupportedGraphError(step, f"a pooling that rounds up over maps of {height}x{width}")
         return "same"
@@ -273,7 +274,7 @@ def _halves(step: Step, remarks: list[str]) -> bool:
     if values["pads"] == same_pads((height, width), (2, 2), (stride, stride)):
         return not values["counts_border"] or values["pads"] == (0, 0, 0, 0)
     if None in (height, width) and stride == 2 and values["pads"] == (0, 0, 0, 0):
-        remarks.append(_EVEN)
+        remarks.append(sentence("height and width are even where an average halves them", _OPEN, "input_shape"))
         return True
     return False
 

@@ -12,10 +12,11 @@ import numpy as np
 from resfit.errors import CheckpointError
 from resfit.preprocessing import InputSpec
 from resfit.weights import heads
+from resfit.weights.assumption import sentence
 from resfit.weights.conventions import tensorflow
 from resfit.weights.conventions.base import Translation
 from resfit.weights.formats.base import Tensors
-from resfit.weights.formats.keras_config import SavedModel
+from resfit.weights.formats.keras_config import SavedModel, inner_layers, layers_of
 from resfit.weights.graph import lift_keras
 from resfit.weights.graph import translate as graphs
 from resfit.weights.graph.lift_keras import Call, Layer, LiftedModel
@@ -40,12 +41,14 @@ _SAME_CLASS = {
 }
 
 
-def translate(tensors: Tensors, *, ignore: Sequence[str] = ()) -> Translation:
+def translate(tensors: Tensors, *, prefix: str | None = None, ignore: Sequence[str] = ()) -> Translation:
     """Reads a network off the configuration of a model.
 
     Args:
         tensors: What a reader of Keras' files returned; its ``graph`` is a
             :class:`resfit.weights.formats.keras_config.SavedModel`.
+        prefix: The network that is wanted, where the model holds several: a model inside it (``"towers/rgb"``), or one
+            of its inputs or outputs by the name of the layer.
         ignore: Patterns of names of layers of the head to leave out; the head is then left out whole.
 
     Raises:
@@ -53,12 +56,17 @@ def translate(tensors: Tensors, *, ignore: Sequence[str] = ()) -> Translation:
     """
     saved: SavedModel = tensors.graph
     remarks: list[str] = []
+    inner = _inner(saved, prefix) if prefix is not None else None
     with graphs.told_plainly():
-        model = lift_keras.lift(saved, tensors.arrays)
+        model = lift_keras.lift(inner or saved, tensors.arrays, None if inner else prefix)
     found = graphs.assemble(model.lifted, remarks)
     end, told = _end(model, found), dict(found.stated)
     leftover = {name: array for name, array in tensors.arrays.items() if name not in model.lifted.names}
     left_out = list(model.idle)
+    if prefix is not None:
+        remarks.append(sentence(f"the network is that of {prefix!r}", "by the model's names", "prefix"))
+        left_out += [f"left out what belongs to other networks: {_few(list(leftover))}"] if leftover else []
+        leftover = {}
     kept, reasons = _without_state(leftover, ignore)
     left_out += reasons
     if ignore and (end.head or found.head is not None):
@@ -99,6 +107,16 @@ def translate(tensors: Tensors, *, ignore: Sequence[str] = ()) -> Translation:
         contract,
         end=end,
     )
+
+
+def _inner(saved: SavedModel, prefix: str) -> SavedModel | None:
+    """A model inside another as one of its own, or None where no model has this name."""
+    place = tuple(prefix.strip("/").split("/"))
+    entry = next((one for own, one in inner_layers(saved.config) if own == place and layers_of(one) is not None), None)
+    if entry is None:
+        return None
+    own = {at[len(place) :]: names for at, names in saved.variables.items() if at[: len(place)] == place}
+    return dataclasses.replace(saved, config=entry, variables=own)
 
 
 def _end(model: LiftedModel, found: graphs.Assembled) -> End:

@@ -19,7 +19,7 @@ from resfit.weights.formats import keras_config
 from resfit.weights.formats.keras_config import Place, SavedModel
 from resfit.weights.graph.lift_onnx import Lifted
 from resfit.weights.graph.onnx_constants import UnsupportedOperationError
-from resfit.weights.graph.steps import Map, Pads, Size, Step, same_pads
+from resfit.weights.graph.steps import Map, Pads, Size, Step, in_order, same_pads
 
 _MOST_CALLS = 20_000
 _MOST_DEPTH = 30
@@ -140,18 +140,19 @@ class LiftedModel:
     shared: tuple[str, ...]
 
 
-def lift(saved: SavedModel, arrays: Mapping[str, np.ndarray]) -> LiftedModel:
+def lift(saved: SavedModel, arrays: Mapping[str, np.ndarray], prefix: str | None = None) -> LiftedModel:
     """Brings a model to steps.
 
     Args:
         saved: Its configuration.
         arrays: Its weights by the names that ``saved.variables`` has.
+        prefix: The input or output of the network that is wanted, by the name of its layer, where it has several.
 
     Raises:
         Unfit: It is no model of one input of images, or its configuration is damaged.
     """
     try:
-        return _Lifter(saved, arrays).run()
+        return _Lifter(saved, arrays).run(prefix)
     except (ValueError, TypeError, IndexError, KeyError, OverflowError, AttributeError, ArithmeticError) as error:
         raise UnsupportedOperationError(
             f"a configuration must be one that Keras writes ({type(error).__name__}: {error})"
@@ -184,18 +185,41 @@ class _Lifter:
         self.idle: dict[str, None] = {}
         self.images: list[Map] = []
 
-    def run(self) -> LiftedModel:
+    def run(self, prefix: str | None) -> LiftedModel:
         config = self.saved.config
         if _kind(config) not in _MODELS:
             raise UnsupportedOperationError(f"a model must be one of Keras' own classes. Received: a {_kind(config)!r}")
         letters = "NHWC" if _data_format(config) == "channels_last" else "NCHW"
-        shape = _input_shape(config)
+        inputs, outputs = _choices(config)
+        names = [*(inputs if len(inputs) > 1 else ()), *(outputs if len(outputs) > 1 else ())]
+        inside = ["/".join(place) for place, one in keras_config.inner_layers(config) if keras_config.layers_of(one)]
+        if prefix is not None and prefix not in names:
+            raise UnsupportedOperationError(
+                f"prefix must be one of {(*inside, *names)}, models inside, inputs and outputs. Received: {prefix!r}"
+            )
+        if len(inputs) > 1 and prefix not in inputs:
+            raise UnsupportedOperationError(
+                f"a model must take one input, images. Received: {len(inputs)} inputs. Pass prefix= with one of "
+                f"{(*inside, *names)}"
+            )
+        shape = _shape_of(inputs[str(prefix)]) if len(inputs) > 1 else _input_shape(config)
         if shape is None or len(shape) != 4:
             raise UnsupportedOperationError(f"a model must take one input, images. Received: inputs of shape {shape}")
         sides = dict(zip(letters, shape, strict=True))
         start = Step("input", [], "the images", sides["C"] or 0, (sides["H"], sides["W"]))
         images = Map(start, letters)
-        found = self.model(config, (), [images], 0)
+        reason = {"reason": "it is made of another input"}
+        given = [
+            images
+            if name == prefix or len(inputs) < 2
+            else Map(Step("strange", [], f"input {name!r}", 0, (None, None), reason), letters)
+            for name in inputs or [""]
+        ]
+        found = self.model(config, (), given, 0)
+        if len(inputs) > 1:
+            found = [self._alone(start)]
+        elif prefix is not None:
+            found = [value for name, value in zip(outputs, found, strict=True) if name == prefix]
         maps = [value for value in found if isinstance(value, Map)]
         if not maps or len(maps) != len(found):
             raise UnsupportedOperationError("a model must hand out what it makes of its images")
@@ -203,6 +227,17 @@ class _Lifter:
         lifted = Lifted(start, ends, frozenset(self.names), letters == "NHWC")
         shared = tuple("/".join(place) for place, count in self.used.items() if count > 1)
         return LiftedModel(lifted, tuple(self.calls), tuple(maps), tuple(self.idle), shared)
+
+    def _alone(self, start: Step) -> Map:
+        """What is made of one input alone, up to where it meets the others."""
+        own = [
+            call for call in self.calls if call.output.step.kind != "strange" and start in in_order([call.output.step])
+        ]
+        goes_on = {id(value) for call in own for value in call.inputs}
+        last = [call.output for call in own if id(call.output) not in goes_on]
+        if len(last) != 1:
+            raise UnsupportedOperationError("a network of one input must end in one place before it meets others")
+        return last[0]
 
     # Models.
 
@@ -416,6 +451,16 @@ def _shape_of(config: Any) -> tuple[int | None, ...] | None:
     if not all(side is None or (type(side) is int and 0 < side <= _MOST_SIDE) for side in shape[1:]):
         raise UnsupportedOperationError(f"images must have sides that can be. Received: {shape}")
     return (None, *shape[1:])
+
+
+def _choices(entry: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The layers of a model that are its inputs, with their configurations, and the names of those that end it."""
+    layers, inner = keras_config.layers_of(entry), entry.get("config")
+    if not layers or entry.get("class_name") == "Sequential" or not isinstance(inner, Mapping):
+        return {}, []
+    names = {keras_config.name_of(layer): layer for layer in layers}
+    starts, ends = (_references(inner.get(key), names) for key in ("input_layers", "output_layers"))
+    return {one.layer: names[one.layer].get("config") for one in starts}, [one.layer for one in ends]
 
 
 def _input_shape(entry: Mapping[str, Any], depth: int = 0) -> tuple[int | None, ...] | None:

@@ -17,8 +17,8 @@ import numpy as np
 
 from resfit.weights.formats.onnx import Node, OnnxGraph
 from resfit.weights.graph import onnx_features, onnx_layout
-from resfit.weights.graph.onnx_constants import Constants, UnsupportedOperationError
-from resfit.weights.graph.steps import Map, Step
+from resfit.weights.graph.onnx_constants import OPERATIONS, Constants, Operation, UnsupportedOperationError
+from resfit.weights.graph.steps import Map, Step, in_order
 
 _MOST_CHANNELS = 1_000_000
 
@@ -40,32 +40,81 @@ class Lifted:
     channels_last: bool
 
 
-def lift(graph: OnnxGraph, arrays: Mapping[str, np.ndarray]) -> Lifted:
+def lift(graph: OnnxGraph, arrays: Mapping[str, np.ndarray], prefix: str | None = None) -> Lifted:
     """Brings a graph to steps.
 
     Args:
         graph: The graph.
         arrays: Its constants.
+        prefix: The input or output of the network that is wanted, where a graph has several.
 
     Raises:
         Unfit: It has not one input of images, or no output.
     """
-    images = [(name, shape) for name, shape in graph.inputs.items() if shape is None or len(shape) == 4]
-    if len(graph.inputs) != 1 or len(images) != 1:
+    name, outputs = choose(graph, prefix)
+    graph = dataclasses.replace(graph, outputs=outputs)
+    lifter = Lifter(arrays, graph, _HANDLERS, _WHY, OPERATIONS)
+    return lift_with(lifter, graph, name, channels_last=_takes_channels_last(graph, name))
+
+
+def choose(graph: OnnxGraph, prefix: str | None) -> tuple[str, tuple[str, ...]]:
+    """Returns the images of a graph, and what of its outputs is read.
+
+    Args:
+        graph: The graph.
+        prefix: The input or output of the network that is wanted, where the graph has several.
+
+    Raises:
+        Unfit: The choice is none, or is to be made. The text lists the choices.
+    """
+    images = [name for name, shape in graph.inputs.items() if shape is None or len(shape) == 4]
+    choices = [*(images if len(images) > 1 else ()), *(graph.outputs if len(graph.outputs) > 1 else ())]
+    if prefix is not None and prefix not in choices:
         raise UnsupportedOperationError(
-            f"a graph must take one input, images. Received: inputs {list(graph.inputs)[:5]}"
+            f"prefix must be one of {tuple(choices)}, inputs and outputs of the graph. Received: {prefix!r}"
         )
-    name, shape = images[0]
-    lifter = _Lifter(arrays, graph)
-    channels_last = _takes_channels_last(graph, name)
+    outputs = graph.outputs
+    if prefix in outputs and prefix not in images:
+        outputs = (str(prefix),)
+        needed = Lifter.read_by(dataclasses.replace(graph, outputs=outputs))
+        images = [name for name in images if name in needed]
+    elif prefix is not None:
+        images = [prefix]
+    if len(images) != 1 or (prefix is None and len(graph.inputs) != 1):
+        listed = list(graph.inputs)[:5]
+        way_out = f". Pass prefix= with one of {tuple(choices)}" if len(images) > 1 else ""
+        raise UnsupportedOperationError(f"a graph must take one input, images. Received: inputs {listed}{way_out}")
+    return images[0], outputs
+
+
+def lift_with(lifter: Lifter, graph: OnnxGraph, name: str, *, channels_last: bool) -> Lifted:
+    """Brings a graph to steps.
+
+    Args:
+        lifter: What knows its operations.
+        graph: The graph.
+        name: Its images. What is made of other inputs belongs to other networks.
+        channels_last: Whether they come as (batch, height, width, channels).
+
+    Raises:
+        Unfit: It makes nothing of its images.
+    """
+    shape = graph.inputs[name]
     letters = "NHWC" if channels_last else "NCHW"
     sides: dict[str, int | None] = dict(zip(letters, shape or (None,) * 4, strict=True))
     if (sides["C"] or 0) > _MOST_CHANNELS:
         raise UnsupportedOperationError(f"images must have channels that can be. Received: {sides['C']}")
     start = Step("input", [], f"input {name!r}", sides["C"] or 0, (sides["H"], sides["W"]))
+    others = [one for one in graph.inputs if one != name]
+    for other in others:
+        reason = {"reason": "it is made of another input"}
+        lifter.values[other] = Map(Step("strange", [], f"input {other!r}", 0, (None, None), reason), letters)
     lifter.values[name] = Map(start, letters)
-    for node in _in_order(graph.nodes):
+    nodes = _in_order(graph.nodes)
+    for node in nodes:
         lifter.take(node)
+    if others:
+        graph = dataclasses.replace(graph, outputs=_alone(lifter, graph, nodes, start))
     ends = [lifter.values.get(name) for name in graph.outputs]
     found = tuple(end.step for end in ends if isinstance(end, Map))
     if not found or len(found) != len(ends):
@@ -73,6 +122,24 @@ def lift(graph: OnnxGraph, arrays: Mapping[str, np.ndarray]) -> Lifted:
             f"a graph must hand out what it makes of its input. Received: outputs {list(graph.outputs)[:5]}"
         )
     return Lifted(start, found, frozenset(lifter.read_by(graph)), channels_last)
+
+
+def _alone(lifter: Lifter, graph: OnnxGraph, nodes: Sequence[Node], start: Step) -> tuple[str, ...]:
+    """What is made of one input alone, up to where it meets the others."""
+
+    def is_own(name: str) -> bool:
+        value = lifter.values.get(name)
+        return isinstance(value, Map) and value.step.kind != "strange" and start in in_order([value.step])
+
+    needed = Lifter.read_by(graph)
+    own = {name for node in nodes for name in node.outputs[:1] if name in needed and is_own(name)}
+    goes_on = {name for node in nodes if node.outputs and node.outputs[0] in own for name in node.inputs}
+    last = [name for name in own if name not in goes_on]
+    if len(last) != 1:
+        raise UnsupportedOperationError(
+            f"a network of one input must end in one place before it meets others. Received: {sorted(last)[:5]}"
+        )
+    return tuple(last)
 
 
 def _in_order(nodes: Sequence[Node]) -> list[Node]:
@@ -116,10 +183,28 @@ def _takes_channels_last(graph: OnnxGraph, name: str) -> bool:
     return False
 
 
-class _Lifter:
-    def __init__(self, arrays: Mapping[str, np.ndarray], graph: OnnxGraph):
+class Lifter:
+    """Works operations out one after the other.
+
+    Args:
+        arrays: The constants of a graph.
+        graph: The graph.
+        handlers: What knows each kind of operation.
+        why: Why some kinds are no residual network's.
+        operations: What works kinds of operations on constants out.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        graph: OnnxGraph,
+        handlers: Mapping[str, onnx_features.Handler],
+        why: Mapping[str, str],
+        operations: Mapping[str, Operation],
+    ):
         self.values: dict[str, Any] = dict(arrays)
-        self.constants = Constants(sum(array.size for array in arrays.values()))
+        self.handlers, self.why = handlers, why
+        self.constants = Constants(sum(array.size for array in arrays.values()), operations)
         self.opset = graph.opset
         self.uses = Counter(name for node in graph.nodes for name in node.inputs)
 
@@ -141,9 +226,9 @@ class _Lifter:
             if not maps:
                 self._keep(node, self.constants.work_out(node, inputs))
                 return
-            known = _HANDLERS.get(node.op)
+            known = self.handlers.get(node.op)
             if known is None:
-                raise UnsupportedOperationError(_WHY.get(node.op, "no residual network has it"))
+                raise UnsupportedOperationError(self.why.get(node.op, "no residual network has it"))
             result = known(self.opset, node, inputs)
             if isinstance(result, Map) and result.step.channels > _MOST_CHANNELS:
                 raise UnsupportedOperationError(f"{result.step.channels} channels")

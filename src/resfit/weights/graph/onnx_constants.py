@@ -14,6 +14,7 @@ import numpy as np
 from resfit.weights.formats.onnx import Node
 
 Value = Any
+Operation = Callable[[Node, Sequence[Any]], Any]
 
 _FREE_ELEMENTS = 1_000_000
 _MOST_AXES = 8
@@ -66,10 +67,20 @@ class Constants:
 
     Args:
         elements: How many numbers the file holds, which bounds how many may be made of them.
+        operations: What works each kind of operation out.
     """
 
-    def __init__(self, elements: int):
+    def __init__(self, elements: int, operations: Mapping[str, Operation]):
+        self._operations = operations
         self._room = 24 * elements + _FREE_ELEMENTS
+
+    def more(self, elements: int) -> None:
+        """Notes that the file holds more numbers, in constants of its operations.
+
+        Args:
+            elements: How many.
+        """
+        self._room += 24 * elements
 
     def work_out(self, node: Node, values: Sequence[np.ndarray | None]) -> np.ndarray:
         """Returns the first output of an operation.
@@ -81,7 +92,7 @@ class Constants:
         Raises:
             Unfit: It is not known here, does not fit its inputs, or would make too much of them.
         """
-        known = _OPERATIONS.get(node.op)
+        known = self._operations.get(node.op)
         if known is None:
             raise UnsupportedOperationError("not known on constants")
         try:
@@ -212,8 +223,9 @@ def _divide(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 _VIEWS = ("Constant", "Identity", "Squeeze", "Unsqueeze", "Slice", "Transpose", "Shape")
-_BROADCASTING = ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min")
-_OPERATIONS: Mapping[str, Callable[[Node, Sequence[Any]], Any]] = {
+_BROADCASTING = ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "SquaredDifference")
+#: Each takes the operation and its inputs.
+OPERATIONS: Mapping[str, Operation] = {
     "Constant": _constant,
     "ConstantOfShape": _of_shape,
     "Identity": lambda node, values: values[0],

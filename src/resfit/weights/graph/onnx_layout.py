@@ -99,11 +99,19 @@ def _reshape(opset: int, node: Node, values: Sequence[Any]) -> Map:
                 "maps of features may only be reshaped where they are one pixel large; it is no global average"
             )
         return dataclasses.replace(x, axes="NCHW")
-    return dataclasses.replace(x, axes=_letters(x, shape))
+    return dataclasses.replace(x, axes=letters(x, shape))
 
 
-def _letters(x: Map, shape: Sequence[int | None]) -> str:
-    """Letters of vectors of features under another shape."""
+def letters(x: Map, shape: Sequence[int | None]) -> str:
+    """Returns the letters of vectors of features under another shape.
+
+    Args:
+        x: The vectors.
+        shape: Of what is made of them.
+
+    Raises:
+        Unfit: They do not stay vectors.
+    """
     if {"H", "W", "G"} & set(x.axes) or len(shape) < 2:
         raise UnsupportedOperationError("only vectors of features may be reshaped")
     sides = [x.axes[axis] if side == 0 and axis < len(x.axes) else side for axis, side in enumerate(shape)]

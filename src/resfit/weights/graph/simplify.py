@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from resfit.weights.graph.steps import Pads, Step
+from resfit.weights.graph.steps import Pads, Step, in_order
 
 _LOWEST = -1e30
 _BINOMIAL = np.outer([0.25, 0.5, 0.25], [0.25, 0.5, 0.25])
@@ -62,26 +62,6 @@ def simplify(start: Step, ends: Sequence[Step]) -> Simplified:
     first = made.get(id(start), start)
     readers.setdefault(id(first), [])
     return Simplified(first, found, tuple(after), readers, scaled)
-
-
-def in_order(ends: Sequence[Step]) -> list[Step]:
-    """Returns every step that others depend on, each behind those that it reads.
-
-    Args:
-        ends: The last ones.
-    """
-    ordered: list[Step] = []
-    seen: set[int] = set()
-    waiting = [(end, False) for end in reversed(ends)]
-    while waiting:
-        step, done = waiting.pop()
-        if done:
-            ordered.append(step)
-        elif id(step) not in seen:
-            seen.add(id(step))
-            waiting.append((step, True))
-            waiting += [(one, False) for one in reversed(step.inputs)]
-    return ordered
 
 
 def _readers(steps: Sequence[Step]) -> list[list[Step]]:

@@ -80,3 +80,23 @@ def after(x: Map, node: Node, kind: str, axes: str | None = None, values: dict[s
     """
     step = Step(kind, [x.step], str(node), x.step.channels, x.step.size, values or {})
     return Map(step, x.axes if axes is None else axes)
+
+
+def in_order(ends: Sequence[Step]) -> list[Step]:
+    """Returns every step that others depend on, each behind those that it reads.
+
+    Args:
+        ends: The last ones.
+    """
+    ordered: list[Step] = []
+    seen: set[int] = set()
+    waiting = [(end, False) for end in reversed(ends)]
+    while waiting:
+        step, done = waiting.pop()
+        if done:
+            ordered.append(step)
+        elif id(step) not in seen:
+            seen.add(id(step))
+            waiting.append((step, True))
+            waiting += [(one, False) for one in reversed(step.inputs)]
+    return ordered

@@ -18,6 +18,7 @@ import numpy as np
 from resfit.errors import ArgumentError, CheckpointError
 from resfit.networks.spec import ArchitectureSpec
 from resfit.preprocessing import CAFFE, TF, InputSpec
+from resfit.weights.assumption import sentence
 from resfit.weights.conventions.base import Translation
 from resfit.weights.conventions.pytorch import LEFT_OUT
 from resfit.weights.formats.base import Tensors
@@ -35,11 +36,12 @@ CONVENTION = "onnx"
 _EPSILON = 1e-5
 
 
-def translate(tensors: Tensors, *, ignore: Sequence[str] = ()) -> Translation:
+def translate(tensors: Tensors, *, prefix: str | None = None, ignore: Sequence[str] = ()) -> Translation:
     """Brings the constants of a file to canonical names, and says what its graph tells.
 
     Args:
         tensors: What :func:`resfit.weights.formats.onnx.read` returned.
+        prefix: The input or output of the network that is wanted, where the graph has several.
         ignore: Patterns of names of constants that may stay unused, beside :data:`namings.LEFT_OUT`.
 
     Raises:
@@ -49,16 +51,18 @@ def translate(tensors: Tensors, *, ignore: Sequence[str] = ()) -> Translation:
     graph: OnnxGraph = tensors.graph
     remarks: list[str] = []
     with told_plainly():
-        lifted = lift_onnx.lift(graph, tensors.arrays)
+        lifted = lift_onnx.lift(graph, tensors.arrays, prefix)
     found = assemble(lifted, remarks)
     contract = found.contract or _habit(found.fields, graph, found.size, remarks)
     leftover, left_out = _unused(tensors, lifted.names, ignore)
+    if prefix is not None:
+        remarks.append(sentence(f"the network is that of {prefix!r}", "by the graph's names", "prefix"))
+        left_out += [f"left out what belongs to other networks: {len(leftover)} arrays"] if leftover else []
+        leftover = {}
     activation = None if found.head is None else found.activation
     if activation is None and found.head is not None:
-        remarks.append(
-            "classifier_activation='softmax' (the graph hands out what the classifier makes, without an activation; "
-            "classifier_activation=None does the same)"
-        )
+        why = "the graph hands out what the classifier makes, without an activation; None does the same"
+        remarks.append(sentence("classifier_activation='softmax'", why, "classifier_activation"))
     return Translation(
         CONVENTION,
         "",
@@ -369,8 +373,11 @@ def _contract(network: Network, told: dict[str, Any], remarks: list[str]) -> tup
         raise UnsupportedGraphError(network.before[0], "images must be scaled by positive numbers")
     by_255 = scale.max() < 0.2 or np.abs(shift).max() > 20
     remarks.append(
-        "the graph normalises images itself, which the input contract does here; from its numbers it takes "
-        f"{'0..255' if by_255 else '0..1'}"
+        sentence(
+            f"images as the graph normalises them, from values of {'0..255' if by_255 else '0..1'}",
+            "told from the size of its numbers",
+            "input_spec",
+        )
     )
     order: Literal["rgb", "bgr"] = "bgr" if turned else "rgb"
     contract = InputSpec(
@@ -394,7 +401,8 @@ def _habit(told: dict[str, Any], graph: OnnxGraph, size: tuple[int, int], remark
         found, how = CAFFE, "BGR, less ImageNet's mean colour"
     else:
         return None
-    remarks.append(f"images {how} (keras.applications' for networks that stride like this; the graph does not say so)")
+    why = "keras.applications' for networks that stride like this; the graph does not say so"
+    remarks.append(sentence(f"images {how}", why, "input_spec"))
     return dataclasses.replace(found, size=size)
 
 
