@@ -66,7 +66,7 @@ def read(
     convention: Any,
     *,
     architecture: str | None = None,
-    input_spec: InputSpec | Mapping[str, Any] | str | None = None,
+    input_spec: Any = None,
     config: Mapping[str, Any] | None = None,
     ignore: Sequence[str] = (),
     prefix: str | None = None,
@@ -122,9 +122,7 @@ def read(
     )
 
 
-def read_own(
-    tensors: Tensors, *, input_spec: InputSpec | Mapping[str, Any] | str | None = None, **reading: Any
-) -> DetectorSource:
+def read_own(tensors: Tensors, *, input_spec: Any = None, **reading: Any) -> DetectorSource:
     """Returns a detector that resfit wrote, which says itself what it is.
 
     Args:
@@ -311,7 +309,7 @@ def name_of_backbone(spec: DetectorSpec) -> str:
 
 def _is_told_by_name(text: str) -> bool:
     """Whether an assumption is one of those that the name of a detector states."""
-    return "the tensors do not tell" in text or text.startswith(("images ", "backbone: norm_epsilon="))
+    return text.endswith(("changes it)", "change it)"))
 
 
 def _apart(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -331,13 +329,16 @@ def _apart(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     return own, backbone
 
 
-def _contract(spec: DetectorSpec, stated: InputSpec | None, wanted: Any) -> tuple[InputSpec, list[str]]:
-    """The input contract: what is wanted, what the source states, or torchvision's."""
-    contract = (stated or TORCHVISION).with_channels(spec.in_channels)
+def _contract(spec: DetectorSpec, stated: InputSpec | None, wanted: Any = None) -> tuple[InputSpec, list[str]]:
+    """The input contract, by what the source states and what is asked for, and what had to be assumed."""
     if wanted is not None:
+        contract, _ = _contract(spec, stated)
         return changed(contract, wanted).with_channels(spec.in_channels), []
     if stated is not None:
-        return contract, []
-    sides = "images with a shorter side of 800 and a longer one of 1333 at most"
-    what = f"{sides}, scaled to 0..1, less 0.485 0.456 0.406, over 0.229 0.224 0.225"
-    return contract, [sentence(what, "torchvision's; the source states no input contract", "input_spec")]
+        return stated.with_channels(spec.in_channels), []
+    what = (
+        "images with a shorter side of 800 and a longer one of 1333 at most, scaled to 0..1, less 0.485 0.456 0.406, "
+        "over 0.229 0.224 0.225"
+    )
+    why = "torchvision's; the source states no input contract"
+    return TORCHVISION.with_channels(spec.in_channels), [sentence(what, why, "input_spec")]
