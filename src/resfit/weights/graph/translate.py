@@ -371,7 +371,7 @@ def _contract(network: Network, told: dict[str, Any], remarks: list[str]) -> tup
             scale, shift = scale * factor, shift * factor + step.values["shift"]
     if not np.all(np.isfinite([scale, shift])) or scale.min() <= 0:
         raise UnsupportedGraphError(network.before[0], "images must be scaled by positive numbers")
-    by_255 = scale.max() < 0.2 or np.abs(shift).max() > 20
+    by_255 = scale.max() < 0.2 or np.abs(shift / scale).max() > 2  # the mean that is taken off, in the images' unit
     remarks.append(
         sentence(
             f"images as the graph normalises them, from values of {'0..255' if by_255 else '0..1'}",
