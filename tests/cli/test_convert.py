@@ -119,7 +119,7 @@ def test_json(run, source, tmp_path):
         (("source.safetensors", "a.safetensors", "--naming", "timn"), 2, "Did you mean 'timm'"),
         (("source.safetensors", "a.safetensors", "--naming", "timm-v2"), 2, "pre-activation"),
         (("source.safetensors", "a.keras", "--set", "stride_in_blok=first"), 2, "Did you mean 'stride_in_block'"),
-        (("source.safetensors", "a.keras", "--set", "depths"), 2, "field=value"),
+        (("source.safetensors", "a.keras", "--set", "depths"), 2, "ARGUMENT=VALUE"),
         (("source.safetensors", "a.keras", "--architecture", "resnet19"), 2, "Did you mean"),
     ],
 )

@@ -174,7 +174,7 @@ def test_info_of_files_builds_nothing(tmp_path):
     )
     assert done.returncode == 1, done.stderr
     told = json.loads(done.stdout)
-    assert (told["format"], told["arrays"], told["numbers"]) == ("torch", 2, 8 * 3 * 49 + 3)
+    assert (told["format"], told["arrays"], told["numbers"]) == ("safetensors", 2, 8 * 3 * 49 + 3)
     assert told["problem"]
     assert told["architecture"] is None
 

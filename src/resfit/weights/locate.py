@@ -51,9 +51,9 @@ def as_path(source: Any) -> Path | None:
         return None
     if is_handle(source):
         return locate(source)
-    if source.lower().endswith(formats.suffixes()):
-        return Path(source)
-    known = source in ("default", "imagenet") or any(
+    if source in ("default", "imagenet") or any(
         source in table for table in (catalog.rows(), registry.rows(), detectors.rows())
-    )
-    return Path(source) if not known and (os.sep in source or Path(source).exists()) else None
+    ):
+        return None  # before the table of formats, whose readers take a moment to import
+    is_file = source.lower().endswith(formats.suffixes()) or os.sep in source or Path(source).exists()
+    return Path(source) if is_file else None
