@@ -322,3 +322,13 @@ def test_damaged_bytes_are_rows_of_their_own():
         warnings.simplefilter("ignore")
         found = sum(len(batch.indices) + len(batch.failures) for batch in decode_many(damaged, SPEC))
     assert found == 60
+
+
+def test_files_of_a_folder_that_are_no_images_are_stated(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(COLOUR))
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "readme").write_text("no image either")
+    (tmp_path / ".DS_Store").write_bytes(b"\0")
+    pixels, notes = read(tmp_path)
+    assert len(pixels) == 1
+    assert notes == [f"ignored 2 files that are no image by content, below {tmp_path}."]

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resfit.cli import console, inputs
-from resfit.cli.formatting import accuracy, mean_average_precision, report_notes, report_skipped, skipped_json
+from resfit.cli.formatting import (
+    accuracy,
+    mean_average_precision,
+    report_ignored,
+    report_notes,
+    report_skipped,
+    skipped_json,
+)
 from resfit.cli.options import (
     Artifact,
     BatchSize,
@@ -243,6 +250,7 @@ def evaluate(
             reports.write(found, report, names=names)
     result = found.evaluation
     report_notes(found.judged.images.notes)
+    report_ignored(found.judged.images.ignored_counts())
     report_skipped(result.skipped)
     if as_json:
         console.print_json({**found.to_dict(), "skipped": skipped_json(result.skipped)})

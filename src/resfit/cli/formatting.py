@@ -55,6 +55,16 @@ def ignored_text(rules: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {rule}" for rule, count in rules.items())
 
 
+def report_ignored(rules: Mapping[str, int]) -> None:
+    """Says how many files below a source were left out by a rule.
+
+    Args:
+        rules: Number of files by rule.
+    """
+    if rules:
+        console.message(console.printable(f"Ignored {ignored_text(rules)}"))
+
+
 def report_skipped(skipped: tuple[Skipped, ...], where: str = "") -> None:
     """Says which images could not be used.
 

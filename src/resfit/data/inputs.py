@@ -21,12 +21,13 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from resfit.data import arrays, decode, tables
+from resfit.data import arrays, decode, tables, walk
 from resfit.data import dataset as image_sets
 from resfit.data.arrays import NetworkInput, Pixels
 from resfit.data.medical import frames
 from resfit.errors import ArgumentError, InputWarning
 from resfit.preprocessing import InputSpec
+from resfit.wording import counted
 
 __all__ = [
     "NetworkInput",
@@ -98,7 +99,7 @@ def listed(images: Any, contract: InputSpec) -> Sources:
         return Sources(tuple(images.pixels()))
     notes: set[str] = set()
     if is_path(images):
-        items: list[Any] = _scanned(Path(images), contract, must_exist=True)
+        items: list[Any] = _scanned(Path(images), contract, notes, must_exist=True)
     elif _is_encoded(images):
         items = [_encoded(images, contract, notes)]
     else:
@@ -282,7 +283,7 @@ def _several(images: Any, contract: InputSpec, notes: set[str]) -> list[Any]:
     for position, item in enumerate(items):
         where = f"image {position}: " if len(items) > 1 else ""
         if is_path(item):
-            found += _scanned(Path(item), contract, must_exist=False)
+            found += _scanned(Path(item), contract, notes, must_exist=False)
         elif _is_encoded(item):
             found.append(_encoded(item, contract, notes, where))
         elif isinstance(item, Pixels):
@@ -296,13 +297,19 @@ def _several(images: Any, contract: InputSpec, notes: set[str]) -> list[Any]:
     return found
 
 
-def _scanned(path: Path, contract: InputSpec, *, must_exist: bool) -> list[Any]:
-    """Returns the images that a path stands for: those of a folder or of a scan of several, or the file itself."""
+def _scanned(path: Path, contract: InputSpec, notes: set[str], *, must_exist: bool) -> list[Any]:
+    """Returns the images that a path stands for: those of a folder or of a scan of several, or the file itself.
+
+    Files of a folder that are no images are noted.
+    """
     is_missing = not os.path.lexists(frames.parted(path)[0])
     if is_missing and not must_exist:
         return [path]
     if is_missing or path.is_dir() or image_sets.is_several(path, contract.reading):
         found = image_sets.scan_images([path], reading=contract.reading)
+        others = sum(item.reason == walk.NO_IMAGE for item in found.ignored)
+        if others:
+            notes.add(f"ignored {counted(others, 'file that is', 'files that are')} no image by content, below {path}")
         return sorted((*found.paths, *(item.path for item in found.skipped)))
     return [path]
 
