@@ -156,7 +156,7 @@ def test_convolutions_stay_in_floats_by_their_share(network, tmp_path, format, m
     pytest.importorskip("nncf")
     model, images = network("cifar"), networks.shipped(32)
     expected = np.asarray(model(images.astype(np.float32), training=False))
-    module, job = exports._module(format), exports.ExportJob(export_model.subject_of(model), "int8", images[:32])
+    module, job = exports.REGISTERED[format], exports.ExportJob(export_model.subject_of(model), "int8", images[:32])
     away, sizes = [], []
     for share in (0.0, most):
         out = tmp_path / str(share)

@@ -180,7 +180,6 @@ def test_a_saved_model_becomes_a_native_network(tmp_path, include_top):
     assert len(native.trainable_weights) == len(network.trainable_weights) - 1
 
 
-@pytest.mark.usefixtures("_readable")
 def test_what_is_no_residual_network_is_offered_as_a_layer(folders):
     with pytest.raises(CheckpointError, match=r"resfit\.hub\.KerasLayer\("):
         hub.to_keras(folders["half_plus_one"])
