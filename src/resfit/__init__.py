@@ -21,7 +21,7 @@ _EXPORTS = {
     "list_models": "resfit.zoo",
     "describe": "resfit.zoo",
     "suggest": "resfit.suggestions",
-    "summary": "resfit.summary",
+    "summary": "resfit.network_summary",
     "fit": "resfit.tasks.dispatch",
     "Classifier": "resfit.tasks.classification",
     "Detector": "resfit.tasks.detection",
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from resfit.preprocessing import InputSpec as InputSpec
     from resfit.preprocessing import Reading as Reading
     from resfit.suggestions import suggest as suggest
-    from resfit.summary import summary as summary
+    from resfit.network_summary import summary as summary
     from resfit.tasks.classification import Classifier as Classifier
     from resfit.tasks.dispatch import fit as fit
     from resfit.tasks.regression.regressor import Regressor as Regressor

@@ -27,6 +27,7 @@ class Brightness:
 
     engine, classes, shape, features = "none", CLASSES, (2, 2, 3), 1
     is_calibrated, label_separator = False, ""
+    integers = frozenset()
     task, outputs, text_outputs = "classification", {"scores": (2,)}, ("label",)
 
     def __init__(self, folder: Path, engine: str):

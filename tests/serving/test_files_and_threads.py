@@ -317,7 +317,7 @@ def test_a_classifier_whose_scores_are_no_numbers_does_not_become_ready(loaded, 
     Served(loaded, classifier, "keras").warm_up(1)
     other = Classifier.load(classifier)
     other.calibration = dataclasses.replace(other.calibration, temperature=float("nan"))
-    with pytest.raises(ArtifactError, match="must give finite scores"):
+    with pytest.raises(ArtifactError, match="must give finite answers"):
         Served(other, classifier, "keras").warm_up(1)
 
 

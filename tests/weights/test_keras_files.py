@@ -474,4 +474,4 @@ def test_missing_files(tmp_path):
     ):
         with pytest.raises(CheckpointError):
             reader.read(tmp_path / name)
-        assert not reader.recognises(tmp_path / name)
+        assert not (tmp_path / name).exists()

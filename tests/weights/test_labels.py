@@ -20,6 +20,7 @@ SIZES = {
     "tiny-imagenet": 200,
     "cifar-10": 10,
     "cifar-100": 100,
+    "coco-91": 91,
 }
 
 

@@ -214,7 +214,8 @@ class Lifter:
         maps = [value for value in inputs if isinstance(value, Map)]
         strange = next((value for value in maps if value.step.kind == "strange"), None)
         if strange is not None:  # what is made of it is as strange
-            strange.step.values["summed"] |= node.op in ("Add", "Sum") and len(maps) > 1
+            if node.op in ("Add", "AddV2", "Sum") and len(maps) > 1:
+                strange.step.values["summed"] = True
             self.values.update(dict.fromkeys(filter(None, node.outputs), strange))
             return
         try:

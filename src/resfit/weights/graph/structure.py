@@ -240,7 +240,9 @@ class _Walk:
                     waiting.append(step)
         convolves = any(step.kind == "conv" for step in behind.values())
         for step in self.graph.steps:
-            if step.kind == "strange" and (step.values["summed"] or (convolves and id(step) in behind)):
+            if step.kind != "strange" or not step.inputs:  # without inputs, it is another input of the graph
+                continue
+            if step.values.get("summed") or (convolves and id(step) in behind):
                 raise UnsupportedGraphError(step, "")
 
     def _settle_stem(self) -> None:
