@@ -48,11 +48,11 @@ if TYPE_CHECKING:
     from resfit import hub as hub
     from resfit import serving as serving
     from resfit.errors import ResfitError as ResfitError
+    from resfit.network_summary import summary as summary
     from resfit.networks.spec import ArchitectureSpec as ArchitectureSpec
     from resfit.preprocessing import InputSpec as InputSpec
     from resfit.preprocessing import Reading as Reading
     from resfit.suggestions import suggest as suggest
-    from resfit.network_summary import summary as summary
     from resfit.tasks.classification import Classifier as Classifier
     from resfit.tasks.dispatch import fit as fit
     from resfit.tasks.regression.regressor import Regressor as Regressor

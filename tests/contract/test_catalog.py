@@ -173,7 +173,9 @@ def test_each_kind_runs_in_mixed_precision(name):
     images = np.random.default_rng(0).normal(size=(2, 64, 48, 3)).astype("float32")
     expected = model(images, training=False)
     before = keras.config.dtype_policy()
-    for policy, most in (("mixed_float16", 0.02), ("mixed_bfloat16", 0.15)):
+    policies = (("mixed_float16", 0.02), ("mixed_bfloat16", 0.15))
+    first = list(KINDS).index(name) % 2  # one of the two for each kind
+    for policy, most in policies[first : first + 1]:
         keras.config.set_dtype_policy(policy)
         try:
             mixed = build(spec, input_shape=(64, 48, 3), classifier_activation=None)

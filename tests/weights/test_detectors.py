@@ -10,8 +10,8 @@ import pytest
 
 from resfit import detectors, zoo
 from resfit.errors import ArgumentError, CheckpointError, UnknownNameError
-from resfit.networks.detection import arithmetic, catalog
 from resfit.network_summary import summary
+from resfit.networks.detection import arithmetic, catalog
 from resfit.weights import canonical, describe, labels, load, registry, write
 from resfit.weights import detectors as reading
 from resfit.weights.formats import safetensors

@@ -334,6 +334,9 @@ def test_heads_of_other_packages_are_refused_by_name(tmp_path):
         def call(self, x):
             return x * 2
 
+        def compute_output_shape(self, shape):
+            return shape
+
     model = small(keras, head=lambda x: layers.Dense(3)(Gate(name="gate")(layers.GlobalAveragePooling2D()(x))))
     model.save(tmp_path / "net.keras")
     with pytest.raises(CheckpointError, match=r"layer 'gate' \(somebody>Gate\)"):

@@ -188,7 +188,8 @@ def test_grouped_kernel_equals_the_published_graph():
     inputs = keras.Input((6, 5, channels))
     x = depthwise(inputs)
     x = keras.layers.Reshape((4, 3, groups, width, width))(x)
-    x = keras.layers.Lambda(lambda t: sum(t[:, :, :, :, i] for i in range(width)))(x)
+    shape = (4, 3, groups, width)
+    x = keras.layers.Lambda(lambda t: sum(t[:, :, :, :, i] for i in range(width)), output_shape=shape)(x)
     published = keras.Model(inputs, keras.layers.Reshape((4, 3, channels))(x))
     randomize(published)
 

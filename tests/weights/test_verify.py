@@ -70,7 +70,10 @@ def test_weights_alone_are_not_compared(run, tmp_path):
 
 def test_layers_of_others_are_not_run(tmp_path):
     model = small(
-        keras, head=lambda x: layers.Lambda(lambda y: y + 1)(layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+        keras,
+        head=lambda x: layers.Lambda(lambda y: y + 1, output_shape=(3,))(
+            layers.Dense(3)(layers.GlobalAveragePooling2D()(x))
+        ),
     )
     model.save(tmp_path / "net.h5")
     source = load.read_source(tmp_path / "net.h5")

@@ -72,7 +72,11 @@ def test_figures_come_by_class_with_intervals_and_mistakes_by_kind(detector, fol
     hits = int((found.errors.kinds == -1).sum())
     assert shown == hits + sum(count for kind, count in kinds.items() if kind != "missed")
     json.dumps(resfit_json(found.to_dict()))
-    assert [table.title for table in found.tables()][1:] == ["classes", "by size of the boxes", "mistakes at the thresholds"]
+    assert [table.title for table in found.tables()][1:] == [
+        "classes",
+        "by size of the boxes",
+        "mistakes at the thresholds",
+    ]
     assert len(found.plots()) == 2
     assert all(picture.image.shape == (96, 128, 3) for picture in found.pictures())
 
