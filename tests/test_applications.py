@@ -20,6 +20,7 @@ from resfit.networks import catalog
 from resfit.preprocessing import TORCH
 from resfit.weights import canonical, fetch, registry, write
 from resfit.weights.formats import keras_h5
+from resfit.weights.keras_models import shapes_alone
 from tests.numeric import images, randomize, relative_error
 
 SIX = ["ResNet50", "ResNet101", "ResNet152", "ResNet50V2", "ResNet101V2", "ResNet152V2"]
@@ -191,7 +192,7 @@ ACCEPTED = [
 
 @pytest.mark.parametrize("options", ACCEPTED, ids=str)
 def test_accepted_as_by_keras(options):
-    with keras.StatelessScope(initialize_variables=False):
+    with shapes_alone():
         theirs = keras.applications.ResNet50(weights=None, **options)
         ours = applications.ResNet50(weights=None, **options)
     assert (ours.input_shape, ours.output_shape) == (theirs.input_shape, theirs.output_shape)
@@ -200,7 +201,7 @@ def test_accepted_as_by_keras(options):
 def test_unusual_channels_warn_as_keras_does():
     for module in (keras.applications, applications):
         with (
-            keras.StatelessScope(initialize_variables=False),
+            shapes_alone(),
             pytest.warns(UserWarning, match="4 input channels|4 channels"),
         ):
             module.ResNet50(weights=None, include_top=False, input_shape=(32, 32, 4))

@@ -8,6 +8,7 @@ import pytest
 
 from resfit.networks import catalog
 from resfit.networks.build import build
+from resfit.weights.keras_models import shapes_alone
 from tests.numeric import randomize, relative_error
 
 LAYERS = {
@@ -44,7 +45,7 @@ def pair(name: str, **options):
 @pytest.mark.parametrize("name", LAYERS)
 def test_names_order_number_and_parameters(name):
     # inside the scope no weight is allocated
-    with keras.StatelessScope(initialize_variables=False):
+    with shapes_alone():
         theirs, ours = pair(name, input_shape=(224, 224, 3))
         body = build(catalog.get(name.lower()).spec, include_top=False)
     assert [layer.name for layer in ours.layers] == [layer.name for layer in theirs.layers]
@@ -55,7 +56,7 @@ def test_names_order_number_and_parameters(name):
 
 
 def test_layer_140_is_the_documented_one():
-    with keras.StatelessScope(initialize_variables=False):
+    with shapes_alone():
         model = build(catalog.get("resnet50").spec)
     assert model.layers[140].name == "conv4_block6_3_bn"
 

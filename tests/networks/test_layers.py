@@ -10,6 +10,7 @@ from resfit.errors import ArgumentError
 from resfit.networks import catalog
 from resfit.networks.build import build
 from resfit.networks.layers import BlurPool2D, LowestPadding2D, PaddedShortcut, StandardizedConv2D, StochasticDepth
+from resfit.weights.keras_models import shapes_alone
 from tests.numeric import randomize
 
 RANDOM = np.random.default_rng(0)
@@ -67,7 +68,7 @@ def test_stochastic_depth_drops_whole_images_and_keeps_the_mean():
 
 def test_drop_rates_rise_to_the_last_block():
     spec = catalog.get("resnet18").spec.replace(drop_path_rate=0.7)
-    with keras.StatelessScope(initialize_variables=False):
+    with shapes_alone():
         model = build(spec)
     rates = [layer.rate for layer in model.layers if isinstance(layer, StochasticDepth)]
     np.testing.assert_allclose(rates, [0.1 * block for block in range(1, 8)])

@@ -475,3 +475,16 @@ def test_missing_files(tmp_path):
         with pytest.raises(CheckpointError):
             reader.read(tmp_path / name)
         assert not (tmp_path / name).exists()
+
+
+def test_what_a_refused_file_asks_for_is_not_allocated_later(tmp_path):
+    """Keras gives values to all variables that were made in a scope without values, at the end of the next scope."""
+    from keras.src.backend.common import global_state
+
+    from resfit.weights import keras_models
+
+    with keras_models.shapes_alone():
+        layer = keras.layers.Dense(10**7)
+        layer.build((None, 10**7))
+    assert not global_state.get_global_attribute("uninitialized_variables")
+    assert keras.layers.Lambda(lambda y: y + 1)(keras.Input((2,))).shape == (None, 2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,12 +39,30 @@ def load(path: Path) -> keras.Model:
     return keras.saving.load_model(path, compile=False, safe_mode=True)
 
 
+@contextlib.contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Lets layers be made whose variables have shapes and no values, and are never given any.
+
+    Keras would otherwise allocate them all where the next scope ends, whoever opens it.
+    """
+    import keras
+    from keras.src.backend.common import global_state
+
+    name = "uninitialized_variables"
+    before = list(global_state.get_global_attribute(name, []))
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        global_state.set_global_attribute(name, before)
+
+
 def _numbers_wanted(config: Any) -> int:
     """Returns how many weights a configuration asks for, without making any; 0 where Keras cannot build it so."""
     import keras
 
     try:
-        with keras.StatelessScope(initialize_variables=False):  # variables have shapes there, and no values
+        with shapes_alone():
             model = keras.saving.deserialize_keras_object(config, safe_mode=True)
             found = {id(variable): math.prod(variable.shape) for variable in model.variables}
             for layer in getattr(model, "_flatten_layers", list)():
