@@ -294,3 +294,21 @@ def test_rows_that_name_no_file_are_listed(tmp_path):
     reasons = [item.reason for item in images.skipped]
     assert reasons[1:] == ["not a regular file"] * 3 + ["no such file"]
     assert reasons[0].startswith("cannot be read") or reasons[0] == "no such file"
+
+
+def test_decimal_commas_of_spreadsheets(tmp_path):
+    put(tmp_path, "a.png", "b.png", "c.png")
+    text = "\ufeffBild;Radius mm;Jahr\r\na.png;15,65;2001\r\nb.png;-0,5;2002\r\nc.png;8;2003\r\n"
+    images = scan(table(tmp_path, text), numbers=True, label_column="Radius mm,Jahr")
+    assert images.values.tolist() == [[15.65, 2001], [-0.5, 2002], [8, 2003]]
+    assert any("'Radius mm' are decimal points" in note for note in images.notes)
+    quoted = 'image,price\na.png,"0,25"\nb.png,"1,5"\nc.png,"2"\n'
+    assert scan(table(tmp_path, quoted), numbers=True).values.ravel().tolist() == [0.25, 1.5, 2]
+
+
+@pytest.mark.parametrize("cells", [("1,234", "12,500", "7"), ("1.234,5", "2,5", "3"), ("1,5", "much", "2")])
+def test_numbers_with_two_readings_are_refused_with_the_way_out(tmp_path, cells):
+    put(tmp_path, "a.png", "b.png", "c.png")
+    rows = "".join(f"{name}.png;{cell}\n" for name, cell in zip("abc", cells, strict=True))
+    with pytest.raises(DataError, match="decimal point and without separators of thousands"):
+        scan(table(tmp_path, f"image;price\n{rows}"), numbers=True, label_column="price")

@@ -479,7 +479,7 @@ def _box_set(
         format=name,
         skipped=tuple(table.skipped),
         skipped_counts=dict(sorted(table.skipped_counts.items())),
-        warnings=tuple(table.notes),
+        warnings=tuple(dict.fromkeys(table.notes)),  # files of several parts say the same
     )
     return dataclasses.replace(result, fingerprint=_fingerprint(result))
 

@@ -35,6 +35,8 @@ _FLAGS = {"isvalid": "val", "isval": "val", "isvalidation": "val", "istest": "te
 _UNUSED = re.compile(r"(unnamed:?.*|index|k?folds?|width|height|w|h|)$")
 _TRUE, _FALSE = frozenset({"1", "1.0", "true", "yes"}), frozenset({"0", "0.0", "false", "no", ""})
 _IMAGE_FOLDERS = frozenset({"images", "image", "imgs", "img", "jpegimages", "photos", "pictures", "data", "files"})
+_COMMA = re.compile(r"[+-]?\d*,\d+$")  # a number as German, French or Spanish spreadsheets write it
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+$")
 _REMOTE = re.compile(r"(?:https?|s3|gs|az|hf|ftp)://", re.IGNORECASE)
 #: What stands between numbers of one image in a text.
 BETWEEN = "\x1f"
@@ -336,6 +338,8 @@ class _Guess:
         self.one_hot: tuple[int, ...] = ()
         self.label_names: tuple[str, ...] = ()
         self.multilabel = True if asked.label_separator else asked.multilabel
+        if asked.numbers:
+            self._read_decimal_commas()
         self.numbers: tuple[int, ...] = self._numbers() if asked.numbers else ()
         self.label = None if asked.numbers else self._label()
         self._say()
@@ -508,6 +512,27 @@ class _Guess:
             "Name it: label_column (--label-column)."
         )
 
+    def _read_decimal_commas(self) -> None:
+        """Takes commas for decimal points in columns of such numbers, unless all of them may be thousands."""
+        table = self._table
+        columns = []
+        for index in set(range(len(table.header))) - {self.path, self.split, self.group}:
+            cells = [cell for cell in table.column(index) if cell]
+            commas = [cell for cell in cells if _COMMA.match(cell)]
+            if (
+                commas
+                and all(_COMMA.match(cell) or _number(cell) is not None for cell in cells)
+                and not all(map(_THOUSANDS.match, commas))
+            ):
+                columns.append(index)
+                self.notes.append(f"{table.path.name}: commas in column {table.header[index]!r} are decimal points")
+        if columns:
+            rows = [
+                (line, tuple(cell.replace(",", ".") if index in columns else cell for index, cell in enumerate(cells)))
+                for line, cells in table.rows
+            ]
+            self._table = dataclasses.replace(table, rows=rows)
+
     def _numbers(self) -> tuple[int, ...]:
         """Returns the columns with the numbers to predict: those that are named, or the only one that it can be."""
         table, asked = self._table, self._asked.label
@@ -545,7 +570,8 @@ class _Guess:
         if (value is None or not math.isfinite(value)) and (cell or self._asked.needs_labels):
             raise DataError(
                 f"column {self._table.header[index]!r} must have a finite number in each row. Received: {cell!r:.60} "
-                f"in line {line} of {self._table.path.name}."
+                f"in line {line} of {self._table.path.name}. Write numbers with a decimal point and without separators of "
+                "thousands."
             )
         return cell
 
