@@ -31,9 +31,16 @@ def explain(
     images: Images,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for pictures (PNG), raw maps (.npy) and JSON.")],
     method: Annotated[
-        str, typer.Option(help="grad-cam, hires-cam, grad-cam++, eigen-cam, integrated-gradients or occlusion.")
-    ] = "grad-cam",
+        str | None,
+        typer.Option(
+            help="Of classifiers: grad-cam, hires-cam, grad-cam++, eigen-cam, integrated-gradients or occlusion. "
+            "Default: grad-cam."
+        ),
+    ] = None,
     target: Annotated[str | None, typer.Option(help="Class to explain. Default: the most probable one.")] = None,
+    box: Annotated[
+        int | None, typer.Option(min=0, help="Of detectors: which box, 0 being the one with the highest score.")
+    ] = None,
     stage: Annotated[
         str | None,
         typer.Option(help="Feature map of a CAM: stage1 to stage5, or a layer. Default: the last useful one."),
@@ -45,24 +52,28 @@ def explain(
     batch_size: BatchSize = None,
     as_json: Json = False,
 ) -> None:
-    """Show which parts of images speak for a class."""
+    """Show which parts of images speak for a class, or for a box of a detector."""
     from resfit.tasks import dispatch
 
-    classifier = inputs.opened(dispatch.load, artifact)
+    fitted = inputs.opened(dispatch.load, artifact)
+    options = inputs.options_of(
+        fitted,
+        "explain",
+        {
+            "method": method,
+            "target": target,
+            "box": box,
+            "stage": stage,
+            "examples": examples or None,
+            "references": references,
+            "batch_size": batch_size,
+        },
+    )
     asked = inputs.given(images)
     with console.progress() as progress:
-        found = classifier.explain(
-            asked,
-            method=method,
-            target=target,
-            stage=stage,
-            examples=examples,
-            references=references,
-            batch_size=batch_size,
-            progress=progress,
-        )
+        found = fitted.explain(asked, progress=progress, **options)
     found = inputs.with_names(found)
-    rows = _write(medical.without_names(found, classifier.metrics), out)
+    rows = _write(medical.without_names(found, fitted.metrics), out)
     if as_json:
         console.print_json(rows)
     else:

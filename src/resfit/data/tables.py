@@ -570,8 +570,8 @@ class _Guess:
         if (value is None or not math.isfinite(value)) and (cell or self._asked.needs_labels):
             raise DataError(
                 f"column {self._table.header[index]!r} must have a finite number in each row. Received: {cell!r:.60} "
-                f"in line {line} of {self._table.path.name}. Write numbers with a decimal point and without separators of "
-                "thousands."
+                f"in line {line} of {self._table.path.name}. Write numbers with a decimal point and without "
+                "separators of thousands."
             )
         return cell
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resfit.engines import int8
 from resfit.errors import ExportError
 from resfit.export.base import FOLDED, ExportJob, Written, image_input, int8_note, scores_output, usage
+
+if TYPE_CHECKING:
+    import keras
 
 PRECISIONS = ("float32", "float16", "int8")
 MODULES = ("tensorflow", "ai_edge_litert", "flatbuffers")
@@ -16,15 +20,20 @@ RUNTIME = "ai-edge-litert"
 _FILE = "model.tflite"
 
 
-def write(job: ExportJob, folder: Path) -> Written:
-    """Writes ``model.tflite`` for images of the contract's size."""
+def converted(job: ExportJob, network: keras.Model) -> tuple[bytes, list[str]]:
+    """Returns a network in LiteRT's format, and what is to be said of it.
+
+    Args:
+        job: The export, which says the precision.
+        network: A network of plain layers.
+
+    Raises:
+        ExportError: It needs operations that LiteRT's own runtime lacks.
+    """
     from resfit.engines import litert as engine
     from resfit.export import litert_metadata
-    from resfit.export.plain import fixed, plain
 
-    notes = ["The signature `serving_default` takes any number of images; `resize_tensor_input` does too.", FOLDED]
-    contract = job.subject.input_spec
-    network = fixed(plain(job.subject.scores, fold=True), contract.size)
+    notes = ["The signature `serving_default` takes any number of images; `resize_tensor_input` does too."]
     if job.precision == "int8":
         if "quantize" not in job.kept:  # calibrated once for all shares
             job.kept["quantize"] = engine.quantizer(network, job.calibrating, one_size=True)
@@ -41,6 +50,17 @@ def write(job: ExportJob, folder: Path) -> Written:
         raise ExportError(
             f"a LiteRT export must run on LiteRT's own operations. Received: {', '.join(foreign)}. Take another format."
         )
+    return data, notes
+
+
+def write(job: ExportJob, folder: Path) -> Written:
+    """Writes ``model.tflite`` for images of the contract's size."""
+    from resfit.export import litert_metadata
+    from resfit.export.plain import fixed, plain
+
+    contract = job.subject.input_spec
+    network = fixed(plain(job.subject.scores, fold=True), contract.size)
+    data, notes = converted(job, network)
     (folder / _FILE).write_bytes(litert_metadata.added(data, job.subject, _described(job)))
     return Written(
         files=(_FILE,),
@@ -56,7 +76,7 @@ network = interpreter.get_signature_runner("serving_default")
             run=f'network(images=images)["{job.subject.output}"]',
             refuses_none=True,
         ),
-        notes=tuple(notes),
+        notes=(FOLDED, *notes),
         facts={"signatures": {litert_metadata.SIGNATURE: {"inputs": ["images"], "outputs": [job.subject.output]}}},
     )
 

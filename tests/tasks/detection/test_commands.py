@@ -31,6 +31,16 @@ def test_fit_says_the_task_and_writes_a_detector(tmp_path):
     assert json.loads((out / "model.json").read_text())["kind"] == "resfit detector"
     checked = run("check", folder, "--no-cache")
     assert "15 pictures" in checked.stdout
+    picture = next(folder.rglob("*.png"), None) or next(folder.rglob("*.jpg"))
+    shown = json.loads(run("explain", out, picture, "-o", tmp_path / "why", "--box", "0", "--json").stdout)
+    assert shown[0]["method"] == "grad-cam"
+    assert shown[0]["target"] in ("disc", "square")
+    with Image.open(shown[0]["picture"]) as drawn:
+        assert drawn.size == (64, 64)  # the network's input
+    refused = CliRunner().invoke(
+        build(["explain"]), ["explain", str(out), str(picture), "-o", str(tmp_path), "--examples", "2"]
+    )
+    assert "explain of a model for detection has no such option. Received: --examples" in str(refused.exception)
     planned = run("fit", folder, "--dry-run", "--budget", "5m")
     assert "letterbox" in planned.stdout or "pixels" in planned.stdout
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from resfit.engines import int8
-from resfit.errors import ExportError
+from resfit.export import litert
 from resfit.export.base import ExportJob, Written, image_input, int8_note
 from resfit.export.detection.export_detector import ExportDetector
 from resfit.export.detection.usage import usage
@@ -97,29 +97,12 @@ def write_openvino(job: ExportJob, folder: Path) -> Written:
 
 def write_litert(job: ExportJob, folder: Path) -> Written:
     """Writes ``model.tflite`` with a signature, labels and metadata in the file."""
-    from resfit.engines import litert as engine
     from resfit.export import litert_metadata
     from resfit.export.plain import plain
 
     subject = _subject(job)
-    notes = ["The signature `serving_default` takes any number of images; `resize_tensor_input` does too."]
     network = plain(subject.scores, fold=False)
-    if job.precision == "int8":
-        if "quantize" not in job.kept:  # calibrated once for all shares
-            job.kept["quantize"] = engine.quantizer(network, job.calibrating, one_size=True)
-            job.kept["operations"] = litert_metadata.operations(job.kept["quantize"](()))
-        floats, kept = int8.sensitive(job.kept["operations"], job.share)
-        data = job.kept["quantize"](floats)
-        notes.append(int8_note(job, kept))
-    else:
-        data = engine.converted(network, half=job.precision == "float16", one_size=True)
-    if job.precision == "float16":
-        notes.append("Weights are stored in float16; the CPU computes in float32.")
-    foreign = litert_metadata.foreign_operations(data)
-    if foreign:
-        raise ExportError(
-            f"a LiteRT export must run on LiteRT's own operations. Received: {', '.join(foreign)}. Take another format."
-        )
+    data, notes = litert.converted(job, network)
     path = folder / "model.tflite"
     meanings = {output["name"]: output["meaning"] for output in subject.described_outputs()}
     path.write_bytes(litert_metadata.added(data, subject, meanings))

@@ -32,6 +32,8 @@ from resfit.tasks.detection.tiles import OVERLAP, Tiling, predict_in_tiles, side
 if TYPE_CHECKING:
     import keras
 
+    from resfit.explain.results import Explanation
+
 _MANY = 64  # pictures from which an engine of its own may be worth it
 
 
@@ -367,16 +369,30 @@ class Detector(FittedModel):
 
         return prefix.taps(_Architecture(self.spec.backbone))
 
-    def explain(self, images: Any, **options: Any) -> list[Any]:
+    def explain(  # type: ignore[override]  # the options of this task by name
+        self,
+        images: Any,
+        *,
+        box: int = 0,
+        target: str | None = None,
+        stage: str | None = None,
+        progress: Progress | None = None,
+    ) -> list[Explanation]:
         """Shows which parts of pictures speak for one of their boxes.
 
         Args:
             images: As :meth:`predict` takes them.
-            **options: Of :func:`resfit.tasks.detection.explanation.explain`: ``box``, ``target`` and ``stage``.
+            box: Which box, by falling score.
+            target: A class, of whose boxes it is; ``None`` is any.
+            stage: One of the taps, such as ``"stage4"``; ``None`` takes all.
+            progress: Called as pictures get done.
+
+        Raises:
+            ArgumentError: There is no such class or tap.
         """
         from resfit.tasks.detection.explanation import explain
 
-        return explain(self, images, **options)
+        return explain(self, images, box=box, target=target, stage=stage, progress=progress)
 
     @functools.cached_property
     def _counts(self) -> tuple[int, ...]:

@@ -12,10 +12,17 @@ from resfit.explain.results import Explanation
 
 if TYPE_CHECKING:
     from resfit.data.box_geometry import Letterbox
+    from resfit.features.progress import Progress
 
 
 def explain(
-    detector: Any, images: Any, *, box: int = 0, target: str | None = None, stage: str | None = None
+    detector: Any,
+    images: Any,
+    *,
+    box: int = 0,
+    target: str | None = None,
+    stage: str | None = None,
+    progress: Progress | None = None,
 ) -> list[Explanation]:
     """Explains one box of each picture.
 
@@ -29,6 +36,7 @@ def explain(
         box: Which box, by falling score.
         target: A class, of whose boxes it is; ``None`` is any.
         stage: One of the taps, such as ``"stage4"``; ``None`` takes all.
+        progress: Called as pictures get done.
 
     Returns:
         One explanation a picture; its image is the network's input, padding included. Where there is no such box, even
@@ -46,10 +54,12 @@ def explain(
         raise ArgumentError(f"stage must be one of the taps {taps}. Received: {stage!r}.")
     model, chosen = _model(detector, (stage,) if stage is not None else taps)
     sources = inputs.listed(images, detector.input_spec)
-    return [
-        _one(detector, model, chosen, item, path, box, target)
-        for item, path in zip(sources.items, sources.paths, strict=True)
-    ]
+    found = []
+    for item, path in zip(sources.items, sources.paths, strict=True):
+        found.append(_one(detector, model, chosen, item, path, box, target))
+        if progress is not None:
+            progress("network", len(found), len(sources))
+    return found
 
 
 def _model(detector: Any, taps: tuple[str, ...]) -> tuple[Any, tuple[str, ...]]:

@@ -19,7 +19,7 @@ from resfit.weights.formats import keras_config
 from resfit.weights.formats.keras_config import Place, SavedModel
 from resfit.weights.graph.lift_onnx import Lifted
 from resfit.weights.graph.onnx_constants import UnsupportedOperationError
-from resfit.weights.graph.steps import Map, Pads, Size, Step, in_order, same_pads
+from resfit.weights.graph.steps import Map, Pads, Size, Step, in_order, same_pads, window_size
 
 _MOST_CALLS = 20_000
 _MOST_DEPTH = 30
@@ -636,16 +636,8 @@ def _window(
     extents = [(side - 1) * by + 1 for side, by in zip(kernel, dilations, strict=True)]
     same = padding == "same"
     pads: Pads | None = same_pads(size, extents, strides) if same else (0, 0, 0, 0)
-    made: list[int | None] = []
-    for side, extent, stride in zip(size, extents, strides, strict=True):
-        if side is None:
-            made.append(None)
-        else:
-            made.append(-(-side // stride) if same else (side - extent) // stride + 1)
-            if made[-1] is not None and made[-1] < 1:
-                raise UnsupportedOperationError("the maps are smaller than its window")
     values = {"kernel_shape": kernel, "strides": strides, "dilations": dilations, "pads": pads, "same": same}
-    return {**values, "up": False}, (made[0], made[1])
+    return {**values, "up": False}, window_size(size, extents, strides, None if same else pads)
 
 
 def _is_pooled(step: Step) -> bool:

@@ -18,7 +18,7 @@ from resfit.weights.graph import onnx_features, onnx_layout
 from resfit.weights.graph.lift_onnx import Lifted, Lifter, choose, lift_with
 from resfit.weights.graph.onnx_constants import OPERATIONS, Operation, UnsupportedOperationError, whole
 from resfit.weights.graph.onnx_features import Handler, subsample
-from resfit.weights.graph.steps import Map, Pads, Size, Step, after, same_pads
+from resfit.weights.graph.steps import Map, Pads, Size, Step, after, same_pads, window_size
 
 _NORM = "BatchNorm"
 _RENAMED = {
@@ -184,20 +184,8 @@ def _window(
         if min(stated) < 0 or any((*pairs["N"], *pairs["C"])):
             raise UnsupportedOperationError("it must pad height and width")
         pads = (pairs["H"][0], pairs["W"][0], pairs["H"][1], pairs["W"][1])
-    made: list[int | None] = []
-    for axis in (0, 1):
-        side = size[axis]
-        if side is None:
-            made.append(None)
-        elif same or pads is None:
-            made.append(-(-side // strides[axis]))
-        else:
-            rest = side + pads[axis] + pads[axis + 2] - extents[axis]
-            if rest < 0:
-                raise UnsupportedOperationError("the maps are smaller than its window")
-            made.append(rest // strides[axis] + 1)
     values = {"kernel_shape": kernel, "strides": strides, "dilations": dilations, "pads": pads, "same": same}
-    return {**values, "up": False}, (made[0], made[1])
+    return {**values, "up": False}, window_size(size, extents, strides, None if same else pads)
 
 
 def _conv(opset: int, node: Node, values: Sequence[Any]) -> Map:

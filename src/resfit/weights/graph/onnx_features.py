@@ -10,7 +10,7 @@ import numpy as np
 
 from resfit.weights.formats.onnx import Node
 from resfit.weights.graph.onnx_constants import UnsupportedOperationError, argument, whole
-from resfit.weights.graph.steps import Map, Pads, Size, Step, after, same_pads
+from resfit.weights.graph.steps import Map, Pads, Size, Step, after, same_pads, window_size
 
 Handler = Callable[[int, Node, Sequence[Any]], Any]
 
@@ -57,20 +57,8 @@ def _window(node: Node, size: Size, kernel: tuple[int, int]) -> tuple[dict[str, 
     if same:
         pads = same_pads(size, extents, strides)
     up = bool(node.attributes.get("ceil_mode"))
-    made: list[int | None] = []
-    for axis in (0, 1):
-        side = size[axis]
-        if side is None:
-            made.append(None)
-        elif same or pads is None:
-            made.append(-(-side // strides[axis]))
-        else:
-            rest = side + pads[axis] + pads[axis + 2] - extents[axis]
-            if rest < 0:
-                raise UnsupportedOperationError("the maps are smaller than its window")
-            made.append((-(-rest // strides[axis]) if up else rest // strides[axis]) + 1)
     values = {"kernel_shape": kernel, "strides": strides, "dilations": dilations, "pads": pads, "same": same, "up": up}
-    return values, (made[0], made[1])
+    return values, window_size(size, extents, strides, None if same else pads, up=up)
 
 
 def _conv(opset: int, node: Node, values: Sequence[Any]) -> Map:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from resfit.weights.formats.onnx import Node
+from resfit.weights.graph.onnx_constants import UnsupportedOperationError
 
 Size = tuple[int | None, int | None]
 Pads = tuple[int, int, int, int]
@@ -66,6 +67,35 @@ def same_pads(size: Size, extents: Sequence[int], strides: Sequence[int]) -> Pad
         before.append(total // 2)
         after.append(total - total // 2)
     return (before[0], before[1], after[0], after[1])
+
+
+def window_size(
+    size: Size, extents: Sequence[int], strides: Sequence[int], pads: Pads | None, *, up: bool = False
+) -> Size:
+    """Returns height and width of the maps that a window makes, None where those of its input are not known.
+
+    Args:
+        size: Height and width of its input.
+        extents: Of the window in pixels, dilation included.
+        strides: Of the window.
+        pads: What stands around the input; None for TensorFlow's SAME.
+        up: Whether a window that begins inside and ends outside counts.
+
+    Raises:
+        UnsupportedOperationError: The maps are smaller than the window.
+    """
+    made: list[int | None] = []
+    for axis, side in enumerate(size):
+        if side is None:
+            made.append(None)
+        elif pads is None:
+            made.append(-(-side // strides[axis]))
+        else:
+            rest = side + pads[axis] + pads[axis + 2] - extents[axis]
+            if rest < 0:
+                raise UnsupportedOperationError("the maps are smaller than its window")
+            made.append((-(-rest // strides[axis]) if up else rest // strides[axis]) + 1)
+    return made[0], made[1]
 
 
 def after(x: Map, node: Node, kind: str, axes: str | None = None, values: dict[str, Any] | None = None) -> Map:
