@@ -447,6 +447,7 @@ def test_harmless_objects_beside_the_weights(arrays, tmp_path, zipped):
         "size": torch.Size([2, 3]),
         "span": slice(1, 2),
         "kind": {1, 2},
+        "epochs": range(3),
         "random": torch.get_rng_state(),
     }
     torch.save({"state_dict": tensors(arrays), **beside}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
