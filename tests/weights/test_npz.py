@@ -160,8 +160,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_damaged_files_are_refused_or_read(files, tmp_path):
-    result = fuzzing.survive("resfit.weights.formats.npz:read", files, tmp_path, count=2000)
-    assert result["refused"] > 1000
+    result = fuzzing.survive("resfit.weights.formats.npz:read", files, tmp_path)
+    assert result["refused"] > fuzzing.FEW / 2
 
 
 @pytest.mark.slow

@@ -579,9 +579,9 @@ def fuzz(small: dict[str, np.ndarray], kind: str, count: int, folder: Path, seed
 
 def test_damaged_files_raise_only_our_own_errors(arrays, tmp_path):
     """The other formats are damaged in ``test_fuzz_torch``, in a process of its own."""
-    read, refused = fuzz(arrays, "safetensors", 2000, tmp_path)
-    assert read + refused == 2000
-    assert refused > 200
+    read, refused = fuzz(arrays, "safetensors", 400, tmp_path)
+    assert read + refused == 400
+    assert refused > 40
 
 
 @pytest.mark.slow
