@@ -671,8 +671,8 @@ def _image_set(
         if foreign:
             raise DataError(
                 f"each {'label' if multilabel else 'class'} must have training images. Received none for: "
-                f"{some(foreign)}, with images for validation or testing alone. Move some of them to the training part, "
-                "or leave them out."
+                f"{some(foreign)}, with images for validation or testing alone. Move some of them to the training "
+                "part, or leave them out."
             )
     digest = hashlib.sha256()
     for entry in entries:
