@@ -227,11 +227,16 @@ def test_predict_goes_on_after_an_unusable_image(resfit, out, folder, tmp_path):
 def test_evaluate(resfit, out, folder):
     code, text, errors = resfit("evaluate", out, folder, "--json")
     result = json.loads(text)
-    assert (code, errors) == (0, "")
+    kept = result["among_training_images"]
+    assert code == 0
+    assert errors.startswith(f"{kept} of these images are training images that the classifier keeps")
+    assert len(errors.splitlines()) == 1
+    assert 15 < kept < 30
     assert result["accuracy"] == 1.0
     assert result["confusion"] == [[10, 0, 0], [0, 10, 0], [0, 0, 10]]
     code, text, _ = resfit("evaluate", out, folder)
     assert "accuracy 100.0% (95 % interval 88.6% to 100.0%) on 30 images" in text
+    assert "Brier score, sum over classes (0 to 2)" in text
 
 
 @pytest.mark.parametrize("ending", ["npz", "parquet"])

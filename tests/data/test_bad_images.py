@@ -117,6 +117,8 @@ BAD = {
     "page.jpg": (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "a web page"),
     "paper.png": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "not an image .*PDF"),
     "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200), "HEIC; convert it"),
+    "web.avif": (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(200), "AVIF; convert it"),
+    "slide.jp2": (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(200), "JPEG 2000; convert it"),
     "drawing.png": (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
     "icon.png": (encoded(FLAT.convert("RGBA"), "ICO"), "ICO"),
     "bomb.png": (whole_bomb(), "^400000000 pixels, more than the 100000000 that are allowed"),

@@ -51,9 +51,12 @@ def _stand_in(name: str) -> Any:
 
 class _Pickler(pickle._Pickler):  # type: ignore[name-defined]
     def save(self, obj: Any, *more: Any) -> Any:
+        if isinstance(obj, type) and obj in _STAND_INS.values():  # dill, where it was imported, goes another way
+            self.write(pickle.GLOBAL + f"{obj.__module__}\n{obj.__qualname__}\n".encode())
+            return None
         if not isinstance(obj, _Instance):
             return super().save(obj, *more)
-        super().save(obj.made_by)
+        self.save(obj.made_by)
         super().save(obj.values)
         self.write(pickle.NEWOBJ)
         return None

@@ -38,9 +38,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_damaged_files_are_refused_or_read(files: list[Path], tmp_path: Path) -> None:
-    result = fuzzing.survive("resfit.weights.formats.torch:read", files, tmp_path, count=2000)
-    assert result["read"] + result["refused"] == 2000
-    assert result["refused"] > 500
+    result = fuzzing.survive("resfit.weights.formats.torch:read", files, tmp_path)
+    assert result["read"] + result["refused"] == fuzzing.FEW
+    assert result["refused"] > fuzzing.FEW / 4
 
 
 @pytest.mark.slow

@@ -131,7 +131,7 @@ def test_declared_sizes_are_compared(tmp_path):
 
 def test_other_members_are_refused(tmp_path):
     buffer = io.BytesIO()
-    np.save(buffer, np.zeros(3, np.int64))
+    np.save(buffer, np.zeros(3, np.complex64))
     whole = buffer.getvalue()
     for name, content, told in (
         ("readme.txt", b"hello", "every member must be an array"),
@@ -160,8 +160,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_damaged_files_are_refused_or_read(files, tmp_path):
-    result = fuzzing.survive("resfit.weights.formats.npz:read", files, tmp_path, count=2000)
-    assert result["refused"] > 1000
+    result = fuzzing.survive("resfit.weights.formats.npz:read", files, tmp_path)
+    assert result["refused"] > fuzzing.FEW / 2
 
 
 @pytest.mark.slow

@@ -68,7 +68,8 @@ PACK |= {"moving_mean": "mean/EMA", "moving_variance": "variance/EMA"}
 def test_tensorpack(network, image, ending, tmp_path):
     """The same weights with TensorFlow's padding, and a contract in BGR."""
     arrays = renamed(network, tensorpack_layer, PACK)
-    np.savez(tmp_path / "a.npz", **{f"{name}{ending}": array for name, array in arrays.items()})
+    of_training = {"global_step": np.int64(9), "learning_rate": np.float32(0.1), "EMA/cost/biased": np.float32(1)}
+    np.savez(tmp_path / "a.npz", **{f"{name}{ending}": array for name, array in {**arrays, **of_training}.items()})
     read = read_source(tmp_path / "a.npz")
     assert read.convention == "tensorpack"
     assert read.input_spec.channel_order == "bgr"
@@ -119,7 +120,11 @@ def test_names_of_torch_in_other_containers(network, image, ending, tmp_path):
     arrays = {f"model.{name}": array for name, array in pytorch.to_torch(network).items()}
     path = tmp_path / f"weights.{ending}"
     if ending == "npz":
-        np.savez(path, **{name: array for name, array in arrays.items() if array.dtype == np.float32})
+        counters = sum(array.dtype == np.int64 for array in arrays.values())
+        assert counters > 0
+        np.savez(path, **arrays, epoch=3, classes=np.array(["cat", "dog"]))
+        told = f"left out what is no floating-point number: {counters + 2} arrays"
+        assert any(told in text for text in read_source(path).assumptions)
     else:
         path.write_bytes(pickle.dumps({"state_dict": arrays, "epoch": 3}))
     assert relative_error(outputs(path, image), network(image, training=False)) < 1e-5

@@ -106,8 +106,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_damaged_files_are_refused_or_read(sources, tmp_path):
-    result = fuzzing.survive("resfit.weights.formats.saved_model:read", sources, tmp_path, count=2000)
-    assert result["refused"] > 800
+    result = fuzzing.survive("resfit.weights.formats.saved_model:read", sources, tmp_path)
+    assert result["refused"] > fuzzing.FEW * 2 / 5
 
 
 @pytest.mark.slow

@@ -142,12 +142,25 @@ REFUSED = {
         "behind the last block there is a global average, a classifier and nothing else",
     ),
     "two outputs": ({"head": lambda x: [head("softmax")(x), head("sigmoid")(x)]}, "the head does not fit"),
+    "layer norm": (
+        {"head": lambda x: layers.Dense(3)(layers.LayerNormalization()(layers.GlobalAveragePooling2D()(x)))},
+        "must go over height and width",
+    ),
+    "sum of vectors": ({"head": lambda x: summed(layers.GlobalAveragePooling2D()(x))}, "the head does not fit"),
 }
+
+
+def summed(x):
+    """A block of a transformer's kind, on vectors."""
+    return layers.Dense(3)(x + layers.Dense(x.shape[-1])(layers.LayerNormalization()(x)))
 
 
 @pytest.mark.parametrize(
     ("name", "way"),
-    [("global maximum", "frozen"), ("hidden layer", "saved"), ("two outputs", "exported"), ("two outputs", "frozen")],
+    [
+        *(("global maximum", "frozen"), ("hidden layer", "saved"), ("two outputs", "exported")),
+        *(("two outputs", "frozen"), ("layer norm", "frozen"), ("sum of vectors", "exported")),
+    ],
 )
 def test_a_head_that_does_not_fit_is_refused_by_name_and_the_body_is_read(name, way, tmp_path):
     options, reason = REFUSED[name]

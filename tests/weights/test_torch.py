@@ -447,6 +447,7 @@ def test_harmless_objects_beside_the_weights(arrays, tmp_path, zipped):
         "size": torch.Size([2, 3]),
         "span": slice(1, 2),
         "kind": {1, 2},
+        "epochs": range(3),
         "random": torch.get_rng_state(),
     }
     torch.save({"state_dict": tensors(arrays), **beside}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
@@ -578,9 +579,9 @@ def fuzz(small: dict[str, np.ndarray], kind: str, count: int, folder: Path, seed
 
 def test_damaged_files_raise_only_our_own_errors(arrays, tmp_path):
     """The other formats are damaged in ``test_fuzz_torch``, in a process of its own."""
-    read, refused = fuzz(arrays, "safetensors", 2000, tmp_path)
-    assert read + refused == 2000
-    assert refused > 200
+    read, refused = fuzz(arrays, "safetensors", 400, tmp_path)
+    assert read + refused == 400
+    assert refused > 40
 
 
 @pytest.mark.slow

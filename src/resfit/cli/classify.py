@@ -37,6 +37,7 @@ from resfit.cli.options import (
     ValPart,
 )
 from resfit.errors import ArgumentError
+from resfit.wording import counted
 
 if TYPE_CHECKING:
     from resfit.evaluation.intervals import Figure
@@ -252,6 +253,11 @@ def evaluate(
     report_notes(found.judged.images.notes)
     report_ignored(found.judged.images.ignored_counts())
     report_skipped(result.skipped)
+    if found.familiar:
+        console.message(
+            f"{counted(found.familiar, 'of these images is a training image', 'of these images are training images')} "
+            "that the classifier keeps, byte for byte, and there may be more: the figures are too good to be true"
+        )
     if as_json:
         console.print_json({**found.to_dict(), "skipped": skipped_json(result.skipped)})
     else:
@@ -370,7 +376,10 @@ def _print_evaluation(result: Evaluation | LabelEvaluation) -> None:
 
 
 def _print_figures(found: Findings) -> None:
-    rows = [(name.replace("_", " "), *_numbers(figure)) for name, figure in found.figures.overall.items()]
+    from resfit.report.page import figure_name
+
+    several = found.judged.multilabel
+    rows = [(figure_name(name, several), *_numbers(figure)) for name, figure in found.figures.overall.items()]
     drawn = "groups" if found.figures.grouped else "images"
     title = f"figures with 95 % intervals ({found.figures.resamples} resamples of {drawn})"
     console.print_table(title, ("", ">value", ">interval"), rows)

@@ -669,7 +669,11 @@ def _image_set(
     if trained and values is None:
         foreign = sorted(set(classes) - {label for own in trained for label in own})
         if foreign:
-            raise DataError(f"each class must have training images. Received none for: {some(foreign)}.")
+            raise DataError(
+                f"each {'label' if multilabel else 'class'} must have training images. Received none for: "
+                f"{some(foreign)}, with images for validation or testing alone. Move some of them to the training "
+                "part, or leave them out."
+            )
     digest = hashlib.sha256()
     for entry in entries:
         name = os.path.relpath(entry.path, root)

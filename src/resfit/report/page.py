@@ -98,7 +98,7 @@ def render(findings: Findings, *, names: bool | None = None, explain: bool = Tru
         findings=findings,
         figures=findings.figures,
         accuracy_name="exact_match_accuracy" if judged.multilabel else "accuracy",
-        overall=[(_name(name, judged.multilabel), figure) for name, figure in findings.figures.overall.items()],
+        overall=[(figure_name(name, judged.multilabel), figure) for name, figure in findings.figures.overall.items()],
         class_columns=_CLASS_COLUMNS,
         classes=classes,
         supports=judged.targets.sum(axis=0).astype(int).tolist(),
@@ -118,8 +118,13 @@ def render(findings: Findings, *, names: bool | None = None, explain: bool = Tru
     )
 
 
-def _name(figure: str, multilabel: bool) -> str:
-    """Returns what a figure is called in the report."""
+def figure_name(figure: str, multilabel: bool) -> str:
+    """Returns what a figure is called, with what it is a sum or mean of.
+
+    Args:
+        figure: Its name among :class:`~resfit.evaluation.figures.Figures`.
+        multilabel: Whether images have several labels.
+    """
     return _MULTILABEL_NAMES.get(figure, _NAMES[figure]) if multilabel else _NAMES[figure]
 
 
@@ -185,5 +190,5 @@ def _subgroups(findings: Findings) -> list[tuple[str, list[str], list[tuple[str,
             )
             for part in parts
         ]
-        tables.append((plain(column), [_name(name, findings.judged.multilabel) for name in shown], rows))
+        tables.append((plain(column), [figure_name(name, findings.judged.multilabel) for name in shown], rows))
     return tables

@@ -45,6 +45,8 @@ from resfit.weights.formats.saved_model import Objects
 LEFT_OUT: dict[str, str] = {
     "*global_step": "a counter of training steps",
     "*save_counter": "a counter of checkpoints",
+    "*learning_rate": "the learning rate",
+    "EMA/*": "running averages of figures",
     "*/ExponentialMovingAverage": "the running average of the weights",
     "*.OPTIMIZER_SLOT/*/average": "the running average of the weights",
     "*.OPTIMIZER_SLOT*": "slots of an optimiser",

@@ -32,13 +32,15 @@ def read(path: Path) -> Tensors:
         path: The file.
 
     Raises:
-        CheckpointError: The file is missing, damaged, declares more than it holds, or holds something other than
-            floating-point numbers.
+        CheckpointError: The file is missing, damaged, declares more than it holds, or holds objects. Arrays of whole
+            numbers and of text, such as counters, are listed and not read.
     """
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            return Tensors(path, _arrays(archive, os.path.getsize(path)))
+            arrays, others = _arrays(archive, os.path.getsize(path))
+            left_out = f"left out what is no floating-point number: {len(others)} arrays such as {others[:1]}"
+            return Tensors(path, arrays, left_out=(left_out,) if others else ())
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except FileNotFoundError:
@@ -52,7 +54,7 @@ def read(path: Path) -> Tensors:
         )
 
 
-def _arrays(archive: zipfile.ZipFile, size: int) -> dict[str, np.ndarray]:
+def _arrays(archive: zipfile.ZipFile, size: int) -> tuple[dict[str, np.ndarray], list[str]]:
     members = archive.infolist()
     names = [member.filename for member in members]
     if not 1 <= len(names) <= _MOST_ARRAYS or len(set(names)) != len(names):
@@ -62,6 +64,7 @@ def _arrays(archive: zipfile.ZipFile, size: int) -> dict[str, np.ndarray]:
         )
     room = min(_MOST_EXPANSION * size + _FREE_BYTES, 1100 * size)
     arrays: dict[str, np.ndarray] = {}
+    others: list[str] = []
     for member in members:
         room -= member.file_size
         if member.compress_type not in _COMPRESSIONS or room < 0:
@@ -71,11 +74,16 @@ def _arrays(archive: zipfile.ZipFile, size: int) -> dict[str, np.ndarray]:
             )
         if not member.filename.endswith(_ENDING):
             raise CheckpointError(f"every member must be an array (.npy). Received: {member.filename!r}.")
-        arrays[member.filename.removesuffix(_ENDING)] = _array(archive, member)
-    return arrays
+        name, array = member.filename.removesuffix(_ENDING), _array(archive, member)
+        if array is None:
+            others.append(name)
+        else:
+            arrays[name] = array
+    return arrays, others
 
 
-def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray | None:
+    """Reads one array, or nothing where it is of whole numbers or text."""
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         if version == (1, 0):
@@ -84,6 +92,8 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
             shape, column_major, dtype = np.lib.format.read_array_header_2_0(file, max_header_size=_MOST_HEADER)
         else:
             raise ValueError(f"{member.filename!r} of format version {version}")
+        if dtype.kind in "iubSU":
+            return None
         if dtype.kind != "f" or dtype.itemsize > 8:
             raise CheckpointError(
                 f"weights must be floating-point numbers. Received: {member.filename!r} of {dtype}, which is not read."

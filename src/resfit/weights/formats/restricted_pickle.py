@@ -590,6 +590,7 @@ def _returning(what: str) -> Callable[..., Unread]:
     return lambda *_: Unread(what)
 
 
+# names of Python 2, which torch's protocol writes
 _RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 _STORAGES = {
     **{"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16"},
@@ -654,7 +655,7 @@ _MAPPINGS = re.compile(
 _STANDARD = re.compile(
     r"pathlib\.\w*Path|pathlib\._local\.\w*Path|datetime\.\w+|zoneinfo\.ZoneInfo\._unpickle|argparse\.Namespace"
     r"|types\.SimpleNamespace|collections\.deque|decimal\.Decimal|fractions\.Fraction|uuid\.(?:UUID|SafeUUID)"
-    r"|functools\.partial|builtins\.(?:set|frozenset|list|dict|tuple|str|int|float|bool|complex|range|slice|object"
+    r"|functools\.partial|builtins\.(?:set|frozenset|list|dict|tuple|str|int|float|bool|complex|x?range|slice|object"
     r"|Ellipsis|NoneType|type)|copyreg\.__newobj__|copyreg\.__newobj_ex__|re\._compile"
     r"|enum\.\w+|logging\.(?:getLogger|Logger|RootLogger)|random\.Random|array\._array_reconstructor"
 )

@@ -214,8 +214,9 @@ class Lifter:
         maps = [value for value in inputs if isinstance(value, Map)]
         strange = next((value for value in maps if value.step.kind == "strange"), None)
         if strange is not None:  # what is made of it is as strange
-            if node.op in ("Add", "AddV2", "Sum") and len(maps) > 1:
-                strange.step.values["summed"] = True
+            others = [value for value in maps if value.step is not strange.step]
+            if node.op in ("Add", "AddV2", "Sum") and any({"H", "W"} & set(value.axes) for value in others):
+                strange.step.values["summed"] = True  # vectors are summed in heads alone
             self.values.update(dict.fromkeys(filter(None, node.outputs), strange))
             return
         try:
@@ -253,7 +254,7 @@ class Lifter:
         step = Step(
             "strange", [value.step for value in maps], str(node), 0, (None, None), {"reason": reason, "summed": False}
         )
-        return Map(step, "NCHW")
+        return Map(step, "NCHW" if any({"H", "W"} & set(value.axes) for value in maps) else "NC")
 
     @staticmethod
     def read_by(graph: OnnxGraph) -> set[str]:
