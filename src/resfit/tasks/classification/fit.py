@@ -94,7 +94,7 @@ def fit(
     sampling_order = reference_images.sampling_order(len(job.images), asked.seed)
     pictured: list[int] = []
     if wants_references and asked.cache:
-        pictured = preparation.likely_references(job.images, job.plan.body.output_shape[-1], sampling_order)
+        pictured = steps.likely_references(job.images, job.plan.body.output_shape[-1], sampling_order)
 
     decoded = steps.decode(job, pictured)
     checked = steps.split_and_check(job, decoded)
