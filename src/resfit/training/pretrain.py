@@ -315,7 +315,7 @@ class CropFeed:
         self.settings = settings
         share, smoothing, classes = settings.distillation, settings.label_smoothing, len(store.classes)
 
-        @tf.function(reduce_retracing=True, autograph=False)
+        @tf.function(autograph=False)
         def changed(images: Any, labels: Any, draw: Any, probabilities: Any, number: Any, side: int) -> Any:
             targets = tf.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
             if share:  # both kinds of targets are mixed alike

@@ -457,7 +457,8 @@ class Trainer:
             by_variable = {id(v): gradient for v, gradient in zip(moving, gradients, strict=True)}
             self.optimizer.apply([by_variable.get(id(v)) for v in self.learned], rate, number)
 
-        @tf.function(reduce_retracing=True, autograph=False)
+        # a graph for each size of images: one for all sizes rounds otherwise, and a run that goes on may see one alone
+        @tf.function(autograph=False)
         def step(inputs: Any, targets: Any, teacher: Any, rate: Any, number: Any, last: Any) -> Any:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch([v.value for v in moving])
