@@ -72,6 +72,7 @@ def test_every_format_states_the_same(tmp_path):
         "tuning": {"epochs": 12, "mixup": 0.2, "sizes": [[0.0, 32], [0.5, 64]]},
     }
     assert FitConfig().keywords() == {}
+    assert FitConfig.from_dict({"data": {"test_share": 0.0}}).keywords() == {"test_share": 0.0}  # of a detector
 
 
 def test_assignments_and_what_overrules_what():
@@ -97,7 +98,7 @@ def test_assignments_and_what_overrules_what():
         ({"data": {"test_share": "much"}}, r"Expected 'float \| null', got 'str' - at '\$\.data\.test_share'"),
         ({"tuning": {"epochs": {"a": 1}}}, "number, a text or a short list"),
         ([1], "groups of options. Received: list"),
-        ({"data": {"test_share": 1.5}}, r"test_share must lie in \(0, 1\)\. Received: 1\.5"),
+        ({"data": {"test_share": 1.5}}, r"test_share must lie in \[0, 1\)\. Received: 1\.5"),
         ({"data": {"max_skipped": -0.1}}, r"max_skipped must lie in \[0, 1\]\. Received: -0\.1"),
         ({"training": {"label_smoothing": 1.0}}, r"label_smoothing must lie in \[0, 1\)\. Received: 1\.0"),
         ({"training": {"focal": -1.0}}, "focal must be at least 0"),

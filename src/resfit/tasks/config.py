@@ -42,9 +42,11 @@ class DataOptions:
         train: Folder or table of the training images.
         val: The same for validation images.
         test: The same for test images.
-        test_share: Share of the images set aside for the measurement, in (0, 1), where the data has no test split.
+        test_share: Share of the images set aside for the measurement, in (0, 1), where the data has no test split; for
+            a detector in [0, 1).
         val_share: Share of the other images set aside to choose the epoch on, in (0, 1), where the data has no such
-            split and something is fine-tuned. A probe chooses by cross-validation and learns from them as well.
+            split and something is fine-tuned; for a detector in [0, 1). A probe chooses by cross-validation and learns
+            from them as well.
         max_skipped: Largest fraction of unreadable images, in [0, 1].
         channels: 1 for grey images, 3 for colour; by default what the network was trained on. Grey is repeated for a
             network of three channels.
@@ -206,7 +208,7 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        check_ranges({name: getattr(self, name) for name in _RANGES if hasattr(self, name)})
+        check_ranges({name: getattr(self, name) for name in _RANGES if hasattr(self, name)}, needs_parts=True)
 
     @classmethod
     def taken(cls, options: Mapping[str, Any]) -> tuple[FitOptions, dict[str, Any]]:
@@ -225,10 +227,10 @@ class FitOptions:
         return None if self.out is None else Path(self.out)
 
 
-# what must hold of a number, and whether it does
+# what must hold of a number, and whether it does, in every task
 _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "test_share": ("lie in (0, 1)", lambda value: 0 < value < 1),
-    "val_share": ("lie in (0, 1)", lambda value: 0 < value < 1),
+    "test_share": ("lie in [0, 1)", lambda value: 0 <= value < 1),
+    "val_share": ("lie in [0, 1)", lambda value: 0 <= value < 1),
     "max_skipped": ("lie in [0, 1]", lambda value: 0 <= value <= 1),
     "label_smoothing": ("lie in [0, 1)", lambda value: 0 <= value < 1),
     "focal": ("be at least 0", lambda value: value >= 0),
@@ -238,19 +240,27 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def check_ranges(options: Mapping[str, Any]) -> None:
+# of images with one answer each, where each part is needed
+_SHARES: dict[str, tuple[str, Callable[[Any], bool]]] = dict.fromkeys(
+    ("test_share", "val_share"), ("lie in (0, 1)", lambda value: 0 < value < 1)
+)
+
+
+def check_ranges(options: Mapping[str, Any], *, needs_parts: bool = False) -> None:
     """Makes sure that numbers are in their ranges.
 
     Args:
         options: By name; ``None`` is in every range, and so is what has no range.
+        needs_parts: Whether there must be images for validation and test.
 
     Raises:
         ArgumentError: One is not.
     """
+    ranges = {**_RANGES, **_SHARES} if needs_parts else _RANGES
     for name, value in options.items():
-        if value is None or name not in _RANGES:
+        if value is None or name not in ranges:
             continue
-        rule, holds = _RANGES[name]
+        rule, holds = ranges[name]
         if not isinstance(value, numbers.Real) or not holds(value):
             raise ArgumentError(f"{name} must {rule}. Received: {value!r}.")
 
