@@ -12,7 +12,6 @@ import json
 import math
 import os
 import re
-import sqlite3
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -59,19 +58,6 @@ def _download_unused(path: Path) -> Iterator[bool]:
         except DownloadError:
             yield False
             return
-        yield True
-
-
-@contextlib.contextmanager
-def _table_unused(path: Path) -> Iterator[bool]:
-    with contextlib.closing(sqlite3.connect(path, timeout=0)) as table:
-        try:
-            table.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError:
-            yield False
-            return
-        except sqlite3.DatabaseError:  # damaged: nobody can use it
-            pass
         yield True
 
 
@@ -196,19 +182,6 @@ def _latency_faults(item: CacheEntry) -> list[str]:
     return [] if isinstance(seconds, float) and seconds > 0 else ["it must state seconds"]
 
 
-def _digests_item(path: Path) -> CacheEntry | None:
-    return _item("digests", path, "digests of image files") if path.is_file() else None
-
-
-def _digests_faults(item: CacheEntry) -> list[str]:
-    try:
-        with contextlib.closing(sqlite3.connect(f"{item.path.absolute().as_uri()}?mode=ro", uri=True)) as table:
-            (said,) = table.execute("PRAGMA quick_check(1)").fetchone()
-    except sqlite3.Error as error:
-        said = str(error)
-    return [] if said == "ok" else [str(said)]
-
-
 def _modules() -> Path:
     try:
         return tfhub.cache_folder()
@@ -304,11 +277,8 @@ for _kind in (
     CacheKind("latency", _latency_item, _latency_faults, _always_unused),
     CacheKind(
         "digests",
-        _digests_item,
-        _digests_faults,
-        _table_unused,
-        beside=lambda path: [path.with_name(f"{path.name}-journal")],
-        elsewhere=lambda cache: cache / "digests.sqlite",
+        lambda path: _noted_item("digests", path, features.ABOUT, "name"),
+        lambda item: features.faults(item.path),
     ),
     CacheKind(
         "hub",

@@ -193,7 +193,7 @@ def load(
         dtype: Dtype policy of the layers, such as ``"mixed_float16"``. Default: Keras' global policy.
         seed: Makes fresh weights the same in every run. Default: they follow Keras' global seed.
         name: Name of the model. Default: the architecture's.
-        **reading: For a file or handle, what :func:`resfit.weights.load.read_source` takes beside it:
+        **reading: For a file or handle, what :func:`resfit.weights.load.read_any` takes beside it:
             ``architecture``, ``prefix``, ``averaged``, ``ignore``, ``config``, ``input_spec``, and fields of
             :class:`ArchitectureSpec` that overrule what the source says or leaves open.
 
@@ -354,9 +354,7 @@ def read(
     source: str | os.PathLike[str],
     weights: Any = "default",
     reading: Mapping[str, Any] | None = None,
-    *,
-    needs_top: bool = True,
-    classes: int | None = None,
+    **options: Any,
 ) -> Source:
     """Reads what :func:`load` would build a classifier or its body from, as :func:`read_any` does.
 
@@ -364,15 +362,14 @@ def read(
         source: As :func:`load` takes it.
         weights: As :func:`load` takes it.
         reading: Further arguments of :func:`load`, for files and handles.
-        needs_top: Whether the classifier is wanted; if not, the smaller published file serves.
-        classes: Outputs of the classifier that is wanted. Default: as many as the weights have.
+        **options: The other arguments of :func:`read_any`.
 
     Raises:
         ResfitError: As :func:`load`; or it is a detector, and the classifier is wanted.
     """
     from resfit.weights.detectors import DetectorSource
 
-    found = read_any(source, weights, reading, needs_top=needs_top, classes=classes)
+    found = read_any(source, weights, reading, **options)
     if isinstance(found, DetectorSource):
         raise CheckpointError(
             f"the network must be a classifier. Received: {os.fspath(source)!r}, a detector ({found.name!r}). Take "
@@ -426,7 +423,7 @@ def _check_reading(reading: Mapping[str, Any]) -> None:
             for name, parameter in inspect.signature(function).parameters.items()
             if parameter.kind is not inspect.Parameter.VAR_KEYWORD
         ]
-        for function in (load, convert.read_source)
+        for function in (load, convert.read_any)
     )
     further += detectors.FIELDS
     for name in reading:

@@ -1,8 +1,10 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 from resfit import cache_kinds
 from resfit.errors import ArgumentError
+from resfit.features import digests
 from resfit.features.digests import digest_files
 from resfit.features.extract import extract, store_key
 from resfit.features.store import FeatureStore, StoreKey
@@ -209,7 +212,7 @@ def test_two_processes_fill_one_store(tmp_path):
 def test_unchanged_files_are_not_read(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"one")
-    memory = tmp_path / "memory.sqlite"
+    memory = tmp_path / "cache"
     age(path)
     (first,) = digest_files([path], memory)
     (again,) = digest_files([path], None)
@@ -228,21 +231,22 @@ def test_what_is_no_regular_file_is_not_opened(body, paths, tmp_path):
 
 
 def test_memory_of_digests_is_used_and_may_be_damaged(tmp_path):
-    import sqlite3
-    import time
-
     path = tmp_path / "a"
     path.write_bytes(b"one")
-    memory = tmp_path / "memory.sqlite"
+    memory = tmp_path / "cache"
     time.sleep(0.06)  # past the doubt about its times
     (first,) = digest_files([path], memory)
-    with sqlite3.connect(memory) as table:
-        assert table.execute("UPDATE files SET digest = ?", (digest(7),)).rowcount == 1
+    store = FeatureStore(memory / "digests", digests._KEY, 32, "uint8")
+    store.append([digests._key(path, first.state)], np.frombuffer(digest(7), np.uint8)[None])
     assert digest_files([path], memory)[0].digest == digest(7)  # taken from memory, not from the file
-    memory.write_bytes(b"no database at all" * 500)
+    rows = next(memory.glob("digests/*/rows.u8"))
+    rows.write_bytes(bytes(rows.stat().st_size))
     assert digest_files([path], memory)[0].digest == first.digest
     path.write_bytes(b"two")
     assert digest_files([path], memory)[0].digest != first.digest
+    (memory / "digests.sqlite").write_bytes(b"of an earlier version")
+    digest_files([path], memory)
+    assert not (memory / "digests.sqlite").exists()
 
 
 # extraction
@@ -368,7 +372,6 @@ def test_killed_run_goes_on_where_it_was(body, tmp_path):
 
 def test_new_files_are_read_once_and_known_ones_not_at_all(body, paths, tmp_path, monkeypatch):
     import builtins
-    import time
     from collections import Counter
 
     reads = Counter()
@@ -390,7 +393,7 @@ def test_new_files_are_read_once_and_known_ones_not_at_all(body, paths, tmp_path
 
 def test_rows_are_found_again_without_the_memory_of_digests(body, paths, tmp_path):
     extract(body, paths, engine="keras", cache=tmp_path)
-    (tmp_path / "digests.sqlite").unlink()
+    shutil.rmtree(tmp_path / "digests")
     again = extract(body, paths, engine="keras", cache=tmp_path)
     assert (again.computed, again.reused, again.engine) == (0, 12, "cache")
 

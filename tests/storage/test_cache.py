@@ -100,8 +100,9 @@ def put_digests(root: Path, tmp_path: Path) -> Path:
     file = tmp_path / "some file"
     file.write_bytes(b"content")
     os.utime(file, (1, 1))
-    digest_files([file], root / "digests.sqlite")
-    return root / "digests.sqlite"
+    digest_files([file], root)
+    (folder,) = (root / "digests").iterdir()
+    return folder
 
 
 def put_module(tmp_path: Path) -> Path:
@@ -185,7 +186,7 @@ def test_damage_is_named_in_every_kind(root, tmp_path):
     (paths["pixels"] / "rows.bin").write_bytes(bytes(1000))
     damage(paths["runs"] / "checkpoint.npz")
     paths["latency"].write_text("{")
-    paths["digests"].write_bytes(b"SQLite format 3\0" + bytes(5000))
+    damage(paths["digests"] / "rows.u8")
     damage(paths["hub"] / "variables" / "variables.data-00000-of-00001")
     told = {item.kind: "; ".join(cache_kinds.faults(item)) for item in cache_kinds.find()}
     for kind, text in (
@@ -195,7 +196,7 @@ def test_damage_is_named_in_every_kind(root, tmp_path):
         ("pixels", "1000 bytes"),
         ("runs", "checkpoint.npz is damaged"),
         ("latency", "state seconds"),
-        ("digests", "database"),
+        ("digests", "1 of 1 rows"),
         ("hub", "checksum"),
     ):
         assert text in told[kind], (kind, told[kind])

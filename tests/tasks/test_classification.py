@@ -27,6 +27,7 @@ from resfit.storage.locks import keep
 from resfit.tasks import classification as classifier
 from resfit.tasks import fit_plan, timings
 from resfit.tasks.classification import Classifier, fit
+from resfit.training import runs
 from tests.pictures import picture, tiny_body, write_folder, write_picture
 from tests.training.networks import small_body
 
@@ -392,6 +393,13 @@ def test_full_trains_every_layer(network, patterns, monkeypatch):
         assert "conv1_conv" in moved
 
 
+class EveryStep(runs.RunOptions):
+    """A checkpoint after every step."""
+
+    def __init__(self, **fields):
+        super().__init__(**{**fields, "checkpoint_seconds": 0.0})
+
+
 def test_a_stopped_fit_goes_on_where_it_stood(network, patterns, tmp_path):
     options = {"model": network, "strategy": "finetune", "trainable_from": "stage4", "tuning": {**QUICK, "epochs": 6}}
     whole = fit(patterns, out=tmp_path / "whole", **options)
@@ -401,25 +409,43 @@ def test_a_stopped_fit_goes_on_where_it_stood(network, patterns, tmp_path):
         if what.startswith("training") and done > 500:
             raise KeyboardInterrupt
 
-    from resfit.training import runs
-
-    class EveryStep(runs.RunOptions):  # a checkpoint after every step
-        def __init__(self, **fields):
-            super().__init__(**{**fields, "checkpoint_seconds": 0.0})
-
-    patch = pytest.MonkeyPatch()
-    patch.setattr(runs, "RunOptions", EveryStep)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "RunOptions", EveryStep)
         with pytest.raises(KeyboardInterrupt):
             fit(patterns, out=tmp_path / "parts", progress=interrupt, **options)
-    finally:
-        patch.undo()
     assert (tmp_path / "parts.run" / "checkpoint.npz").exists()
     found = fit(patterns, out=tmp_path / "parts", say=said.append, **options)
     assert any("goes on at epoch" in text for text in said)
     assert found.metrics["training"] == whole.metrics["training"]
     np.testing.assert_array_equal(found.head().kernel, whole.head().kernel)
     assert not (tmp_path / "parts.run").exists()
+
+
+def test_a_killed_fit_under_a_budget_goes_the_way_that_it_had_decided(network, patterns, tmp_path, monkeypatch):
+    """The clock says something else when it is called again; the decisions that were recorded count."""
+    options = {"model": network, "strategy": "auto", "budget": "30m", "tuning": {"epochs": 2, "batch_size": 12}}
+
+    def interrupt(what, done, total):
+        if what.startswith("training") and done > 500:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "RunOptions", EveryStep)
+        with pytest.raises(KeyboardInterrupt):
+            fit(patterns, out=tmp_path / "out", progress=interrupt, **options)
+    decided = json.loads((tmp_path / "out.run" / "plan.json").read_text())["decisions"]
+    settings = json.loads((tmp_path / "out.run" / "run.json").read_text())["tuning"]
+    assert decided.keys() == {"training reads pixels"}
+
+    monkeypatch.setattr(fit_plan.FitPlan, "minutes_left", lambda *_: 0.01)
+    fresh = fit(patterns, out=tmp_path / "fresh", **options).metrics["plan"]
+    found = fit(patterns, out=tmp_path / "out", **options)
+    plan = json.loads(json.dumps(found.metrics["plan"]))
+    assert {name: plan[name] for name in decided} == decided
+    assert plan["tuning"] == settings
+    assert (fresh["training reads pixels"], fresh["tuning"]) != (plan["training reads pixels"], plan["tuning"])
+    assert found.metrics["training"]["epochs"] == 2
+    assert not (tmp_path / "out.run").exists()
 
 
 @pytest.mark.slow

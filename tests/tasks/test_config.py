@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 
 import pytest
 
+import resfit
 from resfit.errors import ArgumentError
-from resfit.tasks.config import FitConfig, assigned, merged
+from resfit.tasks.config import (
+    DataOptions,
+    FitConfig,
+    FitOptions,
+    MachineOptions,
+    ModelOptions,
+    TrainingOptions,
+    assigned,
+    merged,
+)
 
 YAML = """
 task: regression
@@ -60,6 +72,7 @@ def test_every_format_states_the_same(tmp_path):
         "tuning": {"epochs": 12, "mixup": 0.2, "sizes": [[0.0, 32], [0.5, 64]]},
     }
     assert FitConfig().keywords() == {}
+    assert FitConfig.from_dict({"data": {"test_share": 0.0}}).keywords() == {"test_share": 0.0}  # of a detector
 
 
 def test_assignments_and_what_overrules_what():
@@ -85,6 +98,11 @@ def test_assignments_and_what_overrules_what():
         ({"data": {"test_share": "much"}}, r"Expected 'float \| null', got 'str' - at '\$\.data\.test_share'"),
         ({"tuning": {"epochs": {"a": 1}}}, "number, a text or a short list"),
         ([1], "groups of options. Received: list"),
+        ({"data": {"test_share": 1.5}}, r"test_share must lie in \[0, 1\)\. Received: 1\.5"),
+        ({"data": {"max_skipped": -0.1}}, r"max_skipped must lie in \[0, 1\]\. Received: -0\.1"),
+        ({"training": {"label_smoothing": 1.0}}, r"label_smoothing must lie in \[0, 1\)\. Received: 1\.0"),
+        ({"training": {"focal": -1.0}}, "focal must be at least 0"),
+        ({"machine": {"batch_size": 0}}, "batch_size must be at least 1"),
     ],
 )
 def test_what_is_wrong_is_said(value, message):
@@ -109,6 +127,40 @@ def test_files_that_are_none(tmp_path, name, text, message):
         FitConfig.from_file(tmp_path / name)
     with pytest.raises(ArgumentError, match="No such file"):
         FitConfig.from_file(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"val_share": 0.0}, r"val_share must lie in \(0, 1\)"),
+        ({"batch_size": -1}, "batch_size must be at least 1"),
+        ({"storage": -5}, "storage must be at least 0"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"test_share": "a lot"}, r"test_share must lie in \(0, 1\)\. Received: 'a lot'"),
+    ],
+)
+def test_keywords_are_checked_as_files_are(options, message, tmp_path):
+    """One table of ranges, before anything is read."""
+    for task in ("classification", "regression"):
+        with pytest.raises(ArgumentError, match=message):
+            resfit.fit(tmp_path / "missing", task=task, **options)
+
+
+def test_each_option_of_a_fit_is_documented_once():
+    """The groups document what a file can state, and :class:`FitOptions` the rest, without a repetition."""
+    groups = [DataOptions, ModelOptions, TrainingOptions, MachineOptions]
+    documented = [name for group in groups for name in _documented(group)]
+    assert len(set(documented)) == len(documented)
+    assert documented == [field.name for group in groups for field in dataclasses.fields(group)]
+    own = _documented(FitOptions)
+    assert not set(own) & set(documented)
+    assert {field.name for field in dataclasses.fields(FitOptions)} <= {*documented, *own}
+
+
+def _documented(kind):
+    return re.findall(
+        r"^        (\w+): ", kind.__doc__.partition("Attributes:")[2].partition("Raises:")[0], re.MULTILINE
+    )
 
 
 def test_a_bomb_as_a_setting_is_refused_at_once(tmp_path):

@@ -23,7 +23,8 @@ from resfit.data.pixel_store import open_store
 from resfit.errors import ArgumentError, DataError, ResfitError
 from resfit.training import loop
 from resfit.training import pretrain as module
-from resfit.training.pretrain import PretrainSettings, augment, decays, parse_sizes, pretrain
+from resfit.training.loop import decays
+from resfit.training.pretrain import PretrainSettings, augment, parse_sizes, pretrain
 
 COLOURS = {"blue": (40, 60, 220), "green": (60, 200, 60), "red": (220, 50, 40)}
 SMALL = PretrainSettings(
@@ -130,10 +131,16 @@ def test_a_run_from_before_a_setting_existed_goes_on(images, undisturbed, tmp_pa
         del facts["settings"][name]
     del facts["teacher"]
     (tmp_path / "config.json").write_text(json.dumps(facts))
-    found = loop.load_checkpoint(tmp_path)
-    loop.save_checkpoint(tmp_path, {**found.state, "sums": found.state["sums"][:3]}, found.arrays)
     whole = pretrain(images, tmp_path, validation=images, settings=SMALL, tensorboard=False)
     assert whole.loss == undisturbed.loss
+
+
+def test_a_run_of_an_earlier_version_is_not_begun_afresh(images, tmp_path):
+    pretrain(images, tmp_path, settings=SMALL, tensorboard=False, checkpoint_minutes=0.0, stop=lambda step: step >= 2)
+    found = loop.load_checkpoint(tmp_path)
+    loop.save_checkpoint(tmp_path, found.state, {"velocity/0": found.arrays["slot/0"], **found.arrays})
+    with pytest.raises(ResfitError, match="one that an earlier version of resfit began"):
+        pretrain(images, tmp_path, settings=SMALL, tensorboard=False)
 
 
 @pytest.mark.slow
@@ -205,23 +212,23 @@ def steps_taken(images, count, **changes):
     # no warm-up: a rate of zero would move nothing and prove nothing
     fields = {"size": 32, "epochs": 9, "batch_size": 16, "learning_rate": 0.1, "warmup": 0.0, "ema_decay": 0.15}
     settings = PretrainSettings(**{**fields, **changes})
-    trainer = module._Trainer(settings, open_store(images, 32))
-    weights = [[v.numpy() for v in trainer.model.variables]]
+    trainer = module.trainer_of(settings, open_store(images, 32))
+    weights = [[v.numpy() for v in trainer.state]]
     velocities = []
     rates = []
     steps = trainer.epoch_steps()
     for _ in range(count):
         rates.append(settings.rate(trainer.progress))
         next(steps)
-        weights.append([v.numpy() for v in trainer.model.variables])
-        velocities.append([v.numpy() for v in trainer.velocity])
+        weights.append([v.numpy() for v in trainer.state])
+        velocities.append([v.numpy() for v in trainer.optimizer.slots])
     steps.close()
     return trainer, weights, velocities, rates
 
 
 def test_steps_are_nesterov_and_the_average_follows(images):
     trainer, weights, velocities, rates = steps_taken(images, 2)
-    learned = [i for i, v in enumerate(trainer.model.variables) if v.trainable]
+    learned = [i for i, v in enumerate(trainer.state) if v.trainable]
     moved = 0.0
     for slot, i in enumerate(learned):
         first, second = velocities[0][slot], velocities[1][slot]
@@ -255,11 +262,11 @@ def test_with_the_whole_loss_from_the_teacher_the_labels_have_no_part(images):
             size=32, epochs=9, batch_size=16, distillation=distillation, weight_decay=0.0, warmup=0.0
         )
         store = open_store(images, 32)
-        trainer = module._Trainer(settings, dataclasses.replace(store, labels=labels(store.labels)), _Uniform(shares))
+        trainer = module.trainer_of(settings, dataclasses.replace(store, labels=labels(store.labels)), _Uniform(shares))
         steps = trainer.epoch_steps()
         next(steps)
         steps.close()
-        return np.concatenate([v.numpy().ravel() for v in trainer.velocity])
+        return np.concatenate([v.numpy().ravel() for v in trainer.optimizer.slots])
 
     def same(labels):
         return labels
@@ -300,36 +307,37 @@ def test_batches_are_mixed_in_turn_and_targets_by_the_same_share():
 
 def test_a_batch_of_repeated_augmentation_has_two_crops_of_each_image(images):
     store = open_store(images, 32)
-    trainer = module._Trainer(dataclasses.replace(EVERYTHING, distillation=0.0), store, _Uniform([1, 0, 0]))
-    assert (trainer.images_per_step, trainer.steps_per_epoch) == (8, 12)
-    trainer.epoch = 3
-    draw, probabilities = trainer._taught(np.array([4, 8]))
+    trainer = module.trainer_of(dataclasses.replace(EVERYTHING, distillation=0.0), store, _Uniform([1, 0, 0]))
+    assert (trainer.size, trainer.steps_per_epoch) == (8, 12)
+    draw, probabilities = trainer.feed.taught(np.array([4, 8]), 3)
     assert probabilities.shape == (4, 3)
-    np.testing.assert_array_equal(draw[:, :2], trainer.soft.crops(np.array([4, 8]), 6))
-    np.testing.assert_array_equal(draw[:, 2:], trainer.soft.crops(np.array([4, 8]), 7))
+    np.testing.assert_array_equal(draw[:, :2], trainer.feed.soft.crops(np.array([4, 8]), 6))
+    np.testing.assert_array_equal(draw[:, 2:], trainer.feed.soft.crops(np.array([4, 8]), 7))
 
 
 def test_weight_decay_pulls_on_kernels_alone(images):
     trainer, weights, (plain,), _ = steps_taken(images, 1, weight_decay=0.0)
     _, _, (decayed,), _ = steps_taken(images, 1, weight_decay=0.5)
     kernels = 0
-    learned = [i for i, v in enumerate(trainer.model.variables) if v.trainable]
+    learned = [i for i, v in enumerate(trainer.state) if v.trainable]
     for slot, i in enumerate(learned):
         old = weights[0][i]
         pull = 0.5 * old if old.ndim > 1 else np.zeros_like(old)
         np.testing.assert_allclose(decayed[slot] - plain[slot], pull, rtol=1e-3, atol=1e-5)
-        assert decays(trainer.model.variables[i]) == (old.ndim > 1)
-        kernels += decays(trainer.model.variables[i])
+        assert decays(trainer.state[i]) == (old.ndim > 1)
+        kernels += decays(trainer.state[i])
     assert kernels == 1 + 8 + 3 + 1
     assert any(weights[0][i].ndim == 1 and weights[0][i].any() for i in learned)  # gammas, which could have been pulled
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan])
 def test_a_network_that_says_nothing_is_never_right(images, value):
-    trainer = module._Trainer(SMALL, open_store(images, 32))
+    store = open_store(images, 32)
+    trainer = module.trainer_of(SMALL, store, held_out=store)
+    trainer.step = 1
     for average in trainer.average:
         average.assign(np.full(average.shape, value, np.float32))
-    assert trainer.validate(trainer.store)["val_top1"] == 0.0
+    assert trainer.figures()["val_top1"] == 0.0
 
 
 def test_a_run_that_diverges_ends_with_the_reason(images, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +27,7 @@ from resfit.cli.options import (
     TestPart,
     TrainPart,
     ValPart,
+    of_source,
 )
 from resfit.errors import ArgumentError
 
@@ -87,6 +88,7 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Look for duplicates, leaks, wrong labels, odd images and shortcuts in a folder of images."""
+    columns = of_source(locals())
     from resfit.quality import checking
     from resfit.report import checks as page
     from resfit.tasks import dispatch
@@ -95,20 +97,6 @@ def check(
     checking.check_label_method(method)
     if report is not None:
         page.check_target(report)
-    columns: dict[str, Any] = {
-        "path_column": path_column,
-        "label_column": label_column,
-        "split_column": split_column,
-        "group_column": group_column,
-        "image_root": image_root,
-        "label_separator": label_separator,
-        "multilabel": multilabel,
-        "label_from": label_from,
-        "train": train,
-        "val": val,
-        "test": test,
-    }
-    columns = {name: value for name, value in columns.items() if value is not None}
     found_task, reason = dispatch.chosen(folder, task, **columns)
     report_notes([reason] if reason else [])
     if method != "ridge":

@@ -35,6 +35,7 @@ from resfit.cli.options import (
     TestPart,
     TrainPart,
     ValPart,
+    of_source,
 )
 from resfit.errors import ArgumentError
 from resfit.wording import counted
@@ -195,6 +196,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a fitted model on labelled images, every figure with its 95 % interval."""
+    columns = of_source(locals())
     from resfit.tasks import dispatch
 
     if report is not None:
@@ -208,17 +210,7 @@ def evaluate(
         "engine": engine,
         "cache": not no_cache,
         "batch_size": batch_size,
-        "path_column": path_column,
-        "label_column": label_column,
-        "split_column": split_column,
-        "group_column": group_column,
-        "image_root": image_root,
-        "label_separator": label_separator,
-        "multilabel": multilabel,
-        "label_from": label_from,
-        "train": train,
-        "val": val,
-        "test": test,
+        **columns,
     }
     classes = {
         "--by": by,
@@ -316,6 +308,7 @@ def embed(
     as_json: Json = False,
 ) -> None:
     """Write the features of images, as a network sees them, to a table."""
+    columns = of_source(locals())
     from resfit.embedding import check_table_name
     from resfit.tasks import classification as classifier
 
@@ -329,15 +322,7 @@ def embed(
             cache=not no_cache,
             batch_size=batch_size,
             progress=progress,
-            path_column=path_column,
-            label_column=label_column,
-            image_root=image_root,
-            label_separator=label_separator,
-            multilabel=multilabel,
-            label_from=label_from,
-            train=train,
-            val=val,
-            test=test,
+            **columns,
         )
     found.save(out)
     report_notes(found.notes)

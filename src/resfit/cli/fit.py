@@ -12,6 +12,7 @@ from resfit.cli import console, medical
 from resfit.cli.formatting import accuracy, ignored_text, mean_average_precision, report_skipped, skipped_json
 from resfit.cli.medical import Frame, Plane, Series, Spacing, Window
 from resfit.cli.options import (
+    SOURCE,
     BatchSize,
     Engine,
     GroupColumn,
@@ -29,6 +30,7 @@ from resfit.cli.options import (
     TestPart,
     TrainPart,
     ValPart,
+    of_source,
 )
 
 if TYPE_CHECKING:
@@ -37,11 +39,7 @@ if TYPE_CHECKING:
     from resfit.training.recipes import Recipe
 
 # options that a plan depends on
-_PLANNED = (
-    *("model", "strategy", "budget", "seed", "test_share", "val_share", "path_column", "label_column", "split_column"),
-    *("group_column", "image_root", "label_separator", "multilabel", "label_from", "train", "val", "test", "reading"),
-    *("size", "tiles"),
-)
+_PLANNED = (*SOURCE, "model", "strategy", "budget", "seed", "test_share", "val_share", "reading", "size", "tiles")
 # columns of a training's log that are no metric of validation images
 _PLAIN = ("epoch", "step", "seconds", "learning_rate", "val_loss", "train_loss")
 
@@ -166,23 +164,10 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Fit a model to a folder of images and measure it on images it has not seen."""
+    columns = {**of_source(locals()), "reading": medical.reading(frame, series, window, plane, spacing)}
     from resfit.errors import ArgumentError
     from resfit.tasks import config, dispatch
 
-    columns: dict[str, Any] = {
-        "path_column": path_column,
-        "label_column": label_column,
-        "split_column": split_column,
-        "group_column": group_column,
-        "image_root": image_root,
-        "label_separator": label_separator,
-        "multilabel": multilabel,
-        "label_from": label_from,
-        "train": train,
-        "val": val,
-        "test": test,
-        "reading": medical.reading(frame, series, window, plane, spacing),
-    }
     stated = config.merged(
         config.FitConfig.from_file(file).to_dict() if file is not None else {}, config.assigned(settings or [])
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -65,3 +66,18 @@ LabelFrom = Annotated[
 TrainPart = Annotated[Path | None, typer.Option("--train", help="Folder or table of the training images.")]
 ValPart = Annotated[Path | None, typer.Option("--val", help="Folder or table of the validation images.")]
 TestPart = Annotated[Path | None, typer.Option("--test", help="Folder or table of the test images.")]
+
+#: Options that say what labelled images are, by the names of the arguments.
+SOURCE = (
+    *("path_column", "label_column", "split_column", "group_column", "image_root", "label_separator", "multilabel"),
+    *("label_from", "train", "val", "test"),
+)
+
+
+def of_source(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of a command that say what its labelled images are, as far as they were given.
+
+    Args:
+        arguments: Of the command, by name; ``locals()`` in its first line.
+    """
+    return {name: arguments[name] for name in SOURCE if arguments.get(name) is not None}

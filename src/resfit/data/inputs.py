@@ -158,7 +158,7 @@ def takes_arrays(function: Callable[_Parameters, _Result], *, numbers: bool = Fa
         if not isinstance(source, tuple):
             return function(*args, **kwargs)
         classifier = bound.arguments.get("classifier")
-        stated = bound.arguments.get("channels") or getattr(getattr(classifier, "input_spec", None), "channels", None)
+        stated: Any = kwargs.get("channels") or getattr(getattr(classifier, "input_spec", None), "channels", None)
         channels = int(stated or 3)
         with tempfile.TemporaryDirectory(prefix="resfit-") as folder:
             bound.arguments["source"] = _to_files(source, channels, Path(folder), numbers)

@@ -56,7 +56,7 @@ def attachments(
         root = folder_of(cache)
         root = root if root is not None and is_writable(root) else None
         own = [paths[position] for position in chosen]
-        digests = [entry.digest for entry in digest_files(own, None if root is None else root / "digests.sqlite")]
+        digests = [entry.digest for entry in digest_files(own, root)]
         images = list(thumbnails(own)) if root is None else _kept_thumbnails(own, digests, root)
         bank = kept_images.make(rows, numbers[chosen], images, [digest.hex() for digest in digests])
         files[artifact.REFERENCES] = bank.to_bytes()

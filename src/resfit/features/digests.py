@@ -8,16 +8,18 @@ import dataclasses
 import hashlib
 import itertools
 import os
-import sqlite3
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from resfit import processors
 from resfit.data.medical import frames
+from resfit.features.store import BYTES, FeatureStore, StoreKey
 
-_FORMAT = 2
+_KEY = StoreKey.of({"format": 3, "name": "digests of image files", "kind": "digests"})
 _CHUNK = 1 << 20
 _BATCH = 2000
 _AT_ONCE = 64  # files that a thread looks up before it comes back
@@ -53,7 +55,7 @@ def file_state(path: Path) -> str:
 
 def digest_files(
     paths: Sequence[Path],
-    memory: Path | None,
+    root: Path | None,
     *,
     progress: Callable[[int], None] | None = None,
 ) -> list[FileDigest]:
@@ -61,14 +63,14 @@ def digest_files(
 
     Args:
         paths: The files.
-        memory: File in which digests are remembered; ``None`` reads every file. A damaged one is made afresh.
+        root: The cache folder, in which digests are remembered; ``None`` reads every file.
         progress: Called with the number of files done so far.
 
     Returns:
         One entry a path, in order. A file that cannot be read has a reason in place of a digest.
     """
     results: list[FileDigest] = []
-    with DigestMemory(memory) as known, concurrent.futures.ThreadPoolExecutor(processors.available()) as pool:
+    with DigestMemory(root) as known, concurrent.futures.ThreadPoolExecutor(processors.available()) as pool:
         for start in range(0, len(paths), _BATCH):
             batch = paths[start : start + _BATCH]
             remembered = known.recall(batch)
@@ -118,29 +120,28 @@ def _is_settled(entry: FileDigest, now: int) -> bool:
 
 
 class DigestMemory:
-    """A table path -> digest on disk. Whatever is wrong with it, the digests are still right: it only saves reading.
+    """Digests by path, size and times, in a store on disk. Whatever is wrong with it, it only saves reading.
 
     Args:
-        path: The file; ``None`` remembers nothing.
+        root: The cache folder; ``None`` remembers nothing.
     """
 
-    def __init__(self, path: Path | None):
-        self._path = path
-        self._table: sqlite3.Connection | None = None
-        self._noted: list[tuple[bytes, bytes, str]] = []
+    def __init__(self, root: Path | None):
+        self._store = None
+        if root is not None:
+            with contextlib.suppress(OSError):
+                (root / "digests.sqlite").unlink()  # what earlier versions kept
+            self._store = FeatureStore(root / "digests", _KEY, 32, BYTES)
+        self._noted: dict[bytes, bytes] = {}
         self._written = time.monotonic()
 
     def __enter__(self) -> DigestMemory:
-        """Opens the table."""
-        if self._path is not None:
-            self._table = self._open(self._path)
+        """Returns itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
         """Writes what was noted."""
         self.flush()
-        if self._table is not None:
-            self._table.close()
 
     def recall(self, paths: Sequence[Path]) -> list[FileDigest | None]:
         """Returns what is known of files without reading them: looks at their size and times only.
@@ -156,10 +157,15 @@ class DigestMemory:
             for start in range(0, len(paths), _BATCH):  # the pool holds something for each file it is given
                 some = paths[start : start + _BATCH]
                 parts = [some[first : first + _AT_ONCE] for first in range(0, len(some), _AT_ONCE)]
-                states = itertools.chain.from_iterable(pool.map(_states_or_reasons, parts))
-                for state, old in zip(states, self._get(some), strict=True):
-                    known = old if old is not None and old.state == state else None
-                    found.append(state if isinstance(state, FileDigest) else known)
+                states = list(itertools.chain.from_iterable(pool.map(_states_or_reasons, parts)))
+                keys = [_key(path, state) for path, state in zip(some, states, strict=True) if isinstance(state, str)]
+                known = self._get(keys)
+                for path, state in zip(some, states, strict=True):
+                    if isinstance(state, FileDigest):
+                        found.append(state)
+                    else:
+                        digest = known.get(_key(path, state))
+                        found.append(None if digest is None else FileDigest(digest, state))
         return found
 
     def note(self, path: Path, entry: FileDigest) -> None:
@@ -169,71 +175,33 @@ class DigestMemory:
             path: The file.
             entry: Its digest; one with a reason, or of a file that changed a moment ago, is not remembered.
         """
-        if self._table is None or entry.reason or not _is_settled(entry, time.time_ns()):
+        if self._store is None or entry.reason or not _is_settled(entry, time.time_ns()):
             return
-        self._noted.append((_key(path), entry.digest, entry.state))
-        # a commit for each would cost more than reading the file again
+        self._noted[_key(path, entry.state)] = entry.digest
+        # a write for each would cost more than reading the file again
         if len(self._noted) >= _BATCH or time.monotonic() - self._written > _SECONDS_UNWRITTEN:
             self.flush()
 
     def flush(self) -> None:
         """Writes what was noted."""
         self._written = time.monotonic()
-        rows, self._noted = self._noted, []
-        if self._table is None or not rows:
-            return
-        with self._forgiving(), self._table:
-            self._table.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", rows)
+        noted, self._noted = self._noted, {}
+        if self._store is not None and noted:
+            rows = np.frombuffer(b"".join(noted.values()), np.uint8).reshape(len(noted), 32)
+            self._store.append(list(noted), rows)
 
-    def _get(self, paths: Sequence[Path]) -> list[FileDigest | None]:
-        if self._table is None:
-            return [None] * len(paths)
-        found: dict[bytes, FileDigest] = {}
-        keys = [_key(path) for path in paths]
-        with self._forgiving():
-            for start in range(0, len(keys), 500):
-                some = keys[start : start + 500]
-                marks = ",".join("?" * len(some))
-                query = f"SELECT path, digest, state FROM files WHERE path IN ({marks})"
-                for path, digest, state in self._table.execute(query, some):
-                    if isinstance(digest, bytes) and len(digest) == 32:
-                        found[path] = FileDigest(digest, state)
-        return [found.get(key) for key in keys]
-
-    @contextlib.contextmanager
-    def _forgiving(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error:
-            if self._table is not None:
-                self._table.close()
-            self._table = None
-
-    def _open(self, path: Path) -> sqlite3.Connection | None:
-        for attempt in (1, 2):
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                table = sqlite3.connect(path, timeout=10)
-                table.execute(
-                    "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, digest BLOB, state TEXT) WITHOUT ROWID"
-                )
-                if table.execute("PRAGMA user_version").fetchone()[0] != _FORMAT:
-                    table.execute("DELETE FROM files")
-                    table.execute(f"PRAGMA user_version = {_FORMAT}")
-                table.commit()
-                return table
-            except sqlite3.OperationalError:  # locked or read-only: do without
-                return None
-            except (sqlite3.Error, OSError):
-                if attempt == 1:
-                    with contextlib.suppress(OSError):
-                        path.unlink()
-        return None
+    def _get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Returns the digests that are known, by key."""
+        if self._store is None:
+            return {}
+        self._store.drop_damaged(keys)
+        known = [key for key, place in zip(keys, self._store.find(keys), strict=True) if place >= 0]
+        return {key: row.tobytes() for key, row in zip(known, self._store.rows(known), strict=True)}
 
 
-def _key(path: Path) -> bytes:
+def _key(path: Path, state: str) -> bytes:
     # the name itself has no place in a cache: it may be a patient's
-    return hashlib.sha256(os.fsencode(os.path.abspath(path))).digest()
+    return hashlib.sha256(os.fsencode(os.path.abspath(path)) + b"\0" + state.encode()).digest()
 
 
 def _states_or_reasons(paths: Sequence[Path]) -> list[str | FileDigest]:

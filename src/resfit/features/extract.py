@@ -155,7 +155,7 @@ def extract(
         decoded=pixels,
     )
     with engines.unchanged(model), opened(cache) as place:
-        return _extract(job, place.folder, place.folder / "digests.sqlite" if place.kept else None)
+        return _extract(job, place.folder, place.folder if place.kept else None)
 
 
 def store_key(

@@ -172,7 +172,7 @@ def _decoded(
     records: bool,
     thumbnails: Collection[int],
 ) -> DecodedPixels:
-    known = digest_files(files, place.folder / "digests.sqlite" if place.kept else None)
+    known = digest_files(files, place.folder if place.kept else None)
     reasons = {position: entry.reason for position, entry in enumerate(known) if entry.reason}
     readable = [position for position in range(len(files)) if position not in reasons]
     digests = [known[position].digest.hex() for position in readable]

@@ -5,16 +5,22 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import numbers
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from resfit.errors import ArgumentError, closest
+from resfit.preprocessing import Reading
+from resfit.tasks import backbone
 from resfit.training.settings import Tuning
+
+if TYPE_CHECKING:
+    import keras
 
 _MOST_BYTES = 1_000_000
 
@@ -25,22 +31,29 @@ class DataOptions:
 
     Attributes:
         path_column: Column of a table with the paths.
-        label_column: Column with the class, the labels or the number.
+        label_column: Column with the class, the labels or the number; several numbers with commas between, or a list.
         split_column: Column with ``train``, ``val`` or ``test``.
         group_column: Column with what must stay together.
         image_root: Folder where the relative paths of a table start.
-        label_separator: What stands between the labels of an image that may have several.
+        label_separator: Where an image may have several labels, what stands between them in the label column or in the
+            folder's name, such as ``";"``. Columns of 0 and 1 need none.
         multilabel: Whether an image may have several labels.
         label_from: Pattern that finds the label in the name of a file.
         train: Folder or table of the training images.
         val: The same for validation images.
         test: The same for test images.
-        test_share: Share of the images set aside for the measurement, in (0, 1).
-        val_share: Share of the other images set aside to choose the epoch on, in (0, 1).
+        test_share: Share of the images set aside for the measurement, in (0, 1), where the data has no test split; for
+            a detector in [0, 1).
+        val_share: Share of the other images set aside to choose the epoch on, in (0, 1), where the data has no such
+            split and something is fine-tuned; for a detector in [0, 1). A probe chooses by cross-validation and learns
+            from them as well.
         max_skipped: Largest fraction of unreadable images, in [0, 1].
-        channels: 1 for grey images, 3 for colour.
-        check: Whether the images are checked for duplicates, leaks and more.
-        allow_leakage: Whether to continue although images are in both training and test set.
+        channels: 1 for grey images, 3 for colour; by default what the network was trained on. Grey is repeated for a
+            network of three channels.
+        check: Whether the images are checked in the same pass (:mod:`resfit.quality.checking`); what is found stands in
+            ``metrics["checks"]``. Duplicates are then kept on one side of a split that the data does not state.
+        allow_leakage: Whether to continue although images, or near duplicates of them, are in both training and test
+            set.
     """
 
     path_column: str | None = None
@@ -67,13 +80,19 @@ class ModelOptions:
     """The network and its head. ``None`` is the task's default.
 
     Attributes:
-        model: A name of the zoo or a source that :func:`resfit.load` takes.
-        head: Of a classifier: ``"linear"``, ``"mlp"``, ``"nearest_mean"`` or ``"knn"``.
-        trainable_from: First layer that learns.
-        teacher: A larger network, or a fitted classifier, to learn from as well.
+        model: A name of the zoo or a source that :func:`resfit.load` takes; in Python also a Keras model that gives one
+            vector an image and has an ``input_spec``. It is not changed.
+        head: Of a classifier: ``"linear"``, multinomial logistic regression; ``"mlp"``, one hidden layer of 1024; for a
+            few images a class ``"nearest_mean"`` or ``"knn"``, with a probe alone.
+        trainable_from: First layer that learns, as :func:`resfit.training.boundary.resolve` takes it; ``None`` leaves
+            it to the recipe.
+        teacher: A larger network, or the folder of a classifier of the same classes, whose predictions are learned as
+            well in fine-tuning (distillation).
         size: Of a detector: height and width of its input in pixels.
         tiles: Of a detector: height and width in pixels of the overlapping tiles that pictures are cut into.
-        references: Whether a classifier keeps some training images.
+        references: Whether up to 1,000 training images, as features and thumbnails without names, are kept in a
+            classifier: nearest examples come from them, and the better way to tell images that are unlike them.
+            ``None`` keeps them unless they are medical.
     """
 
     model: str | None = None
@@ -90,14 +109,20 @@ class TrainingOptions:
     """How it is learned. ``None`` is the task's default.
 
     Attributes:
-        strategy: ``"auto"``, ``"probe"``, ``"finetune"`` or ``"full"``.
-        budget: Time for everything, such as ``"10m"``.
-        seed: Seed of the split and of all that is random.
-        loss: Of a regressor: ``"huber"`` or ``"mse"``.
-        balance: Whether each class counts the same in the loss.
-        label_smoothing: Share of the target that is spread over all classes.
-        focal: gamma of the focal loss.
-        lr_find: Whether a range test chooses the learning rate.
+        strategy: ``"probe"``; ``"finetune"``, the last stages or those from ``trainable_from`` on; ``"full"``, the
+            whole network; or ``"auto"``: the probe first (of up to 10,000 images where the whole network is to follow),
+            then, given a ``budget``, fine-tuning within it, and the one that is better on the validation images. A
+            detector has ``"head"``, ``"last"`` and ``"full"``.
+        budget: Time for everything, such as ``"10m"``, ``"90s"`` or a number of minutes; ``None`` is no limit, and
+            ``"auto"`` then stays with the probe. Where there are more images than can be looked at in this time, a
+            part of each class is learned from, and ``metrics["images"]["left_out"]`` says how many are not.
+        seed: Seed of the split, of the cross-validation and of the training, at least 0.
+        loss: Of a regressor's fine-tuning: ``"huber"``, which a few wrong numbers do not decide, or ``"mse"``.
+        balance: Whether each class counts the same in the loss, however many images it has.
+        label_smoothing: Share of the target that is spread over all classes, in [0, 1); ``None`` is none for a probe,
+            and the recipe's in fine-tuning.
+        focal: gamma of the focal loss, at least 0, for the mlp head and for fine-tuning.
+        lr_find: Whether a range test chooses the learning rate before the fine-tuning; its curve is kept as a picture.
     """
 
     strategy: str | None = None
@@ -116,11 +141,15 @@ class MachineOptions:
 
     Attributes:
         engine: As :func:`resfit.engines.create` takes it.
-        precision: Of a probe's features: ``"float32"``, ``"bfloat16"`` or ``"int8"``.
-        batch_size: Images in one pass of the frozen network.
+        precision: Of the arithmetic of a probe's features, ``"float32"``, ``"bfloat16"`` or ``"int8"``, as
+            :func:`resfit.engines.create` takes it. The classifier computes in float32 and is measured so: test images
+            get features in float32 too, and where the head loses more than half a point of accuracy and more than one
+            image by the change, all images do.
+        batch_size: Images in one pass of the frozen network, at least 1; ``None`` chooses by their size.
         cache: ``True`` for resfit's own cache folder, ``False`` for none, or a folder.
-        storage: Bytes that outputs of the frozen part may take up on disk.
-        tensorboard: Whether the training writes TensorBoard's files.
+        storage: Bytes that outputs of the frozen part may take up on disk; ``None`` is 20 GB, and in any case no more
+            than half of what is free. Above that they are computed in every epoch.
+        tensorboard: Whether the training writes TensorBoard's files, if that is installed.
     """
 
     engine: str | None = None
@@ -129,6 +158,111 @@ class MachineOptions:
     cache: bool | str | None = None
     storage: int | None = None
     tensorboard: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """The options that every fit to images has, with their defaults.
+
+    Those that a file can state are documented by :class:`DataOptions`, :class:`ModelOptions`, :class:`TrainingOptions`
+    and :class:`MachineOptions`. In Python there are these besides:
+
+    Attributes:
+        out: Folder to write the fitted model to; ``None`` keeps it in memory. An earlier one there is replaced, which
+            is said in ``run.notes``; anything else is refused.
+        force: Whether files of yours that lie in an earlier fitted model's folder may be deleted with it.
+        tuning: Settings of the fine-tuning; a mapping overrules single ones of the recipe
+            (:func:`resfit.training.recipes.recipe`), or in a probe those of the mlp head.
+        reading: How scans (DICOM, NIfTI) become pictures: frame, window, plane, spacing; ``None`` is the usual way.
+        progress: Called as images get done.
+        say: Called with lines for people, such as where the outputs of the frozen part go.
+
+    Raises:
+        ArgumentError: An option is outside its range.
+    """
+
+    model: str | keras.Model = backbone.DEFAULT_MODEL
+    out: str | os.PathLike[str] | None = None
+    force: bool = False
+    strategy: str = "auto"
+    budget: str | float | None = None
+    trainable_from: int | float | str | None = None
+    tuning: Tuning | Mapping[str, Any] | None = None
+    lr_find: bool = False
+    storage: int | None = None
+    tensorboard: bool = True
+    seed: int = 0
+    engine: str = "auto"
+    precision: str = "float32"
+    cache: bool | str | Path = True
+    max_skipped: float = 0.10
+    test_share: float = 0.2
+    val_share: float = 0.15
+    check: bool = True
+    allow_leakage: bool = False
+    batch_size: int | None = None
+    channels: int | None = None
+    reading: Reading | None = None
+    progress: Callable[..., None] | None = None
+    say: Callable[[str], None] | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        check_ranges({name: getattr(self, name) for name in _RANGES if hasattr(self, name)}, needs_parts=True)
+
+    @classmethod
+    def taken(cls, options: Mapping[str, Any]) -> tuple[FitOptions, dict[str, Any]]:
+        """Returns those of a mapping that are its fields, and the rest.
+
+        Args:
+            options: Keywords of a fit.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        own = cls(**{name: value for name, value in options.items() if name in names})
+        return own, {name: value for name, value in options.items() if name not in names}
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the fitted model goes."""
+        return None if self.out is None else Path(self.out)
+
+
+# what must hold of a number, and whether it does, in every task
+_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "test_share": ("lie in [0, 1)", lambda value: 0 <= value < 1),
+    "val_share": ("lie in [0, 1)", lambda value: 0 <= value < 1),
+    "max_skipped": ("lie in [0, 1]", lambda value: 0 <= value <= 1),
+    "label_smoothing": ("lie in [0, 1)", lambda value: 0 <= value < 1),
+    "focal": ("be at least 0", lambda value: value >= 0),
+    "seed": ("be at least 0", lambda value: value >= 0),
+    "batch_size": ("be at least 1", lambda value: value >= 1),
+    "storage": ("be at least 0", lambda value: value >= 0),
+}
+
+
+# of images with one answer each, where each part is needed
+_SHARES: dict[str, tuple[str, Callable[[Any], bool]]] = dict.fromkeys(
+    ("test_share", "val_share"), ("lie in (0, 1)", lambda value: 0 < value < 1)
+)
+
+
+def check_ranges(options: Mapping[str, Any], *, needs_parts: bool = False) -> None:
+    """Makes sure that numbers are in their ranges.
+
+    Args:
+        options: By name; ``None`` is in every range, and so is what has no range.
+        needs_parts: Whether there must be images for validation and test.
+
+    Raises:
+        ArgumentError: One is not.
+    """
+    ranges = {**_RANGES, **_SHARES} if needs_parts else _RANGES
+    for name, value in options.items():
+        if value is None or name not in ranges:
+            continue
+        rule, holds = ranges[name]
+        if not isinstance(value, numbers.Real) or not holds(value):
+            raise ArgumentError(f"{name} must {rule}. Received: {value!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +286,7 @@ class FitConfig:
         extra: Further options of the task.
 
     Raises:
-        ArgumentError: A setting of ``tuning`` is unknown.
+        ArgumentError: A setting of ``tuning`` is unknown, or an option is outside its range.
     """
 
     task: str = "auto"
@@ -164,7 +298,9 @@ class FitConfig:
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Checks the names of the settings; their values are checked where they are known all together."""
+        """Checks names and ranges; what depends on several options is checked where they are known all together."""
+        for group in (self.data, self.training, self.machine):
+            check_ranges(dataclasses.asdict(group))
         known = [field.name for field in dataclasses.fields(Tuning)]
         for name, value in (*self.tuning.items(), *self.extra.items()):
             if not _is_plain(value):

@@ -1,4 +1,4 @@
-"""How a fit is done: its arguments checked, and the settings of its fine-tuning chosen."""
+"""How a fit is done: what there is time for, and the settings of its fine-tuning."""
 
 from __future__ import annotations
 
@@ -9,58 +9,27 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit import artifact, engines, processors
+from resfit import engines, processors
 from resfit.data import dataset, stratification
 from resfit.data.dataset import ImageSet
 from resfit.errors import ArgumentError, closest
-from resfit.preprocessing import Reading
 from resfit.storage.atomic import write_json
 from resfit.tasks import backbone
+from resfit.tasks.config import FitOptions
 from resfit.tasks.timings import Timings
 from resfit.training import loop, recipes, runs
-from resfit.training.loop import check_choice
 from resfit.training.settings import Tuning
 
 if TYPE_CHECKING:
     import keras
 
     from resfit.networks.spec import ArchitectureSpec
-
-
-def check_arguments(
-    strategy: str,
-    budget: str | float | None,
-    max_skipped: float,
-    test_share: float,
-    val_share: float,
-    out: str | os.PathLike[str] | None,
-    force: bool = False,
-    say: Callable[[str], None] | None = None,
-) -> float | None:
-    """Checks what can be checked before any work, and returns the budget in minutes.
-
-    The arguments are those of :func:`resfit.fit`; ``say`` is told of an earlier classifier that is replaced.
-
-    Raises:
-        ArgumentError: One breaks its rule, or ``out`` holds something else.
-    """
-    check_choice("strategy", strategy, recipes.STRATEGIES)
-    if not 0 <= max_skipped <= 1:
-        raise ArgumentError(f"max_skipped must lie in [0, 1]. Received: {max_skipped}.")
-    for name, share in (("test_share", test_share), ("val_share", val_share)):
-        if not 0 < share < 1:
-            raise ArgumentError(f"{name} must lie in (0, 1). Received: {share}.")
-    if out is not None:
-        replaced = artifact.check_target(Path(out), force=force)
-        if replaced and say is not None:
-            say(replaced)
-    return recipes.parse_minutes(budget)
 
 
 def facts(images: ImageSet, count: int, spec: ArchitectureSpec | None, size: tuple[int, int]) -> recipes.Facts:
@@ -119,28 +88,24 @@ def subsample_to_budget(
     return images.subset(kept), said
 
 
-def scan_options_for(fit: Callable[..., Any], reading: Reading | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what the scan of a fit is given.
+def check_scan_options(options: Mapping[str, Any], own: Iterable[str]) -> None:
+    """Makes sure that what is no option of a fit is one of its scan.
 
     Args:
-        fit: The fit, whose arguments are named where one is misspelled.
-        reading: How scans become pictures, if that is given.
         options: Keywords that are none of the fit's own.
+        own: Names of the fit's own keywords, besides :class:`resfit.tasks.config.FitOptions`.
 
     Raises:
         ArgumentError: The scan knows no such option.
     """
-    known = inspect.signature(dataset.scan).parameters
+    known = [name for name in inspect.signature(dataset.scan).parameters if name != "numbers"]
     settings = [field.name for field in dataclasses.fields(Tuning)]
+    shared = [field.name for field in dataclasses.fields(FitOptions)]
     for name in options:
-        if name in known and name != "numbers":
-            continue
-        if name in settings:
+        if name in settings and name not in known:
             raise ArgumentError(f"{name} is a setting of the fine-tuning. Pass tuning={{{name!r}: …}}.")
-        raise ArgumentError(
-            f"fit has no argument {name!r}.{closest(name, [*inspect.signature(fit).parameters, *known, *settings])}"
-        )
-    return {**options, **({} if reading is None else {"reading": reading})}
+        if name not in known:
+            raise ArgumentError(f"fit has no argument {name!r}.{closest(name, [*own, *shared, *known, *settings])}")
 
 
 # what was decided by the clock, in the folder of a run

@@ -33,6 +33,7 @@ class TunedBody:
         boundary: Where the network was cut.
         features: Computes features of the tuned network for positions in the feed.
         files: What the run leaves: its log, its curves and TensorBoard's.
+        folder: Of the run; ``None`` is one that is gone.
     """
 
     body: keras.Model
@@ -41,6 +42,7 @@ class TunedBody:
     boundary: boundary.Boundary
     features: Callable[[np.ndarray], np.ndarray]
     files: dict[str, bytes]
+    folder: Path | None
 
     @property
     def strategy(self) -> str:
@@ -95,7 +97,7 @@ def finetune(
     body = boundary.copy(body)
     _, second = boundary.split(body, boundary.find(body, tuning.trainable_from))
     suffix = frozen.Suffix(prepared, second, len(parts.test) + len(parts.val), running)
-    return TunedBody(body, learned, trainer.tuning, trainer.boundary, suffix, files)
+    return TunedBody(body, learned, trainer.tuning, trainer.boundary, suffix, files, folder)
 
 
 @contextlib.contextmanager

@@ -141,6 +141,26 @@ class Optimizer:
                 )
 
 
+class CoupledSGD(Optimizer):
+    """Nesterov's steps as they were published for networks from scratch.
+
+    Weight decay is part of the gradient, and the rate stands outside the velocity, so that a rate that falls does not
+    leave larger steps behind. Keras' SGD has neither.
+    """
+
+    def apply(self, gradients: Sequence[Any], rate: Any, number: Any) -> None:
+        """Takes one step; see :meth:`Optimizer.apply`."""
+        for variable, velocity, scale, gradient in zip(
+            self.variables, self.slots, self._scales, gradients, strict=True
+        ):
+            if gradient is None:
+                continue
+            if decays(variable):
+                gradient += self._decay * variable.value
+            velocity.assign(self._momentum * velocity + gradient)
+            variable.value.assign_sub(rate * scale * (gradient + self._momentum * velocity))
+
+
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Makes sure that a value is one of a few.
 

@@ -7,13 +7,10 @@ would have had from there.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import math
 import os
 import platform
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,9 +25,14 @@ from resfit.preprocessing import TORCH, InputSpec
 from resfit.storage.atomic import atomic_path, write_json
 from resfit.training import augment as augmentation
 from resfit.training import loop
+from resfit.training import trainer as training
 from resfit.training.augment import check_rand_augment, crop_and_flip, crop_at
-from resfit.training.loop import decays
+from resfit.training.objective import Objective
+from resfit.training.settings import Tuning
 from resfit.training.soft_targets import SoftTargets
+
+# epochs of a run that the clock ends
+_BY_THE_CLOCK = 10**9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,7 @@ class PretrainSettings:
         batch_size: Images a step.
         learning_rate: Peak of the schedule.
         warmup: Share of the run in which the rate rises from zero.
-        schedule: ``"cosine"`` or ``"one_cycle"`` (a rise over 30 %, a fall to a thousandth).
+        schedule: ``"cosine"``, ``"one_cycle"`` (a rise over 30 %, a fall to a thousandth) or ``"constant"``.
         momentum: Of the Nesterov steps.
         weight_decay: On kernels alone.
         label_smoothing: Share of the target spread over all classes.
@@ -102,45 +104,33 @@ class PretrainSettings:
         Raises:
             ArgumentError: A setting is outside its range.
         """
-        if self.schedule not in ("cosine", "one_cycle"):
-            raise ArgumentError(f"schedule must be 'cosine' or 'one_cycle'. Received: {self.schedule!r}.")
-        if self.precision not in ("float32", "mixed_bfloat16"):
-            raise ArgumentError(f"precision must be 'float32' or 'mixed_bfloat16'. Received: {self.precision!r}.")
-        if min(self.epochs, self.batch_size, self.size) < 1 or self.learning_rate <= 0:
-            raise ArgumentError(f"epochs, batch_size, size and learning_rate must be positive. Received: {self}.")
-        if not 0 < self.crop_scale <= 1 or not 0 <= self.label_smoothing < 1 or not 0 <= self.ema_decay < 1:
+        loop.check_choice("precision", self.precision, ("float32", "mixed_bfloat16"))
+        if min(self.epochs, self.size, self.teacher_views) < 1:
             raise ArgumentError(
-                "crop_scale must lie in (0, 1], label_smoothing and ema_decay in [0, 1). "
-                f"Received: {self.crop_scale}, {self.label_smoothing}, {self.ema_decay}."
+                "epochs, size and teacher_views must be at least 1. "
+                f"Received: {self.epochs}, {self.size}, {self.teacher_views}."
             )
-        if not 0 <= self.warmup < 1 or not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
-            raise ArgumentError(
-                "warmup and momentum must lie in [0, 1), weight_decay must not be negative. "
-                f"Received: {self.warmup}, {self.momentum}, {self.weight_decay}."
-            )
-        if min(self.colour, self.mixup, self.cutmix) < 0 or not 0 <= self.erasing <= 1:
-            raise ArgumentError(
-                "colour, mixup and cutmix must not be negative, erasing must lie in [0, 1]. "
-                f"Received: {self.colour}, {self.mixup}, {self.cutmix}, {self.erasing}."
-            )
-        if not 0 <= self.distillation <= 1 or not self.temperature > 0 or self.teacher_views < 1:
-            raise ArgumentError(
-                "distillation must lie in [0, 1], temperature must be positive and teacher_views at least 1. "
-                f"Received: {self.distillation}, {self.temperature}, {self.teacher_views}."
-            )
-        if self.rand_augment is not None:
-            check_rand_augment(*self.rand_augment)
         if self.repeats < 1 or self.batch_size % self.repeats:
             raise ArgumentError(
                 f"batch_size must be a multiple of repeats. Received: {self.batch_size}, {self.repeats}."
             )
-        if self.minutes is not None and not self.minutes > 0:
-            raise ArgumentError(f"minutes must be positive, or None. Received: {self.minutes!r}.")
-        if any(not 0 <= start <= 1 or pixels < 1 for start, pixels in self.sizes):
-            raise ArgumentError(
-                "sizes must be pairs of a share of the run in [0, 1] and a size of at least 1 pixel. "
-                f"Received: {self.sizes!r}."
-            )
+        if self.rand_augment is not None:
+            check_rand_augment(*self.rand_augment)
+        _ = self.tuning  # checks the rest
+
+    @property
+    def tuning(self) -> Tuning:
+        """The settings as the trainer takes them."""
+        shared = {field.name for field in dataclasses.fields(Tuning)} & {f.name for f in dataclasses.fields(self)}
+        return Tuning(
+            **{
+                **{name: getattr(self, name) for name in shared},
+                "optimizer": "sgd",
+                "batch_norm": "batch",
+                "batch_size": self.batch_size // self.repeats,
+                "epochs": self.epochs if self.minutes is None else _BY_THE_CLOCK,
+            }
+        )
 
     def image_size(self, progress: float) -> int:
         """Returns the side of the training crops in pixels at a share of the run."""
@@ -275,51 +265,24 @@ def pretrain(
     soft = _soft_targets(teacher, settings, store, names, output) if teacher is not None else None
     sources = {"source": Path(source).name, "validation": validation and Path(validation).name}
     _remember(output, settings, store, sources, soft.fingerprint if soft else None)
-    trainer = _Trainer(settings, store, soft)
+    _check_version(output)
+    trainer = trainer_of(settings, store, soft, held_out)
     log = loop.Log(output, tensorboard)
-    resumed = trainer.restore(output)
-    log.cut(trainer.epoch)
-    if resumed:
-        loop.say(f"resumed at step {trainer.step}, epoch {trainer.epoch + 1}")
-    result = _run(trainer, log, output, held_out, checkpoint_minutes, stop)
-    if trainer.finished:
-        facts = {"val_top1": result.top1, "val_top5": result.top5, "val_loss": result.loss, "steps": result.steps}
-        trainer.write_weights(output / "model.safetensors", facts, names)
-        if soft is not None:
-            soft.remove()
-    return result
 
+    def report(trainer: training.Trainer, figures: dict[str, float]) -> None:
+        shown = {"loss": figures["loss"], "accuracy": figures["top1"]}
+        log.progress(trainer.progress, trainer.epoch + 1, trainer.seconds, shown)
 
-def _run(
-    trainer: _Trainer,
-    log: loop.Log,
-    output: Path,
-    held_out: PixelStore | None,
-    checkpoint_minutes: float,
-    stop: Callable[[int], bool] | None,
-) -> PretrainResult:
-    scores: dict[str, float] = {}
-    saved = time.monotonic()
-    stopped = False
-    while not trainer.finished and not stopped:
-        for report in trainer.epoch_steps():
-            log.progress(trainer.progress, trainer.epoch + 1, trainer.seconds, report)
-            if stop is not None and stop(trainer.step):
-                stopped = True
-                break
-            if time.monotonic() - saved > checkpoint_minutes * 60:
-                trainer.save(output)
-                saved = time.monotonic()
-        else:
-            row = trainer.close_epoch()
-            if held_out is not None:
-                scores = trainer.validate(held_out)
-            log.write({**row, **scores})
-            trainer.save(output)
-            saved = time.monotonic()
-    if held_out is not None and not scores and not stopped:
-        scores = trainer.validate(held_out)
-    return PretrainResult(
+    learned = training.train(trainer, output, log, checkpoint_seconds=60 * checkpoint_minutes, report=report, stop=stop)
+    if learned.ending == "diverged":
+        raise ResfitError(
+            f"the loss must stay finite. Received: one that is no number after step {trainer.step}, peak learning rate "
+            f"{settings.learning_rate:.4g}. Start in a new folder with a lower learning rate; nothing was saved since."
+        )
+    scores = {name: value for name, value in (learned.history or ({},))[-1].items() if name.startswith("val_")}
+    if held_out is not None and not scores and trainer.finished:
+        scores = trainer.figures()
+    result = PretrainResult(
         output=output,
         steps=trainer.step,
         epochs=trainer.epoch,
@@ -328,255 +291,270 @@ def _run(
         top5=scores.get("val_top5"),
         loss=scores.get("val_loss"),
     )
+    if trainer.finished:
+        facts = {"val_top1": result.top1, "val_top5": result.top5, "val_loss": result.loss, "steps": result.steps}
+        _write_weights(output / "model.safetensors", trainer, facts, names)
+        if soft is not None:
+            soft.remove()
+    return result
 
 
-class _Trainer:
-    """The state of a run: network, average, optimiser, and where in the images it stands."""
+class CropFeed:
+    """Changed crops of stored images with their targets, and what a teacher says of the same crops.
+
+    Args:
+        settings: Which changes, and their strength.
+        store: The images.
+        soft: A teacher's predictions, if there is one.
+    """
 
     def __init__(self, settings: PretrainSettings, store: PixelStore, soft: SoftTargets | None = None):
-        import keras
         import tensorflow as tf
 
-        from resfit.networks.build import build
+        self.store, self.soft = store, soft
+        self.settings = settings
+        share, smoothing, classes = settings.distillation, settings.label_smoothing, len(store.classes)
 
-        self.settings, self.store, self.soft = settings, store, soft
-        self.step, self.epoch, self.position, self.seconds = 0, 0, 0, 0.0
-        self._sums = np.zeros(4)
-        self._epoch_seconds, self._last_size = 0.0, settings.size
-        keras.utils.set_random_seed(settings.seed)
-        self.spec = spec_of(settings, len(store.classes))
-        policy = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(settings.precision)
-        try:
-            self.model = build(self.spec, classifier_activation=None, input_shape=(None, None, 3), name=settings.model)
-        finally:
-            keras.config.set_dtype_policy(policy)
-        self.average = [tf.Variable(v.numpy(), trainable=False) for v in self.model.variables]
-        self.velocity = [tf.Variable(tf.zeros_like(v.value)) for v in self.model.trainable_variables]
-        self._step_functions: dict[int, Any] = {}
+        @tf.function(autograph=False)
+        def changed(images: Any, labels: Any, draw: Any, probabilities: Any, number: Any, side: int) -> Any:
+            targets = tf.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
+            if share:  # both kinds of targets are mixed alike
+                targets = tf.concat([targets, probabilities], axis=1)
+            crops, targets = change(images, targets, (side, side), settings, number, draw if share else None)
+            return normalized(crops), targets
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches in a pass; the rest of the images waits for the next order."""
-        return max(1, len(self.store) // self.images_per_step)
+        self._changed = changed
 
-    @property
-    def images_per_step(self) -> int:
-        """Different images in a batch; each is there ``repeats`` times."""
-        return min(self.settings.batch_size // self.settings.repeats, len(self.store))
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.store)
 
-    @property
-    def progress(self) -> float:
-        """Share of the run that is done, in [0, 1]."""
-        if self.settings.minutes is not None:
-            return min(1.0, self.seconds / (60 * self.settings.minutes))
-        return min(1.0, self.step / (self.settings.epochs * self.steps_per_epoch))
+    def batch(self, rows: np.ndarray, targets: Any, epoch: int, step: int, side: int | None) -> tuple[Any, Any]:
+        """Returns crops, and their targets with the labels; see :class:`resfit.training.feeds.Feed`."""
+        import tensorflow as tf
 
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.progress >= 1.0 and self.position == 0
+        repeats = self.settings.repeats
+        images, labels = self.store.images[rows], self.store.labels[rows]
+        if repeats > 1:
+            images, labels = np.concatenate([images] * repeats), np.tile(labels, repeats)
+        taught = self.taught(rows, epoch)
+        number = tf.constant(step, tf.int32)
+        crops, mixed = self._changed(*map(tf.constant, (images, labels, *taught)), number, side or self.settings.size)
+        return crops, {"mixed": mixed, "labels": labels}
 
-    def epoch_steps(self) -> Iterator[dict[str, float]]:
-        """Trains from where the run stands to the end of the epoch, a step at a time."""
-        order = np.random.default_rng([self.settings.seed, self.epoch]).permutation(len(self.store))
-        first, size, repeats = self.position, self.images_per_step, self.settings.repeats
+    def plain(self, rows: np.ndarray) -> np.ndarray:
+        """Returns whole images of the full size."""
+        return normalized(np.asarray(self.store.images[rows], np.float32))
 
-        def batches() -> Iterator[tuple[np.ndarray, ...]]:
-            for index in range(first, self.steps_per_epoch):
-                rows = np.sort(order[index * size : (index + 1) * size])
-                images, labels = self.store.images[rows], self.store.labels[rows]
-                if repeats > 1:
-                    images, labels = np.concatenate([images] * repeats), np.tile(labels, repeats)
-                yield (images, labels, *self._taught(rows))
+    def taught(self, rows: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the numbers of a batch's crops and the teacher's probabilities for them; empty without a teacher.
 
-        with loop.prefetch(batches(), 4) as ready:
-            started = time.perf_counter()  # waiting for images is training time, too
-            for images, labels, draw, probabilities in ready:
-                progress = self.progress
-                if progress >= 1.0:  # the time is up inside an epoch
-                    break
-                side = self._last_size = self.settings.image_size(progress)
-                rate = self.settings.rate(progress)
-                loss, hits = self._train_step(side)(images, labels, draw, probabilities, np.float32(rate), self.step)
-                if not math.isfinite(float(loss)):
-                    raise ResfitError(
-                        f"the loss must stay finite. Received: {float(loss)} at step {self.step + 1}, learning rate "
-                        f"{rate:.4g}. Start in a new folder with a lower learning rate; nothing was saved since."
-                    )
-                right = float((probabilities.argmax(axis=1) == labels).sum()) if self.soft else 0.0
-                self._sums += (float(loss) * len(labels), float(hits), len(labels), right)
-                self.step += 1
-                self.position += 1
-                elapsed = time.perf_counter() - started
-                self.seconds += elapsed
-                self._epoch_seconds += elapsed
-                yield {"loss": self._sums[0] / self._sums[2], "accuracy": self._sums[1] / self._sums[2]}
-                started = time.perf_counter()
-
-    def close_epoch(self) -> dict[str, Any]:
-        """Ends the epoch and returns its row of the log."""
-        count = max(self._sums[2], 1.0)
-        self.epoch += 1
-        row = {
-            "epoch": self.epoch,
-            "step": self.step,
-            "size": self._last_size,
-            "learning_rate": round(self.settings.rate(self.progress), 6),
-            "train_loss": round(self._sums[0] / count, 5),
-            "train_top1": round(self._sums[1] / count, 5),
-            **({"teacher_top1": round(self._sums[3] / count, 5)} if self.soft else {}),
-            "images_per_second": round(count / max(self._epoch_seconds, 1e-9), 1),
-            "seconds": round(self.seconds, 1),
-        }
-        self.position, self._epoch_seconds = 0, 0.0
-        self._sums = np.zeros(4)
-        return row
-
-    def _taught(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the numbers of a batch's crops and the teacher's probabilities for them; empty without a teacher."""
+        Args:
+            rows: Positions of the images.
+            epoch: From 0.
+        """
         if self.soft is None:
             return np.empty((5, 0), np.float32), np.empty((0, 0), np.float32)
         repeats = self.settings.repeats
-        views = range(self.epoch * repeats, (self.epoch + 1) * repeats)
+        views = range(epoch * repeats, (epoch + 1) * repeats)
         return (
             np.concatenate([self.soft.crops(rows, view) for view in views], axis=1),
             np.concatenate([self.soft.probabilities(rows, view) for view in views]),
         )
 
-    def _train_step(self, side: int) -> Any:
-        if side not in self._step_functions:
-            self._step_functions[side] = self._make_step(side)
-        return self._step_functions[side]
 
-    def _make_step(self, side: int) -> Any:
+class CropObjective(Objective):
+    """Cross-entropy of mixed targets, and the divergence from a teacher's prediction of the same crop.
+
+    Args:
+        settings: The share of the teacher, and its temperature.
+        store: The training images.
+    """
+
+    metric = "top1"
+
+    def __init__(self, settings: PretrainSettings, store: PixelStore):
+        self._settings, self._labels, self._classes = settings, store.labels, len(store.classes)
+
+    def loss(self, outputs: Any, targets: Any, teacher: Any) -> Any:
+        """Returns the loss of each crop; see :class:`resfit.training.objective.Objective`."""
         import tensorflow as tf
 
-        settings, model, classes = self.settings, self.model, self.spec.classes
-        learned = model.trainable_variables
-        pairs = list(zip(self.average, model.variables, strict=True))
-        smoothing, share, warm = settings.label_smoothing, settings.distillation, settings.temperature
+        share, warm, goal = self._settings.distillation, self._settings.temperature, targets["mixed"]
+        loss = tf.nn.softmax_cross_entropy_with_logits(goal[:, : self._classes], outputs)
+        if share:
+            loss = (1 - share) * loss + share * warm**2 * divergence(goal[:, self._classes :], outputs / warm)
+        return loss
 
-        @tf.function(reduce_retracing=True, autograph=False)
-        def step(images: Any, labels: Any, draw: Any, probabilities: Any, rate: Any, number: Any) -> Any:
-            targets = tf.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
-            if share:  # both kinds of targets are mixed alike
-                targets = tf.concat([targets, probabilities], axis=1)
-            crops, targets = change(images, targets, (side, side), settings, number, draw if share else None)
-            crops = normalized(crops)
-            with tf.GradientTape() as tape:
-                logits = tf.cast(model(crops, training=True), tf.float32)
-                loss = tf.nn.softmax_cross_entropy_with_logits(targets[:, :classes], logits)
-                if share:
-                    loss = (1 - share) * loss + share * warm**2 * divergence(targets[:, classes:], logits / warm)
-                loss = tf.reduce_mean(loss)
-            gradients = tape.gradient(loss, [v.value for v in learned])
-            for variable, gradient, velocity in zip(learned, gradients, self.velocity, strict=True):
-                if decays(variable):
-                    gradient += settings.weight_decay * variable.value
-                velocity.assign(settings.momentum * velocity + gradient)
-                variable.value.assign_sub(rate * (gradient + settings.momentum * velocity))
-            done = tf.cast(number, tf.float32)
-            keep = tf.minimum(settings.ema_decay, (1 + done) / (10 + done))
-            for mean, variable in pairs:
-                mean.assign(keep * mean + (1 - keep) * variable.value)
-            hits = tf.reduce_sum(tf.cast(tf.equal(tf.argmax(logits, 1), labels), tf.float32))
-            return loss, hits
-
-        return lambda *batch: step(*map(tf.constant, batch[:-1]), tf.constant(batch[-1], tf.int32))
-
-    def validate(self, held_out: PixelStore) -> dict[str, float]:
-        """Measures the averaged weights on whole images of the full size."""
+    def score(self, outputs: Any, targets: Any) -> Any:
+        """Returns how many images are told right, a crop counting as its share of an image."""
         import tensorflow as tf
 
-        position = {name: index for index, name in enumerate(self.store.classes)}
-        translate = np.array([position[name] for name in held_out.classes])
+        right = tf.equal(tf.argmax(outputs, 1), tf.cast(targets["labels"], tf.int64))
+        return tf.reduce_sum(tf.cast(right, tf.float32)) / self._settings.repeats
+
+    def measure(self, outputs: Iterator[tuple[np.ndarray, Any]]) -> tuple[float, float]:
+        """Returns mean loss and accuracy of training images; see :class:`resfit.training.objective.Objective`."""
+        found = figures(outputs, self._labels)
+        return found["val_loss"], found["val_top1"]
+
+
+class PretrainTrainer(training.Trainer):
+    """The trainer of a run from scratch: no epoch is chosen, and validation images are those of another store.
+
+    Attributes:
+        held_out: Validation images; ``None`` for none.
+    """
+
+    measures_first = False
+    feed: CropFeed
+    held_out: PixelStore | None = None
+
+    def share(self, number: int) -> float:
+        """Returns the share of the run at a step: by the clock where that ends the run."""
+        return super().share(number) if self.tuning.minutes is None else self.progress
+
+    def close_epoch(self) -> dict[str, Any]:
+        """Ends the epoch and returns its row of the log."""
+        epoch, steps, before = self.epoch, self.position, self.closed_at
+        order = np.random.default_rng([self.tuning.seed, epoch]).permutation(len(self.train))
+        rows = np.sort(self.train[order[: steps * self.size]])
+        last = self.share(max(0, self.step - 1))
+        row = super().close_epoch()
+        found = {
+            "epoch": row.pop("epoch"),
+            "step": row.pop("step"),
+            "size": self.tuning.image_size(last) or self.feed.store.images.shape[1],
+            "learning_rate": row.pop("learning_rate"),
+            "train_loss": row.pop("train_loss"),
+            "train_top1": row.pop("train_top1"),
+        }
+        if self.feed.soft is not None:
+            _, probabilities = self.feed.taught(rows, epoch)
+            labels = np.resize(self.feed.store.labels[rows], len(probabilities))
+            found["teacher_top1"] = round(float((probabilities.argmax(axis=1) == labels).mean()), 5)
+        found["images_per_second"] = round(len(rows) * self.feed.settings.repeats / max(self.seconds - before, 1e-9), 1)
+        return {**found, "seconds": row.pop("seconds"), **self.figures()}
+
+    def judge(self) -> dict[str, float]:
+        """Keeps the averaged weights, whatever they are worth."""
         with self._averaged():
+            self.best = [v.numpy() for v in self.state]
+        self.score = {"epoch": self.epoch, "score": None, "loss": None}
+        return {}
 
-            @tf.function(reduce_retracing=True, autograph=False)
-            def logits_of(images: Any) -> Any:
-                return tf.cast(self.model(normalized(tf.cast(images, tf.float32)), training=False), tf.float32)
+    def figures(self) -> dict[str, float]:
+        """Returns loss and accuracy of the averaged weights on whole validation images; empty without any."""
+        if self.held_out is None:
+            return {}
+        with self._averaged():
+            return self._measured(self.held_out)
 
-            loss = top1 = top5 = 0.0
-            for start in range(0, len(held_out), 250):
-                labels = translate[held_out.labels[start : start + 250]]
-                logits = logits_of(tf.constant(held_out.images[start : start + 250])).numpy()
-                shifted = logits - logits.max(axis=1, keepdims=True)
-                logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-                own = logits[np.arange(len(labels)), labels]
-                # ties count against the network, and so does what is no number
-                rank = logits.shape[1] - 1 - (logits < own[:, None]).sum(axis=1)
-                loss -= float(logs[np.arange(len(labels)), labels].sum())
-                top1 += float((rank < 1).sum())
-                top5 += float((rank < 5).sum())
-        count = len(held_out)
-        return {
-            "val_loss": round(loss / count, 5),
-            "val_top1": round(top1 / count, 5),
-            "val_top5": round(top5 / count, 5),
-        }
+    def _measured(self, held_out: PixelStore) -> dict[str, float]:
+        if self._forward is None:
+            self._forward = training.forward_of(self.second)
+        position = {name: index for index, name in enumerate(self.feed.store.classes)}
+        translate = np.array([position[name] for name in held_out.classes])
+        feed = CropFeed(self.feed.settings, held_out)
+        outputs = training.outputs_of(self._forward, feed, np.arange(len(held_out)), batch=250)
+        return figures(outputs, translate[held_out.labels])
 
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Puts the moving average into the network for a while."""
-        own = [v.numpy() for v in self.model.variables]
-        for variable, mean in zip(self.model.variables, self.average, strict=True):
-            variable.assign(mean)
-        try:
-            yield
-        finally:
-            for variable, value in zip(self.model.variables, own, strict=True):
-                variable.assign(value)
 
-    def _arrays(self) -> dict[str, Any]:
-        groups = {"weight": self.model.variables, "average": self.average, "velocity": self.velocity}
-        return {f"{name}/{i}": v for name, group in groups.items() for i, v in enumerate(group)}
+def figures(outputs: Iterator[tuple[np.ndarray, Any]], labels: np.ndarray) -> dict[str, float]:
+    """Returns mean cross-entropy, and the shares of images whose class is the first guess and among the first five.
 
-    def save(self, output: Path) -> None:
-        """Writes a checkpoint; the one before it stays until the new one is whole."""
-        state = {
-            "step": self.step,
-            "epoch": self.epoch,
-            "position": self.position,
-            "seconds": self.seconds,
-            "epoch_seconds": self._epoch_seconds,
-            "sums": self._sums.tolist(),
-        }
-        loop.save_checkpoint(output, state, self._arrays())
+    Args:
+        outputs: Positions of images, and logits for them, some images at a time.
+        labels: Their classes by position.
+    """
+    loss = top1 = top5 = 0.0
+    count = 0
+    for rows, logits in outputs:
+        own_labels = labels[rows]
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        own = logits[np.arange(len(rows)), own_labels]
+        # ties count against the network, and so does what is no number
+        rank = logits.shape[1] - 1 - (logits < own[:, None]).sum(axis=1)
+        loss -= float(logs[np.arange(len(rows)), own_labels].sum())
+        top1 += float((rank < 1).sum())
+        top5 += float((rank < 5).sum())
+        count += len(rows)
+    return {
+        "val_loss": round(loss / count, 5),
+        "val_top1": round(top1 / count, 5),
+        "val_top5": round(top5 / count, 5),
+    }
 
-    def restore(self, output: Path) -> bool:
-        """Goes back to the newest checkpoint that can be read. Returns whether there was one."""
-        variables = self._arrays()
-        found = loop.load_checkpoint(output, {name: tuple(v.shape) for name, v in variables.items()})
-        if found is None:
-            return False
-        for name, variable in variables.items():
-            variable.assign(found.arrays[name])
-        state = found.state
-        self.step, self.epoch, self.position = state["step"], state["epoch"], state["position"]
-        self.seconds, self._epoch_seconds = state["seconds"], state["epoch_seconds"]
-        self._sums[:] = 0
-        self._sums[: len(state["sums"])] = state["sums"]  # three in a checkpoint from before there were teachers
-        return True
 
-    def write_weights(self, path: Path, scores: dict[str, Any], names: Sequence[str] = ()) -> None:
-        """Writes the averaged weights in float16 with the facts that belong to them."""
-        from safetensors.numpy import save
+def trainer_of(
+    settings: PretrainSettings,
+    store: PixelStore,
+    soft: SoftTargets | None = None,
+    held_out: PixelStore | None = None,
+) -> PretrainTrainer:
+    """Returns the trainer of a run: the network, its loss and its crops.
 
-        arrays = {
-            variable.path: mean.numpy().astype(np.float16)
-            for variable, mean in zip(self.model.variables, self.average, strict=True)
-        }
-        metadata = {
-            "format": "resfit-1",
-            "architecture": json.dumps(self.spec.to_dict()),
-            "input_spec": json.dumps(input_contract(self.settings).to_dict()),
-            "classes": json.dumps(self.store.classes),
-            "scores": json.dumps(scores),
-            **({"labels": json.dumps(names)} if names else {}),
-        }
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(save(arrays, metadata))
+    Args:
+        settings: What decides the result.
+        store: The training images.
+        soft: A teacher's predictions, if there is one.
+        held_out: Validation images, if there are some.
+    """
+    import keras
+
+    from resfit.networks.build import build
+
+    keras.utils.set_random_seed(settings.seed)
+    spec = spec_of(settings, len(store.classes))
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(settings.precision)
+    try:
+        model = build(spec, classifier_activation=None, input_shape=(None, None, 3), name=settings.model)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    rows = np.arange(len(store))
+    trainer = PretrainTrainer(
+        model,
+        [model.get_layer("predictions")],
+        settings.tuning,
+        CropFeed(settings, store, soft),
+        CropObjective(settings, store),
+        store.labels,
+        rows,
+        rows[:0],
+        optimizer=loop.CoupledSGD,
+    )
+    trainer.held_out = held_out
+    return trainer
+
+
+def _check_version(output: Path) -> None:
+    """Makes sure that a run is not begun afresh over the checkpoints of an earlier version."""
+    found = loop.load_checkpoint(output)
+    if found is not None and "velocity/0" in found.arrays:
+        raise ResfitError(
+            f"{output} must hold a run of this version. Received: one that an earlier version of resfit began. Finish "
+            "it with that version, or give another folder."
+        )
+
+
+def _write_weights(path: Path, trainer: PretrainTrainer, scores: dict[str, Any], names: Sequence[str]) -> None:
+    """Writes the averaged weights in float16 with the facts that belong to them."""
+    from safetensors.numpy import save
+
+    settings, classes = trainer.feed.settings, trainer.feed.store.classes
+    arrays = {v.path: value.astype(np.float16) for v, value in zip(trainer.state, trainer.best, strict=True)}
+    metadata = {
+        "format": "resfit-1",
+        "architecture": json.dumps(spec_of(settings, len(classes)).to_dict()),
+        "input_spec": json.dumps(input_contract(settings).to_dict()),
+        "classes": json.dumps(classes),
+        "scores": json.dumps(scores),
+        **({"labels": json.dumps(names)} if names else {}),
+    }
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(arrays, metadata))
 
 
 def spec_of(settings: PretrainSettings, classes: int) -> ArchitectureSpec:

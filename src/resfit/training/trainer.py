@@ -88,7 +88,14 @@ class Trainer:
         teacher: Outputs of a teacher, an array with a row for each image, for objectives that read them.
         parts: The boundary and the part behind it, if the caller has cut the network already.
         closing: Images that will be measured afterwards, within ``tuning.minutes``.
+        optimizer: What takes the steps.
+
+    Attributes:
+        measures_first: Whether the network is measured before it learns.
+        closed_at: Seconds of the run when the last epoch ended.
     """
+
+    measures_first = True
 
     def __init__(
         self,
@@ -104,6 +111,7 @@ class Trainer:
         teacher: np.ndarray | None = None,
         parts: tuple[boundary.Boundary, keras.Model] | None = None,
         closing: int = 0,
+        optimizer: type[loop.Optimizer] = loop.Optimizer,
     ):
         import tensorflow as tf
 
@@ -118,7 +126,7 @@ class Trainer:
         self.state = [
             v for layer in self.second.layers if layer.name in own for v in layer.variables if "float" in v.dtype
         ]
-        self.optimizer = loop.Optimizer(
+        self.optimizer = optimizer(
             self.learned,
             tuning.optimizer,
             momentum=tuning.momentum,
@@ -133,7 +141,7 @@ class Trainer:
         )
         self.best = [v.numpy() for v in self.state]
         self.score: dict[str, Any] = {"epoch": 0, "score": None, "loss": None}
-        self.step, self.epoch, self.position, self.seconds = 0, 0, 0, 0.0
+        self.step, self.epoch, self.position, self.seconds, self.closed_at = 0, 0, 0, 0.0, 0.0
         self.waited, self.ending = 0, ""
         self.closing, self.pace = closing, math.inf  # seconds an image, the least that was seen
         self._totals = np.zeros(3)
@@ -173,6 +181,14 @@ class Trainer:
         """Whether nothing is left to do."""
         return bool(self.ending) or (self.progress >= 1.0 and self.position == 0)
 
+    def share(self, number: int) -> float:
+        """Returns the share of the run at a step, which decides the size of its images.
+
+        Args:
+            number: Of the step, from 0.
+        """
+        return number / max(1, self.tuning.epochs * self.steps_per_epoch)
+
     def epoch_steps(self) -> Iterator[dict[str, float]]:
         """Trains from where the run stands to the end of the epoch, a batch at a time."""
         order = np.random.default_rng([self.tuning.seed, self.epoch]).permutation(len(self.train))
@@ -182,8 +198,7 @@ class Trainer:
             for index in range(first, self.steps_per_epoch):
                 rows = np.sort(self.train[order[index * self.size : (index + 1) * self.size]])
                 number = self.epoch * self.steps_per_epoch + index
-                share = number / max(1, self.tuning.epochs * self.steps_per_epoch)
-                side = self.tuning.image_size(share)
+                side = self.tuning.image_size(self.share(number))
                 inputs, targets = self.feed.batch(rows, self.targets[rows], self.epoch, number, side)
                 yield rows, inputs, targets, None if self.teacher is None else self.teacher[rows]
 
@@ -250,7 +265,7 @@ class Trainer:
         row.update(self.judge())
         self.seconds += time.perf_counter() - begin
         row["seconds"] = round(self.seconds, 1)
-        self.position = 0
+        self.position, self.closed_at = 0, self.seconds
         self._totals = np.zeros(3)
         if not self.ending:
             if tuning.patience is not None and self.waited >= tuning.patience:
@@ -354,6 +369,7 @@ class Trainer:
             "epoch": self.epoch,
             "position": self.position,
             "seconds": self.seconds,
+            "closed_at": self.closed_at,
             "waited": self.waited,
             "pace": None if self.pace == math.inf else self.pace,
             "ending": self.ending,
@@ -376,7 +392,7 @@ class Trainer:
         self.step, self.epoch, self.position = state["step"], state["epoch"], state["position"]
         self.seconds, self.waited, self.ending = state["seconds"], state["waited"], state["ending"]
         self.score, self._totals = state["score"], np.array(state["totals"])
-        self.pace = state.get("pace") or math.inf
+        self.pace, self.closed_at = state.get("pace") or math.inf, state.get("closed_at", 0.0)
         return True
 
     def _arrays(self) -> dict[str, Any]:
@@ -441,7 +457,8 @@ class Trainer:
             by_variable = {id(v): gradient for v, gradient in zip(moving, gradients, strict=True)}
             self.optimizer.apply([by_variable.get(id(v)) for v in self.learned], rate, number)
 
-        @tf.function(reduce_retracing=True, autograph=False)
+        # a graph for each size of images: one for all sizes rounds otherwise, and a run that goes on may see one alone
+        @tf.function(autograph=False)
         def step(inputs: Any, targets: Any, teacher: Any, rate: Any, number: Any, last: Any) -> Any:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch([v.value for v in moving])
@@ -523,7 +540,7 @@ def train(
     if resumed and trainer.step:
         say(f"goes on at epoch {trainer.epoch + 1}, step {trainer.step}")
     log.cut(trainer.epoch if resumed else -1)
-    if not resumed:
+    if not resumed and trainer.measures_first:
         begin = time.perf_counter()
         figures = trainer.judge()
         trainer.seconds += time.perf_counter() - begin

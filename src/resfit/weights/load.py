@@ -83,57 +83,19 @@ class Source:
         return self.file or (WeightsFile(self.path, arrays=self.arrays) if self.path else None)
 
 
-def read_source(
-    source: str | os.PathLike[str],
-    *,
-    architecture: str | None = None,
-    prefix: str | None = None,
-    averaged: bool = False,
-    ignore: Sequence[str] = (),
-    include_top: bool | None = None,
-    config: Mapping[str, Any] | None = None,
-    input_spec: InputSpec | Mapping[str, Any] | str | None = None,
-    **overrides: Any,
-) -> Source:
-    """Reads a checkpoint of any known kind and says what network it is.
+def read_source(source: str | os.PathLike[str], **reading: Any) -> Source:
+    """Reads a checkpoint of any known kind and says what network it is; a classifier, or the body of a network.
 
     Args:
-        source: A handle, or a file or folder: PyTorch's ``.pth``, ``.pt``, ``.th``, ``.bin``, ``.tar`` and ``.ckpt``,
-            ``.safetensors`` (an ``.index.json`` of shards too), a folder with one of them and perhaps
-            ``config.json`` and ``preprocessor_config.json``; TensorFlow's SavedModels and checkpoints (a folder, its
-            ``.index`` or the name before it); BiT's ``.npz``; Haiku's ``.pkl``; ONNX' ``.onnx``; Keras' ``.keras``,
-            ``.weights.h5`` and ``.h5`` (weights or whole models, with the network inside another model too); the
-            folder of a preset of KerasHub.
-        architecture: A name of the catalog that says what tensors do not, such as ``"resnetblur50"``.
-        prefix: What stands before the network's names, where a source holds several networks.
-        averaged: Take the running average (EMA) that a source holds beside the network.
-        ignore: Patterns of names to leave out, such as ``"aux_classifier.*"``.
-        include_top: False for the body alone: what stands beside the network, such as the rest of a detector or
-            segmenter, is then left out and listed, not an error.
-        config: In place of the configuration beside the weights.
-        input_spec: In place of the input contract that the source states or that is assumed: another one, fields of it
-            that are changed (``{"channel_order": "bgr"}``), or how values are scaled by name
-            (:func:`resfit.preprocessing.changed`).
-        **overrides: Fields of :class:`ArchitectureSpec`, such as ``stride_in_block="first"``.
+        source: As :func:`read_any` takes it.
+        **reading: The other arguments of :func:`read_any`.
 
     Raises:
-        CheckpointError: The source is missing, damaged, asks for more than tensors, or is no network that is known
-            here; or tensors are left over, missing or of other shapes. The text lists them. Or it is a detector, and
-            ``include_top`` is not False.
-        MissingDependencyError: The source's format needs a package that is not installed.
-        ArgumentError: An argument does not fit.
+        CheckpointError: As :func:`read_any`; or it is a detector, and ``include_top`` is not False.
+        MissingDependencyError: As :func:`read_any`.
+        ArgumentError: As :func:`read_any`.
     """
-    found = read_any(
-        source,
-        architecture=architecture,
-        prefix=prefix,
-        averaged=averaged,
-        ignore=ignore,
-        include_top=include_top,
-        config=config,
-        input_spec=input_spec,
-        **overrides,
-    )
+    found = read_any(source, **reading)
     if isinstance(found, DetectorSource):
         raise CheckpointError(
             f"{found.path}: the network must be a classifier, or the body of one. Received: a detector, "
@@ -154,21 +116,34 @@ def read_any(
     input_spec: InputSpec | Mapping[str, Any] | str | None = None,
     **overrides: Any,
 ) -> Source | DetectorSource:
-    """Reads a checkpoint as :func:`read_source` does, detectors included, whose fields the overrides are then.
+    """Reads a checkpoint of any known kind and says what network it is, a classifier or a detector.
 
     Args:
-        source: As :func:`read_source` takes it.
-        architecture: Likewise; of a detector, a name of its own catalog.
-        prefix: Likewise.
-        averaged: Likewise.
-        ignore: Likewise.
-        include_top: Likewise; False gives the body of a detector.
-        config: Likewise.
-        input_spec: Likewise.
-        **overrides: Fields of :class:`ArchitectureSpec`, or of :class:`resfit.networks.detection.spec.DetectorSpec`.
+        source: A handle, or a file or folder: PyTorch's ``.pth``, ``.pt``, ``.th``, ``.bin``, ``.tar`` and ``.ckpt``,
+            ``.safetensors`` (an ``.index.json`` of shards too), a folder with one of them and perhaps
+            ``config.json`` and ``preprocessor_config.json``; TensorFlow's SavedModels and checkpoints (a folder, its
+            ``.index`` or the name before it); BiT's ``.npz``; Haiku's ``.pkl``; ONNX' ``.onnx``; Keras' ``.keras``,
+            ``.weights.h5`` and ``.h5`` (weights or whole models, with the network inside another model too); the
+            folder of a preset of KerasHub.
+        architecture: A name of the catalog that says what tensors do not, such as ``"resnetblur50"``; of a detector,
+            one of its own catalog.
+        prefix: What stands before the network's names, where a source holds several networks.
+        averaged: Take the running average (EMA) that a source holds beside the network.
+        ignore: Patterns of names to leave out, such as ``"aux_classifier.*"``.
+        include_top: False for the body alone: what stands beside the network, such as the rest of a detector or
+            segmenter, is then left out and listed, not an error; of a detector that gives its body.
+        config: In place of the configuration beside the weights.
+        input_spec: In place of the input contract that the source states or that is assumed: another one, fields of it
+            that are changed (``{"channel_order": "bgr"}``), or how values are scaled by name
+            (:func:`resfit.preprocessing.changed`).
+        **overrides: Fields of :class:`ArchitectureSpec`, such as ``stride_in_block="first"``, or of
+            :class:`resfit.networks.detection.spec.DetectorSpec`.
 
     Raises:
-        ResfitError: As :func:`read_source`.
+        CheckpointError: The source is missing, damaged, asks for more than tensors, or is no network that is known
+            here; or tensors are left over, missing or of other shapes. The text lists them.
+        MissingDependencyError: The source's format needs a package that is not installed.
+        ArgumentError: An argument does not fit.
     """
     read = _read(locate.locate(source))
     stated = read.config if config is None else config

@@ -21,38 +21,26 @@ from resfit.tasks.classification.heads.linear import HeldOut, LinearHead, fit_li
 from resfit.tasks.classification.heads.mlp import MlpHead
 from resfit.tasks.classification.objective import ClassObjective
 from resfit.tasks.classification.reduced_precision import Rows
-from resfit.training import boundary, frozen, runs
-from resfit.training import trainer as training
-from resfit.training.finetuning import finetune
-from resfit.training.settings import Tuning
+from resfit.tasks.steps import ReadyTraining
+from resfit.training.finetuning import TunedBody, finetune
 
 if TYPE_CHECKING:
     import keras
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class FineTuned:
-    """A network that was fine-tuned.
+class FineTuned(TunedBody):
+    """A network that was fine-tuned, with its head.
 
     Attributes:
-        body: Images to features.
-        head: The head on them.
-        learned: What the run came to.
-        tuning: The settings.
-        boundary: Where the network was cut.
+        head: The head on it.
         logits: Of the test images, by the tuned network.
         val_logits: Of the validation images.
-        features: Computes features of the tuned network for positions in the feed.
     """
 
-    body: keras.Model
     head: base.Head
-    learned: training.TrainingHistory
-    tuning: Tuning
-    boundary: boundary.Boundary
     logits: np.ndarray
     val_logits: np.ndarray
-    features: Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,7 +72,7 @@ class FitResult:
     @property
     def strategy(self) -> str:
         """``"probe"``, ``"finetune"`` or ``"full"``."""
-        return "probe" if self.tuned is None else "finetune" if self.tuned.boundary.frozen else "full"
+        return "probe" if self.tuned is None else self.tuned.strategy
 
 
 def keep_tuned(data: TrainingData, tuned: FineTuned) -> FitResult:
@@ -187,31 +175,17 @@ def _left_out(
     return HeldOut(train[found.positions], found.logits)
 
 
-def tune(
-    data: TrainingData,
-    prepared: frozen.FrozenOutputs,
-    head: base.Head,
-    taught: np.ndarray | None,
-    settings: Tuning,
-    running: runs.RunOptions,
-    folder: Path | None,
-) -> tuple[FineTuned, dict[str, bytes]]:
+def tune(data: TrainingData, ready: ReadyTraining, head: base.Head, taught: np.ndarray | None) -> FineTuned:
     """Fine-tunes a network.
 
     Args:
         data: What there is to learn from.
-        prepared: The same, as the part of the network that learns reads it.
+        ready: The training, ready to begin.
         head: The head to start from.
         taught: Logits of a teacher, if there is one.
-        settings: What decides the result.
-        running: How it is run.
-        folder: Of the run; ``None`` is one that goes away.
-
-    Returns:
-        What was learned, and the files that the run leaves in the classifier: its log, its curves and TensorBoard's.
     """
     objective = ClassObjective(
-        data.targets, data.parts.train, settings, multilabel=data.multilabel, teacher=taught is not None
+        data.targets, data.parts.train, ready.settings, multilabel=data.multilabel, teacher=taught is not None
     )
     layers: list[Any] = []
 
@@ -221,20 +195,25 @@ def tune(
         return model, added
 
     parts = data.parts
-    found = finetune(prepared, attach, objective, data.targets, parts, settings, running, folder=folder, teacher=taught)
+    found = finetune(
+        ready.prepared,
+        attach,
+        objective,
+        data.targets,
+        parts,
+        ready.settings,
+        ready.running,
+        folder=ready.folder,
+        teacher=taught,
+    )
     final = base.from_layers(layers, head)
     logits = final.logits(found.features(np.concatenate([parts.test, parts.val])))
-    tuned = FineTuned(
-        body=found.body,
+    return FineTuned(
+        **{field.name: getattr(found, field.name) for field in dataclasses.fields(found)},
         head=final,
-        learned=found.learned,
-        tuning=found.tuning,
-        boundary=found.boundary,
         logits=logits[: len(parts.test)],
         val_logits=logits[len(parts.test) :],
-        features=found.features,
     )
-    return tuned, found.files
 
 
 def teach(

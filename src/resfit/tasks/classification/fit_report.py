@@ -1,19 +1,14 @@
-"""The fit report: recipe, figures, tables, versions."""
+"""The fit report of a classifier: its recipe, what fine-tuning brought, the table of test images."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from resfit.data import csv_cells
-from resfit.data.dataset import Skipped
-from resfit.data.medical import privacy, scans
-from resfit.evaluation.labels import LabelEvaluation
-from resfit.evaluation.metrics import Evaluation
-from resfit.quality import checking
+from resfit.data.medical import privacy
 from resfit.tasks.classification import finetuning
 from resfit.tasks.classification.data_preparation import TrainingData
 from resfit.tasks.classification.finetuning import FitResult
@@ -41,69 +36,13 @@ def recipe_of(data: TrainingData, kept: FitResult, **asked: Any) -> FitRecipe:
     )
 
 
-def metrics(
-    data: TrainingData,
-    kept: FitResult,
-    found: int,
-    skipped: Sequence[Skipped],
-    tuned: finetuning.FineTuned | None,
-    checked: checking.Checks | None,
-    result: Evaluation | LabelEvaluation | None,
-    left_out: int = 0,
-    ignored: Mapping[str, int] | None = None,
-    plan: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Returns the figures of a fit, JSON-ready.
+def cross_validation(kept: FitResult) -> list[dict[str, Any]]:
+    """Returns what the head's regularisation was chosen by, JSON-ready.
 
     Args:
-        data: What it has learned from.
-        kept: What it has learned.
-        found: Number of images that were looked at, with those that could not be used; found files are these, those
-            that there was no time for and those that a rule left out.
-        skipped: These.
-        tuned: The fine-tuning, kept or not, if there was one.
-        checked: What is wrong with the images, if that was looked for.
-        result: The measurement, if there were images for it.
-        left_out: Number of images that there was no time for.
-        ignored: Number of files that each rule left out.
-        plan: What was asked for, and what the clock decided.
+        kept: What was learned.
     """
-    parts = {
-        "train": len(kept.train),
-        **({} if kept.held_out is None else {"val": len(kept.held_out)}),
-        "test": len(data.parts.test),
-    }
-    beyond = len(data.images) - sum(parts.values())
-    rules = dict(ignored or {})
-    return {
-        "images": {
-            "found": found + left_out + sum(rules.values()),
-            "skipped": len(skipped),
-            **parts,
-            **({"left_out": left_out + beyond} if left_out + beyond else {}),
-            "ignored": sum(rules.values()),
-        },
-        **({"ignored": rules} if rules else {}),
-        "cross_validation": [dataclasses.asdict(score) for score in getattr(kept.head, "cv_scores", ())],
-        **({} if tuned is None else {"training": _training(tuned)}),
-        **({} if checked is None else {"checks": checked.to_dict()}),
-        **({} if plan is None else {"plan": dict(plan)}),
-        "test": None if result is None else result.to_dict(),
-        **({"notice": scans.NOTICE} if data.images.medical else {}),
-    }
-
-
-def _training(tuned: finetuning.FineTuned) -> dict[str, Any]:
-    learned = tuned.learned
-    return {
-        "epoch": learned.epoch,
-        "epochs": learned.history[-1]["epoch"],
-        "steps": learned.steps,
-        "ending": learned.ending,
-        "val_accuracy": learned.score,
-        "val_loss": learned.loss,
-        "val_accuracy_before": learned.history[0].get("val_accuracy"),
-    }
+    return [dataclasses.asdict(score) for score in getattr(kept.head, "cv_scores", ())]
 
 
 def verdict(tuned: finetuning.FineTuned, strategy: str) -> str:
