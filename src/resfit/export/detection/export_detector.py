@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit.data.box_geometry import Letterbox, letterbox
+from resfit.data.box_geometry import Letterbox, placement
 from resfit.export.export_model import ExportModel, check, clean
-from resfit.networks.detection.spec import DetectorSpec
+from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.preprocessing import InputSpec
 from resfit.tasks.detection import Detector
 from resfit.tasks.detection.orientation import letterbox_for
@@ -48,7 +48,7 @@ class ExportDetector(ExportModel):
     raw: bool = False
 
     @property
-    def spec(self) -> DetectorSpec:
+    def spec(self) -> AnyDetectorSpec:
         """The detector's network."""
         return self.detector.spec
 
@@ -107,7 +107,7 @@ class ExportDetector(ExportModel):
         Args:
             size: Height and width of the image in pixels.
         """
-        return letterbox(size, self.input_spec.size)
+        return placement(size, self.input_spec.size, self.input_spec.resize_mode)
 
     def described_outputs(self) -> tuple[dict[str, Any], ...]:
         """Returns the outputs for ``contract.json``."""

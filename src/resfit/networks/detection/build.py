@@ -13,8 +13,13 @@ from keras import layers
 from resfit.errors import ArgumentError
 from resfit.networks import build as networks
 from resfit.networks.detection.layers import CropToMatch, DecodeBoxes, LevelScale, PositiveDistances, QualityScores
+from resfit.networks.detection import rtdetr_build
+from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.networks.detection.nms import NonMaxSuppression
+from resfit.networks.detection.rtdetr_plan import map_sizes
+from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.detection.spec import DetectorSpec
+from resfit.networks.detection.transformer import BestPairs
 from resfit.networks.plan import NORM_SUFFIXES
 from resfit.preprocessing import InputSpec
 
@@ -51,7 +56,7 @@ class RawOutputs:
 
 
 def build(
-    spec: DetectorSpec,
+    spec: AnyDetectorSpec,
     *,
     outputs: Outputs = "boxes",
     input_shape: tuple[int | None, int | None, int] | None = None,
@@ -60,15 +65,17 @@ def build(
     rounds: int | None = None,
     name: str | None = None,
 ) -> keras.Model:
-    """Builds a dense detector as a functional Keras model with fresh weights.
+    """Builds a detector as a functional Keras model with fresh weights.
 
-    Images may have any height and width, odd ones too; no side needs to divide by a stride.
+    Images may have any height and width, odd ones too; no side needs to divide by a stride. RT-DETR needs as many
+    places on its maps as it has queries.
 
     Args:
         spec: The detector.
         outputs: ``"boxes"`` for ``{"boxes": (batch, n, 4), "scores": (batch, n, classes)}``: xyxy in pixels of the
             input, cut to it, and scores in [0, 1], before non-maximum suppression. ``"raw"`` for logits and codes, as
-            losses take them: ``"class_logits"``, ``"box_codes"`` and, where there is one, ``"quality"``.
+            losses take them: ``"class_logits"``, ``"box_codes"`` and, where there is one, ``"quality"``. The codes of
+            RT-DETR are centres and sides in shares of the image; it has no suppression.
             ``"detections"`` for what is left after the suppression, see
             :class:`resfit.networks.detection.nms.NonMaxSuppression`.
         input_shape: ``(height, width, channels)`` of one image; height and width may be None, which is the default.
@@ -105,15 +112,46 @@ def build(
         input_spec=input_spec,
         preprocess=preprocess,
     )
-    raw = pyramid_and_head({level: body.output[tap] for level, tap in taps.items()}, spec)
-    found = raw.named() if outputs == "raw" else boxes_and_scores(body.inputs[0], raw, spec)
-    if outputs == "detections":
-        found = suppression(spec, rounds=rounds)({**found, "maps": list(raw.maps)})
+    maps = {level: body.output[tap] for level, tap in taps.items()}
+    images = body.inputs[0]
+    if isinstance(spec, RTDETRSpec):
+        _check_places(spec, input_shape)
+        named: Any = rtdetr_build.QueryDecoder(spec)(maps)
+        found = named if outputs == "raw" else rtdetr_build.boxes_and_scores(images, named)
+        if outputs == "detections":
+            found = best_pairs(spec)(found)
+    else:
+        raw = pyramid_and_head(maps, spec)
+        found = raw.named() if outputs == "raw" else boxes_and_scores(images, raw, spec)
+        if outputs == "detections":
+            found = suppression(spec, rounds=rounds)({**found, "maps": list(raw.maps)})
     model = keras.Model(body.inputs[0], found, name=name)
     model.architecture = spec
     if input_spec is not None:
         model.input_spec = input_spec
     return model
+
+
+def _check_places(spec: RTDETRSpec, input_shape: tuple[int | None, int | None, int] | None) -> None:
+    """Makes sure that images of a fixed size have as many places as there are queries."""
+    height, width = (input_shape or (None, None))[:2]
+    if height is None or width is None:
+        return
+    places = sum(rows * columns for rows, columns in map_sizes(spec, (height, width)).values())
+    if places < spec.queries:
+        raise ArgumentError(
+            f"an image must have at least as many places as there are queries ({spec.queries}). Received: {places} at "
+            f"{height}x{width} pixels. Take larger images, or a smaller queries=."
+        )
+
+
+def best_pairs(spec: RTDETRSpec) -> BestPairs:
+    """Returns the layer that takes the best pairs of a box and a class, in place of suppression.
+
+    Args:
+        spec: The detector.
+    """
+    return BestPairs(spec.max_detections, spec.score_threshold, name="detections")
 
 
 def build_on_maps(spec: DetectorSpec, *, name: str | None = None) -> keras.Model:

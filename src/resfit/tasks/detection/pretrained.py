@@ -11,7 +11,7 @@ import numpy as np
 from resfit import zoo
 from resfit.errors import ArgumentError, CheckpointError, ResfitError
 from resfit.networks.detection import catalog
-from resfit.networks.detection.spec import DetectorSpec
+from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.preprocessing import InputSpec
 from resfit.tasks.detection.results import DetectorRecipe
 from resfit.weights import detectors, locate
@@ -89,7 +89,7 @@ def of_model(model: keras.Model, *, name: str = "", threshold: float = THRESHOLD
     """
     spec, contract = getattr(model, "architecture", None), getattr(model, "input_spec", None)
     outputs = getattr(model, "output", None)
-    if not isinstance(spec, DetectorSpec) or not isinstance(outputs, dict) or set(outputs) != {"boxes", "scores"}:
+    if not isinstance(spec, AnyDetectorSpec) or not isinstance(outputs, dict) or set(outputs) != {"boxes", "scores"}:
         raise ArgumentError(
             "the model must be a detector with the outputs 'boxes' and 'scores'. Received: "
             f"{type(spec).__name__} with outputs {sorted(outputs) if isinstance(outputs, dict) else outputs}."
@@ -99,7 +99,7 @@ def of_model(model: keras.Model, *, name: str = "", threshold: float = THRESHOLD
             "the detector must take RGB images 0..255 and have an input contract. Received: one that was loaded with "
             "preprocess=False, or without input_spec. Load it with resfit.load."
         )
-    if contract.resize_mode not in ("fit", "letterbox"):
+    if contract.resize_mode not in ("fit", "letterbox", "squash"):
         contract = dataclasses.replace(contract, resize_mode="letterbox", crop_fraction=1.0)
     classes = detectors.class_names(model)
     return {

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from resfit.errors import ArgumentError, CheckpointError
-from resfit.networks.detection.spec import DetectorSpec
+from resfit.networks.detection import kinds
 from resfit.networks.spec import ArchitectureSpec
 from resfit.preprocessing import InputSpec
 from resfit.weights.formats import safetensors as safetensors_reader
@@ -194,7 +194,7 @@ def _with_metadata(read: Tensors) -> Tensors:
         return dataclasses.replace(
             read,
             config={
-                "resfit": (DetectorSpec if "backbone" in about["spec"] else ArchitectureSpec).from_dict(about["spec"])
+                "resfit": (kinds.from_dict if "backbone" in about["spec"] else ArchitectureSpec.from_dict)(about["spec"])
             },
             input_spec=InputSpec.from_dict(contract) if contract else None,
             class_names=tuple(map(str, names)) if names else None,
