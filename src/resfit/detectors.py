@@ -241,7 +241,7 @@ def _info(name: str) -> DetectorInfo:
         training_data=weights.training_data if weights else "",
         ap=weights.ap if weights else None,
         evaluated_on=weights.evaluated_on if weights else "",
-        evaluation_size=(weights.eval_size or weights.input_size, longest) if weights and longest else None,
+        evaluation_size=weights and (weights.eval_size or weights.input_size, longest or weights.input_size),
         megabytes=weights.megabytes if weights else None,
         figures=weights.figures if weights else "",
         url=weights.url if weights else "",

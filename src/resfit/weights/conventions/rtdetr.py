@@ -176,6 +176,8 @@ _UNTOLD = {
     "temperature": "positional_encoding_temperature",
 }
 _SAID = ("encoder_heads", "decoder_heads", "queries", "sampling")
+# What the backbones of both programs are, and tensors do not tell.
+_BACKBONE = {"stem_pool": "max", "activation": "relu", "norm_epsilon": 1e-5, "antialias": None}
 # Fields of a configuration that the network here has no other form of.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "normalize_before": (False,),
@@ -253,10 +255,13 @@ def identify(
         translation.body.arrays,
         convention=translation.body.convention,
         facts=translation.body.facts,
-        **{"stem_pool": "max", **(body or {})},
+        **{**_BACKBONE, **(body or {})},
     )
     assumptions = [f"backbone: {_ARGUMENT.sub('backbone.', text)}" for text in found.assumptions]
     stated = _stated(config or {})
+    told_body = ((config or {}).get("backbone_config") or {}) if stated else {}
+    if isinstance(told_body, Mapping) and told_body.get("hidden_act", "relu") != "relu":
+        raise CheckpointError(f"the backbone must use relu. Received: hidden_act={told_body['hidden_act']!r}.")
     fields = {**{name: getattr(usual, name) for name in _UNTOLD}, **stated, **overrides}
     shapes = {name: tuple(np.shape(array)) for name, array in translation.arrays.items()}
     told = _told(shapes, fields, [array for name, array in translation.constants.items() if "scale" in name])
@@ -264,10 +269,10 @@ def identify(
         assumptions += [
             sentence(f"{name}={fields[name]!r}", "as in the published networks; the tensors do not tell", name)
             for name in _SAID
-            if name not in stated and name not in overrides
+            if name not in {**stated, **told, **overrides}
         ]
     try:
-        return RTDETRSpec(**{"backbone": found.spec, **told, **fields}), tuple(assumptions)
+        return RTDETRSpec(**{"backbone": found.spec, **fields, **told, **overrides}), tuple(assumptions)
     except ArgumentError as error:
         if overrides:
             raise
@@ -289,12 +294,19 @@ def to_torch(spec: RTDETRSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, np
     own = {name: array for name, array in arrays.items() if is_of_detector(name)}
     body = {name: array for name, array in arrays.items() if name not in own}
     renamed = {_body_name(name): array for name, array in pytorch.to_torch(spec.backbone, "timm", arrays=body).items()}
-    written = {f"{_BODY}{name}": array for name, array in renamed.items()}
+    # the norms of the backbone are frozen there, and have no counters
+    counter = detector_names.COUNTER
+    written = {f"{_BODY}{name}": array for name, array in renamed.items() if not name.endswith(counter)}
     written |= detector_names.to_torch(NAMINGS[0], own)
     if spec.version == 2:
         scale = np.full(spec.points * len(spec.levels), 1 / spec.points, np.float32)
         for number in range(spec.decoder_depth):
             written[f"model.decoder.layers.{number}.encoder_attn.{_SCALE}"] = scale.copy()
+        # the published files hold the heads twice
+        for name in list(written):
+            match = re.fullmatch(r"model\.decoder\.((?:class|bbox)_embed\..*)", name)
+            if match is not None:
+                written[match[1]] = written[name].copy()
     return written
 
 
@@ -350,12 +362,13 @@ def _told(
         if len(shapes.get(name, ())) != count:
             raise CheckpointError(f"an RT-DETR must have {name!r} of {count} axes. Received: {shapes.get(name)}.")
     levels = _highest(shapes, r"encoder_input_(\d+)_conv/kernel")
-    per_head = max(int(fields["decoder_heads"]), 1) * max(levels, 1)
-    points, rest = divmod(shapes["decoder_1_weights/kernel"][-1], per_head)
+    sampled = shapes["decoder_1_weights/kernel"][-1]
+    heads = _heads(scales, sampled) or fields["decoder_heads"]
+    per_head = max(int(heads), 1) * max(levels, 1)
+    points, rest = divmod(sampled, per_head)
     if rest or not points or levels > 5:
         raise CheckpointError(
-            f"the decoder must have {per_head} weights for each point. Received: "
-            f"{shapes['decoder_1_weights/kernel'][-1]}. Pass decoder_heads=."
+            f"the decoder must have {per_head} weights for each point. Received: {sampled}. Pass decoder_heads=."
         )
     for scale in scales:
         if np.shape(scale) != (levels * points,) or not np.allclose(scale, 1 / points):
@@ -372,11 +385,18 @@ def _told(
         "fusion_blocks": _highest(shapes, r"encoder_top_down_1_block(\d+)_1_conv/kernel"),
         "decoder_width": shapes["decoder_input_1_conv/kernel"][-1],
         "decoder_depth": _highest(shapes, r"decoder_(\d+)_query/kernel"),
+        **({"decoder_heads": heads} if scales else {}),
         "decoder_hidden": shapes["decoder_1_hidden/kernel"][-1],
         "points": points,
         "classes": shapes["decoder_1_class/kernel"][-1],
         "version": 2 if scales else 1,
     }
+
+
+def _heads(scales: list[np.ndarray], sampled: int) -> int:
+    """The decoder's heads, which RT-DETRv2's constants tell: one for each place that a head samples; else 0."""
+    places = int(np.size(scales[0])) if scales else 0
+    return 0 if not places or sampled % places else sampled // places
 
 
 def _highest(names: Mapping[str, Any], pattern: str) -> int:
