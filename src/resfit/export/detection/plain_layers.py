@@ -10,7 +10,8 @@ import numpy as np
 from resfit.errors import ExportError
 from resfit.export.detection.export_detector import ExportDetector
 from resfit.export.plain import own_layers, plain
-from resfit.networks.detection import layers, nms
+from resfit.networks.detection import layers, nms, transformer
+from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 
 # Rounds of suppression that are written out, since a file of Keras has no loops.
 ROUNDS = 16
@@ -49,7 +50,7 @@ def without_resfit(subject: ExportDetector) -> tuple[keras.Model, tuple[str, ...
         )
     assert named.keys() == dict(traced.output).keys()
     notes = ["Operations of resfit's own are written as Keras'."]
-    if not subject.raw:
+    if not subject.raw and not isinstance(subject.spec, RTDETRSpec):
         notes.append(f"Suppression is written out in {ROUNDS} rounds; longer chains of suppressions differ.")
     return traced, tuple(notes)
 
@@ -60,4 +61,18 @@ _TRACED = (
     layers.QualityScores,
     layers.DecodeBoxes,
     nms.NonMaxSuppression,
+    transformer.DotProductAttention,
+    transformer.AddSinePositions,
+    transformer.PlacesToMap,
+    transformer.UsedPlaces,
+    transformer.ProposedBoxes,
+    transformer.BestPlaces,
+    transformer.StopGradient,
+    transformer.RefineBoxes,
+    transformer.DeformableSampling,
+    transformer.BoxesInPixels,
+    transformer.BestPairs,
+    # what only training needs hands its input on
+    transformer.AuxiliaryDense,
+    transformer.AuxiliaryEmbedding,
 )

@@ -12,9 +12,9 @@ from keras import layers
 
 from resfit.errors import ArgumentError
 from resfit.networks import build as networks
-from resfit.networks.detection.layers import CropToMatch, DecodeBoxes, LevelScale, PositiveDistances, QualityScores
 from resfit.networks.detection import rtdetr_build
 from resfit.networks.detection.kinds import AnyDetectorSpec
+from resfit.networks.detection.layers import CropToMatch, DecodeBoxes, LevelScale, PositiveDistances, QualityScores
 from resfit.networks.detection.nms import NonMaxSuppression
 from resfit.networks.detection.rtdetr_plan import map_sizes
 from resfit.networks.detection.rtdetr_spec import RTDETRSpec

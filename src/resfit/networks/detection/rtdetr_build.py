@@ -12,11 +12,12 @@ from keras import layers
 
 from resfit.networks.detection import transformer
 from resfit.networks.detection.layers import CropToMatch
+from resfit.networks.detection.query_layers import PlannedLayers
 from resfit.networks.detection.rtdetr_plan import DENOISING, plan
 from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 
 
-class QueryDecoder:
+class QueryDecoder(PlannedLayers):
     """Encoder and decoder of an RT-DETR. Its layers are made once; every call uses the same.
 
     Args:
@@ -24,9 +25,7 @@ class QueryDecoder:
     """
 
     def __init__(self, spec: RTDETRSpec):
-        self.spec = spec
-        self.plan = {layer.name: layer for layer in plan(spec)}
-        self.layers: dict[str, Any] = {}
+        super().__init__(spec, plan(spec))
 
     def __call__(self, taps: Mapping[int, Any], denoising: Sequence[Any] = ()) -> dict[str, Any]:
         """Applies encoder and decoder.
@@ -104,9 +103,9 @@ class QueryDecoder:
         logits = self._dense(found, "decoder_proposal_class")
         codes = self._boxes(found, "decoder_proposal")
         codes = self._layer("decoder_proposed", lambda name: transformer.ProposedBoxes(name=name))([codes, *maps])
-        best = self._layer(
-            "decoder_best", lambda name: transformer.BestPlaces(spec.queries, name=name)
-        )([logits, codes, found])
+        best = self._layer("decoder_best", lambda name: transformer.BestPlaces(spec.queries, name=name))(
+            [logits, codes, found]
+        )
         outputs = {"proposal_logits": best[0], "proposal_boxes": self._sigmoid(best[1], "decoder_proposal_boxes")}
         x, codes = (self._stopped(one, f"decoder_start_{name}") for one, name in ((best[2], "x"), (best[1], "codes")))
         embedding = self._layer(
@@ -144,9 +143,9 @@ class QueryDecoder:
             outputs |= {f"logits_{number}": logits, f"boxes_{number}": boxes}
         if denoising:
             return outputs
-        logits = self._layer(
-            "class_logits", lambda name: layers.Activation("linear", dtype="float32", name=name)
-        )(logits)
+        logits = self._layer("class_logits", lambda name: layers.Activation("linear", dtype="float32", name=name))(
+            logits
+        )
         return {"class_logits": logits, "box_codes": boxes}
 
     def _sampled(self, x: Any, queries: Any, memory: Any, boxes: Any, maps: list[Any], name: str) -> Any:
@@ -162,56 +161,10 @@ class QueryDecoder:
         found = self._dense(sampling([values, offsets, weights, boxes, *maps]), f"{name}_sampled")
         return self._normed(self._added(x, found, f"{name}_sampled_add"), f"{name}_sampled_norm")
 
-    def _attention(self, x: Any, placed: Any, name: str, heads: int, mask: Sequence[Any] = ()) -> Any:
-        """Self-attention; positions enter queries and keys alone."""
-        queries, keys = (self._dense(placed, f"{name}_{part}") for part in ("query", "key"))
-        values = self._dense(x, f"{name}_value")
-        attention = self._layer(f"{name}_attention", lambda name: transformer.DotProductAttention(heads, name=name))
-        found = self._dense(attention([queries, keys, values, *mask]), f"{name}_attended")
-        return self._normed(self._added(x, found, f"{name}_attended_add"), f"{name}_attended_norm")
-
-    def _feed_forward(self, x: Any, name: str, activation: str) -> Any:
-        hidden = self._activation(self._dense(x, f"{name}_hidden"), activation, f"{name}_hidden_act")
-        found = self._dense(hidden, f"{name}_output")
-        return self._normed(self._added(x, found, f"{name}_output_add"), f"{name}_output_norm")
-
-    def _boxes(self, x: Any, name: str) -> Any:
-        for number in (1, 2):
-            x = self._activation(self._dense(x, f"{name}_box_{number}"), "relu", f"{name}_box_{number}_relu")
-        return self._dense(x, f"{name}_box_3")
-
     def _head(self, name: str, auxiliary: bool) -> Any:
         """The class head of a layer of the decoder. All but the last are for training."""
         kind = transformer.AuxiliaryDense if auxiliary else layers.Dense
         return self._layer(name, lambda name: kind(self.spec.classes, name=name, **self._start(name)))
-
-    def _layer(self, name: str, make: Any) -> Any:
-        """A layer by its name, made on first use."""
-        if name not in self.layers:
-            self.layers[name] = make(name)
-        return self.layers[name]
-
-    def _conv(self, x: Any, name: str, activation: str | None = "own") -> Any:
-        """A convolution and its batch norm, and the encoder's activation where there is one."""
-        planned, spec = self.plan[name], self.spec
-        if planned.kernel > 1:
-            pad = (planned.kernel - 1) // 2
-            x = self._layer(f"{name}_pad", lambda name: layers.ZeroPadding2D(pad, name=name))(x)
-        x = self._layer(
-            f"{name}_conv",
-            lambda name: layers.Conv2D(
-                planned.outputs, planned.kernel, strides=planned.stride, use_bias=False, name=name
-            ),
-        )(x)
-        x = self._layer(
-            f"{name}_bn",
-            lambda name: layers.BatchNormalization(momentum=spec.norm_momentum, epsilon=spec.norm_epsilon, name=name),
-        )(x)
-        return x if activation is None else self._activation(x, spec.activation, f"{name}_act")
-
-    def _dense(self, x: Any, name: str) -> Any:
-        planned = self.plan[name]
-        return self._layer(name, lambda name: layers.Dense(planned.outputs, name=name, **self._start(name)))(x)
 
     def _start(self, name: str) -> dict[str, Any]:
         """How a dense layer begins where that matters: boxes where they stand, offsets in a star, no class likely."""
@@ -228,21 +181,6 @@ class QueryDecoder:
             prior = 1 / (self.spec.classes + 1)
             return {"bias_initializer": keras.initializers.Constant(-math.log((1 - prior) / prior))}
         return {}
-
-    def _normed(self, x: Any, name: str) -> Any:
-        return self._layer(name, lambda name: layers.LayerNormalization(epsilon=self.spec.norm_epsilon, name=name))(x)
-
-    def _activation(self, x: Any, activation: str, name: str) -> Any:
-        return self._layer(name, lambda name: layers.Activation(activation, name=name))(x)
-
-    def _sigmoid(self, x: Any, name: str) -> Any:
-        return self._layer(name, lambda name: layers.Activation("sigmoid", dtype="float32", name=name))(x)
-
-    def _added(self, x: Any, other: Any, name: str) -> Any:
-        return self._layer(name, lambda name: layers.Add(name=name))([x, other])
-
-    def _stopped(self, x: Any, name: str) -> Any:
-        return self._layer(name, lambda name: transformer.StopGradient(name=name))(x)
 
 
 @keras.saving.register_keras_serializable(package="resfit")

@@ -150,9 +150,7 @@ def _places(maps: Any) -> Any:
     found = []
     for number, level in enumerate(maps):
         height, width = ops.shape(level)[1], ops.shape(level)[2]
-        y, x = (
-            (ops.cast(ops.arange(side), "float32") + 0.5) / ops.cast(side, "float32") for side in (height, width)
-        )
+        y, x = ((ops.cast(ops.arange(side), "float32") + 0.5) / ops.cast(side, "float32") for side in (height, width))
         side = ops.ones((height, width), "float32")
         y, x = ops.expand_dims(y, 1) * side, ops.expand_dims(x, 0) * side
         size = side * (0.05 * 2.0**number)
@@ -287,9 +285,7 @@ class DeformableSampling(keras.layers.Layer):
         **kwargs: As ``keras.layers.Layer`` takes them.
     """
 
-    def __init__(
-        self, heads: int, points: int, sampling: str = "bilinear", offset_scale: float = 0.5, **kwargs: Any
-    ):
+    def __init__(self, heads: int, points: int, sampling: str = "bilinear", offset_scale: float = 0.5, **kwargs: Any):
         super().__init__(**{"autocast": False, **kwargs})
         self.options: dict[str, Any] = {
             "heads": heads,
@@ -341,9 +337,7 @@ class DeformableSampling(keras.layers.Layer):
     def _interpolated(self, flat: Any, places: Any, weights: Any, block: Any, rows: Any, columns: Any) -> Any:
         """The weighted sum of what lies between four pixels each."""
         found: Any = 0.0
-        x, y = (
-            places[..., axis] * ops.cast(side, "float32") - 0.5 for axis, side in ((0, columns), (1, rows))
-        )
+        x, y = (places[..., axis] * ops.cast(side, "float32") - 0.5 for axis, side in ((0, columns), (1, rows)))
         left, top = ops.floor(x), ops.floor(y)
         for down in (0, 1):
             for right in (0, 1):
