@@ -13,6 +13,7 @@ import numpy as np
 from resfit.errors import ArgumentError, CheckpointError, closest
 from resfit.networks import catalog as networks
 from resfit.networks.detection import catalog, kinds
+from resfit.networks.detection.detr_spec import DETRSpec
 from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.detection.spec import DetectorSpec, is_of_detector
@@ -32,7 +33,6 @@ TORCHVISION = dataclasses.replace(TORCH, size=(800, 1333), resize_mode="fit", cr
 RTDETR = InputSpec(size=(640, 640), scale=1 / 255, resize_mode="squash", crop_fraction=1.0)
 
 
-
 def _fields(kind: Any) -> tuple[str, ...]:
     """Names of the fields of a kind of network, or of one."""
     return tuple(field.name for field in dataclasses.fields(kind))
@@ -41,7 +41,13 @@ def _fields(kind: Any) -> tuple[str, ...]:
 _BACKBONE_FIELDS = _fields(ArchitectureSpec)
 _BACKBONE = "backbone."
 #: What overrides may name: fields of a network, of a detector, and of a detector's backbone.
-FIELDS = (*_BACKBONE_FIELDS, *_fields(DetectorSpec), *_fields(RTDETRSpec), *(f"{_BACKBONE}{field}" for field in _BACKBONE_FIELDS))
+FIELDS = (
+    *_BACKBONE_FIELDS,
+    *_fields(DetectorSpec),
+    *_fields(RTDETRSpec),
+    *_fields(DETRSpec),
+    *(f"{_BACKBONE}{field}" for field in _BACKBONE_FIELDS),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,8 +311,8 @@ def name_of(spec: AnyDetectorSpec) -> str:
         )
         if spec.replace(backbone=body) == alike:
             return row.name
-    if isinstance(spec, RTDETRSpec):
-        return "rtdetr"
+    if isinstance(spec, RTDETRSpec | DETRSpec):
+        return "rtdetr" if isinstance(spec, RTDETRSpec) else "detr"
     return "fcos" if spec.quality else "retinanet" if spec.box_coding == "deltas" else "detector"
 
 
@@ -341,7 +347,8 @@ def _apart(overrides: Mapping[str, Any], fields: Sequence[str]) -> tuple[dict[st
         else:
             known = [*fields, *_BACKBONE_FIELDS]
             raise ArgumentError(
-                f"an override must be a field of the detector or its backbone. Received: {name!r}.{closest(name, known)}"
+                "an override must be a field of the detector or its backbone. Received: "
+                f"{name!r}.{closest(name, known)}"
             )
     return own, backbone
 
@@ -360,10 +367,12 @@ def _contract(spec: AnyDetectorSpec, stated: InputSpec | None, wanted: Any = Non
         return stated.with_channels(spec.in_channels), []
     if isinstance(spec, RTDETRSpec):
         what = "images stretched to 640x640 pixels, scaled to 0..1"
-        return RTDETR.with_channels(spec.in_channels), [sentence(what, "RT-DETR's; the source states none", "input_spec")]
+        why = "RT-DETR's; the source states no input contract"
+        return RTDETR.with_channels(spec.in_channels), [sentence(what, why, "input_spec")]
     what = (
         "images with a shorter side of 800 and a longer one of 1333 at most, scaled to 0..1, less 0.485 0.456 0.406, "
         "over 0.229 0.224 0.225"
     )
-    why = "torchvision's; the source states no input contract"
+    owner = "DETR's" if isinstance(spec, DETRSpec) else "torchvision's"
+    why = f"{owner}; the source states no input contract"
     return TORCHVISION.with_channels(spec.in_channels), [sentence(what, why, "input_spec")]

@@ -84,8 +84,8 @@ class CheckpointInfo:
         longest_side: Of detectors: side in pixels that no image has more of, where ``input_size`` is the shorter one.
         ap: Published box AP on ``evaluated_on`` in percent: the mean over thresholds of overlap of 0.5 to 0.95.
         megabytes: Size of the published file in millions of bytes, as far as it is stated.
-        resize_mode: How images are brought to the input's size, as :class:`resfit.preprocessing.InputSpec` has it; ``""``
-            for ``"fit"`` where there is a longest side, else ``"shorter"``.
+        resize_mode: How images are brought to the input's size, as :class:`resfit.preprocessing.InputSpec` has it;
+            ``""`` for ``"fit"`` where there is a longest side, else ``"shorter"``.
     """
 
     name: str

@@ -23,13 +23,14 @@ from resfit import dependencies
 from resfit.errors import ArgumentError, CheckpointError, MissingDependencyError, closest
 from resfit.networks import arithmetic, catalog
 from resfit.networks.detection import kinds
+from resfit.networks.detection.detr_spec import DETRSpec
 from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.spec import ArchitectureSpec
 from resfit.preprocessing import InputSpec
 from resfit.storage.atomic import atomic_open, atomic_path, write_json
 from resfit.weights import canonical, identify, load, registry
-from resfit.weights.conventions import pytorch, rtdetr, torchvision_detection
+from resfit.weights.conventions import detr, pytorch, rtdetr, torchvision_detection
 from resfit.weights.formats import keras_h5, safetensors
 from resfit.weights.formats.base import written_suffixes
 from resfit.weights.formats.keras_archive import OWN_MEMBER
@@ -63,7 +64,8 @@ def write(model: Any, target: str | os.PathLike[str], *, naming: str | None = No
             suffix: a folder with ``config.json`` and ``model.safetensors`` as timm or transformers load it. An
             existing file is replaced whole.
         naming: One of :data:`NAMINGS`. Default: ``"timm"``, or ``"timm-v2"`` with pre-activation; of a
-            detector the library's that has it: ``"torchvision"``, or ``"transformers"`` for RT-DETR.
+            detector the library's that has it: ``"torchvision"``, or ``"transformers"``
+            for RT-DETR and DETR.
 
     Returns:
         The path that was written.
@@ -172,11 +174,8 @@ def _write_own(model: Any, target: Path) -> None:
 
 def _write_detector(model: Any, target: Path, kind: str | None, naming: str | None) -> None:
     """Writes a detector under the names of the library that has it, or resfit's own."""
-    usual, to_torch = (
-        ("transformers", rtdetr.to_torch)
-        if isinstance(model.architecture, RTDETRSpec)
-        else ("torchvision", torchvision_detection.to_torch)
-    )
+    modules: dict[type, tuple[str, Any]] = {RTDETRSpec: ("transformers", rtdetr), DETRSpec: ("transformers", detr)}
+    usual, module = modules.get(type(model.architecture), ("torchvision", torchvision_detection))
     naming = naming or usual
     if naming not in (usual, "resfit"):
         raise ArgumentError(f"naming of this detector must be {usual!r} or 'resfit'. Received: {naming!r}.")
@@ -190,7 +189,7 @@ def _write_detector(model: Any, target: Path, kind: str | None, naming: str | No
     contract = _contract_of(model)
     if contract is not None and contract.channel_order == "bgr":
         raise ArgumentError(f"{usual}'s detectors take RGB. Received: one that takes BGR. Take naming='resfit'.")
-    arrays = to_torch(model.architecture, canonical.arrays(model))
+    arrays = module.to_torch(model.architecture, canonical.arrays(model))
     if kind != ".safetensors":
         _write_pickle(target, arrays)
         return

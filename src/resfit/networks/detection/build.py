@@ -12,14 +12,15 @@ from keras import layers
 
 from resfit.errors import ArgumentError
 from resfit.networks import build as networks
-from resfit.networks.detection import rtdetr_build
-from resfit.networks.detection.kinds import AnyDetectorSpec
+from resfit.networks.detection import detr_build, rtdetr_build
+from resfit.networks.detection.detr_spec import DETRSpec
+from resfit.networks.detection.kinds import AnyDetectorSpec, QueryDetectorSpec, takes_best_class
 from resfit.networks.detection.layers import CropToMatch, DecodeBoxes, LevelScale, PositiveDistances, QualityScores
 from resfit.networks.detection.nms import NonMaxSuppression
 from resfit.networks.detection.rtdetr_plan import map_sizes
 from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.detection.spec import DetectorSpec
-from resfit.networks.detection.transformer import BestPairs
+from resfit.networks.detection.transformer import BestPairs, BoxesInPixels, ReportedScores
 from resfit.networks.plan import NORM_SUFFIXES
 from resfit.preprocessing import InputSpec
 
@@ -75,7 +76,7 @@ def build(
         outputs: ``"boxes"`` for ``{"boxes": (batch, n, 4), "scores": (batch, n, classes)}``: xyxy in pixels of the
             input, cut to it, and scores in [0, 1], before non-maximum suppression. ``"raw"`` for logits and codes, as
             losses take them: ``"class_logits"``, ``"box_codes"`` and, where there is one, ``"quality"``. The codes of
-            RT-DETR are centres and sides in shares of the image; it has no suppression.
+            RT-DETR and DETR are centres and sides in shares of the image; they have no suppression.
             ``"detections"`` for what is left after the suppression, see
             :class:`resfit.networks.detection.nms.NonMaxSuppression`.
         input_shape: ``(height, width, channels)`` of one image; height and width may be None, which is the default.
@@ -114,10 +115,10 @@ def build(
     )
     maps = {level: body.output[tap] for level, tap in taps.items()}
     images = body.inputs[0]
-    if isinstance(spec, RTDETRSpec):
-        _check_places(spec, input_shape)
-        named: Any = rtdetr_build.QueryDecoder(spec)(maps)
-        found = named if outputs == "raw" else rtdetr_build.boxes_and_scores(images, named)
+    if isinstance(spec, QueryDetectorSpec):
+        found = _queries(spec, maps, input_shape)
+        if outputs != "raw":
+            found = boxes_of_queries(images, found, spec)
         if outputs == "detections":
             found = best_pairs(spec)(found)
     else:
@@ -130,6 +131,32 @@ def build(
     if input_spec is not None:
         model.input_spec = input_spec
     return model
+
+
+def _queries(
+    spec: QueryDetectorSpec, maps: Mapping[int, Any], input_shape: tuple[int | None, int | None, int] | None
+) -> Any:
+    """Logits and boxes of every query."""
+    if isinstance(spec, DETRSpec):
+        return detr_build.Transformer(spec)(maps)
+    _check_places(spec, input_shape)
+    return rtdetr_build.QueryDecoder(spec)(maps)
+
+
+def boxes_of_queries(images: Any, raw: Mapping[str, Any], spec: QueryDetectorSpec) -> dict[str, Any]:
+    """Returns boxes in pixels and scores of every query.
+
+    Args:
+        images: ``(batch, height, width, channels)``, of which only height and width matter.
+        raw: ``"class_logits"`` and ``"box_codes"``.
+        spec: The detector.
+    """
+    boxes = BoxesInPixels(name="boxes")([raw["box_codes"], images])
+    if isinstance(spec, DETRSpec):
+        scores = ReportedScores(spec.reported, name="scores")(raw["class_logits"])
+    else:
+        scores = layers.Activation("sigmoid", dtype="float32", name="scores")(raw["class_logits"])
+    return {"boxes": boxes, "scores": scores}
 
 
 def _check_places(spec: RTDETRSpec, input_shape: tuple[int | None, int | None, int] | None) -> None:
@@ -145,13 +172,13 @@ def _check_places(spec: RTDETRSpec, input_shape: tuple[int | None, int | None, i
         )
 
 
-def best_pairs(spec: RTDETRSpec) -> BestPairs:
+def best_pairs(spec: QueryDetectorSpec) -> BestPairs:
     """Returns the layer that takes the best pairs of a box and a class, in place of suppression.
 
     Args:
         spec: The detector.
     """
-    return BestPairs(spec.max_detections, spec.score_threshold, name="detections")
+    return BestPairs(spec.max_detections, spec.score_threshold, takes_best_class(spec), name="detections")
 
 
 def build_on_maps(spec: DetectorSpec, *, name: str | None = None) -> keras.Model:

@@ -10,6 +10,7 @@ from typing import Any
 from resfit.errors import UnknownNameError, closest
 from resfit.networks import arithmetic, catalog
 from resfit.networks.detection.anchors import octave_sizes
+from resfit.networks.detection.detr_spec import DETRSpec
 from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.detection.spec import DetectorSpec
@@ -18,6 +19,7 @@ from resfit.networks.spec import ArchitectureSpec
 RETINANET = "Lin et al. 2017, arXiv:1708.02002"
 FCOS = "Tian et al. 2019, arXiv:1904.01355"
 ATSS = "Zhang et al. 2019, arXiv:1912.02424"
+DETR = "Carion et al. 2020, arXiv:2005.12872"
 RTDETR = "Zhao et al. 2023, arXiv:2304.08069"
 RTDETR_V2 = "Lv et al. 2024, arXiv:2407.17140"
 
@@ -111,8 +113,18 @@ def rows() -> dict[str, DetectorRow]:
         DetectorRow("fcos_resnet50", "FCOS", fcos, FCOS),
         DetectorRow("fcos_light_resnet18", "FCOS", small, FCOS),
         *_rtdetr_rows(),
+        *_detr_rows(),
     )
     return {row.name: row for row in table}
+
+
+def _detr_rows() -> list[DetectorRow]:
+    rows = []
+    for name, body in (("resnet50", "resnet50v1.5"), ("resnet101", "resnet101v1.5")):
+        for suffix, stride in (("", 32), ("_dc5", 16)):
+            backbone = catalog.get(body).spec.replace(output_stride=stride)
+            rows.append(DetectorRow(f"detr_{name}{suffix}", "DETR", DETRSpec(backbone=backbone), DETR))
+    return rows
 
 
 def _rtdetr_rows() -> list[DetectorRow]:

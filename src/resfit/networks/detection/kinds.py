@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from resfit.networks.detection import anchors, arithmetic, rtdetr_plan
+from resfit.networks.detection import anchors, arithmetic, detr_plan, rtdetr_plan
 from resfit.networks.detection.arithmetic import DetectorArithmetic
+from resfit.networks.detection.detr_spec import DETRSpec
 from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.detection.spec import DetectorSpec
 
-#: A detector of any kind, as data. ``isinstance`` takes it.
-AnyDetectorSpec = DetectorSpec | RTDETRSpec
+#: A detector that decodes queries and suppresses nothing, as data. ``isinstance`` takes it.
+QueryDetectorSpec = RTDETRSpec | DETRSpec
+#: A detector of any kind, as data.
+AnyDetectorSpec = DetectorSpec | RTDETRSpec | DETRSpec
 
 # By the value of "kind" in a spec's fields; dense detectors have none.
-_KINDS: dict[str, type[RTDETRSpec]] = {"rtdetr": RTDETRSpec}
+_KINDS: dict[str, Any] = {"rtdetr": RTDETRSpec, "detr": DETRSpec}
 
 
 def from_dict(fields: Mapping[str, Any]) -> AnyDetectorSpec:
@@ -39,6 +42,8 @@ def count(spec: AnyDetectorSpec, *, input_size: tuple[int, int] | None = None) -
     """
     if isinstance(spec, RTDETRSpec):
         return rtdetr_plan.count(spec, input_size=input_size)
+    if isinstance(spec, DETRSpec):
+        return detr_plan.count(spec, input_size=input_size)
     return arithmetic.count(spec, input_size=input_size)
 
 
@@ -49,7 +54,7 @@ def boxes_of_levels(spec: AnyDetectorSpec, image_size: tuple[int, int]) -> tuple
         spec: The detector.
         image_size: Height and width of the image in pixels.
     """
-    if isinstance(spec, RTDETRSpec):
+    if isinstance(spec, QueryDetectorSpec):
         return (spec.queries,)
     return tuple(rows * columns * spec.anchors_per_cell for rows, columns in anchors.grid_sizes(spec, image_size))
 
@@ -62,4 +67,15 @@ def class_weights(spec: AnyDetectorSpec) -> tuple[str, ...]:
     """
     if isinstance(spec, RTDETRSpec):
         return ("decoder_*_class/*", "decoder_denoising/*")
+    if isinstance(spec, DETRSpec):
+        return ("decoder_class/*",)
     return ("class_logits_conv/*",)
+
+
+def takes_best_class(spec: AnyDetectorSpec) -> bool:
+    """Whether only the best class of a box counts.
+
+    Args:
+        spec: The detector.
+    """
+    return isinstance(spec, DETRSpec)

@@ -18,7 +18,7 @@ class PlannedLayer:
 
     Attributes:
         name: Its name, without ``_conv`` and ``_bn`` for a convolution, which stands for both.
-        kind: A convolution with a batch norm behind it or with a bias, a dense layer, a layer norm, or a table of vectors.
+        kind: A convolution with a batch norm behind it or with a bias, a dense layer, a layer norm, or a table.
         inputs: Channels that enter; of an embedding how many vectors it has.
         outputs: Channels that leave.
         kernel: Side of a convolution's kernel.

@@ -200,15 +200,3 @@ class _Star(keras.initializers.Initializer):
 
     def get_config(self) -> dict[str, Any]:
         return {"heads": self.heads, "levels": self.levels, "points": self.points}
-
-
-def boxes_and_scores(images: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns boxes in pixels and scores of every query.
-
-    Args:
-        images: ``(batch, height, width, channels)``, of which only height and width matter.
-        raw: What :class:`QueryDecoder` returned.
-    """
-    boxes = transformer.BoxesInPixels(name="boxes")([raw["box_codes"], images])
-    scores = layers.Activation("sigmoid", dtype="float32", name="scores")(raw["class_logits"])
-    return {"boxes": boxes, "scores": scores}

@@ -126,6 +126,98 @@ class AddSinePositions(keras.layers.Layer):
 
 
 @_register
+class AddScaledPositions(AddSinePositions):
+    """Adds sines and cosines of positions that run from 0 to two pi over a map, whatever its size (DETR).
+
+    Args:
+        temperature: Ratio of the longest period to the shortest.
+        **kwargs: As ``keras.layers.Layer`` takes them.
+    """
+
+    def call(self, inputs: Any) -> Any:
+        """Adds to ``(batch, height * width, channels)``; the second input is the map, of which only its size matters.
+
+        Half of the channels are for the row, half for the column; sines and cosines take turns.
+        """
+        tokens, model = inputs
+        height, width, channels = ops.shape(model)[1], ops.shape(model)[2], tokens.shape[-1]
+        rates = self.temperature ** (np.arange(channels // 4, dtype=np.float32) / np.float32(channels // 4))
+        rates = ops.convert_to_tensor(rates.astype(np.float32)[None])
+        parts = []
+        for side, axis in ((height, 1), (width, 0)):
+            place = ops.cast(ops.arange(side), "float32") + 1.0
+            place = place / (ops.cast(side, "float32") + 1e-6) * (2 * math.pi)
+            angles = ops.expand_dims(place, -1) / rates
+            waves = ops.reshape(ops.stack([ops.sin(angles), ops.cos(angles)], axis=-1), (-1, channels // 2))
+            other = (1, width, 1) if axis else (height, 1, 1)
+            parts.append(ops.tile(ops.expand_dims(waves, axis), other))
+        positions = ops.reshape(ops.concatenate(parts, axis=-1), (1, -1, channels))
+        return tokens + ops.cast(positions, tokens.dtype)
+
+
+@_register
+class LearnedQueries(keras.layers.Layer):
+    """What is learned of each query, for every image, and the zeros that queries begin with.
+
+    Args:
+        count: Queries.
+        width: Channels.
+        **kwargs: As ``keras.layers.Layer`` takes them.
+    """
+
+    def __init__(self, count: int, width: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.count, self.width = count, width
+
+    def build(self, input_shape: Any) -> None:
+        """Makes the table."""
+        self.embeddings = self.add_weight((self.count, self.width), "random_normal", name="embeddings")
+
+    def call(self, inputs: Any) -> Any:
+        """Returns two tensors ``(batch, count, width)`` for as many images as the input has."""
+        table = ops.expand_dims(ops.cast(self.embeddings, self.compute_dtype), 0)
+        found = ops.tile(table, (ops.shape(inputs)[0], 1, 1))
+        return [found, ops.zeros_like(found)]
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Returns both shapes."""
+        return [(input_shape[0], self.count, self.width)] * 2
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        return {**super().get_config(), "count": self.count, "width": self.width}
+
+
+@_register
+class ReportedScores(keras.layers.Layer):
+    """Probabilities of the classes that are reported, of logits whose last one stands for no object.
+
+    Args:
+        reported: Numbers of the outputs.
+        **kwargs: As ``keras.layers.Layer`` takes them.
+    """
+
+    def __init__(self, reported: Any, **kwargs: Any):
+        super().__init__(**{"dtype": "float32", **kwargs})
+        self.reported = [int(number) for number in reported]
+
+    def call(self, inputs: Any) -> Any:
+        """Returns ``(batch, n, reported)`` of ``(batch, n, outputs)``."""
+        found = ops.softmax(inputs, axis=-1)
+        if self.reported == list(range(len(self.reported))):
+            return found[..., : len(self.reported)]
+        return ops.take(found, ops.convert_to_tensor(np.array(self.reported, np.int32)), axis=-1)
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
+        """Returns the shape with the classes that are reported."""
+        return (*input_shape[:-1], len(self.reported))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        return {**super().get_config(), "reported": self.reported}
+
+
+@_register
 class PlacesToMap(keras.layers.Layer):
     """Brings places that stand one behind another back to the shape of a map.
 
@@ -410,17 +502,18 @@ class BoxesInPixels(keras.layers.Layer):
 
 @_register
 class BestPairs(keras.layers.Layer):
-    """The pairs of a box and a class with the best scores; several classes may share a box.
+    """The pairs of a box and a class with the best scores.
 
     Args:
         max_detections: How many are kept at most.
         score_threshold: They must have more than this score.
+        best_class: Whether only the best class of a box counts; otherwise several may share a box.
         **kwargs: As ``keras.layers.Layer`` takes them.
     """
 
-    def __init__(self, max_detections: int, score_threshold: float = 0.0, **kwargs: Any):
+    def __init__(self, max_detections: int, score_threshold: float = 0.0, best_class: bool = False, **kwargs: Any):
         super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
-        self.max_detections, self.score_threshold = max_detections, score_threshold
+        self.max_detections, self.score_threshold, self.best_class = max_detections, score_threshold, best_class
 
     def call(self, inputs: Any) -> dict[str, Any]:
         """Chooses.
@@ -434,6 +527,9 @@ class BestPairs(keras.layers.Layer):
         """
         boxes, scores = inputs["boxes"], inputs["scores"]
         classes = scores.shape[-1]
+        if self.best_class:
+            best = ops.one_hot(ops.argmax(scores, axis=-1), classes, dtype="float32")
+            scores = scores * best
         flat = ops.reshape(scores, (-1, scores.shape[1] * classes))
         best, indices = ops.top_k(flat, min(self.max_detections, flat.shape[-1]), sorted=True)
         indices = ops.cast(indices, "int32")
@@ -460,7 +556,7 @@ class BestPairs(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
         own = {"max_detections": self.max_detections, "score_threshold": self.score_threshold}
-        return {**super().get_config(), **own}
+        return {**super().get_config(), **own, "best_class": self.best_class}
 
 
 @_register

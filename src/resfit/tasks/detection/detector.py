@@ -20,13 +20,12 @@ from resfit.features import extract as feature_store
 from resfit.features.progress import Progress
 from resfit.networks.detection import kinds
 from resfit.networks.detection.kinds import AnyDetectorSpec
-from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.preprocessing import InputSpec
 from resfit.tasks.base import Exportable, FitRun, FittedModel, TextTable
 from resfit.tasks.detection import orientation, pretrained, saving
 from resfit.tasks.detection.detections import Detections, PredictedPictures
 from resfit.tasks.detection.evaluation import DetectionEvaluation, evaluated
-from resfit.tasks.detection.postprocess import suppress
+from resfit.tasks.detection.postprocess import best_classes, suppress
 from resfit.tasks.detection.results import DetectorRecipe
 from resfit.tasks.detection.tiles import OVERLAP, Tiling, predict_in_tiles, sides_of
 
@@ -355,7 +354,7 @@ class Detector(FittedModel):
         own = spec or self.spec
         boxes, scores, labels, places = suppress(
             row[:, :4],
-            row[:, 4:],
+            best_classes(row[:, 4:]) if kinds.takes_best_class(own) else row[:, 4:],
             counts=self._counts,
             score_threshold=own.score_threshold,
             nms_threshold=own.nms_threshold,
@@ -439,7 +438,7 @@ class Detector(FittedModel):
         from resfit.training import boundary
 
         base = boundary.copy(self.model, size=size) if size is not None else self.model
-        if isinstance(self.spec, RTDETRSpec):
+        if isinstance(self.spec, kinds.QueryDetectorSpec):
             found = best_pairs(self.spec)(base.output)
         else:
             maps = [base.get_layer(name).output for name in level_layers(base, self.spec)]

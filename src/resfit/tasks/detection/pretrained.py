@@ -11,7 +11,9 @@ import numpy as np
 from resfit import zoo
 from resfit.errors import ArgumentError, CheckpointError, ResfitError
 from resfit.networks.detection import catalog
+from resfit.networks.detection.detr_spec import DETRSpec
 from resfit.networks.detection.kinds import AnyDetectorSpec
+from resfit.networks.detection.spec import DetectorSpec
 from resfit.preprocessing import InputSpec
 from resfit.tasks.detection.results import DetectorRecipe
 from resfit.weights import detectors, locate
@@ -122,6 +124,13 @@ def with_meaning(source: DetectorSource) -> DetectorSource:
     if not names or source.is_keras_file or all(map(detectors.has_meaning, names)):
         return source
     kept = [number for number, name in enumerate(names) if detectors.has_meaning(name)]
+    told = tuple(names[number] for number in kept)
+    if isinstance(source.spec, DETRSpec):  # the softmax is over all of them
+        left = tuple(number for number in range(len(names)) if number not in kept)
+        spec = source.spec.replace(classes=len(kept), unreported=left)
+        return dataclasses.replace(source, spec=spec, class_names=told)
+    if not isinstance(source.spec, DetectorSpec):
+        return source
     arrays = dict(source.arrays)
     for part in ("kernel", "bias"):
         array = np.asarray(arrays[f"class_logits_conv/{part}"])
@@ -131,5 +140,5 @@ def with_meaning(source: DetectorSource) -> DetectorSource:
         source,
         spec=source.spec.replace(classes=len(kept)),
         arrays=arrays,
-        class_names=tuple(names[number] for number in kept),
+        class_names=told,
     )

@@ -18,6 +18,8 @@ from resfit.weights.conventions import pytorch
 from resfit.weights.formats.base import Tensors
 
 COUNTER = "num_batches_tracked"
+#: Where the argument stands that an assumption about the backbone names.
+ARGUMENT = re.compile(r"(?=\b\w+= changes it)")
 _NUMBER = re.compile(r"\\\{(=?)(\w)\\\}")
 _NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 _DENSE = {"weight": "kernel", "bias": "bias"}
@@ -31,7 +33,7 @@ class Naming:
     Attributes:
         program: What it is called.
         anchor: Matches the name of one tensor of each such detector, with what stands before the names as ``prefix``.
-        body: Where the backbone stands below that.
+        bodies: Where the backbone may stand below that.
         rules: Templates of layers there and here. The first that fits a layer is the one that is written.
         packed: Templates of attention whose three projections are one tensor, ``in_proj_weight``, and their stem here.
         embeddings: Layers here whose tensor is a table of vectors.
@@ -40,7 +42,7 @@ class Naming:
 
     program: str
     anchor: re.Pattern[str]
-    body: str
+    bodies: tuple[str, ...]
     rules: tuple[tuple[str, str], ...]
     packed: tuple[tuple[str, str], ...] = ()
     embeddings: tuple[str, ...] = ()
@@ -101,10 +103,11 @@ def translate(
     naming = next((one for one in namings if one.prefixes(arrays)), namings[0])
     prefix = chosen(naming.prefixes(arrays), prefix, averaged, naming.program, arrays)
     own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-    inside = {name: array for name, array in own.items() if name.startswith(naming.body)}
-    body = pytorch.translate({name.removeprefix(naming.body): array for name, array in inside.items()})
+    path = next((path for path in naming.bodies if any(name.startswith(path) for name in own)), naming.bodies[0])
+    inside = {name: array for name, array in own.items() if name.startswith(path)}
+    body = pytorch.translate({name.removeprefix(path): array for name, array in inside.items()})
     found = dict(body.arrays)
-    leftover = {f"{prefix}{naming.body}{name}": array for name, array in body.leftover.items()}
+    leftover = {f"{prefix}{path}{name}": array for name, array in body.leftover.items()}
     outside, more = sorted_out(arrays, prefix, naming.prefixes(arrays))
     constants: dict[str, np.ndarray] = {}
     for name, array in own.items():
@@ -231,9 +234,7 @@ def _source(naming: Naming, target: str, kind: str) -> str:
     return found[1 if kind == "norm" else 0]
 
 
-def _canonical(
-    naming: Naming, own: Mapping[str, np.ndarray], name: str, array: np.ndarray
-) -> dict[str, np.ndarray]:
+def _canonical(naming: Naming, own: Mapping[str, np.ndarray], name: str, array: np.ndarray) -> dict[str, np.ndarray]:
     """A tensor under its canonical name; a packed one under three; none where no rule fits."""
     layer, _, leaf = name.rpartition(".")
     if leaf in ("in_proj_weight", "in_proj_bias"):
@@ -295,3 +296,13 @@ def _filled(template: str, numbers: Mapping[str, str], step: int) -> str:
         mark = f"{{={letter}}}" if kind == "same" else f"{{{letter}}}"
         template = template.replace(mark, value if kind == "same" else str(int(value) + step))
     return template
+
+
+def highest(names: Iterable[str], pattern: str) -> int:
+    """Returns the highest number in names, 0 where none fits.
+
+    Args:
+        names: Of weights.
+        pattern: With the number as its group.
+    """
+    return max((int(match[1]) for match in map(re.compile(pattern).fullmatch, names) if match), default=0)

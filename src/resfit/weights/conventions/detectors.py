@@ -6,7 +6,7 @@ from typing import Any
 
 from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.weights import detectors
-from resfit.weights.conventions import rtdetr, torchvision_detection
+from resfit.weights.conventions import detr, rtdetr, torchvision_detection
 from resfit.weights.conventions.base import register_convention
 from resfit.weights.detectors import DetectorSource
 from resfit.weights.formats.base import Tensors
@@ -34,9 +34,13 @@ def _torchvision(tensors: Tensors, **reading: Any) -> DetectorSource:
     return detectors.read(tensors, torchvision_detection, **reading)
 
 
-@register_convention(
-    "RT-DETR", recognises=lambda tensors: rtdetr.is_detector(tensors.arrays), order=30, is_larger=True
-)
+@register_convention("RT-DETR", recognises=lambda tensors: rtdetr.is_detector(tensors.arrays), order=30, is_larger=True)
 def _rtdetr(tensors: Tensors, **reading: Any) -> DetectorSource:
     """Translates the tensors of an RT-DETR."""
     return detectors.read(tensors, rtdetr, **reading)
+
+
+@register_convention("DETR", recognises=lambda tensors: detr.is_detector(tensors.arrays), order=30, is_larger=True)
+def _detr(tensors: Tensors, **reading: Any) -> DetectorSource:
+    """Translates the tensors of a DETR."""
+    return detectors.read(tensors, detr, **reading)

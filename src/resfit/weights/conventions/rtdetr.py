@@ -17,7 +17,7 @@ from resfit.networks.detection.spec import is_of_detector
 from resfit.weights import identify as architectures
 from resfit.weights.assumption import sentence
 from resfit.weights.conventions import detector_names, pytorch
-from resfit.weights.conventions.detector_names import DetectorNames, Naming
+from resfit.weights.conventions.detector_names import ARGUMENT, DetectorNames, Naming, highest
 from resfit.weights.formats.base import Tensors
 
 #: What :func:`identify` returns, and whether it takes a configuration.
@@ -76,7 +76,9 @@ def _transformers() -> tuple[tuple[str, str], ...]:
         (decoder, "decoder_{i}"),
         ("model.encoder.aifi.0.layers.{i}", "encoder_attention_{i}"),
     ):
-        rules += [(f"{path}.self_attn.{letter}_proj", f"{target}_{part}") for letter, part in zip("qkv", _QKV)]
+        rules += [
+            (f"{path}.self_attn.{letter}_proj", f"{target}_{part}") for letter, part in zip("qkv", _QKV, strict=True)
+        ]
         rules += [(f"{path}.self_attn.{part}", f"{target}_attended") for part in ("out_proj", "o_proj")]
         rules.append((f"{path}.self_attn_layer_norm", f"{target}_attended_norm"))
         for part, hidden in (("fc1", "hidden"), ("fc2", "output")):
@@ -142,7 +144,7 @@ NAMINGS = (
         re.compile(
             r"(?P<prefix>(?:.*\.)?)model\.backbone\.model\.encoder\.stages\.0\.layers\.0\.layer\.0\.convolution\.weight"
         ),
-        _BODY,
+        (_BODY,),
         _transformers(),
         embeddings=("decoder_denoising",),
         constants={rf"model\.decoder\.layers\.\d+\.encoder_attn\.{_SCALE}": _CONSTANTS},
@@ -150,7 +152,7 @@ NAMINGS = (
     Naming(
         "RT-DETR's authors",
         re.compile(r"(?P<prefix>(?:.*\.)?)backbone\.res_layers\.0\.blocks\.0\.branch2a\.conv\.weight"),
-        _AUTHORS_BODY,
+        (_AUTHORS_BODY,),
         _authors(),
         packed=(
             ("encoder.encoder.0.layers.{i}.self_attn", "encoder_attention_{i}"),
@@ -164,8 +166,6 @@ NAMINGS = (
     ),
 )
 
-# Where the argument stands that an assumption about the backbone names.
-_ARGUMENT = re.compile(r"(?=\b\w+= changes it)")
 # Fields that tensors do not tell, and what transformers' configurations call them.
 _UNTOLD = {
     "encoder_heads": "encoder_attention_heads",
@@ -198,7 +198,7 @@ def is_detector(names: Mapping[str, Any]) -> bool:
         names: Tensors, or anything, by name.
     """
     for naming in NAMINGS:
-        root = "model." if naming.body == _BODY else ""
+        root = "model." if naming is NAMINGS[0] else ""
         for prefix in naming.prefixes(names):
             if f"{prefix}{root}encoder.lateral_convs.0.conv.weight" in names:
                 return True
@@ -257,7 +257,7 @@ def identify(
         facts=translation.body.facts,
         **{**_BACKBONE, **(body or {})},
     )
-    assumptions = [f"backbone: {_ARGUMENT.sub('backbone.', text)}" for text in found.assumptions]
+    assumptions = [f"backbone: {ARGUMENT.sub('backbone.', text)}" for text in found.assumptions]
     stated = _stated(config or {})
     told_body = ((config or {}).get("backbone_config") or {}) if stated else {}
     if isinstance(told_body, Mapping) and told_body.get("hidden_act", "relu") != "relu":
@@ -352,16 +352,14 @@ def _stated(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"encoder_heads": 8, "decoder_heads": 8, "queries": 300, "sampling": "bilinear", **found}
 
 
-def _told(
-    shapes: Mapping[str, tuple[int, ...]], fields: Mapping[str, Any], scales: list[np.ndarray]
-) -> dict[str, Any]:
+def _told(shapes: Mapping[str, tuple[int, ...]], fields: Mapping[str, Any], scales: list[np.ndarray]) -> dict[str, Any]:
     """Fields of the detector that stand in its tensors."""
     axes = {"encoder_input_1_conv/kernel": 4, "encoder_top_down_1_1_conv/kernel": 4, "decoder_input_1_conv/kernel": 4}
     axes |= {f"decoder_1_{part}/kernel": 2 for part in ("weights", "hidden", "class")}
     for name, count in axes.items():
         if len(shapes.get(name, ())) != count:
             raise CheckpointError(f"an RT-DETR must have {name!r} of {count} axes. Received: {shapes.get(name)}.")
-    levels = _highest(shapes, r"encoder_input_(\d+)_conv/kernel")
+    levels = highest(shapes, r"encoder_input_(\d+)_conv/kernel")
     sampled = shapes["decoder_1_weights/kernel"][-1]
     heads = _heads(scales, sampled) or fields["decoder_heads"]
     per_head = max(int(heads), 1) * max(levels, 1)
@@ -379,12 +377,12 @@ def _told(
     return {
         "levels": tuple(range(6 - levels, 6)),
         "encoder_width": shapes["encoder_input_1_conv/kernel"][-1],
-        "encoder_depth": _highest(shapes, r"encoder_attention_(\d+)_query/kernel"),
+        "encoder_depth": highest(shapes, r"encoder_attention_(\d+)_query/kernel"),
         "encoder_hidden": hidden,
         "fusion_width": shapes["encoder_top_down_1_1_conv/kernel"][-1],
-        "fusion_blocks": _highest(shapes, r"encoder_top_down_1_block(\d+)_1_conv/kernel"),
+        "fusion_blocks": highest(shapes, r"encoder_top_down_1_block(\d+)_1_conv/kernel"),
         "decoder_width": shapes["decoder_input_1_conv/kernel"][-1],
-        "decoder_depth": _highest(shapes, r"decoder_(\d+)_query/kernel"),
+        "decoder_depth": highest(shapes, r"decoder_(\d+)_query/kernel"),
         **({"decoder_heads": heads} if scales else {}),
         "decoder_hidden": shapes["decoder_1_hidden/kernel"][-1],
         "points": points,
@@ -397,7 +395,3 @@ def _heads(scales: list[np.ndarray], sampled: int) -> int:
     """The decoder's heads, which RT-DETRv2's constants tell: one for each place that a head samples; else 0."""
     places = int(np.size(scales[0])) if scales else 0
     return 0 if not places or sampled % places else sampled // places
-
-
-def _highest(names: Mapping[str, Any], pattern: str) -> int:
-    return max((int(match[1]) for match in map(re.compile(pattern).fullmatch, names) if match), default=0)

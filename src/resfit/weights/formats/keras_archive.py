@@ -94,7 +94,7 @@ def own_metadata(
             about = json.loads(_content(archive, _member(archive, OWN_MEMBER), _MOST_JSON))
             contract, names = about["input_spec"], about["class_names"]
             return (
-                (kinds.from_dict if "backbone" in about["spec"] else ArchitectureSpec.from_dict)(about["spec"]),
+                (kinds if "backbone" in about["spec"] else ArchitectureSpec).from_dict(about["spec"]),
                 InputSpec.from_dict(contract) if contract else None,
                 tuple(map(str, names)) if isinstance(names, list) and names else None,
             )
