@@ -300,8 +300,8 @@ def name_of(spec: AnyDetectorSpec) -> str:
     Args:
         spec: The detector.
     """
-    incidental = ("classes", "input_size", "score_threshold", "nms_threshold", "candidates", "max_detections", "prior")
-    incidental = tuple(name for name in incidental if name in _fields(spec))
+    usual = ("classes", "input_size", "score_threshold", "nms_threshold", "candidates", "max_detections", "prior")
+    incidental = [name for name in (*usual, "unreported") if name in _fields(spec)]
     for row in catalog.rows().values():
         if type(row.spec) is not type(spec):
             continue

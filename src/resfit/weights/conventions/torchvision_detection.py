@@ -209,9 +209,10 @@ def identify(
     )
     normed = any(name.startswith("class_1_") and name.endswith("/gamma") for name in shapes)
     kind = "fcos_resnet50" if "quality_conv/kernel" in shapes else "retinanet_resnet50_v2" if normed else None
-    usual = catalog.get(kind or "retinanet_resnet50")
-    row = usual if architecture is None else catalog.get(architecture)
-    if (row.spec.box_coding, row.spec.quality) != (usual.spec.box_coding, usual.spec.quality):
+    usual: Any = catalog.get(kind or "retinanet_resnet50")
+    row: Any = usual if architecture is None else catalog.get(architecture)
+    is_dense = isinstance(row.spec, DetectorSpec)
+    if not is_dense or (row.spec.box_coding, row.spec.quality) != (usual.spec.box_coding, usual.spec.quality):
         raise CheckpointError(
             f"the tensors must be those of {row.name!r} ({row.family}). Received: those of a {usual.family}."
         )
