@@ -199,17 +199,25 @@ def filled(source: DetectorSource, found: DetectorSource) -> DetectorSource:
         )
     row = registry.detectors().get(source.name)
     published = row.class_names if row is not None and row.classes == spec.classes else None
+    stated = found.class_names
+    if published and stated and _are_alike(stated, published):  # "sofa" for "couch" in transformers' files
+        stated = None
     kept = tuple(text for text in found.assumptions if not _is_told_by_name(text))
-    if published and found.class_names is None:
+    if published and stated is None:
         kept = (*kept, f"class names are those of {row.labels if row else ''} ({source.name}'s published weights)")
     contract = found.input_spec if found.convention == "resfit" else source.input_spec
     return dataclasses.replace(
         found,
         name=source.name,
         input_spec=contract,
-        class_names=found.class_names or published,
+        class_names=stated or published,
         assumptions=kept,
     )
+
+
+def _are_alike(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether most classes have the same names in the same places, so that they are the same."""
+    return 2 * sum(a == b for a, b in zip(one, other, strict=False)) > len(other)
 
 
 def body(source: DetectorSource) -> tuple[ArchitectureSpec, dict[str, np.ndarray]]:
