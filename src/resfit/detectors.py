@@ -227,7 +227,10 @@ def _count(name: str) -> DetectorArithmetic:
 def _info(name: str) -> DetectorInfo:
     row, counted, weights = catalog.get(name), _count(name), registry.detectors().get(name)
     spec = row.spec
-    longest = weights.longest_side if weights else None
+    evaluated = None
+    if weights is not None:
+        side = weights.eval_size or weights.input_size
+        evaluated = (side, weights.longest_side or side)
     return DetectorInfo(
         name=name,
         family=row.family,
@@ -241,7 +244,7 @@ def _info(name: str) -> DetectorInfo:
         training_data=weights.training_data if weights else "",
         ap=weights.ap if weights else None,
         evaluated_on=weights.evaluated_on if weights else "",
-        evaluation_size=weights and (weights.eval_size or weights.input_size, longest or weights.input_size),
+        evaluation_size=evaluated,
         megabytes=weights.megabytes if weights else None,
         figures=weights.figures if weights else "",
         url=weights.url if weights else "",
