@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
+from typer.testing import CliRunner
 
 import resfit
 from resfit import zoo
+from resfit.cli import classify
 from resfit.errors import ArgumentError, CheckpointError
 from resfit.networks import catalog as networks
 from resfit.networks.detection import build, catalog, kinds
@@ -287,6 +294,53 @@ def test_what_is_written_is_read_back(suffix, loaded, tmp_path):
     if suffix != ".pth":
         assert again.class_names == loaded.class_names
         assert again.input_spec == loaded.input_spec
+
+
+def test_a_handle_of_the_hub_is_such_a_folder(folder, tmp_path):
+    cache = tmp_path / "hub" / "models--PekingU--rtdetr_r50vd"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text(commit, "utf-8")
+    shutil.copytree(folder, cache / "snapshots" / commit)
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "RESFIT_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "resfit", "info", "hf://PekingU/rtdetr_r50vd"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "a detector of 5 class outputs" in done.stdout
+    assert "classes     person, car, dog, cat, tree" in done.stdout
+    assert "assumed" not in done.stdout
+
+
+def test_a_published_detector_is_measured_by_cocos_annotations(folder, tmp_path):
+    from PIL import Image
+
+    pictures = tmp_path / "val2017"
+    pictures.mkdir()
+    generator = np.random.default_rng(0)
+    listed, boxes = [], []
+    for number in range(3):
+        Image.fromarray(generator.integers(0, 256, (60, 90, 3)).astype(np.uint8)).save(pictures / f"{number}.jpg")
+        listed.append({"id": number, "file_name": f"{number}.jpg", "width": 90, "height": 60})
+        box = [10.0 + number, 5.0, 60.0, 40.0]
+        boxes.append({"id": number + 1, "image_id": number, "category_id": 18, "bbox": box, "area": 2400, "iscrowd": 0})
+    names = {1: "person", 3: "car", 18: "dog", 17: "cat", 90: "tree"}
+    categories = [{"id": number, "name": name} for number, name in names.items()]
+    truth = {"images": listed, "annotations": boxes, "categories": categories}
+    (tmp_path / "truth.json").write_text(json.dumps(truth), "utf-8")
+    app = typer.Typer()
+    classify.register(app)
+    asked = ["evaluate", str(folder), str(pictures), "--coco", str(tmp_path / "truth.json"), "--json"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    expected = resfit.Detector.pretrained(folder).evaluate(tmp_path / "truth.json", images=pictures, intervals=False)
+    assert found["metrics"]["ap50"] == pytest.approx(expected.to_dict()["metrics"]["ap50"], nan_ok=True)
+    assert found["metrics"]["ap50"] >= 0
 
 
 def test_own_classes_keep_everything_but_what_depends_on_them(folder, loaded):

@@ -127,7 +127,8 @@ def read(
             f"every tensor must have its place in the detector, and the detector every tensor. Received: {received}. "
             "What is no part of the detector can be left out by ignore=; include_top=False loads its backbone alone."
         )
-    contract, assumed = _contract(spec, tensors.input_spec, input_spec)
+    usual = getattr(convention, "usual_contract", None)
+    contract, assumed = _contract(spec, tensors.input_spec, input_spec, usual(translation) if usual else None)
     return DetectorSource(
         path=tensors.path,
         name=name_of(spec),
@@ -366,13 +367,22 @@ def _usual(spec: AnyDetectorSpec) -> InputSpec:
     return RTDETR if isinstance(spec, RTDETRSpec) else TORCHVISION
 
 
-def _contract(spec: AnyDetectorSpec, stated: InputSpec | None, wanted: Any = None) -> tuple[InputSpec, list[str]]:
+def _contract(
+    spec: AnyDetectorSpec, stated: InputSpec | None, wanted: Any = None, usual: tuple[InputSpec, str] | None = None
+) -> tuple[InputSpec, list[str]]:
     """The input contract, by what the source states and what is asked for, and what had to be assumed."""
     if wanted is not None:
-        contract, _ = _contract(spec, stated)
+        contract, _ = _contract(spec, stated, usual=usual)
         return changed(contract, wanted).with_channels(spec.in_channels), []
     if stated is not None:
         return stated.with_channels(spec.in_channels), []
+    if usual is not None:
+        own, whose = usual
+        what = (
+            f"images of {own.channel_order.upper()} with a shorter side of 800 and a longer one of 1333 at most, "
+            f"scaled by {own.scale:.6g}, less {own.mean}, over {own.std}"
+        )
+        return own.with_channels(spec.in_channels), [sentence(what, whose, "input_spec")]
     if isinstance(spec, RTDETRSpec):
         what = "images stretched to 640x640 pixels, scaled to 0..1"
         why = "RT-DETR's; the source states no input contract"

@@ -211,7 +211,7 @@ def set_loss(
     """
     own = settings or SetLossSettings()
     classes, boxes = (ops.convert_to_tensor(one) for one in (targets.classes, targets.boxes))
-    batch = BoxTargets(classes, boxes)  # type: ignore[arg-type]
+    batch = BoxTargets(classes, boxes)
     normalizer = ops.maximum(ops.sum(ops.cast(classes >= 0, "float32")), 1.0)
     total: dict[str, Any] = dict.fromkeys(("class", "box", "overlap", "denoising"), 0.0)
     for name, (logits, given) in layers(outputs, denoising).items():
@@ -223,7 +223,7 @@ def set_loss(
     # the first half of each group stands where its boxes are, the second beside them
     place = np.concatenate([np.arange(most, dtype=np.int32) + 2 * most * group for group in range(groups)])
     tiled = ops.tile(classes, (1, groups))
-    noised = BoxTargets(tiled, ops.tile(boxes, (1, groups, 1)))  # type: ignore[arg-type]
+    noised = BoxTargets(tiled, ops.tile(boxes, (1, groups, 1)))
     queries = ops.where(tiled >= 0, ops.convert_to_tensor(place[None]), -1)
     for name in [name for name in outputs if name.startswith("logits_")]:
         logits, given = (outputs[key][:, :denoising] for key in (name, name.replace("logits", "boxes")))

@@ -1,7 +1,8 @@
 """Names of a detector's tensors by a table that is read both ways: layers there, layers here.
 
 What a table says is where a layer stands; the kind of a layer follows from its tensors. A template holds numbers:
-``{i}`` counts from 0 in the source and from 1 here, ``{=i}`` is the same in both.
+``{i}`` counts from 0 in the source and from 1 here, ``{i+2}`` here from 3; ``{=i}`` is the same in both. ``{i*3}`` in
+the source stands for every third number.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from resfit.weights.formats.base import Tensors
 COUNTER = "num_batches_tracked"
 #: Where the argument stands that an assumption about the backbone names.
 ARGUMENT = re.compile(r"(?=\b\w+= changes it)")
-_NUMBER = re.compile(r"\\\{(=?)(\w)\\\}")
+_NUMBER = re.compile(r"\{(?P<same>=?)(?P<letter>\w)(?:\+(?P<shift>\d))?(?:\*(?P<step>\d))?\}")
 _NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 _DENSE = {"weight": "kernel", "bias": "bias"}
 _PARTS = ("query", "key", "value")
@@ -38,6 +39,7 @@ class Naming:
         packed: Templates of attention whose three projections are one tensor, ``in_proj_weight``, and their stem here.
         embeddings: Layers here whose tensor is a table of vectors.
         constants: Patterns of tensors that are no weights, and what they are.
+        groups: Whether norms without statistics are group norms, not layer norms.
     """
 
     program: str
@@ -47,6 +49,7 @@ class Naming:
     packed: tuple[tuple[str, str], ...] = ()
     embeddings: tuple[str, ...] = ()
     constants: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    groups: bool = False
 
     def prefixes(self, names: Iterable[str]) -> list[str]:
         """Returns what stands before the names of each detector.
@@ -69,6 +72,7 @@ class DetectorNames:
         leftover: Tensors that no rule knows, by the source's name.
         left_out: What was left out and why, one sentence each.
         constants: Tensors that are no weights, by the source's name.
+        kind: Which of several kinds of detectors it is, where a table has some.
     """
 
     naming: Naming
@@ -78,6 +82,7 @@ class DetectorNames:
     leftover: Mapping[str, np.ndarray]
     left_out: tuple[str, ...]
     constants: Mapping[str, np.ndarray]
+    kind: str = ""
 
 
 def translate(
@@ -224,9 +229,9 @@ def _source(naming: Naming, target: str, kind: str) -> str:
     row is the norm's."""
     found = []
     for source, template in naming.rules:
-        match = _pattern(template).fullmatch(target)
-        if match is not None:
-            found.append(_filled(source, match.groupdict(), -1))
+        numbers = _numbers(template, target)
+        if numbers is not None:
+            found.append(_filled(source, numbers, 0))
     if not found:
         raise ArgumentError(
             f"{naming.program} must have a name for every layer of the detector. Received: {target!r}, which it lacks."
@@ -246,13 +251,15 @@ def _canonical(naming: Naming, own: Mapping[str, np.ndarray], name: str, array: 
         return {f"{target}_{part}/{kind}": third.T for part, third in zip(_PARTS, thirds, strict=True)}
     target = _target(naming.rules, layer)
     weight = own.get(f"{layer}.weight")
+    if target is not None and leaf == "scale" and np.size(array) == 1:  # one number for a level
+        return {f"{target}/scale": np.reshape(array, ())}
     if target is None or weight is None:
         return {}
     axes, endings, suffix = np.ndim(weight), _DENSE, ""
     if target in naming.embeddings:
         return {f"{target}/embeddings": array} if leaf == "weight" else {}
     if axes == 1:
-        endings, suffix = _NORM, "_bn" if f"{layer}.running_mean" in own else ""
+        endings, suffix = _NORM, "_bn" if f"{layer}.running_mean" in own else "_gn" if naming.groups else ""
     elif axes == 4:
         suffix = "_conv"
     elif axes != 2:
@@ -268,34 +275,58 @@ def _canonical(naming: Naming, own: Mapping[str, np.ndarray], name: str, array: 
 
 def _target(rules: Iterable[tuple[str, str]], layer: str) -> str | None:
     for source, template in rules:
-        match = _pattern(source).fullmatch(layer)
-        if match is not None:
-            return _filled(template, match.groupdict(), 1)
+        numbers = _numbers(source, layer, 0)
+        if numbers is not None:
+            return _filled(template, numbers, 1)
     return None
+
+
+def _numbers(template: str, name: str, first: int = 1) -> dict[str, int] | None:
+    """The numbers that a name has where its template holds them, counted from 0; None where it does not fit.
+
+    Args:
+        template: The template.
+        name: Of a layer.
+        first: What numbers begin with on this side.
+    """
+    match = _pattern(template).fullmatch(name)
+    if match is None:
+        return None
+    found = {}
+    for mark in _NUMBER.finditer(template):
+        number = int(match[mark["letter"]])
+        if not mark["same"]:
+            number, rest = divmod(number - int(mark["shift"] or 0) - first, int(mark["step"] or 1))
+            if rest or number < 0:
+                return None
+        found[mark["letter"]] = number
+    return found
 
 
 @functools.cache
 def _pattern(template: str) -> re.Pattern[str]:
     """A template as a pattern. Numbers have at most three digits."""
+    parts, end = [], 0
     seen: set[str] = set()
-
-    def group(match: re.Match[str]) -> str:
-        name = f"{'same' if match[1] else 'from'}_{match[2]}"
-        if name in seen:
-            return f"(?P={name})"
-        seen.add(name)
-        return rf"(?P<{name}>\d{{1,3}})"
-
-    return re.compile(_NUMBER.sub(group, re.escape(template)))
+    for mark in _NUMBER.finditer(template):
+        letter = mark["letter"]
+        group = f"(?P={letter})" if letter in seen else rf"(?P<{letter}>\d{{1,3}})"
+        parts += [re.escape(template[end : mark.start()]), group]
+        seen.add(letter)
+        end = mark.end()
+    return re.compile("".join([*parts, re.escape(template[end:])]))
 
 
-def _filled(template: str, numbers: Mapping[str, str], step: int) -> str:
-    """A template with its numbers, which count from 0 on one side and from 1 on the other."""
-    for name, value in numbers.items():
-        kind, letter = name.split("_")
-        mark = f"{{={letter}}}" if kind == "same" else f"{{{letter}}}"
-        template = template.replace(mark, value if kind == "same" else str(int(value) + step))
-    return template
+def _filled(template: str, numbers: Mapping[str, int], first: int) -> str:
+    """A template with its numbers, which begin with ``first`` on this side."""
+
+    def number(mark: re.Match[str]) -> str:
+        value = numbers[mark["letter"]]
+        if not mark["same"]:
+            value = value * int(mark["step"] or 1) + int(mark["shift"] or 0) + first
+        return str(value)
+
+    return _NUMBER.sub(number, template)
 
 
 def highest(names: Iterable[str], pattern: str) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.weights import detectors
-from resfit.weights.conventions import detr, rtdetr, torchvision_detection
+from resfit.weights.conventions import dense_detection, detr, rtdetr, torchvision_detection
 from resfit.weights.conventions.base import register_convention
 from resfit.weights.detectors import DetectorSource
 from resfit.weights.formats.base import Tensors
@@ -44,3 +44,14 @@ def _rtdetr(tensors: Tensors, **reading: Any) -> DetectorSource:
 def _detr(tensors: Tensors, **reading: Any) -> DetectorSource:
     """Translates the tensors of a DETR."""
     return detectors.read(tensors, detr, **reading)
+
+
+@register_convention(
+    "mmdetection's and detectron2's dense detectors",
+    recognises=lambda tensors: dense_detection.is_detector(tensors.arrays),
+    order=30,
+    is_larger=True,
+)
+def _dense(tensors: Tensors, **reading: Any) -> DetectorSource:
+    """Translates the tensors of a dense detector of mmdetection or detectron2."""
+    return detectors.read(tensors, dense_detection, **reading)
