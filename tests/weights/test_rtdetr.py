@@ -313,7 +313,7 @@ def test_a_handle_of_the_hub_is_such_a_folder(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "a detector of 5 class outputs" in done.stdout
     assert "classes     person, car, dog, cat, tree" in done.stdout
-    assert "assumed" not in done.stdout
+    assert "changes it" not in done.stdout
 
 
 def test_a_published_detector_is_measured_by_cocos_annotations(folder, tmp_path):
