@@ -54,3 +54,7 @@ def test_info_of_a_name(run):
     assert "fcos_resnet50_fpn_coco-99b0c9b7.pth (sha256 99b0c9b7…, 123.608 MB)" in output
     assert "box AP           39.2 on COCO val2017 at 800x1333 (torchvision)" in output
     assert "licence          none is stated for the weights" in output
+    _, output, _ = run("info", "rtdetrv2_r18vd")
+    assert "input            RGB, stretched to 640x640, (x * 0.00392157 - [0.0, 0.0, 0.0])" in output
+    assert "weights          hf://PekingU/rtdetr_v2_r18vd\n" in output
+    assert "decoder      4,020,912" in output

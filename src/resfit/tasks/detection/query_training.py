@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,7 @@ class QueryTrainer:
 
         from resfit.engines import prefix
 
-        places = prefix.taps(_Architecture(self.spec.backbone))
+        places = prefix.taps(types.SimpleNamespace(architecture=self.spec.backbone))
         outputs = [self.model.get_layer(places[tap]).output for tap in self.spec.taps.values()]
         return keras.Model(self.model.inputs[0], outputs)
 
@@ -183,10 +184,3 @@ def _without(noise: DenoisingQueries, queries: int) -> DenoisingQueries:
     batch = len(noise.classes)
     mask = np.zeros((queries, queries), np.float32)
     return DenoisingQueries(np.zeros((batch, 0), np.int32), np.zeros((batch, 0, 4), np.float32), mask, 0)
-
-
-class _Architecture:
-    """What :func:`resfit.engines.prefix.taps` asks of a network."""
-
-    def __init__(self, architecture: Any):
-        self.architecture = architecture
