@@ -116,6 +116,7 @@ def small():
     return build.build(spec, input_spec=detectors.RTDETR, preprocess=True)
 
 
+@pytest.mark.slow
 def test_one_image_is_learned_by_heart():
     model = small()
     image = np.random.default_rng(0).integers(0, 60, (1, 96, 96, 3)).astype(np.uint8)
@@ -128,7 +129,7 @@ def test_one_image_is_learned_by_heart():
         image,
         [np.array([0, 2])],
         [boxes],
-        steps=120,
+        steps=200,
         learning_rate=2e-3,
         denoising=4,
         say=lambda number, parts: told.append(sum(parts.values())),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.tasks.detection.set_loss import (
     BoxTargets,
     DenoisingQueries,
+    KnownTargets,
     SetLossSettings,
     denoising_queries,
     layers,
@@ -97,29 +99,60 @@ class QueryTrainer:
         Returns:
             The parts of the loss: ``"class"``, ``"box"``, ``"overlap"`` and ``"denoising"``.
         """
-        import tensorflow as tf
-
         noise = denoising_queries(
             targets, self.spec.classes, self.spec.queries, self._generator, count=max(self.denoising, 1)
         )
-        if not self.denoising or not targets.counts.any():
+        if not self.denoising:
             noise = _without(noise, self.spec.queries)
-        own = noise.classes.shape[1]
-        inputs = [*maps, noise.classes, noise.codes, noise.mask]
-        with tf.GradientTape() as tape:
-            outputs = self.network(inputs, training=True)
-            matches = {
-                name: tf.convert_to_tensor(match(logits.numpy(), boxes.numpy(), targets, self.settings))
-                for name, (logits, boxes) in layers(outputs, own).items()
-            }
-            parts = set_loss(
-                outputs, targets, matches, denoising=own, groups=noise.groups if own else 0, settings=self.settings
-            )
-            total = tf.add_n([tf.convert_to_tensor(value) for value in parts.values()])
-        gradients = tape.gradient(total, self.network.trainable_variables)
-        pairs = [pair for pair in zip(gradients, self.network.trainable_variables, strict=True) if pair[0] is not None]
-        self.optimizer.apply(*zip(*pairs, strict=True))
-        return {name: float(value) for name, value in parts.items()}
+        known = KnownTargets.of(targets, max(noise.groups, 1))
+        found = self._function(
+            [np.asarray(one, np.float32) for one in maps],
+            [noise.classes, noise.codes, noise.mask],
+            [targets.classes, targets.boxes],
+            [known.targets.classes, known.targets.boxes, known.queries, np.float32(known.groups)],
+        )
+        return {name: float(value) for name, value in found.items()}
+
+    @functools.cached_property
+    def _function(self) -> Callable[..., dict[str, Any]]:
+        """One step as a graph, for images and boxes of any number."""
+        import tensorflow as tf
+
+        floats, whole = (
+            functools.partial(tf.TensorSpec, dtype=tf.float32),
+            functools.partial(tf.TensorSpec, dtype=tf.int32),
+        )
+        boxes = [whole((None, None)), floats((None, None, 4))]
+        signature = [
+            [floats((None, None, None, one.shape[-1])) for one in self.network.inputs[: len(self.spec.taps)]],
+            [whole((None, None)), floats((None, None, 4)), floats((None, None))],
+            boxes,
+            [*boxes, whole((None, None)), floats(())],
+        ]
+
+        def matched(logits: Any, given: Any, classes: Any, true: Any) -> np.ndarray:
+            return match(logits, given, BoxTargets(classes, true), self.settings)
+
+        def step(maps: Any, noise: Any, truth: Any, known: Any) -> dict[str, Any]:
+            targets, own = BoxTargets(*truth), tf.shape(noise[0])[1]
+            with tf.GradientTape() as tape:
+                outputs = self.network([*maps, *noise], training=True)
+                matches = {}
+                for name, pair in layers(outputs, own).items():
+                    matches[name] = tf.numpy_function(matched, [*pair, *truth], tf.int32)
+                    matches[name].set_shape((None, None))
+                more = KnownTargets(BoxTargets(*known[:2]), known[2], known[3]) if self.denoising else None
+                parts = set_loss(outputs, targets, matches, denoising=own, known=more, settings=self.settings)
+                total = tf.add_n([tf.convert_to_tensor(value, tf.float32) for value in parts.values()])
+            gradients = tape.gradient(total, self.network.trainable_variables)
+            pairs = [
+                pair for pair in zip(gradients, self.network.trainable_variables, strict=True) if pair[0] is not None
+            ]
+            self.optimizer.apply(*zip(*pairs, strict=True))
+            return parts
+
+        self.optimizer.build(self.network.trainable_variables)
+        return tf.function(step, input_signature=signature, autograph=False)
 
     def finish(self) -> keras.Model:
         """Writes what was learned into the model, and returns it."""

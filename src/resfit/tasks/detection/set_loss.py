@@ -167,6 +167,7 @@ def layer_loss(
     Returns:
         ``"class"``, ``"box"`` and ``"overlap"``, scalars.
     """
+    logits, queries = ops.convert_to_tensor(logits), ops.convert_to_tensor(queries)
     count, classes = ops.shape(logits)[1], logits.shape[-1]
     valid = ops.cast(queries >= 0, "float32")
     chosen = ops.one_hot(ops.maximum(queries, 0), count, dtype="float32") * ops.expand_dims(valid, -1)
@@ -195,44 +196,67 @@ def set_loss(
     targets: BoxTargets,
     matches: Mapping[str, Any],
     *,
-    denoising: int = 0,
-    groups: int = 0,
+    denoising: Any = 0,
+    known: KnownTargets | None = None,
     settings: SetLossSettings | None = None,
 ) -> dict[str, Any]:
     """Returns the parts of the loss, summed over the layers.
 
     Args:
         outputs: What :class:`resfit.networks.detection.rtdetr_build.QueryDecoder` returns for training.
-        targets: The true boxes.
+        targets: The true boxes; tensors may stand in place of the arrays.
         matches: For each of :func:`layers`, the query of each true box, as :func:`match` returns them.
         denoising: Denoising queries before the others.
-        groups: Groups that these are in.
+        known: What these are to learn; ``None`` where there are none.
         settings: Weights; ``None`` is RT-DETR's.
     """
     own = settings or SetLossSettings()
-    classes, boxes = (ops.convert_to_tensor(one) for one in (targets.classes, targets.boxes))
-    batch = BoxTargets(classes, boxes)
-    normalizer = ops.maximum(ops.sum(ops.cast(classes >= 0, "float32")), 1.0)
+    normalizer = ops.maximum(ops.sum(ops.cast(ops.convert_to_tensor(targets.classes) >= 0, "float32")), 1.0)
     total: dict[str, Any] = dict.fromkeys(("class", "box", "overlap", "denoising"), 0.0)
     for name, (logits, given) in layers(outputs, denoising).items():
-        for part, value in layer_loss(logits, given, batch, matches[name], normalizer, own).items():
+        for part, value in layer_loss(logits, given, targets, matches[name], normalizer, own).items():
             total[part] = total[part] + value
-    if not denoising:
+    if known is None:
         return total
-    most = classes.shape[1]
-    # the first half of each group stands where its boxes are, the second beside them
-    place = np.concatenate([np.arange(most, dtype=np.int32) + 2 * most * group for group in range(groups)])
-    tiled = ops.tile(classes, (1, groups))
-    noised = BoxTargets(tiled, ops.tile(boxes, (1, groups, 1)))
-    queries = ops.where(tiled >= 0, ops.convert_to_tensor(place[None]), -1)
+    many = normalizer * ops.cast(known.groups, "float32")
     for name in [name for name in outputs if name.startswith("logits_")]:
         logits, given = (outputs[key][:, :denoising] for key in (name, name.replace("logits", "boxes")))
-        for value in layer_loss(logits, given, noised, queries, normalizer * groups, own).values():
+        for value in layer_loss(logits, given, known.targets, known.queries, many, own).values():
             total["denoising"] = total["denoising"] + value
     return total
 
 
-def layers(outputs: Mapping[str, Any], denoising: int = 0) -> dict[str, tuple[Any, Any]]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class KnownTargets:
+    """What denoising queries are to learn.
+
+    Attributes:
+        targets: The true boxes once for each group.
+        queries: int32 ``(batch, groups * most)``: the query of each, -1 where there is no box.
+        groups: How many groups there are.
+    """
+
+    targets: BoxTargets
+    queries: Any
+    groups: Any
+
+    @classmethod
+    def of(cls, targets: BoxTargets, groups: int) -> KnownTargets:
+        """Returns those of denoising queries.
+
+        Args:
+            targets: The true boxes.
+            groups: Of :class:`DenoisingQueries`.
+        """
+        most = targets.classes.shape[1]
+        # the first half of each group stands where its boxes are, the second beside them
+        places = np.concatenate([np.arange(most, dtype=np.int32) + 2 * most * group for group in range(groups)])
+        classes = np.tile(targets.classes, (1, groups))
+        boxes = np.tile(targets.boxes, (1, groups, 1))
+        return cls(BoxTargets(classes, boxes), np.where(classes >= 0, places[None], -1).astype(np.int32), groups)
+
+
+def layers(outputs: Mapping[str, Any], denoising: Any = 0) -> dict[str, tuple[Any, Any]]:
     """Returns logits and boxes of each layer that is matched, without the denoising queries.
 
     Args:
