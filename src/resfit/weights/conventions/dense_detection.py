@@ -234,8 +234,8 @@ def identify(
     if not is_mmdet:
         usual = {**usual, "extra_activation": True}
     caffe = not is_mmdet or family == "FCOS"
-    own = {"stride_in_block": "first" if caffe else "spatial", "activation": "relu", "antialias": None}
-    own |= {"norm_epsilon": 1e-5, "stem_pool": "max"}
+    own: dict[str, Any] = {"stride_in_block": "first" if caffe else "spatial", "activation": "relu"}
+    own |= {"norm_epsilon": 1e-5, "stem_pool": "max", "antialias": None}
     found = architectures.identify(
         translation.body.arrays,
         convention=translation.body.convention,
