@@ -38,10 +38,8 @@ def photos(tmp_path_factory):
     return folder
 
 
-_OTHERS = ("onnx", "litert", "tf_saved_model", "keras")
-
-
-@pytest.mark.parametrize("format", ["openvino", *(pytest.param(name, marks=pytest.mark.slow) for name in _OTHERS)])
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["openvino", "onnx", "litert", "tf_saved_model", "keras"])
 def test_every_box_is_matched(detector, photos, tmp_path, format):
     made = detector.export(tmp_path / "out", format=format, images=photos)
     found = made.verification

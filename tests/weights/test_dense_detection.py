@@ -19,7 +19,6 @@ from resfit.weights.conventions.base import find_convention
 from resfit.weights.formats.base import Tensors
 from tests import torchside
 
-KINDS = ("retina", "conv", "atss", "gfl", "detectron2")
 SIZE = (97, 130)
 
 
@@ -210,7 +209,9 @@ def decoded(kind: str, outputs: list[list[Any]]) -> tuple[np.ndarray, np.ndarray
     return np.concatenate(boxes), np.concatenate(scores)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["gfl", "detectron2", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("retina", "conv", "atss"))]
+)
 def test_boxes_and_scores_are_those_of_the_program(kind):
     import torch
 

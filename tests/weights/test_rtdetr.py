@@ -98,7 +98,12 @@ def authors(tensors: dict[str, np.ndarray], version: int) -> dict[str, np.ndarra
 
 
 @pytest.mark.parametrize(
-    ("version", "fields"), [(1, {}), (2, {"hidden_expansion": 1.0}), (2, {"decoder_method": "discrete"})]
+    ("version", "fields"),
+    [
+        (2, {"decoder_method": "discrete"}),
+        pytest.param(1, {}, marks=pytest.mark.slow),
+        pytest.param(2, {"hidden_expansion": 1.0}, marks=pytest.mark.slow),
+    ],
 )
 def test_raw_outputs_are_transformers(version, fields):
     model, tensors = source(version, **fields)
@@ -279,7 +284,7 @@ def test_a_detector_stretches_pictures_brings_boxes_back_and_is_saved(folder, tm
 
 @pytest.mark.parametrize(
     "suffix",
-    [".keras", ".safetensors", *(pytest.param(kind, marks=pytest.mark.slow) for kind in (".own.safetensors", ".pth"))],
+    [".keras", *(pytest.param(kind, marks=pytest.mark.slow) for kind in (".safetensors", ".own.safetensors", ".pth"))],
 )
 def test_what_is_written_is_read_back(suffix, loaded, tmp_path):
     if suffix == ".pth":
@@ -343,6 +348,7 @@ def test_a_published_detector_is_measured_by_cocos_annotations(folder, tmp_path)
     assert found["metrics"]["ap50"] >= 0
 
 
+@pytest.mark.slow
 def test_own_classes_keep_everything_but_what_depends_on_them(folder, loaded):
     own = zoo.load(folder, classes=3, seed=1)
     theirs, mine = canonical.arrays(loaded), canonical.arrays(own)
