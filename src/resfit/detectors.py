@@ -10,7 +10,7 @@ import functools
 from typing import Any
 
 from resfit.errors import ArgumentError
-from resfit.networks.detection import arithmetic, catalog
+from resfit.networks.detection import catalog, kinds
 from resfit.networks.detection.arithmetic import DetectorArithmetic
 from resfit.suggestions import pareto
 from resfit.weights import registry
@@ -167,7 +167,8 @@ class DetectorDescription:
 
     Attributes:
         info: Its line in the list.
-        parts: Parameters and multiply-accumulates of ``"backbone"``, ``"pyramid"`` and ``"head"``.
+        parts: Parameters and multiply-accumulates of ``"backbone"``, ``"pyramid"`` and ``"head"``; of
+            RT-DETR ``"backbone"``, ``"encoder"`` and ``"decoder"``.
         levels: Height and width of each level's map at ``info.cost_size``.
         boxes: Boxes before suppression at that size.
         input_spec: Its input contract, as a mapping.
@@ -209,7 +210,7 @@ def describe(name: str) -> DetectorDescription:
     row = registry.detectors().get(name)
     return DetectorDescription(
         info=next(info for info in list_detectors(name) if info.name == name),
-        parts={part: counted.part(part) for part in ("backbone", "pyramid", "head")},
+        parts={part: counted.part(part) for part in counted.parts},
         levels=counted.levels,
         boxes=counted.boxes,
         input_spec=named(name).input_spec.to_dict(),
@@ -220,13 +221,16 @@ def describe(name: str) -> DetectorDescription:
 
 @functools.cache
 def _count(name: str) -> DetectorArithmetic:
-    return arithmetic.count(catalog.get(name).spec)
+    return kinds.count(catalog.get(name).spec)
 
 
 def _info(name: str) -> DetectorInfo:
     row, counted, weights = catalog.get(name), _count(name), registry.detectors().get(name)
     spec = row.spec
-    longest = weights.longest_side if weights else None
+    evaluated = None
+    if weights is not None:
+        side = weights.eval_size or weights.input_size
+        evaluated = (side, weights.longest_side or side)
     return DetectorInfo(
         name=name,
         family=row.family,
@@ -240,7 +244,7 @@ def _info(name: str) -> DetectorInfo:
         training_data=weights.training_data if weights else "",
         ap=weights.ap if weights else None,
         evaluated_on=weights.evaluated_on if weights else "",
-        evaluation_size=(weights.eval_size or weights.input_size, longest) if weights and longest else None,
+        evaluation_size=evaluated,
         megabytes=weights.megabytes if weights else None,
         figures=weights.figures if weights else "",
         url=weights.url if weights else "",

@@ -227,7 +227,8 @@ def _stage_of(model: Any, layer: Any) -> str:
     if not ours:
         return layer.name
     if is_of_detector(layer.name):
-        return "pyramid" if layer.name.startswith("p") else "head"
+        part = layer.name.partition("_")[0]
+        return part if part in ("encoder", "decoder") else "pyramid" if part.startswith("p") else "head"
     match = _STAGE.match(layer.name)
     if match is None:
         return "input" if layer.name == "normalization" or type(layer).__name__ in ("Flip", "Repeat") else layer.name

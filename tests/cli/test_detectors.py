@@ -29,19 +29,21 @@ def test_models(run):
     status, output, said = run("models", "--task", "detection", "--sort", "ap")
     lines = output.splitlines()
     assert status == 0
-    assert [line.split()[0] for line in lines[2:5]] == ["retinanet_resnet50_v2", "fcos_resnet50", "retinanet_resnet50"]
-    assert "41.5  800x1333  COCO val2017  none stated" in lines[2]
-    assert "4 detectors, 3 with weights" in said
+    assert [line.split()[0] for line in lines[2:4]] == ["rtdetr_r101vd_o365", "rtdetr_r50vd_o365"]
+    own = next(line for line in lines if line.startswith("retinanet_resnet50_v2 "))
+    assert "41.5  800x1333  COCO val2017  none stated" in own
+    assert "56.2   640x640  COCO val2017  apache-2.0" in lines[2]
+    assert "21 detectors, 20 with weights" in said
     _, output, _ = run("models", "fcos_*", "--task", "detection", "--json")
     assert [row["ap"] for row in json.loads(output)] == [39.2, None]
 
 
 def test_suggest(run):
-    status, output, _ = run("suggest", "--task", "detection", "--min-ap", "38", "--json")
-    assert (status, [row["name"] for row in json.loads(output)]) == (0, ["retinanet_resnet50_v2", "fcos_resnet50"])
-    status, _, said = run("suggest", "--task", "detection", "--max-gmacs", "30")
+    status, output, _ = run("suggest", "--task", "detection", "--min-ap", "55", "--json")
+    assert (status, [row["name"] for row in json.loads(output)]) == (0, ["rtdetr_r101vd_o365", "rtdetr_r50vd_o365"])
+    status, _, said = run("suggest", "--task", "detection", "--max-gmacs", "20")
     assert status == 1
-    assert "The one of least cost is fcos_resnet50: 128.2 GMACs, 39.2 AP" in said
+    assert "The one of least cost is rtdetr_r18vd_o365: 30.8 GMACs, 49 AP" in said
     assert run("suggest", "--task", "detection", "--measure")[0] == 2
     assert run("suggest", "--min-ap", "30")[0] == 2
 
@@ -52,3 +54,7 @@ def test_info_of_a_name(run):
     assert "fcos_resnet50_fpn_coco-99b0c9b7.pth (sha256 99b0c9b7…, 123.608 MB)" in output
     assert "box AP           39.2 on COCO val2017 at 800x1333 (torchvision)" in output
     assert "licence          none is stated for the weights" in output
+    _, output, _ = run("info", "rtdetrv2_r18vd")
+    assert "input            RGB, stretched to 640x640, (x * 0.00392157 - [0.0, 0.0, 0.0])" in output
+    assert "weights          hf://PekingU/rtdetr_v2_r18vd\n" in output
+    assert "4,020,912" in output

@@ -18,7 +18,6 @@ from resfit.cli.formatting import (
     skipped_json,
 )
 from resfit.cli.options import (
-    Artifact,
     BatchSize,
     Engine,
     GroupColumn,
@@ -152,8 +151,17 @@ def _draw(folder: Path, predictions: list[Any]) -> None:
 
 
 def evaluate(
-    artifact: Artifact,
-    folder: Annotated[Path, typer.Argument(help="Folder of class folders, or a CSV of path,label.")],
+    artifact: Annotated[
+        str,
+        typer.Argument(
+            help="A folder that `resfit fit` wrote; or a published detector, by name, handle or file.", metavar="OUT"
+        ),
+    ],
+    folder: Annotated[Path, typer.Argument(help="Class folders, a CSV of path,label, or pictures with boxes.")],
+    coco: Annotated[
+        Path | None,
+        typer.Option(help="Of detectors: COCO's JSON of the boxes in the pictures of FOLDER. Others are left out."),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Write everything as one HTML file that needs nothing else.")
     ] = None,
@@ -203,7 +211,7 @@ def evaluate(
         from resfit.report.templates import check_installed
 
         check_installed()
-    fitted = inputs.opened(dispatch.load, artifact)
+    fitted = inputs.opened(dispatch.load_or_detector, artifact)
     common: dict[str, Any] = {
         "part": part,
         "seed": seed,
@@ -219,10 +227,14 @@ def evaluate(
         "--cost-ratio": cost_ratio != 1.0,
         "--specificity": specificity != 0.95,
     }
+    if coco is not None and fitted.task != "detection":
+        raise ArgumentError(f"--coco measures detectors. Received: a model for {fitted.task}.")
     if fitted.task != "classification":
         unknown = [name for name, given in classes.items() if given]
         if unknown:
             raise ArgumentError(f"{', '.join(unknown)} measures classifiers. Received: a model for {fitted.task}.")
+        if coco is not None:
+            common["images"], folder = folder, coco
         _evaluate_plainly(fitted, folder, common, report, names=names, as_json=as_json)
         return
     from resfit import report as reports

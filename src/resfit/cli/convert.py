@@ -12,7 +12,7 @@ from resfit.cli import console
 from resfit.cli.options import Json
 
 if TYPE_CHECKING:
-    from resfit.networks.detection.spec import DetectorSpec
+    from resfit.networks.detection.kinds import AnyDetectorSpec
     from resfit.networks.spec import ArchitectureSpec
 
 
@@ -162,9 +162,9 @@ def _difference(model: Any, destination: Path, preprocess: bool) -> float | None
 
     from resfit import zoo
     from resfit.networks import catalog
-    from resfit.networks.detection.spec import DetectorSpec
+    from resfit.networks.detection.kinds import AnyDetectorSpec
 
-    is_detector = isinstance(model.architecture, DetectorSpec)
+    is_detector = isinstance(model.architecture, AnyDetectorSpec)
     has_top = model.layers[-1].name == "predictions"
     activation = getattr(model.layers[-1], "activation", None) if has_top else "default"
     if destination.suffix == ".keras":
@@ -200,7 +200,7 @@ def _outputs(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _shape(spec: ArchitectureSpec | DetectorSpec | None) -> str:
+def _shape(spec: ArchitectureSpec | AnyDetectorSpec | None) -> str:
     if spec is None:
         return ""
     body: Any = getattr(spec, "backbone", spec)

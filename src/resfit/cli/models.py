@@ -157,19 +157,22 @@ def _detector(name: str, as_json: bool) -> None:
         typer.echo(json.dumps(found.to_dict(), indent=2))
         return
     row, contract = found.info, found.input_spec
+    height, width = contract["size"]
+    fits = contract["resize_mode"] == "fit"
+    sized = f"shorter side {height}, longer at most {width}" if fits else f"stretched to {width}x{height}"
+    known = [f"sha256 {row.sha256}…"] if row.sha256 else []
+    known += [f"{row.megabytes:g} MB"] if row.megabytes else []
     lines = [
         f"{row.name}  ({row.family} on {row.backbone}; {row.paper})",
         f"parameters       {row.parameters:,}",
         f"GMACs            {row.gmacs:.2f} at {_size(row.cost_size)}",
         f"boxes            {found.boxes:,} before suppression, {row.classes} class outputs",
-        f"input            {contract['channel_order'].upper()}, shorter side {contract['size'][0]}, longer at most "
-        f"{contract['size'][1]}, (x * {contract['scale']:.6g} - {contract['mean']}) / {contract['std']}, "
-        f"{contract['interpolation']}",
+        f"input            {contract['channel_order'].upper()}, {sized}, "
+        f"(x * {contract['scale']:.6g} - {contract['mean']}) / {contract['std']}, {contract['interpolation']}",
     ]
     if row.loadable:
-        size = f", {row.megabytes:g} MB" if row.megabytes else ""
         lines += [
-            f"weights          {row.url} (sha256 {row.sha256}…{size})",
+            f"weights          {row.url}" + (f" ({', '.join(known)})" if known else ""),
             f"licence          {row.licence or 'none is stated for the weights'}",
             f"trained on       {row.training_data}",
             f"box AP           {row.ap:g} on {row.evaluated_on} at {_size(row.evaluation_size or row.cost_size)} "

@@ -247,6 +247,17 @@ def letterbox(
     return Letterbox((height, width), (rows, columns), resized, (top, left))
 
 
+def placement(image_size: tuple[int, int], size: tuple[int, int], resize_mode: str) -> Letterbox:
+    """Returns how an image lies in a network's input, by the input contract.
+
+    Args:
+        image_size: Height and width of the image, in pixels.
+        size: Height and width of the input.
+        resize_mode: ``"squash"`` stretches the image over the whole input; anything else is a letterbox.
+    """
+    return Letterbox(image_size, size, size, (0, 0)) if resize_mode == "squash" else letterbox(image_size, size)
+
+
 def _rounded(numerator: int, denominator: int) -> int:
     """Nearest whole number of a fraction, halves upwards."""
     return (2 * numerator + denominator) // (2 * denominator)

@@ -38,7 +38,7 @@ from resfit.export.export_model import ExportModel, ExportRegressor, opened, sub
 from resfit.export.images import Images
 from resfit.export.results import Export
 from resfit.export.verification import Check, NumberVerification, Verification
-from resfit.networks.detection.spec import DetectorSpec
+from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.storage.atomic import write_json, write_text
 from resfit.tasks.detection import Detector
 
@@ -234,7 +234,7 @@ def line(row: Export) -> str:
 def _subject(source: Any, name: str | None, raw: bool) -> ExportModel:
     """What is to be exported."""
     found, name, facts = opened(source, name)
-    if isinstance(getattr(found, "architecture", None), DetectorSpec):
+    if isinstance(getattr(found, "architecture", None), AnyDetectorSpec):
         found = Detector.of_model(found)
     if isinstance(found, Detector):
         return of_detector(found, name=name, raw=raw, facts=facts)

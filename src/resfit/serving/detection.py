@@ -109,7 +109,7 @@ class ServedDetector(Served):
 
     def predict(self, images: Sequence[Any]) -> Sequence[Any]:
         """Finds all boxes in pictures, down to the network's own lowest score; one that is not finite is a problem."""
-        from resfit.data.box_geometry import letterbox
+        from resfit.data.box_geometry import placement
         from resfit.data.inputs import NetworkInput
 
         if any(isinstance(image, Fitted) and image.source is not None for image in images):
@@ -127,7 +127,8 @@ class ServedDetector(Served):
                     found[row] = not_finite()
                     continue
                 shown = images[row].size if isinstance(images[row], Fitted) else size
-                boxes = letterbox(shown, size).to_image(one.boxes, clip=True).astype(np.float32)
+                placed = placement(shown, size, detector.input_spec.resize_mode)
+                boxes = placed.to_image(one.boxes, clip=True).astype(np.float32)
                 found[row] = dataclasses.replace(one, boxes=boxes, size=shown, source=None)
         return found
 

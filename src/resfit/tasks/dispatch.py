@@ -159,3 +159,20 @@ def load_or_pretrained(source: str | os.PathLike[str]) -> FittedModel:
     if not artifact.kind_of(Path(source)) and detectors.recognises(source):
         return Detector.pretrained(source)
     return pretrained.load(source)
+
+
+def load_or_detector(source: str | os.PathLike[str]) -> FittedModel:
+    """Loads a fitted model of any task, or a published detector with its own classes.
+
+    Args:
+        source: A folder that ``resfit fit`` wrote; or a name, handle or file of a detector.
+
+    Raises:
+        ArtifactError: It is neither, or damaged.
+    """
+    from resfit.tasks.detection import Detector
+    from resfit.tasks.detection import pretrained as detectors
+
+    if not artifact.kind_of(Path(source)) and detectors.recognises(source):
+        return Detector.pretrained(source)
+    return load(source)

@@ -9,7 +9,9 @@ from typing import Any
 
 from resfit.errors import ResfitError
 from resfit.networks import arithmetic
-from resfit.networks.detection import arithmetic as detection
+from resfit.networks.detection import kinds
+from resfit.networks.detection.detr_spec import DETRSpec
+from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.weights import load
 from resfit.weights.detectors import DetectorSource
 from resfit.weights.formats.base import find_format
@@ -123,7 +125,7 @@ def _plain(arrays: dict[str, Any]) -> list[str]:
 
 def _parameters(source: load.Source | DetectorSource) -> int:
     if isinstance(source, DetectorSource):
-        return detection.count(source.spec).parameters
+        return kinds.count(source.spec).parameters
     return arithmetic.count(source.spec, include_top=source.has_top).parameters
 
 
@@ -131,6 +133,17 @@ def _head(source: load.Source | DetectorSource) -> str:
     """What follows the body, in words."""
     if isinstance(source, DetectorSource):
         spec = source.spec
+        if isinstance(spec, RTDETRSpec):
+            return (
+                f"a detector of {spec.classes} class outputs: an encoder of {spec.encoder_width} channels on levels "
+                f"{spec.levels[0]} to {spec.levels[-1]}, a decoder of {spec.decoder_depth} layers, "
+                f"{spec.queries} queries"
+            )
+        if isinstance(spec, DETRSpec):
+            return (
+                f"a detector of {spec.classes} classes: an encoder of {spec.encoder_depth} layers and {spec.width} "
+                f"channels, a decoder of {spec.decoder_depth} layers, {spec.queries} queries"
+            )
         anchors = f"{spec.anchors_per_cell} anchors" if spec.box_coding == "deltas" else "points"
         quality = f", {spec.quality}" if spec.quality else ""
         return (

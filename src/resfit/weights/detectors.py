@@ -12,7 +12,10 @@ import numpy as np
 
 from resfit.errors import ArgumentError, CheckpointError, closest
 from resfit.networks import catalog as networks
-from resfit.networks.detection import arithmetic, catalog
+from resfit.networks.detection import catalog, kinds
+from resfit.networks.detection.detr_spec import DETRSpec
+from resfit.networks.detection.kinds import AnyDetectorSpec
+from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.detection.spec import DetectorSpec, is_of_detector
 from resfit.networks.spec import ArchitectureSpec
 from resfit.preprocessing import TORCH, InputSpec, changed
@@ -26,12 +29,25 @@ if TYPE_CHECKING:
 #: The input contract of torchvision's detectors.
 TORCHVISION = dataclasses.replace(TORCH, size=(800, 1333), resize_mode="fit", crop_fraction=1.0)
 
-_CLASS_HEAD = "class_logits_conv/*"
-_OWN_FIELDS = tuple(field.name for field in dataclasses.fields(DetectorSpec))
-_BACKBONE_FIELDS = tuple(field.name for field in dataclasses.fields(ArchitectureSpec))
+#: That of RT-DETR, whose images are stretched to a square.
+RTDETR = InputSpec(size=(640, 640), scale=1 / 255, resize_mode="squash", crop_fraction=1.0)
+
+
+def _fields(kind: Any) -> tuple[str, ...]:
+    """Names of the fields of a kind of network, or of one."""
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+_BACKBONE_FIELDS = _fields(ArchitectureSpec)
 _BACKBONE = "backbone."
 #: What overrides may name: fields of a network, of a detector, and of a detector's backbone.
-FIELDS = (*_BACKBONE_FIELDS, *_OWN_FIELDS, *(f"{_BACKBONE}{field}" for field in _BACKBONE_FIELDS))
+FIELDS = (
+    *_BACKBONE_FIELDS,
+    *_fields(DetectorSpec),
+    *_fields(RTDETRSpec),
+    *_fields(DETRSpec),
+    *(f"{_BACKBONE}{field}" for field in _BACKBONE_FIELDS),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +68,7 @@ class DetectorSource:
 
     path: Path | None
     name: str
-    spec: DetectorSpec
+    spec: AnyDetectorSpec
     arrays: Mapping[str, np.ndarray]
     input_spec: InputSpec
     class_names: tuple[str, ...] | None
@@ -77,7 +93,7 @@ def read(
 
     Args:
         tensors: What a reader returned.
-        convention: The module with ``translate`` and ``identify`` that knows their names.
+        convention: The module with ``translate``, ``identify`` and ``SPEC`` that knows their names.
         architecture: A name of the catalog of detectors that says what tensors do not, such as the anchors.
         input_spec: In place of the input contract that the source states.
         config: In place of what the source says of itself.
@@ -97,19 +113,22 @@ def read(
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore)
     }
     translation = convention.translate(arrays, prefix=prefix, averaged=averaged)
-    own, body = _apart(overrides)
-    stated = (tensors.config if config is None else config).get("resfit")
-    if isinstance(stated, DetectorSpec):  # what resfit wrote says itself what it is
+    told = tensors.config if config is None else config
+    stated = told.get("resfit")
+    own, body = _apart(overrides, _fields(stated or convention.SPEC))
+    if isinstance(stated, AnyDetectorSpec):  # what resfit wrote says itself what it is
         spec, assumptions = stated.replace(**own, backbone=stated.backbone.replace(**body)), ()
     else:
-        spec, assumptions = convention.identify(translation, architecture=architecture, body=body, **own)
-    received = completeness.problem(translation.arrays, translation.leftover, arithmetic.count(spec).layers)
+        more = {"config": told} if convention.TAKES_CONFIG else {}
+        spec, assumptions = convention.identify(translation, architecture=architecture, body=body, **more, **own)
+    received = completeness.problem(translation.arrays, translation.leftover, kinds.count(spec).layers)
     if received:
         raise CheckpointError(
             f"every tensor must have its place in the detector, and the detector every tensor. Received: {received}. "
             "What is no part of the detector can be left out by ignore=; include_top=False loads its backbone alone."
         )
-    contract, assumed = _contract(spec, tensors.input_spec, input_spec)
+    usual = getattr(convention, "usual_contract", None)
+    contract, assumed = _contract(spec, tensors.input_spec, input_spec, usual(translation) if usual else None)
     return DetectorSource(
         path=tensors.path,
         name=name_of(spec),
@@ -137,8 +156,8 @@ def read_own(tensors: Tensors, *, input_spec: Any = None, **reading: Any) -> Det
     given = sorted(key for key, value in reading.items() if key not in ("config", "architecture") and value)
     if given:
         raise ArgumentError(f"a file of resfit says itself what it is. Received: {tensors.path} with {given}.")
-    spec: DetectorSpec = tensors.config["resfit"]
-    received = completeness.problem(tensors.arrays, {}, arithmetic.count(spec).layers)
+    spec: AnyDetectorSpec = tensors.config["resfit"]
+    received = completeness.problem(tensors.arrays, {}, kinds.count(spec).layers)
     if received:
         raise CheckpointError(f"the arrays must be those of the detector that the file names. Received: {received}.")
     contract, assumed = _contract(spec, tensors.input_spec, input_spec)
@@ -154,7 +173,7 @@ def named(name: str) -> DetectorSource:
     """
     spec = catalog.get(name).spec
     row = registry.detectors().get(name)
-    contract = row.input_spec if row else dataclasses.replace(TORCHVISION, size=spec.input_size)
+    contract = row.input_spec if row else dataclasses.replace(_usual(spec), size=spec.input_size)
     return DetectorSource(None, name, spec, {}, contract, None, "resfit", ())
 
 
@@ -172,26 +191,34 @@ def filled(source: DetectorSource, found: DetectorSource) -> DetectorSource:
     alike = own.replace(
         classes=spec.classes, input_size=spec.input_size, backbone=own.backbone.replace(classes=spec.backbone.classes)
     )
-    different = [field for field in _OWN_FIELDS if getattr(spec, field) != getattr(alike, field)]
+    different = [name for name in _fields(alike) if getattr(spec, name, None) != getattr(alike, name)]
     if different:
-        pairs = ", ".join(f"{field} ({getattr(spec, field)}; not {getattr(alike, field)})" for field in different)
+        pairs = ", ".join(f"{name} ({getattr(spec, name, None)}; not {getattr(alike, name)})" for name in different)
         raise CheckpointError(
             f"{found.path}: the weights must be those of {source.name!r}. Received: a detector that differs in "
             f"{pairs}. Load the path itself."
         )
     row = registry.detectors().get(source.name)
     published = row.class_names if row is not None and row.classes == spec.classes else None
+    stated = found.class_names
+    if published and stated and _are_alike(stated, published):  # "sofa" for "couch" in transformers' files
+        stated = None
     kept = tuple(text for text in found.assumptions if not _is_told_by_name(text))
-    if published and found.class_names is None:
+    if published and stated is None:
         kept = (*kept, f"class names are those of {row.labels if row else ''} ({source.name}'s published weights)")
     contract = found.input_spec if found.convention == "resfit" else source.input_spec
     return dataclasses.replace(
         found,
         name=source.name,
         input_spec=contract,
-        class_names=found.class_names or published,
+        class_names=stated or published,
         assumptions=kept,
     )
+
+
+def _are_alike(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether most classes have the same names in the same places, so that they are the same."""
+    return 2 * sum(a == b for a, b in zip(one, other, strict=False)) > len(other)
 
 
 def body(source: DetectorSource) -> tuple[ArchitectureSpec, dict[str, np.ndarray]]:
@@ -249,7 +276,7 @@ def load(
     elif source.arrays:
         try:
             values = canonical.adapted_to(source.arrays, channels, source.input_spec.channel_order)
-            canonical.fill(model, values, fresh=(_CLASS_HEAD,) if fresh else ())
+            canonical.fill(model, values, fresh=kinds.class_weights(spec) if fresh else ())
         except CheckpointError as error:
             raise CheckpointError(f"{source.path}: {error}") from None
     model.class_names = source.class_names if source.path is not None and not fresh else None
@@ -276,24 +303,29 @@ def has_meaning(label: str) -> bool:
     return label not in labels.NO_CLASS
 
 
-def name_of(spec: DetectorSpec) -> str:
+def name_of(spec: AnyDetectorSpec) -> str:
     """Returns the catalog's name of a detector, whatever its classes, thresholds and input size; else its family.
 
     Args:
         spec: The detector.
     """
-    incidental = ("classes", "input_size", "score_threshold", "nms_threshold", "candidates", "max_detections", "prior")
+    usual = ("classes", "input_size", "score_threshold", "nms_threshold", "candidates", "max_detections", "prior")
+    incidental = [name for name in (*usual, "unreported") if name in _fields(spec)]
     for row in catalog.rows().values():
+        if type(row.spec) is not type(spec):
+            continue
         alike = row.spec.replace(**{field: getattr(spec, field) for field in incidental})
         body = spec.backbone.replace(
             **{field: getattr(alike.backbone, field) for field in ("classes", "in_channels", "input_size")}
         )
         if spec.replace(backbone=body) == alike:
             return row.name
+    if isinstance(spec, RTDETRSpec | DETRSpec):
+        return "rtdetr" if isinstance(spec, RTDETRSpec) else "detr"
     return "fcos" if spec.quality else "retinanet" if spec.box_coding == "deltas" else "detector"
 
 
-def name_of_backbone(spec: DetectorSpec) -> str:
+def name_of_backbone(spec: AnyDetectorSpec) -> str:
     """Returns the catalog's name of a detector's residual network, or ``"resnet"`` where the catalog lacks it.
 
     Args:
@@ -312,33 +344,53 @@ def _is_told_by_name(text: str) -> bool:
     return text.endswith(("changes it)", "change it)"))
 
 
-def _apart(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _apart(overrides: Mapping[str, Any], fields: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fields of the detector, and those of its backbone."""
     own: dict[str, Any] = {}
     backbone: dict[str, Any] = {}
     for name, value in overrides.items():
-        if name in _OWN_FIELDS:
+        if name in fields:
             own[name] = value
         elif name.removeprefix(_BACKBONE) in _BACKBONE_FIELDS:
             backbone[name.removeprefix(_BACKBONE)] = value
         else:
-            known = [*_OWN_FIELDS, *_BACKBONE_FIELDS]
+            known = [*fields, *_BACKBONE_FIELDS]
             raise ArgumentError(
-                f"an override must be a field of DetectorSpec. Received: {name!r}.{closest(name, known)}"
+                "an override must be a field of the detector or its backbone. Received: "
+                f"{name!r}.{closest(name, known)}"
             )
     return own, backbone
 
 
-def _contract(spec: DetectorSpec, stated: InputSpec | None, wanted: Any = None) -> tuple[InputSpec, list[str]]:
+def _usual(spec: AnyDetectorSpec) -> InputSpec:
+    """The contract of a kind of detector where nothing states one."""
+    return RTDETR if isinstance(spec, RTDETRSpec) else TORCHVISION
+
+
+def _contract(
+    spec: AnyDetectorSpec, stated: InputSpec | None, wanted: Any = None, usual: tuple[InputSpec, str] | None = None
+) -> tuple[InputSpec, list[str]]:
     """The input contract, by what the source states and what is asked for, and what had to be assumed."""
     if wanted is not None:
-        contract, _ = _contract(spec, stated)
+        contract, _ = _contract(spec, stated, usual=usual)
         return changed(contract, wanted).with_channels(spec.in_channels), []
     if stated is not None:
         return stated.with_channels(spec.in_channels), []
+    if usual is not None:
+        own, whose = usual
+        what = (
+            f"images of {own.channel_order.upper()} with a shorter side of 800 and a longer one of 1333 at most, "
+            f"scaled by {own.scale:.6g}, less {own.mean}, over {own.std}"
+        )
+        return own.with_channels(spec.in_channels), [sentence(what, whose, "input_spec")]
+    if isinstance(spec, RTDETRSpec):
+        what = "images stretched to 640x640 pixels, scaled to 0..1"
+        why = "RT-DETR's; the source states no input contract"
+        return RTDETR.with_channels(spec.in_channels), [sentence(what, why, "input_spec")]
     what = (
         "images with a shorter side of 800 and a longer one of 1333 at most, scaled to 0..1, less 0.485 0.456 0.406, "
         "over 0.229 0.224 0.225"
     )
-    why = "torchvision's; the source states no input contract"
+    owner = "DETR's" if isinstance(spec, DETRSpec) else "torchvision's"
+    why = f"{owner}; the source states no input contract"
     return TORCHVISION.with_channels(spec.in_channels), [sentence(what, why, "input_spec")]

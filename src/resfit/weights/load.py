@@ -20,7 +20,7 @@ import numpy as np
 
 from resfit.errors import ArgumentError, CheckpointError
 from resfit.networks import arithmetic, catalog
-from resfit.networks.detection.spec import DetectorSpec
+from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.networks.spec import ArchitectureSpec
 from resfit.preprocessing import TORCH, InputSpec, changed
 from resfit.weights import attention, completeness, heads, locate, registry
@@ -147,7 +147,7 @@ def read_any(
     """
     read = _read(locate.locate(source))
     stated = read.config if config is None else config
-    if include_top is False and isinstance(detector := stated.get("resfit"), DetectorSpec):
+    if include_top is False and isinstance(detector := stated.get("resfit"), AnyDetectorSpec):
         stated = {**stated, "resfit": detector.backbone}
     try:
         if architecture is None and stated.get("resfit", "") is None:

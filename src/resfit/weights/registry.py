@@ -84,6 +84,8 @@ class CheckpointInfo:
         longest_side: Of detectors: side in pixels that no image has more of, where ``input_size`` is the shorter one.
         ap: Published box AP on ``evaluated_on`` in percent: the mean over thresholds of overlap of 0.5 to 0.95.
         megabytes: Size of the published file in millions of bytes, as far as it is stated.
+        resize_mode: How images are brought to the input's size, as :class:`resfit.preprocessing.InputSpec` has it;
+            ``""`` for ``"fit"`` where there is a longest side, else ``"shorter"``.
     """
 
     name: str
@@ -120,6 +122,7 @@ class CheckpointInfo:
     longest_side: int | None = None
     ap: float | None = None
     megabytes: float | None = None
+    resize_mode: str = ""
 
     @property
     def loadable(self) -> bool:
@@ -150,7 +153,7 @@ class CheckpointInfo:
         fits = self.longest_side is not None
         return InputSpec(
             size=(self.input_size, self.longest_side or self.input_size),
-            resize_mode="fit" if fits else "shorter",
+            resize_mode=self.resize_mode or ("fit" if fits else "shorter"),  # type: ignore[arg-type]
             channels=len(self.mean),
             channel_order=self.channel_order,  # type: ignore[arg-type]
             scale=self.scale,

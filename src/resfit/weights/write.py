@@ -22,13 +22,15 @@ import numpy as np
 from resfit import dependencies
 from resfit.errors import ArgumentError, CheckpointError, MissingDependencyError, closest
 from resfit.networks import arithmetic, catalog
-from resfit.networks.detection import arithmetic as detection
-from resfit.networks.detection.spec import DetectorSpec
+from resfit.networks.detection import kinds
+from resfit.networks.detection.detr_spec import DETRSpec
+from resfit.networks.detection.kinds import AnyDetectorSpec
+from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.spec import ArchitectureSpec
 from resfit.preprocessing import InputSpec
 from resfit.storage.atomic import atomic_open, atomic_path, write_json
 from resfit.weights import canonical, identify, load, registry
-from resfit.weights.conventions import pytorch, torchvision_detection
+from resfit.weights.conventions import detr, pytorch, rtdetr, torchvision_detection
 from resfit.weights.formats import keras_h5, safetensors
 from resfit.weights.formats.base import written_suffixes
 from resfit.weights.formats.keras_archive import OWN_MEMBER
@@ -61,8 +63,9 @@ def write(model: Any, target: str | os.PathLike[str], *, naming: str | None = No
             format), ``.safetensors`` or ``.pth`` (its weights under the names of ``naming``), or a name without a
             suffix: a folder with ``config.json`` and ``model.safetensors`` as timm or transformers load it. An
             existing file is replaced whole.
-        naming: One of :data:`NAMINGS`. Default: ``"timm"``, or ``"timm-v2"`` with pre-activation; of a detector
-            ``"torchvision"``.
+        naming: One of :data:`NAMINGS`. Default: ``"timm"``, or ``"timm-v2"`` with pre-activation; of a
+            detector the library's that has it: ``"torchvision"``, or ``"transformers"``
+            for RT-DETR and DETR.
 
     Returns:
         The path that was written.
@@ -81,8 +84,8 @@ def write(model: Any, target: str | os.PathLike[str], *, naming: str | None = No
         _write_keras(model, target, kind)
         return target
     spec = model.architecture
-    if isinstance(spec, DetectorSpec):
-        _write_detector(model, target, kind, naming or "torchvision")
+    if isinstance(spec, AnyDetectorSpec):
+        _write_detector(model, target, kind, naming)
         return target
     naming = naming or ("timm-v2" if spec.preactivation else "timm")
     if naming not in NAMINGS:
@@ -158,7 +161,7 @@ def _write_own(model: Any, target: Path) -> None:
         metadata["labels"] = json.dumps(names)
     arrays = canonical.arrays(model)
     spec = model.architecture
-    layers = (detection.count(spec) if isinstance(spec, DetectorSpec) else arithmetic.count(spec)).layers
+    layers = (kinds.count(spec) if isinstance(spec, AnyDetectorSpec) else arithmetic.count(spec)).layers
     counted = {layer.name for layer in layers}
     foreign = sorted({name.partition("/")[0] for name in arrays} - counted)
     if foreign:
@@ -169,10 +172,13 @@ def _write_own(model: Any, target: Path) -> None:
     safetensors.write_arrays(target, arrays, metadata)
 
 
-def _write_detector(model: Any, target: Path, kind: str | None, naming: str) -> None:
-    """Writes a detector under torchvision's names or resfit's own."""
-    if naming not in ("torchvision", "resfit"):
-        raise ArgumentError(f"naming of a detector must be 'torchvision' or 'resfit'. Received: {naming!r}.")
+def _write_detector(model: Any, target: Path, kind: str | None, naming: str | None) -> None:
+    """Writes a detector under the names of the library that has it, or resfit's own."""
+    modules: dict[type, tuple[str, Any]] = {RTDETRSpec: ("transformers", rtdetr), DETRSpec: ("transformers", detr)}
+    usual, module = modules.get(type(model.architecture), ("torchvision", torchvision_detection))
+    naming = naming or usual
+    if naming not in (usual, "resfit"):
+        raise ArgumentError(f"naming of this detector must be {usual!r} or 'resfit'. Received: {naming!r}.")
     if kind is None:
         raise ArgumentError(f"a detector is written as one file. Received: {target}. Name a .safetensors or .pth file.")
     if naming == "resfit":
@@ -182,8 +188,8 @@ def _write_detector(model: Any, target: Path, kind: str | None, naming: str) -> 
         return
     contract = _contract_of(model)
     if contract is not None and contract.channel_order == "bgr":
-        raise ArgumentError("torchvision's detectors take RGB. Received: one that takes BGR. Take naming='resfit'.")
-    arrays = torchvision_detection.to_torch(model.architecture, canonical.arrays(model))
+        raise ArgumentError(f"{usual}'s detectors take RGB. Received: one that takes BGR. Take naming='resfit'.")
+    arrays = module.to_torch(model.architecture, canonical.arrays(model))
     if kind != ".safetensors":
         _write_pickle(target, arrays)
         return
@@ -421,7 +427,7 @@ def _clean(value: float) -> float:
     return rounded if math.isclose(rounded, value, rel_tol=1e-9) else value
 
 
-def _about(model: Any, spec: ArchitectureSpec | DetectorSpec, contract: InputSpec | None) -> dict[str, Any]:
+def _about(model: Any, spec: ArchitectureSpec | AnyDetectorSpec, contract: InputSpec | None) -> dict[str, Any]:
     """Returns what is written beside tensors so that nothing has to be guessed from them."""
     return {
         "spec": spec.to_dict(),

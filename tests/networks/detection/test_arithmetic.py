@@ -10,7 +10,7 @@ import pytest
 
 from resfit.errors import ArgumentError, UnknownNameError
 from resfit.networks import catalog as networks
-from resfit.networks.detection import arithmetic, catalog
+from resfit.networks.detection import arithmetic, catalog, kinds
 from resfit.networks.detection.spec import DetectorSpec
 
 
@@ -79,7 +79,7 @@ def test_every_residual_network_carries_a_light_detector():
 @pytest.mark.parametrize("name", catalog.names())
 def test_a_spec_survives_json(name):
     spec = catalog.get(name).spec
-    assert DetectorSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert kinds.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
     assert hash(spec) == hash(spec.replace())
 
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit.data.box_geometry import Letterbox, letterbox
+from resfit.data.box_geometry import Letterbox, placement
 from resfit.export.export_model import ExportModel, check, clean
-from resfit.networks.detection.spec import DetectorSpec
+from resfit.networks.detection.kinds import AnyDetectorSpec, QueryDetectorSpec, takes_best_class
 from resfit.preprocessing import InputSpec
 from resfit.tasks.detection import Detector
 from resfit.tasks.detection.orientation import letterbox_for
-from resfit.tasks.detection.postprocess import suppress
+from resfit.tasks.detection.postprocess import best_classes, suppress
 
 if TYPE_CHECKING:
     import keras
@@ -48,7 +48,7 @@ class ExportDetector(ExportModel):
     raw: bool = False
 
     @property
-    def spec(self) -> DetectorSpec:
+    def spec(self) -> AnyDetectorSpec:
         """The detector's network."""
         return self.detector.spec
 
@@ -95,9 +95,16 @@ class ExportDetector(ExportModel):
                 )
             ]
         spec, counts = self.spec, self.detector_at_size._counts
+        single = takes_best_class(spec)
         rules = {name: getattr(spec, name) for name in ("score_threshold", "nms_threshold", "candidates")}
         return [
-            suppress(boxes, scores, counts=counts, max_detections=spec.max_detections, **rules)[:3]
+            suppress(
+                boxes,
+                best_classes(scores) if single else scores,
+                counts=counts,
+                max_detections=spec.max_detections,
+                **rules,
+            )[:3]
             for boxes, scores in zip(found["boxes"], found["scores"], strict=True)
         ]
 
@@ -107,7 +114,7 @@ class ExportDetector(ExportModel):
         Args:
             size: Height and width of the image in pixels.
         """
-        return letterbox(size, self.input_spec.size)
+        return placement(size, self.input_spec.size, self.input_spec.resize_mode)
 
     def described_outputs(self) -> tuple[dict[str, Any], ...]:
         """Returns the outputs for ``contract.json``."""
@@ -150,9 +157,16 @@ class ExportDetector(ExportModel):
         return {
             "task": "detection",
             "box_format": "xyxy, pixels of the input; see image.rule for the way back to the image",
-            "suppression": {"applied": not self.raw, "kind": "greedy, for each class", **rules},
+            "suppression": {"applied": not self.raw, "kind": self._rule, **rules},
             "thresholds": self.detector.thresholds,
         }
+
+    @property
+    def _rule(self) -> str:
+        """What stands between the boxes of the network and its detections."""
+        if isinstance(self.spec, QueryDetectorSpec):
+            return "none: the best pairs of a query and a class"
+        return "greedy, for each class"
 
     def output_lines(self, temperature_applied: bool = True) -> list[str]:
         """Returns what the card says of the outputs beside their names.
@@ -163,6 +177,13 @@ class ExportDetector(ExportModel):
         thresholds = sorted(set(self.detector.thresholds.values()))
         shown = f"{thresholds[0]:.2f}" + (f" to {thresholds[-1]:.2f}" if len(thresholds) > 1 else "")
         spec = self.spec
+        if isinstance(spec, QueryDetectorSpec):
+            best = f"of the best {spec.max_detections} pairs of a query and a class"
+            chosen = "those of every query" if self.raw else best
+            return [
+                f"- Boxes are {chosen}; there is no suppression. The code above shows those of at least the threshold "
+                f"of their class ({shown}; in `contract.json`), in pixels of the photo.",
+            ]
         rule = (
             "before suppression: of each class, drop boxes that overlap a better one by more than "
             f"{spec.nms_threshold:g} (intersection over union)"

@@ -10,7 +10,8 @@ import numpy as np
 from resfit.errors import ExportError
 from resfit.export.detection.export_detector import ExportDetector
 from resfit.export.plain import own_layers, plain
-from resfit.networks.detection import layers, nms
+from resfit.networks.detection import layers, nms, transformer
+from resfit.networks.detection.kinds import QueryDetectorSpec
 
 # Rounds of suppression that are written out, since a file of Keras has no loops.
 ROUNDS = 16
@@ -35,6 +36,10 @@ def without_resfit(subject: ExportDetector) -> tuple[keras.Model, tuple[str, ...
         if isinstance(operation, layers.LevelScale):
             factor = float(np.asarray(operation.scale))
             return keras.layers.Rescaling(factor, name=operation.name)(*arguments)
+        if isinstance(operation, transformer.LearnedQueries):
+            table = np.asarray(operation.embeddings)[None]
+            found = keras.ops.tile(keras.ops.convert_to_tensor(table), (keras.ops.shape(arguments[0])[0], 1, 1))
+            return [found, keras.ops.zeros_like(found)]
         if isinstance(operation, _TRACED):
             # its operations become operations of the model
             return operation.call(*arguments, **options)
@@ -49,7 +54,7 @@ def without_resfit(subject: ExportDetector) -> tuple[keras.Model, tuple[str, ...
         )
     assert named.keys() == dict(traced.output).keys()
     notes = ["Operations of resfit's own are written as Keras'."]
-    if not subject.raw:
+    if not subject.raw and not isinstance(subject.spec, QueryDetectorSpec):
         notes.append(f"Suppression is written out in {ROUNDS} rounds; longer chains of suppressions differ.")
     return traced, tuple(notes)
 
@@ -60,4 +65,20 @@ _TRACED = (
     layers.QualityScores,
     layers.DecodeBoxes,
     nms.NonMaxSuppression,
+    transformer.DotProductAttention,
+    transformer.AddSinePositions,
+    transformer.AddScaledPositions,
+    transformer.ReportedScores,
+    transformer.PlacesToMap,
+    transformer.UsedPlaces,
+    transformer.ProposedBoxes,
+    transformer.BestPlaces,
+    transformer.StopGradient,
+    transformer.RefineBoxes,
+    transformer.DeformableSampling,
+    transformer.BoxesInPixels,
+    transformer.BestPairs,
+    # what only training needs hands its input on
+    transformer.AuxiliaryDense,
+    transformer.AuxiliaryEmbedding,
 )

@@ -35,6 +35,14 @@ rows = [(found["boxes"][row], found["scores"][row].max(), found["scores"][row].a
 count = int(found["count"])
 rows = list(zip(found["boxes"][:count], found["scores"][:count], found["classes"][:count]))
 """
+    if spec.resize_mode == "squash":
+        placed = f"size, left, top = ({width}, {height}), 0, 0\n"
+    else:
+        placed = f"""\
+scale = min({height} / photo.height, {width} / photo.width)
+size = max(1, int(photo.width * scale + 0.5)), max(1, int(photo.height * scale + 0.5))
+left, top = ({width} - size[0]) // 2, ({height} - size[1]) // 2
+"""
     return f"""\
 import json
 import numpy as np
@@ -48,10 +56,7 @@ def detect(images):  # float32 (batch, {height}, {width}, {spec.channels}), valu
 
 contract = json.load(open("contract.json", encoding="utf-8"))
 photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("{mode}")
-scale = min({height} / photo.height, {width} / photo.width)
-size = max(1, int(photo.width * scale + 0.5)), max(1, int(photo.height * scale + 0.5))
-left, top = ({width} - size[0]) // 2, ({height} - size[1]) // 2
-canvas = Image.new("{mode}", ({width}, {height}), {json.dumps(fill) if isinstance(fill, int) else fill})
+{placed}canvas = Image.new("{mode}", ({width}, {height}), {json.dumps(fill) if isinstance(fill, int) else fill})
 canvas.paste(photo.resize(size, Image.Resampling.{spec.interpolation.upper()}), (left, top))
 images = np.asarray(canvas, np.float32){grey}[None]
 found = {{name: value[0] for name, value in detect(images).items()}}

@@ -53,11 +53,16 @@ class DetectorArithmetic:
         """Multiply-accumulates of the convolutions for one image; torchvision states them as GFLOPS."""
         return sum(layer.macs for layer in self.layers)
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that :meth:`part` tells apart, in the order of the forward pass."""
+        return tuple(dict.fromkeys(map(_part, self.layers)))
+
     def part(self, name: str) -> tuple[int, int]:
         """Returns parameters and MACs of one part.
 
         Args:
-            name: ``"backbone"``, ``"pyramid"`` or ``"head"``.
+            name: One of :attr:`parts`: ``"backbone"``, ``"pyramid"`` and ``"head"`` of a dense detector.
         """
         own = [layer for layer in self.layers if _part(layer) == name]
         return sum(layer.parameters for layer in own), sum(layer.macs for layer in own)
@@ -159,4 +164,4 @@ def _norm(name: str, part: str, maps: list[tuple[int, int]], width: int, norm: s
 
 
 def _part(layer: LayerCount) -> str:
-    return layer.stage if layer.stage in ("pyramid", "head") else "backbone"
+    return "backbone" if layer.stage.startswith("stage") else layer.stage

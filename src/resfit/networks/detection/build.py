@@ -12,9 +12,15 @@ from keras import layers
 
 from resfit.errors import ArgumentError
 from resfit.networks import build as networks
+from resfit.networks.detection import detr_build, rtdetr_build
+from resfit.networks.detection.detr_spec import DETRSpec
+from resfit.networks.detection.kinds import AnyDetectorSpec, QueryDetectorSpec, takes_best_class
 from resfit.networks.detection.layers import CropToMatch, DecodeBoxes, LevelScale, PositiveDistances, QualityScores
 from resfit.networks.detection.nms import NonMaxSuppression
+from resfit.networks.detection.rtdetr_plan import map_sizes
+from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.detection.spec import DetectorSpec
+from resfit.networks.detection.transformer import BestPairs, BoxesInPixels, ReportedScores
 from resfit.networks.plan import NORM_SUFFIXES
 from resfit.preprocessing import InputSpec
 
@@ -51,7 +57,7 @@ class RawOutputs:
 
 
 def build(
-    spec: DetectorSpec,
+    spec: AnyDetectorSpec,
     *,
     outputs: Outputs = "boxes",
     input_shape: tuple[int | None, int | None, int] | None = None,
@@ -60,15 +66,17 @@ def build(
     rounds: int | None = None,
     name: str | None = None,
 ) -> keras.Model:
-    """Builds a dense detector as a functional Keras model with fresh weights.
+    """Builds a detector as a functional Keras model with fresh weights.
 
-    Images may have any height and width, odd ones too; no side needs to divide by a stride.
+    Images may have any height and width, odd ones too; no side needs to divide by a stride. RT-DETR needs as many
+    places on its maps as it has queries.
 
     Args:
         spec: The detector.
         outputs: ``"boxes"`` for ``{"boxes": (batch, n, 4), "scores": (batch, n, classes)}``: xyxy in pixels of the
             input, cut to it, and scores in [0, 1], before non-maximum suppression. ``"raw"`` for logits and codes, as
-            losses take them: ``"class_logits"``, ``"box_codes"`` and, where there is one, ``"quality"``.
+            losses take them: ``"class_logits"``, ``"box_codes"`` and, where there is one, ``"quality"``. The codes of
+            RT-DETR and DETR are centres and sides in shares of the image; they have no suppression.
             ``"detections"`` for what is left after the suppression, see
             :class:`resfit.networks.detection.nms.NonMaxSuppression`.
         input_shape: ``(height, width, channels)`` of one image; height and width may be None, which is the default.
@@ -105,15 +113,72 @@ def build(
         input_spec=input_spec,
         preprocess=preprocess,
     )
-    raw = pyramid_and_head({level: body.output[tap] for level, tap in taps.items()}, spec)
-    found = raw.named() if outputs == "raw" else boxes_and_scores(body.inputs[0], raw, spec)
-    if outputs == "detections":
-        found = suppression(spec, rounds=rounds)({**found, "maps": list(raw.maps)})
+    maps = {level: body.output[tap] for level, tap in taps.items()}
+    images = body.inputs[0]
+    if isinstance(spec, QueryDetectorSpec):
+        found = _queries(spec, maps, input_shape)
+        if outputs != "raw":
+            found = boxes_of_queries(images, found, spec)
+        if outputs == "detections":
+            found = best_pairs(spec)(found)
+    else:
+        raw = pyramid_and_head(maps, spec)
+        found = raw.named() if outputs == "raw" else boxes_and_scores(images, raw, spec)
+        if outputs == "detections":
+            found = suppression(spec, rounds=rounds)({**found, "maps": list(raw.maps)})
     model = keras.Model(body.inputs[0], found, name=name)
     model.architecture = spec
     if input_spec is not None:
         model.input_spec = input_spec
     return model
+
+
+def _queries(
+    spec: QueryDetectorSpec, maps: Mapping[int, Any], input_shape: tuple[int | None, int | None, int] | None
+) -> Any:
+    """Logits and boxes of every query."""
+    if isinstance(spec, DETRSpec):
+        return detr_build.Transformer(spec)(maps)
+    _check_places(spec, input_shape)
+    return rtdetr_build.QueryDecoder(spec)(maps)
+
+
+def boxes_of_queries(images: Any, raw: Mapping[str, Any], spec: QueryDetectorSpec) -> dict[str, Any]:
+    """Returns boxes in pixels and scores of every query.
+
+    Args:
+        images: ``(batch, height, width, channels)``, of which only height and width matter.
+        raw: ``"class_logits"`` and ``"box_codes"``.
+        spec: The detector.
+    """
+    boxes = BoxesInPixels(name="boxes")([raw["box_codes"], images])
+    if isinstance(spec, DETRSpec):
+        scores = ReportedScores(spec.reported, name="scores")(raw["class_logits"])
+    else:
+        scores = layers.Activation("sigmoid", dtype="float32", name="scores")(raw["class_logits"])
+    return {"boxes": boxes, "scores": scores}
+
+
+def _check_places(spec: RTDETRSpec, input_shape: tuple[int | None, int | None, int] | None) -> None:
+    """Makes sure that images of a fixed size have as many places as there are queries."""
+    height, width = (input_shape or (None, None))[:2]
+    if height is None or width is None:
+        return
+    places = sum(rows * columns for rows, columns in map_sizes(spec, (height, width)).values())
+    if places < spec.queries:
+        raise ArgumentError(
+            f"an image must have at least as many places as there are queries ({spec.queries}). Received: {places} at "
+            f"{height}x{width} pixels. Take larger images, or a smaller queries=."
+        )
+
+
+def best_pairs(spec: QueryDetectorSpec) -> BestPairs:
+    """Returns the layer that takes the best pairs of a box and a class, in place of suppression.
+
+    Args:
+        spec: The detector.
+    """
+    return BestPairs(spec.max_detections, spec.score_threshold, takes_best_class(spec), name="detections")
 
 
 def build_on_maps(spec: DetectorSpec, *, name: str | None = None) -> keras.Model:

@@ -1,4 +1,4 @@
-"""Every named dense detector, one row each. No Keras here."""
+"""Every named detector, one row each. No Keras here."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from typing import Any
 from resfit.errors import UnknownNameError, closest
 from resfit.networks import arithmetic, catalog
 from resfit.networks.detection.anchors import octave_sizes
+from resfit.networks.detection.detr_spec import DETRSpec
+from resfit.networks.detection.kinds import AnyDetectorSpec
+from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.networks.spec import ArchitectureSpec
 
 RETINANET = "Lin et al. 2017, arXiv:1708.02002"
 FCOS = "Tian et al. 2019, arXiv:1904.01355"
 ATSS = "Zhang et al. 2019, arXiv:1912.02424"
+DETR = "Carion et al. 2020, arXiv:2005.12872"
+RTDETR = "Zhao et al. 2023, arXiv:2304.08069"
+RTDETR_V2 = "Lv et al. 2024, arXiv:2407.17140"
 
 #: torchvision's classes of COCO: 80 with gaps, and the background at 0.
 TORCHVISION_CLASSES = 91
@@ -34,7 +40,7 @@ class DetectorRow:
 
     name: str
     family: str
-    spec: DetectorSpec
+    spec: AnyDetectorSpec
     paper: str
 
 
@@ -106,8 +112,40 @@ def rows() -> dict[str, DetectorRow]:
         ),
         DetectorRow("fcos_resnet50", "FCOS", fcos, FCOS),
         DetectorRow("fcos_light_resnet18", "FCOS", small, FCOS),
+        *_rtdetr_rows(),
+        *_detr_rows(),
     )
     return {row.name: row for row in table}
+
+
+def _detr_rows() -> list[DetectorRow]:
+    rows = []
+    for name, body in (("resnet50", "resnet50v1.5"), ("resnet101", "resnet101v1.5")):
+        for suffix, stride in (("", 32), ("_dc5", 16)):
+            backbone = catalog.get(body).spec.replace(output_stride=stride)
+            rows.append(DetectorRow(f"detr_{name}{suffix}", "DETR", DETRSpec(backbone=backbone), DETR))
+    return rows
+
+
+def _rtdetr_rows() -> list[DetectorRow]:
+    small, deep = {"fusion_width": 128, "decoder_depth": 3}, {"fusion_width": 128, "decoder_depth": 4}
+    wide = {"encoder_width": 384, "encoder_hidden": 2048, "fusion_width": 384}
+    bodies: dict[str, tuple[str, dict[str, Any]]] = {
+        "r18vd": ("resnet_vd_18", small),
+        "r34vd": ("resnet_vd_34", deep),
+        "r50vd_m": ("resnet50d", {"fusion_width": 128}),
+        "r50vd": ("resnet50d", {}),
+        "r101vd": ("resnet101d", wide),
+    }
+    rows = []
+    for version, (prefix, paper) in enumerate((("rtdetr", RTDETR), ("rtdetrv2", RTDETR_V2)), start=1):
+        family = "RT-DETR" if version == 1 else "RT-DETRv2"
+        for name, (body, fields) in bodies.items():
+            spec = RTDETRSpec(backbone=catalog.get(body).spec, **{"version": version, **fields})
+            rows.append(DetectorRow(f"{prefix}_{name}", family, spec, paper))
+            if version == 1 and name in ("r18vd", "r50vd", "r101vd"):  # trained on Objects365 before COCO
+                rows.append(DetectorRow(f"{prefix}_{name}_o365", family, spec, paper))
+    return rows
 
 
 def get(name: str) -> DetectorRow:

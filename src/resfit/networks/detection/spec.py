@@ -7,7 +7,7 @@ import functools
 import itertools
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from resfit.errors import ArgumentError
 from resfit.networks import arithmetic
@@ -23,6 +23,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "quality": (None, "centerness"),
     "quality_rule": ("geometric_mean", "product"),
 }
+_Spec = TypeVar("_Spec")
+
 _COUNTS = ("pyramid_width", "head_width", "norm_groups", "distribution_bins", "classes", "candidates", "max_detections")
 _FRACTIONS = ("score_threshold", "nms_threshold")
 
@@ -183,7 +185,7 @@ class DetectorSpec:
     @property
     def taps(self) -> dict[int, str]:
         """The stages of the backbone that levels are made of, by level: the last stage of each stride."""
-        return {level: tap for level, tap in _taps(self.backbone).items() if level in self.levels}
+        return {level: tap for level, tap in taps_by_level(self.backbone).items() if level in self.levels}
 
     @property
     def anchors_per_cell(self) -> int:
@@ -206,9 +208,7 @@ class DetectorSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON-ready values."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        fields["backbone"] = self.backbone.to_dict()
-        return {key: _listed(value) for key, value in fields.items()}
+        return fields_of(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> DetectorSpec:
@@ -217,32 +217,61 @@ class DetectorSpec:
         Raises:
             ArgumentError: A field is unknown, ``backbone`` is missing, or the fields contradict each other.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(fields) - known)
-        if unknown:
-            raise ArgumentError(f"detector has unknown fields: {', '.join(unknown)}.")
-        if not isinstance(fields.get("backbone"), Mapping):
-            raise ArgumentError(f"detector must have a backbone. Received: {fields.get('backbone')!r}.")
-        values: dict[str, Any] = {key: _tupled(value) for key, value in fields.items() if key != "backbone"}
-        return cls(backbone=ArchitectureSpec.from_dict(fields["backbone"]), **values)
+        return spec_of(cls, fields)
 
 
 def is_of_detector(layer: str) -> bool:
-    """Whether a layer belongs to a detector's pyramid or head, which have names that no layer of a backbone has.
+    """Whether a layer belongs to what a detector has beside its backbone, by names that no layer of a backbone has.
 
     Args:
         layer: Its name, or that of one of its weights.
     """
-    return re.match(r"p\d+_|class_|box_|quality_", layer) is not None
+    return re.match(r"p\d+_|class_|box_|quality_|encoder_|decoder_", layer) is not None
 
 
 @functools.lru_cache(maxsize=256)
-def _taps(backbone: ArchitectureSpec) -> dict[int, str]:
+def taps_by_level(backbone: ArchitectureSpec) -> dict[int, str]:
+    """Returns the last stage of a network for each stride, by the logarithm of the stride to base 2.
+
+    Args:
+        backbone: The network.
+    """
     found: dict[int, str] = {}
     for tap, stride in arithmetic.count(backbone, include_top=False).taps.items():
         if stride & (stride - 1) == 0:
             found[stride.bit_length() - 1] = tap
     return found
+
+
+def fields_of(spec: Any) -> dict[str, Any]:
+    """Returns the fields of a detector's spec as JSON-ready values.
+
+    Args:
+        spec: The spec, a dataclass with ``backbone``.
+    """
+    fields = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+    fields["backbone"] = spec.backbone.to_dict()
+    return {key: _listed(value) for key, value in fields.items()}
+
+
+def spec_of(kind: type[_Spec], fields: Mapping[str, Any]) -> _Spec:
+    """Returns a spec of what :func:`fields_of` returned.
+
+    Args:
+        kind: Its class.
+        fields: The fields.
+
+    Raises:
+        ArgumentError: A field is unknown, ``backbone`` is missing, or the fields contradict each other.
+    """
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise ArgumentError(f"detector has unknown fields: {', '.join(unknown)}.")
+    if not isinstance(fields.get("backbone"), Mapping):
+        raise ArgumentError(f"detector must have a backbone. Received: {fields.get('backbone')!r}.")
+    values: dict[str, Any] = {key: _tupled(value) for key, value in fields.items() if key != "backbone"}
+    return kind(backbone=ArchitectureSpec.from_dict(fields["backbone"]), **values)  # type: ignore[call-arg]
 
 
 def _listed(value: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 
 from resfit.data.boxes import BoxSet
 from resfit.evaluation.detection import Matching
+from resfit.networks.detection.spec import DetectorSpec
 from resfit.tasks.detection.evaluation import matched
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def calibrate(detector: Detector, boxes: BoxSet, found: Sequence[Detections]) ->
     right = matching.hit[counted, 0, 0]
     scale, shift = 1.0, 0.0
     enough = counted.sum() >= _LEAST and _LEAST / 5 <= right.sum() <= counted.sum() - _LEAST / 5
-    if enough and detector.spec.quality is None:
+    if enough and isinstance(detector.spec, DetectorSpec) and detector.spec.quality is None:
         scale, shift = fitted(matching.score[counted], right)
         _fold(detector, scale, shift)
         found = [dataclasses.replace(one, scores=rescaled(one.scores, scale, shift)) for one in found]

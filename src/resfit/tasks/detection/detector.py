@@ -13,19 +13,19 @@ import numpy as np
 
 from resfit import engines
 from resfit.data import decode, inputs
-from resfit.data.box_geometry import Letterbox, letterbox
+from resfit.data.box_geometry import Letterbox, placement
 from resfit.data.boxes import BoxSet, scan_boxes
 from resfit.errors import ArgumentError, DataError
 from resfit.features import extract as feature_store
 from resfit.features.progress import Progress
-from resfit.networks.detection import anchors
-from resfit.networks.detection.spec import DetectorSpec
+from resfit.networks.detection import kinds
+from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.preprocessing import InputSpec
 from resfit.tasks.base import Exportable, FitRun, FittedModel, TextTable
 from resfit.tasks.detection import orientation, pretrained, saving
 from resfit.tasks.detection.detections import Detections, PredictedPictures
 from resfit.tasks.detection.evaluation import DetectionEvaluation, evaluated
-from resfit.tasks.detection.postprocess import suppress
+from resfit.tasks.detection.postprocess import best_classes, suppress
 from resfit.tasks.detection.results import DetectorRecipe
 from resfit.tasks.detection.tiles import OVERLAP, Tiling, predict_in_tiles, sides_of
 
@@ -46,7 +46,7 @@ class Detector(FittedModel):
         model: The Keras model: RGB 0..255 in, ``{"boxes": (batch, n, 4), "scores": (batch, n, classes)}`` out, xyxy in
             pixels of the input, before non-maximum suppression.
         classes: Names of the classes, in the order of the scores.
-        input_spec: How pictures become the model's input: a letterbox.
+        input_spec: How pictures become the model's input: a letterbox, or stretched (RT-DETR).
         spec: The network.
         recipe: How it was made.
         thresholds: For each class the score from which a box is shown: the one with the best F1 on validation images.
@@ -63,7 +63,7 @@ class Detector(FittedModel):
         model: keras.Model,
         classes: Sequence[str],
         input_spec: InputSpec,
-        spec: DetectorSpec,
+        spec: AnyDetectorSpec,
         recipe: DetectorRecipe,
         *,
         thresholds: Mapping[str, float] | None = None,
@@ -336,10 +336,10 @@ class Detector(FittedModel):
         Args:
             size: Its height and width in pixels, as displayed.
         """
-        return letterbox(size, self.input_spec.size)
+        return placement(size, self.input_spec.size, self.input_spec.resize_mode)
 
     def placed(
-        self, row: np.ndarray, fitted: Letterbox, spec: DetectorSpec | None = None
+        self, row: np.ndarray, fitted: Letterbox, spec: AnyDetectorSpec | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Returns the detections in what the network gives for one picture.
 
@@ -354,7 +354,7 @@ class Detector(FittedModel):
         own = spec or self.spec
         boxes, scores, labels, places = suppress(
             row[:, :4],
-            row[:, 4:],
+            best_classes(row[:, 4:]) if kinds.takes_best_class(own) else row[:, 4:],
             counts=self._counts,
             score_threshold=own.score_threshold,
             nms_threshold=own.nms_threshold,
@@ -397,8 +397,7 @@ class Detector(FittedModel):
     @functools.cached_property
     def _counts(self) -> tuple[int, ...]:
         """Boxes of each level at the size of the contract."""
-        grids = anchors.grid_sizes(self.spec, self.input_spec.size)
-        return tuple(rows * columns * self.spec.anchors_per_cell for rows, columns in grids)
+        return kinds.boxes_of_levels(self.spec, self.input_spec.size)
 
     @functools.cached_property
     def joined(self) -> keras.Model:
@@ -434,13 +433,16 @@ class Detector(FittedModel):
         """
         import keras
 
-        from resfit.networks.detection.build import suppression
+        from resfit.networks.detection.build import best_pairs, suppression
         from resfit.tasks.detection.network import level_layers
         from resfit.training import boundary
 
         base = boundary.copy(self.model, size=size) if size is not None else self.model
-        maps = [base.get_layer(name).output for name in level_layers(base, self.spec)]
-        found = suppression(self.spec, rounds=rounds)({**base.output, "maps": maps})
+        if isinstance(self.spec, kinds.QueryDetectorSpec):
+            found = best_pairs(self.spec)(base.output)
+        else:
+            maps = [base.get_layer(name).output for name in level_layers(base, self.spec)]
+            found = suppression(self.spec, rounds=rounds)({**base.output, "maps": maps})
         model = keras.Model(base.inputs[0], found, name=f"{self.model.name}_suppressed")
         model.architecture, model.input_spec = self.spec, self.input_spec
         return model
@@ -505,7 +507,7 @@ class Detector(FittedModel):
         return [
             ("classes", f"{len(self.classes)}: {shown}"),
             ("network", f"{self.recipe.model}, {self.recipe.trained}"),
-            ("input", f"letterbox of {size} pixels"),
+            ("input", f"{'stretched to' if self.input_spec.resize_mode == 'squash' else 'letterbox of'} {size} pixels"),
             ("thresholds", ", ".join(f"{name} {value:.2f}" for name, value in list(self.thresholds.items())[:12])),
         ]
 

@@ -72,3 +72,13 @@ def greedy(boxes: np.ndarray, labels: np.ndarray, threshold: float, most: int) -
             over = overlap_matrix(boxes[row : row + 1].astype(np.float32), boxes[rest].astype(np.float32))[0]
             alive[rest[over.astype(np.float32) > limit]] = False
     return np.asarray(kept, np.int64)
+
+
+def best_classes(scores: np.ndarray) -> np.ndarray:
+    """Returns scores of which each box keeps the best one alone.
+
+    Args:
+        scores: Array ``(n, classes)``.
+    """
+    best = scores.argmax(axis=1) if scores.size else np.zeros(len(scores), np.int64)
+    return np.where(np.arange(scores.shape[1]) == best[:, None], scores, 0).astype(scores.dtype)

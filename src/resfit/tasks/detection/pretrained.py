@@ -11,6 +11,8 @@ import numpy as np
 from resfit import zoo
 from resfit.errors import ArgumentError, CheckpointError, ResfitError
 from resfit.networks.detection import catalog
+from resfit.networks.detection.detr_spec import DETRSpec
+from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.preprocessing import InputSpec
 from resfit.tasks.detection.results import DetectorRecipe
@@ -89,7 +91,7 @@ def of_model(model: keras.Model, *, name: str = "", threshold: float = THRESHOLD
     """
     spec, contract = getattr(model, "architecture", None), getattr(model, "input_spec", None)
     outputs = getattr(model, "output", None)
-    if not isinstance(spec, DetectorSpec) or not isinstance(outputs, dict) or set(outputs) != {"boxes", "scores"}:
+    if not isinstance(spec, AnyDetectorSpec) or not isinstance(outputs, dict) or set(outputs) != {"boxes", "scores"}:
         raise ArgumentError(
             "the model must be a detector with the outputs 'boxes' and 'scores'. Received: "
             f"{type(spec).__name__} with outputs {sorted(outputs) if isinstance(outputs, dict) else outputs}."
@@ -99,7 +101,7 @@ def of_model(model: keras.Model, *, name: str = "", threshold: float = THRESHOLD
             "the detector must take RGB images 0..255 and have an input contract. Received: one that was loaded with "
             "preprocess=False, or without input_spec. Load it with resfit.load."
         )
-    if contract.resize_mode not in ("fit", "letterbox"):
+    if contract.resize_mode not in ("fit", "letterbox", "squash"):
         contract = dataclasses.replace(contract, resize_mode="letterbox", crop_fraction=1.0)
     classes = detectors.class_names(model)
     return {
@@ -122,6 +124,13 @@ def with_meaning(source: DetectorSource) -> DetectorSource:
     if not names or source.is_keras_file or all(map(detectors.has_meaning, names)):
         return source
     kept = [number for number, name in enumerate(names) if detectors.has_meaning(name)]
+    told = tuple(names[number] for number in kept)
+    if isinstance(source.spec, DETRSpec):  # the softmax is over all of them
+        left = tuple(number for number in range(len(names)) if number not in kept)
+        spec = source.spec.replace(classes=len(kept), unreported=left)
+        return dataclasses.replace(source, spec=spec, class_names=told)
+    if not isinstance(source.spec, DetectorSpec):
+        return source
     arrays = dict(source.arrays)
     for part in ("kernel", "bias"):
         array = np.asarray(arrays[f"class_logits_conv/{part}"])
@@ -131,5 +140,5 @@ def with_meaning(source: DetectorSource) -> DetectorSource:
         source,
         spec=source.spec.replace(classes=len(kept)),
         arrays=arrays,
-        class_names=tuple(names[number] for number in kept),
+        class_names=told,
     )

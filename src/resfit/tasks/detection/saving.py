@@ -60,9 +60,9 @@ def read(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{folder / DETECTOR.description} cannot be read: {error} Fit it again.") from error
     from resfit.networks import layers
     from resfit.networks.detection import layers as detection_layers
-    from resfit.networks.detection import nms
+    from resfit.networks.detection import nms, rtdetr_build
 
-    del layers, detection_layers, nms  # imported so that their layers are registered
+    del layers, detection_layers, nms, rtdetr_build  # imported so that their layers are registered
     try:
         model = keras_models.load(folder / artifact.MODEL)
         outputs = getattr(model, "output", None)

@@ -10,7 +10,7 @@ import msgspec
 
 from resfit.data import class_names
 from resfit.errors import ArtifactError
-from resfit.networks.detection.spec import DetectorSpec
+from resfit.networks.detection import kinds
 from resfit.preprocessing import InputSpec
 from resfit.tasks.detection.results import DetectorRecipe
 
@@ -47,13 +47,13 @@ def read(description: Mapping[str, Any]) -> dict[str, Any]:
     if (
         max(contract.size) > _MOST_SIDE
         or contract.channels not in (1, 3)
-        or contract.resize_mode not in ("letterbox", "fit")
+        or contract.resize_mode not in ("letterbox", "fit", "squash")
     ):
         raise ArtifactError(
             f"'input' must be a letterbox of 1 or 3 channels with sides up to {_MOST_SIDE} pixels. "
             f"Received: {contract.resize_mode}, {contract.channels} and {contract.size}."
         )
-    spec = _made(found.detector, None, "detector", DetectorSpec.from_dict)
+    spec = _made(found.detector, None, "detector", kinds.from_dict)
     if spec.classes != len(found.classes) or set(found.thresholds) != set(found.classes):
         raise ArtifactError(
             f"'detector' and 'thresholds' must have each of the {len(found.classes)} classes. "

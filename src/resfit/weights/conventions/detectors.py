@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from resfit.networks.detection.spec import DetectorSpec
+from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.weights import detectors
-from resfit.weights.conventions import torchvision_detection
+from resfit.weights.conventions import dense_detection, detr, rtdetr, torchvision_detection
 from resfit.weights.conventions.base import register_convention
 from resfit.weights.detectors import DetectorSource
 from resfit.weights.formats.base import Tensors
@@ -14,7 +14,7 @@ from resfit.weights.formats.resfit import CanonicalNames
 
 
 def _is_own(tensors: Tensors) -> bool:
-    return isinstance(tensors.graph, CanonicalNames) and isinstance(tensors.config.get("resfit"), DetectorSpec)
+    return isinstance(tensors.graph, CanonicalNames) and isinstance(tensors.config.get("resfit"), AnyDetectorSpec)
 
 
 @register_convention("resfit's detectors", recognises=_is_own, order=-1, is_larger=True)
@@ -32,3 +32,26 @@ def _own(tensors: Tensors, **reading: Any) -> DetectorSource:
 def _torchvision(tensors: Tensors, **reading: Any) -> DetectorSource:
     """Translates the tensors of a detector of torchvision."""
     return detectors.read(tensors, torchvision_detection, **reading)
+
+
+@register_convention("RT-DETR", recognises=lambda tensors: rtdetr.is_detector(tensors.arrays), order=30, is_larger=True)
+def _rtdetr(tensors: Tensors, **reading: Any) -> DetectorSource:
+    """Translates the tensors of an RT-DETR."""
+    return detectors.read(tensors, rtdetr, **reading)
+
+
+@register_convention("DETR", recognises=lambda tensors: detr.is_detector(tensors.arrays), order=30, is_larger=True)
+def _detr(tensors: Tensors, **reading: Any) -> DetectorSource:
+    """Translates the tensors of a DETR."""
+    return detectors.read(tensors, detr, **reading)
+
+
+@register_convention(
+    "mmdetection's and detectron2's dense detectors",
+    recognises=lambda tensors: dense_detection.is_detector(tensors.arrays),
+    order=30,
+    is_larger=True,
+)
+def _dense(tensors: Tensors, **reading: Any) -> DetectorSource:
+    """Translates the tensors of a dense detector of mmdetection or detectron2."""
+    return detectors.read(tensors, dense_detection, **reading)

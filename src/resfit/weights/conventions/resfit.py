@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from resfit.errors import ArgumentError
-from resfit.networks.detection.spec import DetectorSpec, is_of_detector
+from resfit.networks.detection.kinds import AnyDetectorSpec
+from resfit.networks.detection.spec import is_of_detector
 from resfit.weights.conventions.base import Translation, register_convention
 from resfit.weights.formats.base import Tensors
 from resfit.weights.formats.resfit import CanonicalNames
@@ -19,6 +20,6 @@ def _translate(
     if prefix is not None or averaged or ignore:
         raise ArgumentError(f"a file of resfit says itself what it is. Received: {tensors.path} with arguments.")
     arrays = tensors.arrays
-    if isinstance(tensors.config.get("resfit"), DetectorSpec):  # whose body alone is wanted
+    if isinstance(tensors.config.get("resfit"), AnyDetectorSpec):  # whose body alone is wanted
         arrays = {name: array for name, array in arrays.items() if not is_of_detector(name)}
     return Translation("resfit", "", arrays, {}, {}, (), ())

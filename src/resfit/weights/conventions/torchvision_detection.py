@@ -22,8 +22,11 @@ from resfit.networks.detection.spec import DetectorSpec, is_of_detector
 from resfit.networks.plan import NORM_SUFFIXES
 from resfit.weights import identify as architectures
 from resfit.weights.assumption import sentence
-from resfit.weights.conventions import pytorch
+from resfit.weights.conventions import detector_names, pytorch
 from resfit.weights.formats.base import Tensors
+
+#: What :func:`identify` returns, and whether it takes a configuration.
+SPEC, TAKES_CONFIG = DetectorSpec, False
 
 _ANCHOR = re.compile(r"(?P<prefix>(?:.*\.)?)backbone\.body\.layer1\.0\.conv1\.weight")
 _BODY = "backbone.body."
@@ -143,16 +146,8 @@ def translate(
     dialect = _dialect(own)
     arrays = dict(body.arrays)
     leftover = {f"{prefix}{_BODY}{name}": array for name, array in body.leftover.items()}
-    reasons: dict[str, int] = {}
-    for name, array in tensors.items():
-        if name.startswith(prefix):
-            continue
-        reason = _reason(name, tensors)
-        if reason is None:
-            leftover[name] = array
-        else:
-            reasons[reason] = reasons.get(reason, 0) + 1
-    left_out = (f"left out {reason} ({count} tensors)" for reason, count in reasons.items())
+    left_out, beside = detector_names.sorted_out(tensors, prefix, _prefixes(tensors))
+    leftover |= beside
     for name, array in own.items():
         if name.startswith(_BODY) or name.endswith(f".{_COUNTER}"):
             continue
@@ -214,9 +209,10 @@ def identify(
     )
     normed = any(name.startswith("class_1_") and name.endswith("/gamma") for name in shapes)
     kind = "fcos_resnet50" if "quality_conv/kernel" in shapes else "retinanet_resnet50_v2" if normed else None
-    usual = catalog.get(kind or "retinanet_resnet50")
-    row = usual if architecture is None else catalog.get(architecture)
-    if (row.spec.box_coding, row.spec.quality) != (usual.spec.box_coding, usual.spec.quality):
+    usual: Any = catalog.get(kind or "retinanet_resnet50")
+    row: Any = usual if architecture is None else catalog.get(architecture)
+    is_dense = isinstance(row.spec, DetectorSpec)
+    if not is_dense or (row.spec.box_coding, row.spec.quality) != (usual.spec.box_coding, usual.spec.quality):
         raise CheckpointError(
             f"the tensors must be those of {row.name!r} ({row.family}). Received: those of a {usual.family}."
         )
@@ -286,28 +282,10 @@ def _prefixes(names: Mapping[str, Any]) -> list[str]:
     return [match["prefix"] for match in map(_ANCHOR.fullmatch, names) if match]
 
 
-def _reason(name: str, names: Mapping[str, Any]) -> str | None:
-    """Why a tensor beside the detector is left out, or None."""
-    other = next((prefix for prefix in _prefixes(names) if prefix and name.startswith(prefix)), None)
-    if other is not None:
-        return f"{'the running average' if pytorch.is_averaged(other) else 'another detector'} under {other!r}"
-    return pytorch.state_of_training(name)
-
-
 def _prefix(tensors: Mapping[str, Any], wanted: str | None, averaged: bool) -> str:
     """What stands before the names of the one detector."""
-    every = _prefixes(tensors)
-    found = [prefix for prefix in every if pytorch.is_averaged(prefix) == averaged] if len(every) > 1 else every
-    if averaged and not any(map(pytorch.is_averaged, every)):
-        raise CheckpointError(f"the source must hold a running average. Received: detectors under {every}.")
-    if wanted is not None:
-        found = [prefix for prefix in every if prefix.rstrip(".") == wanted.rstrip(".")]
-    if len(found) != 1:
-        raise CheckpointError(
-            "the tensors must be those of one detector of torchvision ('backbone.body.layer1...'). Received: "
-            f"{len(found)} of them (of {every}) in {pytorch.described(tensors)}. Pass prefix= where there are several."
-        )
-    prefix = found[0]
+    program = "torchvision ('backbone.body.layer1...')"
+    prefix = detector_names.chosen(_prefixes(tensors), wanted, averaged, program, tensors)
     if any(name.startswith((f"{prefix}rpn.", f"{prefix}roi_heads.")) for name in tensors):
         raise CheckpointError(
             "the tensors must be those of a dense detector, RetinaNet or FCOS. Received: a detector of two stages, "

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from resfit.errors import ArgumentError, CheckpointError
-from resfit.networks.detection.spec import DetectorSpec
+from resfit.networks.detection import kinds
 from resfit.networks.spec import ArchitectureSpec
 from resfit.preprocessing import InputSpec
 from resfit.storage import bounded_json
@@ -78,7 +78,7 @@ def read(path: Path) -> Tensors:
 
 def own_metadata(
     path: Path,
-) -> tuple[ArchitectureSpec | DetectorSpec, InputSpec | None, tuple[str, ...] | None] | None:
+) -> tuple[ArchitectureSpec | kinds.AnyDetectorSpec, InputSpec | None, tuple[str, ...] | None] | None:
     """Returns what resfit writes beside the model: architecture, input contract, class names; None in other files.
 
     Args:
@@ -94,7 +94,7 @@ def own_metadata(
             about = json.loads(_content(archive, _member(archive, OWN_MEMBER), _MOST_JSON))
             contract, names = about["input_spec"], about["class_names"]
             return (
-                (DetectorSpec if "backbone" in about["spec"] else ArchitectureSpec).from_dict(about["spec"]),
+                (kinds if "backbone" in about["spec"] else ArchitectureSpec).from_dict(about["spec"]),
                 InputSpec.from_dict(contract) if contract else None,
                 tuple(map(str, names)) if isinstance(names, list) and names else None,
             )

@@ -9,7 +9,7 @@ from typing import Any
 
 from resfit.errors import ArgumentError, CheckpointError
 from resfit.networks import catalog
-from resfit.networks.detection.spec import DetectorSpec
+from resfit.networks.detection import kinds
 from resfit.networks.spec import ArchitectureSpec
 from resfit.preprocessing import InputSpec
 from resfit.weights.formats import safetensors
@@ -82,12 +82,12 @@ def read(path: Path) -> Tensors:
     )
 
 
-def _architecture(stated: Any) -> ArchitectureSpec | DetectorSpec | None:
+def _architecture(stated: Any) -> ArchitectureSpec | kinds.AnyDetectorSpec | None:
     """The architecture that the metadata state: its fields, or a name of the catalog."""
     if stated is None:
         return None
     if isinstance(stated, Mapping) and "backbone" in stated:
-        return DetectorSpec.from_dict(stated)
+        return kinds.from_dict(stated)
     return ArchitectureSpec.from_dict(stated) if isinstance(stated, Mapping) else catalog.get(str(stated)).spec
 
 

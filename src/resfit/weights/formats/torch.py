@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from resfit.errors import ArgumentError, CheckpointError
-from resfit.networks.detection.spec import DetectorSpec
+from resfit.networks.detection import kinds
 from resfit.networks.spec import ArchitectureSpec
 from resfit.preprocessing import InputSpec
 from resfit.weights.formats import safetensors as safetensors_reader
@@ -150,6 +150,8 @@ def _transformers_contract(stated: Mapping[str, Any]) -> InputSpec:
     # a factor that was written as 1/255 in decimals stays exactly that
     scale = 1 / 255 if math.isclose(scale, 1 / 255, rel_tol=1e-6) else scale
     size = stated.get("size", 224)
+    if stated.get("max_size") and not isinstance(size, Mapping):  # how processors of 2021 write it
+        size = {"shortest_edge": size, "longest_edge": stated["max_size"]}
     kind = str(stated.get("image_processor_type") or stated.get("feature_extractor_type") or "")
     shortest = size.get("shortest_edge") if isinstance(size, Mapping) else None
     fraction, mode = 1.0, "squash"
@@ -162,7 +164,9 @@ def _transformers_contract(stated: Mapping[str, Any]) -> InputSpec:
             if side < 384:  # larger images are squeezed to the square whole
                 fraction, mode = float(stated.get("crop_pct") or 224 / 256), "shorter"
         elif shortest is not None:
-            mode = "shorter"
+            longest = size.get("longest_edge") if isinstance(size, Mapping) else None
+            # as large as fits, with the image's own proportions (DETR)
+            mode, target = ("fit", (side, int(longest))) if longest else ("shorter", target)
     if stated.get("do_center_crop"):
         crop = stated.get("crop_size", target[0])
         cropped = (int(crop["height"]), int(crop["width"])) if isinstance(crop, Mapping) else (int(crop), int(crop))
@@ -194,7 +198,7 @@ def _with_metadata(read: Tensors) -> Tensors:
         return dataclasses.replace(
             read,
             config={
-                "resfit": (DetectorSpec if "backbone" in about["spec"] else ArchitectureSpec).from_dict(about["spec"])
+                "resfit": (kinds if "backbone" in about["spec"] else ArchitectureSpec).from_dict(about["spec"]),
             },
             input_spec=InputSpec.from_dict(contract) if contract else None,
             class_names=tuple(map(str, names)) if names else None,

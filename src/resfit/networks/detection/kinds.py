@@ -1,0 +1,81 @@
+"""The kinds of detectors there are, and what is asked of all of them. No Keras here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from resfit.networks.detection import anchors, arithmetic, detr_plan, rtdetr_plan
+from resfit.networks.detection.arithmetic import DetectorArithmetic
+from resfit.networks.detection.detr_spec import DETRSpec
+from resfit.networks.detection.rtdetr_spec import RTDETRSpec
+from resfit.networks.detection.spec import DetectorSpec
+
+#: A detector that decodes queries and suppresses nothing, as data. ``isinstance`` takes it.
+QueryDetectorSpec = RTDETRSpec | DETRSpec
+#: A detector of any kind, as data.
+AnyDetectorSpec = DetectorSpec | RTDETRSpec | DETRSpec
+
+# By the value of "kind" in a spec's fields; dense detectors have none.
+_KINDS: dict[str, Any] = {"rtdetr": RTDETRSpec, "detr": DETRSpec}
+
+
+def from_dict(fields: Mapping[str, Any]) -> AnyDetectorSpec:
+    """Restores what the ``to_dict`` of a detector of any kind returned.
+
+    Args:
+        fields: The fields.
+
+    Raises:
+        ArgumentError: A field is unknown, ``backbone`` is missing, or the fields contradict each other.
+    """
+    kind = fields.get("kind")
+    return (_KINDS.get(kind, DetectorSpec) if isinstance(kind, str) else DetectorSpec).from_dict(fields)
+
+
+def count(spec: AnyDetectorSpec, *, input_size: tuple[int, int] | None = None) -> DetectorArithmetic:
+    """Counts a detector of any kind.
+
+    Args:
+        spec: The detector.
+        input_size: Height and width of the image in pixels. Default: the spec's.
+    """
+    if isinstance(spec, RTDETRSpec):
+        return rtdetr_plan.count(spec, input_size=input_size)
+    if isinstance(spec, DETRSpec):
+        return detr_plan.count(spec, input_size=input_size)
+    return arithmetic.count(spec, input_size=input_size)
+
+
+def boxes_of_levels(spec: AnyDetectorSpec, image_size: tuple[int, int]) -> tuple[int, ...]:
+    """Returns how many boxes each level gives; queries are of no level, and count as one.
+
+    Args:
+        spec: The detector.
+        image_size: Height and width of the image in pixels.
+    """
+    if isinstance(spec, QueryDetectorSpec):
+        return (spec.queries,)
+    return tuple(rows * columns * spec.anchors_per_cell for rows, columns in anchors.grid_sizes(spec, image_size))
+
+
+def class_weights(spec: AnyDetectorSpec) -> tuple[str, ...]:
+    """Returns patterns of the canonical names of weights whose shape depends on the number of classes.
+
+    Args:
+        spec: The detector.
+    """
+    if isinstance(spec, RTDETRSpec):
+        return ("decoder_*_class/*", "decoder_denoising/*")
+    if isinstance(spec, DETRSpec):
+        return ("decoder_class/*",)
+    return ("class_logits_conv/*",)
+
+
+def takes_best_class(spec: AnyDetectorSpec) -> bool:
+    """Whether only the best class of a box counts.
+
+    Args:
+        spec: The detector.
+    """
+    return isinstance(spec, DETRSpec)

@@ -1,0 +1,163 @@
+"""RTDETRSpec: everything there is to say about one RT-DETR, as data. No Keras here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from resfit.errors import ArgumentError
+from resfit.networks.detection.spec import fields_of, spec_of, taps_by_level
+from resfit.networks.spec import ArchitectureSpec
+
+_COUNTS = (
+    *("encoder_width", "encoder_hidden", "encoder_heads", "fusion_width", "fusion_blocks", "decoder_width"),
+    *("decoder_depth", "decoder_hidden", "decoder_heads", "points", "queries", "classes", "max_detections"),
+)
+_MOST = 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class RTDETRSpec:
+    """One RT-DETR: a residual network, a hybrid encoder, and a decoder that turns queries into boxes.
+
+    By its fields this is RT-DETR (Zhao et al. 2023, arXiv:2304.08069) or RT-DETRv2 (Lv et al. 2024, arXiv:2407.17140).
+    Both compute the same with bilinear sampling. There is no suppression: of the pairs of a query and a class the best
+    are the detections.
+
+    Attributes:
+        backbone: The residual network.
+        levels: Levels of the maps that the encoder takes: level ``n`` has a stride of ``2 ** n`` pixels.
+        encoder_width: Channels of the encoder. Divides by 4, as positions are sines and cosines of two axes.
+        encoder_depth: Attention layers on the coarsest map.
+        encoder_hidden: Hidden units of their feed-forward part.
+        encoder_heads: Heads of their attention.
+        fusion_width: Channels inside the blocks that fuse two maps.
+        fusion_blocks: RepVGG blocks in each of these.
+        decoder_width: Channels of the decoder.
+        decoder_depth: Its layers.
+        decoder_hidden: Hidden units of their feed-forward part.
+        decoder_heads: Heads of their attention.
+        points: Places that a head samples from each level.
+        sampling: Whether a place between pixels is interpolated or the nearest pixel is taken (RT-DETRv2's ``dsp``).
+        offset_scale: What offsets are multiplied by, in sides of the box.
+        queries: Boxes of an image.
+        temperature: Of the encoder's sines of positions.
+        norm_epsilon: Added to the variance in the norms of encoder and decoder.
+        norm_momentum: Momentum of the moving statistics of batch norms there, Keras' meaning.
+        activation: Keras name of the activation behind the encoder's convolutions.
+        encoder_activation: In the feed-forward part of its attention layers.
+        decoder_activation: In that of the decoder's.
+        version: 1 or 2: which of the two. They compute the same; files of the second hold a constant more.
+        classes: Class outputs.
+        score_threshold: Detections must have more than this score.
+        max_detections: Detections that are kept, for each image.
+        input_size: Height and width in pixels for which costs are stated.
+    """
+
+    backbone: ArchitectureSpec
+    levels: tuple[int, ...] = (3, 4, 5)
+    encoder_width: int = 256
+    encoder_depth: int = 1
+    encoder_hidden: int = 1024
+    encoder_heads: int = 8
+    fusion_width: int = 256
+    fusion_blocks: int = 3
+    decoder_width: int = 256
+    decoder_depth: int = 6
+    decoder_hidden: int = 1024
+    decoder_heads: int = 8
+    points: int = 4
+    sampling: Literal["bilinear", "discrete"] = "bilinear"
+    offset_scale: float = 0.5
+    queries: int = 300
+    temperature: float = 10000.0
+    norm_epsilon: float = 1e-5
+    norm_momentum: float = 0.9
+    activation: str = "silu"
+    encoder_activation: str = "gelu"
+    decoder_activation: str = "relu"
+    version: Literal[1, 2] = 2
+    classes: int = 80
+    score_threshold: float = 0.0
+    max_detections: int = 300
+    input_size: tuple[int, int] = (640, 640)
+
+    def __post_init__(self) -> None:
+        """Checks that the fields fit together.
+
+        Raises:
+            ArgumentError: A field is outside its choices, or two fields contradict each other.
+        """
+        if self.sampling not in ("bilinear", "discrete"):
+            raise ArgumentError(f"sampling must be 'bilinear' or 'discrete'. Received: {self.sampling!r}.")
+        if self.version not in (1, 2):
+            raise ArgumentError(f"version must be 1 or 2. Received: {self.version!r}.")
+        for field in _COUNTS:
+            if not 1 <= getattr(self, field) <= _MOST:
+                raise ArgumentError(f"{field} must lie in 1..{_MOST}. Received: {getattr(self, field)!r}.")
+        if not 0 <= self.encoder_depth <= 100 or self.decoder_depth > 100 or self.fusion_blocks > 100:
+            raise ArgumentError("encoder_depth, decoder_depth and fusion_blocks must be at most 100.")
+        for part in ("encoder", "decoder"):
+            width, heads = getattr(self, f"{part}_width"), getattr(self, f"{part}_heads")
+            if width % heads:
+                raise ArgumentError(f"{part}_width must divide by {part}_heads={heads}. Received: {width}.")
+        if self.encoder_width % 4:
+            raise ArgumentError(f"encoder_width must divide by 4. Received: {self.encoder_width}.")
+        if not 0 <= self.score_threshold <= 1:
+            raise ArgumentError(f"score_threshold must lie in [0, 1]. Received: {self.score_threshold!r}.")
+        if self.norm_epsilon < 0:
+            raise ArgumentError(f"norm_epsilon must not be negative. Received: {self.norm_epsilon!r}.")
+        if min(self.input_size) < 1:
+            raise ArgumentError(f"input_size must be at least 1 pixel. Received: {self.input_size!r}.")
+        own = taps_by_level(self.backbone)
+        if len(self.levels) < 2 or any(level not in own for level in self.levels) or max(self.levels) != max(own):
+            raise ArgumentError(
+                f"levels must be strides of the backbone and end with its last one ({sorted(own)}). "
+                f"Received: {self.levels!r}."
+            )
+        if list(self.levels) != list(range(self.levels[0], self.levels[0] + len(self.levels))):
+            raise ArgumentError(f"levels must ascend by 1, such as (3, 4, 5). Received: {self.levels!r}.")
+
+    @property
+    def taps(self) -> dict[int, str]:
+        """The stages of the backbone that the encoder takes, by level."""
+        own = taps_by_level(self.backbone)
+        return {level: own[level] for level in self.levels}
+
+    @property
+    def anchors_per_cell(self) -> int:
+        """Boxes at each place: a query is one."""
+        return 1
+
+    @property
+    def candidates(self) -> int:
+        """Pairs of box and class that are looked at: as many as are kept."""
+        return self.max_detections
+
+    @property
+    def nms_threshold(self) -> float:
+        """The overlap above which a box would be dropped: none is."""
+        return 1.0
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image."""
+        return self.backbone.in_channels
+
+    def replace(self, **changes: Any) -> RTDETRSpec:
+        """Returns a copy with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON-ready values, with ``"kind"``."""
+        return {"kind": "rtdetr", **fields_of(self)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> RTDETRSpec:
+        """Restores what :meth:`to_dict` returned.
+
+        Raises:
+            ArgumentError: A field is unknown, ``backbone`` is missing, or the fields contradict each other.
+        """
+        return spec_of(cls, {name: value for name, value in fields.items() if name != "kind"})

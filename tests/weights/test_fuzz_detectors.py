@@ -1,0 +1,63 @@
+"""Mutated tensors of RT-DETR, DETR and the dense detectors of other programs: read or refused, never anything else."""
+
+from __future__ import annotations
+
+import functools
+import random
+from typing import Any
+
+import pytest
+
+from resfit.errors import ResfitError
+from resfit.networks.detection import kinds
+from resfit.weights import completeness
+from resfit.weights.conventions import dense_detection, detr, rtdetr
+from tests.networks.detection import rtdetr_peers
+from tests.weights import test_dense_detection, test_detr, test_rtdetr
+from tests.weights.test_torchvision_detection import mutated
+
+_OTHERS = ("retina", "conv", "atss", "gfl", "detectron2")
+
+
+@functools.cache
+def shapes(name: str) -> tuple[list[tuple[str, tuple[int, ...]]], ...]:
+    """Names and shapes of the tensors of small detectors, in every spelling."""
+    if name == "rtdetr":
+        model, usual = test_rtdetr.source(2)
+        found = [usual, rtdetr_peers.tensors(model, published=False), test_rtdetr.authors(usual, 2)]
+    elif name == "detr":
+        usual = test_detr.source()[1]
+        found = [usual, test_detr.old(usual, timm=True), test_detr.authors(usual)]
+    else:
+        found = [test_dense_detection.tensors(kind) for kind in _OTHERS]
+    return tuple([(key, array.shape) for key, array in one.items()] for one in found)
+
+
+MODULES: dict[str, Any] = {"rtdetr": rtdetr, "detr": detr, "dense": dense_detection}
+
+
+def survive(name: str, count: int, seed: int) -> int:
+    """Recovers detectors from mutated tensors; returns how many were refused. Any other error passes through."""
+    generator, refused = random.Random(seed), 0
+    for _ in range(count):
+        tensors = mutated(list(generator.choice(shapes(name))), generator)
+        try:
+            MODULES[name].is_detector(tensors)
+            translation = MODULES[name].translate(tensors)
+            spec, _ = MODULES[name].identify(translation)
+            layers = kinds.count(spec).layers
+            refused += bool(completeness.problem(translation.arrays, translation.leftover, layers))
+        except ResfitError:
+            refused += 1
+    return refused
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_mutated_tensors_are_refused_or_read(name):
+    assert 0 < survive(name, 60, 0) <= 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODULES)
+def test_many_mutated_tensors(name):
+    assert survive(name, 50_000, 1) <= 50_000
