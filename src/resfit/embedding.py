@@ -12,9 +12,9 @@ import numpy as np
 
 from resfit import engines
 from resfit.data import dataset as image_sets
-from resfit.data import inputs
+from resfit.data import inputs, members
 from resfit.data.dataset import ImageSet, Skipped
-from resfit.data.medical import frames, privacy
+from resfit.data.medical import privacy
 from resfit.errors import ArgumentError, DataError
 from resfit.features import extract as feature_store
 from resfit.features.progress import Progress
@@ -114,7 +114,7 @@ def embed_images(
         paths = [path for path in sources.paths if path is not None]
         if len(paths) < len(sources) or not paths:
             return _embed_sources(body, sources, contract, engine, batch_size, progress)
-        lost = [path for path in paths if not os.path.lexists(frames.parted(path)[0])]
+        lost = [path for path in paths if not os.path.lexists(members.container(path))]
         missing = tuple(Skipped(path, "no such file") for path in lost)
         source = [path for path in paths if path not in set(lost)]
         if not source:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 import numpy as np
 
 from resfit import processors
-from resfit.data import arrays, high_bit_depth
+from resfit.data import arrays, high_bit_depth, members
 from resfit.data.box_geometry import letterbox
 from resfit.data.medical import frames, scans
 from resfit.errors import ArgumentError, ImageError, InputWarning, MissingDependencyError
@@ -38,7 +38,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 #: Most pixels of an image that is decoded.
 MAX_PIXELS = 100_000_000
 #: Largest file in bytes that is opened.
-MAX_BYTES = 512 * 2**20
+MAX_BYTES = members.MAX_BYTES
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -202,12 +202,16 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """Reads a regular file; nothing else is opened, so that a pipe or device cannot block.
 
     Args:
-        path: The file, or one frame of it; its bytes then stand behind a mark (:mod:`resfit.data.medical.frames`).
+        path: The file, one that lies in another (:mod:`resfit.data.members`), or one frame of it; its bytes then stand
+            behind a mark (:mod:`resfit.data.medical.frames`).
 
     Raises:
         ImageError: It is missing, no regular file, unreadable or larger than ``MAX_BYTES``.
     """
     path, frame = frames.parted(path)
+    member = members.member_of(path)
+    if member is not None:
+        return frames.mark(frame) + members.read(member)
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -216,7 +220,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
             raise ImageError(f"{status.st_size} bytes, more than the {MAX_BYTES} that are allowed")
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES)
-        return data if frame is None else frames.mark(frame) + data
+        return frames.mark(frame) + data
     except FileNotFoundError as error:
         raise ImageError("no such file") from error
     except OSError as error:
@@ -326,12 +330,11 @@ def is_deep(path: str | os.PathLike[str]) -> bool:
         path: The file.
     """
     try:
-        with open(frames.parted(path)[0], "rb") as file:
-            data = file.read(4096)
-            if data.startswith(b"\xff\xd8\xff"):
-                return False
-            if not scans.is_scan(data) and data.startswith((b"II", b"MM")):  # its header may lie at its end
-                data += file.read(MAX_BYTES)
+        data = members.beginning(path, 4096)
+        if data.startswith(b"\xff\xd8\xff"):
+            return False
+        if not scans.is_scan(data) and data.startswith((b"II", b"MM")):  # its header may lie at its end
+            data = members.beginning(path, MAX_BYTES)
     except OSError:
         return False
     if arrays.is_file(data):

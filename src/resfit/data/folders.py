@@ -20,7 +20,7 @@ LAYOUTS = (
     "columns path,label[,split,group]"
 )
 #: Endings of tables.
-TABLES = frozenset({".csv", ".tsv"})
+TABLES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"})
 
 _WORDS = {
     **dict.fromkeys(("train", "training", "trainset", "traindata", "trn"), "train"),

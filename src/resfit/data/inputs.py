@@ -21,10 +21,9 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from resfit.data import arrays, decode, tables, walk
+from resfit.data import arrays, decode, members, tables, walk
 from resfit.data import dataset as image_sets
 from resfit.data.arrays import NetworkInput, Pixels
-from resfit.data.medical import frames
 from resfit.errors import ArgumentError, InputWarning
 from resfit.preprocessing import InputSpec
 from resfit.wording import counted
@@ -302,7 +301,7 @@ def _scanned(path: Path, contract: InputSpec, notes: set[str], *, must_exist: bo
 
     Files of a folder that are no images are noted.
     """
-    is_missing = not os.path.lexists(frames.parted(path)[0])
+    is_missing = not os.path.lexists(members.container(path))
     if is_missing and not must_exist:
         return [path]
     if is_missing or path.is_dir() or image_sets.is_several(path, contract.reading):
