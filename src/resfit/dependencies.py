@@ -25,6 +25,7 @@ EXTRAS = {
     "nncf": "int8",
     "onnx": "onnx",
     "onnxruntime": "onnx",
+    "pillow_heif": "heif",
     "prometheus_client": "serve",
     "pydicom": "medical",
     "pylibjpeg": "medical",

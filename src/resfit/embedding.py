@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import engines
+from resfit.data import containers, inputs, members
 from resfit.data import dataset as image_sets
-from resfit.data import inputs, members
 from resfit.data.dataset import ImageSet, Skipped
 from resfit.data.medical import privacy
 from resfit.errors import ArgumentError, DataError
@@ -191,11 +191,12 @@ def scan_any(source: Any, *, reading: Reading = _PLAIN, **options: Any) -> Image
         return image_sets.scan_images(source, reading=reading)
     path = Path(source)
     is_table = path.suffix.lower() in image_sets.TABLES or (given and path.suffix.lower() != "")
-    if path.is_file() and not is_table:
+    if path.is_file() and not is_table and not containers.shards(path):
         return image_sets.scan_images([path], reading=reading)
     if (
         not given
         and path.is_dir()
+        and not containers.shards(path)
         and not any(child.is_dir() and not child.name.startswith(".") for child in path.iterdir())
     ):
         return image_sets.scan_images([path], reading=reading)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _PLANNED = (
     *("model", "strategy", "budget", "seed", "test_share", "val_share", "path_column", "label_column", "split_column"),
     *("group_column", "image_root", "label_separator", "multilabel", "label_from", "train", "val", "test", "reading"),
-    *("size", "tiles"),
+    *("size", "tiles", "rare"),
 )
 # columns of a training's log that are no metric of validation images
 _PLAIN = ("epoch", "step", "seconds", "learning_rate", "val_loss", "train_loss")
@@ -121,6 +121,13 @@ def fit(
     max_skipped: Annotated[
         float | None, typer.Option(help="Largest fraction of unreadable images. Default: 0.1.")
     ] = None,
+    rare: Annotated[
+        str | None,
+        typer.Option(
+            help="What becomes of classes of one or two images: drop (the default) leaves them out, other makes one "
+            "class of them, error stops."
+        ),
+    ] = None,
     no_references: Annotated[
         bool, typer.Option("--no-references", help="Keep no training images, as features and thumbnails, in OUT.")
     ] = False,
@@ -189,7 +196,7 @@ def fit(
     asked = config.FitConfig.from_dict(stated)
     task = asked.task if task == "auto" else task
     given = {"model": model, "strategy": strategy, "budget": budget, "seed": seed, "test_share": test_share, **columns}
-    given |= {"size": size, "tiles": tiles}
+    given |= {"size": size, "tiles": tiles, "rare": rare}
     options = {**asked.keywords(), **{name: value for name, value in given.items() if value is not None}}
     if (size or tiles) and dispatch.chosen(folder, task, **options)[0].name != "detection":
         raise ArgumentError("--size and --tiles are options of detection. Received: data of another task.")

@@ -143,7 +143,7 @@ class ImageSet:
 
 
 def scan(
-    source: str | os.PathLike[str] | ImageSet,
+    source: str | os.PathLike[str] | ImageSet | tables.Table,
     *,
     path_column: str | None = None,
     label_column: str | Sequence[str] | None = None,
@@ -202,8 +202,8 @@ def scan(
     """
     if isinstance(source, ImageSet):
         return source
-    path = Path(source)
-    if not path.exists():
+    path = source.path if isinstance(source, tables.Table) else Path(source)
+    if not isinstance(source, tables.Table) and not path.exists():
         raise DataError(f"source must be {LAYOUTS}. Received: {str(source)!r}, which does not exist.")
     if label_separator == "":
         raise ArgumentError("label_separator must not be empty. Received: ''.")
@@ -220,6 +220,11 @@ def scan(
         needs_labels,
         numbers,
     )
+    if isinstance(source, tables.Table):
+        held = containers.Opened(path.parent, source)
+        found = _Collected(path.parent, asked, extra_columns, held)
+        found.add_table(FolderSource(path))
+        return found.finish(folders.Layout(()), reading, sweeps=False)
     given = _stated_parts(path, {"train": train, "val": val, "test": test})
     rule = None if label_from is None else folders.compile_pattern(label_from)
     shards = _shards(path, given)
@@ -249,7 +254,13 @@ def scan(
     elif given:
         layout = folders.stated(path, given, named=rule is not None)
     else:
-        layout = folders.understand(path, named=rule is not None)
+        try:
+            layout = folders.understand(path, named=rule is not None)
+        except LayoutError:
+            stated = folders.metadata_of(path)
+            if stated is None:
+                raise
+            layout = folders.Layout((FolderSource(stated),), (f"labels are read from {stated.name}",))
     found = _Collected(path if path.is_dir() else path.parent, asked, extra_columns)
     return _read(found, layout, rule, label_from).finish(layout, reading, sweeps=path.is_dir())
 
@@ -372,7 +383,8 @@ class _Collected:
         repeated = 0
         is_open = self._asked.multilabel or self._asked.label_separator or read.multilabel
         for row in read.rows:
-            entry = CohortEntry(row.path, None, source.split or row.split, row.group, row.extra, row.labels)
+            split = source.split or row.split or self._part_above(source.path, row.path)
+            entry = CohortEntry(row.path, None, split, row.group, row.extra, row.labels)
             key = os.path.normpath(row.path)
             if key not in lines:
                 lines[key] = (len(rows), row.line)
@@ -403,6 +415,16 @@ class _Collected:
         lost = [item for item in self._skipped[before[1] :] if item.reason == "no such file"]
         if rows and len(lost) == len(rows) and len(self._entries) == before[0]:
             self._none_found(source.path, read, lost)
+
+    def _part_above(self, table: Path, image: Path) -> str | None:
+        """Returns the part of a split that a folder above an image means, as Hugging Face's imagefolder has them."""
+        if table.stem.lower() != folders.METADATA or self._held is not None:
+            return None
+        try:
+            above = image.relative_to(table.parent).parts[:-1]
+        except ValueError:
+            return None
+        return next((part for name in above if (part := folders.part_of(name)) is not None), None)
 
     def _none_found(self, table: Path, read: tables.Read, lost: list[Skipped]) -> None:
         names = read.group in cohort.GROUP_COLUMNS[1:]  # names of files may be those of patients
@@ -557,6 +579,7 @@ def of_files(
     *,
     reading: Reading = _PLAIN,
     numbers: Sequence[str] | None = None,
+    splits: Sequence[str | None] | None = None,
 ) -> ImageSet:
     """Returns files with their labels as a set; which of them can be used is seen when they are decoded.
 
@@ -567,11 +590,13 @@ def of_files(
         reading: Which frames of scans, and which files of their series, are images.
         numbers: Where labels are numbers, of which a text has several with :data:`resfit.data.tables.BETWEEN` between
             them, the names of these.
+        splits: For each the part of the split, or ``None``.
 
     Raises:
         DataError: Two labels are too much alike, or one is no number.
     """
-    entries = [CohortEntry(path, label) for path, label in zip(paths, labels, strict=True)]
+    parts = splits or [None] * len(paths)
+    entries = [CohortEntry(*known) for known in zip(paths, labels, parts, strict=True)]
     return _image_set(root, entries, [], [], reading, numbers=numbers)
 
 

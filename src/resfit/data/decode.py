@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
-from resfit import processors
+from resfit import dependencies, processors
 from resfit.data import arrays, high_bit_depth, members
 from resfit.data.box_geometry import letterbox
 from resfit.data.medical import frames, scans
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from resfit.preprocessing import InputSpec
 
 #: Formats that are read, by Pillow's names; its JPEG reader takes MPO too.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
 #: Most pixels of an image that is decoded.
 MAX_PIXELS = 100_000_000
 #: Largest file in bytes that is opened.
@@ -59,6 +59,8 @@ _FOREIGN = (
     (0, b"%PDF", "PDF"),
     (0, b"%!PS", "PostScript"),
 )
+# how pictures of HEIF begin, behind the size of their first box
+_HEIF = (b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1")
 _NO_FILES = "a network with {} input channels takes arrays, not image files"
 _NO_SPACING = "no pixel spacing, and the images are scaled to millimetres"
 _FORMATS_AND_MPO = (*FORMATS, "MPO")
@@ -428,7 +430,10 @@ def _decode(
     if frame:
         raise ImageError(f"it has one frame, and frame {frame} is asked for (the first is 0)")
     _quieten()
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    is_heif = data.startswith(_HEIF, 4) and b"avif" not in data[8:64]
+    if is_heif and not _heif_is_read():
+        raise ImageError('HEIC, which needs pillow-heif: pip install "resfit[heif]"; or convert it to JPEG or PNG')
+    with Image.open(io.BytesIO(data), formats=("HEIF",) if is_heif else FORMATS) as image:
         return _of_image(image, data, spec, max_pixels, renderings, look)
 
 
@@ -684,6 +689,18 @@ def kept_box(width: int, height: int, spec: InputSpec) -> tuple[float, float, fl
         (left + target_width) * width / full_width,
         (top + target_height) * height / full_height,
     )
+
+
+@functools.cache
+def _heif_is_read() -> bool:
+    """Lets Pillow read HEIF where pillow-heif is installed; says whether it is."""
+    if not dependencies.is_installed("pillow_heif"):
+        return False
+    import pillow_heif
+
+    pillow_heif.options.THUMBNAILS = False
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def _reason(error: Exception, data: bytes, max_pixels: int) -> str:

@@ -16,11 +16,14 @@ from resfit.data import walk
 from resfit.errors import DataError
 
 LAYOUTS = (
-    "one folder for each class (photos/cats/1.jpg), train/ val/ test/ with class folders inside, or a CSV file with "
-    "columns path,label[,split,group]"
+    "one folder for each class (photos/cats/1.jpg), train/ val/ test/ with class folders inside, a CSV file with "
+    "columns path,label[,split,group], or files that hold images: tar, zip, Parquet, Arrow, TFRecord"
 )
 #: Endings of tables.
 TABLES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"})
+
+#: What the tables of Hugging Face's imagefolder are called, without their ending.
+METADATA = "metadata"
 
 _WORDS = {
     **dict.fromkeys(("train", "training", "trainset", "traindata", "trn"), "train"),
@@ -37,6 +40,11 @@ _FOLDS = frozenset({"fold", "folds", "kfold", "cv", "split"})
 _MOST_WRAPPERS = 8
 _LOOKED_INTO = 1000  # files without a known ending that are opened to see whether a folder has images
 _EXAMPLES = 200  # file names that a pattern is suggested from
+
+
+def metadata_of(folder: Path) -> Path | None:
+    """Returns the table that Hugging Face's imagefolder has at its top, if it is there."""
+    return next((path for path in _tables(folder) if path.stem.lower() == METADATA), None)
 
 
 def part_of(name: str) -> str | None:

@@ -207,7 +207,7 @@ def is_packed(path: Path) -> bool:
         return _opener(file.read(6)) is not None
 
 
-def _opener(begin: bytes):  # type: ignore[no-untyped-def]
+def _opener(begin: bytes):
     return next((opener for mark, opener in _PACKED.items() if begin.startswith(mark)), None)
 
 
@@ -236,7 +236,7 @@ def _folder() -> Path:
     return Path(folder)
 
 
-def _unpack(path: Path, opener, most: int) -> Path:  # type: ignore[no-untyped-def]
+def _unpack(path: Path, opener, most: int) -> Path:
     """Writes what a compressed file unpacks to beside others of this process."""
     folder = _folder()
     target = folder / f"{len(_copies())}-{path.stem}"

@@ -56,7 +56,7 @@ def _json_lines(path: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
                 raise DataError(
                     f"each line of {path.name} must be a JSON object. Received: another value in line {number}."
                 )
-            found.append({name: text for name, value in fields.items() if (text := _text(value)) is not None})
+            found.append({name: cell for name, value in fields.items() if (cell := _text(value)) is not None})
     header = tuple(dict.fromkeys(name for row in found for name in row))
     return header, [tuple(row.get(name, "") for name in header) for row in found]
 

@@ -38,6 +38,7 @@ class DataOptions:
         test_share: Share of the images set aside for the measurement, in (0, 1).
         val_share: Share of the other images set aside to choose the epoch on, in (0, 1).
         max_skipped: Largest fraction of unreadable images, in [0, 1].
+        rare: Of a classifier: what becomes of classes of one or two images: ``"drop"``, ``"error"`` or ``"other"``.
         channels: 1 for grey images, 3 for colour.
         check: Whether the images are checked for duplicates, leaks and more.
         allow_leakage: Whether to continue although images are in both training and test set.
@@ -57,6 +58,7 @@ class DataOptions:
     test_share: float | None = None
     val_share: float | None = None
     max_skipped: float | None = None
+    rare: str | None = None
     channels: int | None = None
     check: bool | None = None
     allow_leakage: bool | None = None

@@ -111,7 +111,7 @@ def _tar_entries(path: Path, plain: Path, skipped: list[Unreadable]) -> Iterator
     try:
         with BoundedReader(io.FileIO(plain)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # it keeps all of them otherwise
+                tar.members.clear()  # type: ignore[attr-defined]  # it keeps all of them otherwise
                 count += 1
                 if member.isdir():
                     continue

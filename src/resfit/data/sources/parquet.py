@@ -39,7 +39,7 @@ def read_parquet(path: Path, image: str | None = None) -> Records:
         ) from error
 
 
-def _read(path: Path, file, image: str | None) -> Records:  # type: ignore[no-untyped-def]
+def _read(path: Path, file, image: str | None) -> Records:
     size, count = path.stat().st_size, file.metadata.num_rows
     if count > size:
         raise DataError(f"{path.name} must have at least a byte for each row. Received: {count} rows, {size} bytes.")

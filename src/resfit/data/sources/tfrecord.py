@@ -75,8 +75,8 @@ def read_tfrecord(path: Path, image: str | None = None) -> Records:
             else:
                 skipped.append(Unreadable(where, "a record without an image"))
     if found and image is not None and not any(image == row.get("\0image") for row in found):
-        names = sorted({name for row in found for name in row} - {"\0image", "path"})
-        raise DataError(f"{path.name} must have a feature {image!r}. Received: {names}.{closest(image, names)}")
+        known = sorted({name for row in found for name in row} - {"\0image", "path"})
+        raise DataError(f"{path.name} must have a feature {image!r}. Received: {known}.{closest(image, known)}")
     chosen = next((name for name in _LABELS if any(row.get(name) for row in found)), "")
     left = {name for name in _LABELS if name != chosen} | {"\0image"}
     names = dict.fromkeys(name for row in found for name in row if name not in left)
@@ -146,9 +146,9 @@ def _row(
         texts = [_text(record, value) for value in values]
         if any(text is None for text in texts) or not texts:
             continue
-        names = numbered.get(name, [])
+        words = numbered.get(name, [])
         shown = [
-            names[int(text)] if names and text and text.isdigit() and int(text) < len(names) else text or ""
+            words[int(text)] if words and text and text.isdigit() and int(text) < len(words) else text or ""
             for text in texts
         ]
         cells[name] = shown[0] if len(shown) == 1 else str(shown)

@@ -15,6 +15,7 @@ import numpy as np
 from resfit import artifact, engines
 from resfit.data import class_names
 from resfit.data import dataset as image_sets
+from resfit.data import rare as rare_classes
 from resfit.data.inputs import takes_arrays
 from resfit.data.medical import privacy, scans
 from resfit.errors import ArgumentError, DataError
@@ -73,6 +74,7 @@ def fit(
     max_skipped: float = 0.10,
     test_share: float = 0.2,
     val_share: float = 0.15,
+    rare: str = "drop",
     check: bool = True,
     allow_leakage: bool = False,
     batch_size: int | None = None,
@@ -139,6 +141,8 @@ def fit(
         test_share: Share of the images set aside for the measurement, in (0, 1), where the data has no test split.
         val_share: Share of the other images set aside to choose the epoch on, in (0, 1), where the data has no such
             split and something is fine-tuned. A probe chooses by cross-validation and learns from them as well.
+        rare: What becomes of classes of one or two images: ``"drop"`` leaves them out, ``"other"`` makes one class of
+            them, ``"error"`` refuses the data. What was done is a warning.
         check: Whether the images are checked in the same pass (:mod:`resfit.quality.checking`); what is found stands in
             ``metrics["checks"]``. Duplicates are then kept on one side of a split that the data does not state.
         allow_leakage: Whether to continue although images, or near duplicates of them, are in both training and test
@@ -172,6 +176,9 @@ def fit(
     engines.check_precision(precision)
     engines.check_installed(engine, precision)
     images = image_sets.scan(source, label_separator=label_separator, **scan_options_for(fit, reading, scan_options))
+    images, said = rare_classes.settled(images, rare)
+    if said:
+        journal.warn(said)
     image_sets.check_trainable(images)
     class_names.check(images.classes)
     for assumed in images.notes:
@@ -335,6 +342,7 @@ def plan(
     seed: int = 0,
     test_share: float = 0.2,
     val_share: float = 0.15,
+    rare: str = "drop",
     hardware: recipes.Hardware | None = None,
     reading: Reading | None = None,
     **scan_options: Any,
@@ -351,17 +359,19 @@ def plan(
         seed: As :func:`fit` takes it.
         test_share: As :func:`fit` takes it.
         val_share: As :func:`fit` takes it.
+        rare: As :func:`fit` takes it.
         hardware: The machine; ``None`` measures this one.
         reading: As :func:`fit` takes it.
         **scan_options: As :func:`fit` takes them.
     """
     minutes = check_arguments(strategy, budget, 0.0, test_share, val_share, None)
     images = image_sets.scan(source, **scan_options_for(fit, reading, scan_options))
+    images, few = rare_classes.settled(images, rare)
     image_sets.check_trainable(images)
     spec, size = backbone.described(model)
     images, left_out = subsample_to_budget(images, spec, size, minutes, seed)
     parts = split(images, val_share, test_share, seed)
     known = facts(images, len(parts.train), spec, size)
     found = recipes.recipe(known, hardware or recipes.measure_hardware(), strategy=strategy, minutes=minutes, seed=seed)
-    said = [*images.notes, *([left_out] if left_out else [])]
+    said = [*images.notes, *filter(None, (few, left_out))]
     return dataclasses.replace(found, reasons=(*said, *found.reasons)) if said else found
