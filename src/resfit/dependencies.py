@@ -21,6 +21,7 @@ EXTRAS = {
     "huggingface_hub": "hub",
     "jinja2": "report",
     "kagglehub": "hub",
+    "mlflow": "mlflow",
     "nibabel": "medical",
     "nncf": "int8",
     "onnx": "onnx",
@@ -37,6 +38,7 @@ EXTRAS = {
     "timm": "timm",
     "torch": "torch",
     "uvicorn": "serve",
+    "wandb": "wandb",
 }
 
 

@@ -128,6 +128,12 @@ def fit(
             "class of them, error stops."
         ),
     ] = None,
+    log: Annotated[
+        str | None,
+        typer.Option(
+            help="Record parameters, epochs, figures with intervals, report and model: mlflow, wandb or tensorboard."
+        ),
+    ] = None,
     no_references: Annotated[
         bool, typer.Option("--no-references", help="Keep no training images, as features and thumbnails, in OUT.")
     ] = False,
@@ -229,6 +235,10 @@ def fit(
         "precision": precision if precision != "float32" else None,
     }
     options |= {name: value for name, value in more.items() if value is not None}
+    if log is not None:
+        from resfit.report import tracking
+
+        tracking.check(log)
     console.load_tensorflow()
     with console.progress() as progress:
         fitted = dispatch.fit(
@@ -238,6 +248,8 @@ def fit(
             say=lambda text: console.message(console.printable(text)),
             **options,
         )
+    if log is not None:
+        tracking.log_fit(fitted, log, out, options, source=folder.name)
     assert fitted.run is not None
     for warning in fitted.run.warnings:
         console.message(f"Warning: {console.printable(warning)}")

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ from resfit.tasks.decoding import look
 from resfit.tasks.fit_plan import FitPlan, check_arguments, facts, scan_options_for, subsample_to_budget
 from resfit.tasks.preparation import DataChecker, check_skipped, likely_references, split
 from resfit.tasks.timings import Timings
+from resfit.training import callbacks as callback_list
 from resfit.training import recipes, runs
 from resfit.training.loop import check_choice
 from resfit.training.settings import Tuning
@@ -66,6 +67,7 @@ def fit(
     lr_find: bool = False,
     storage: int | None = None,
     tensorboard: bool = True,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
     references: bool | None = None,
     seed: int = 0,
     engine: str = "auto",
@@ -127,6 +129,8 @@ def fit(
         storage: Bytes that outputs of the frozen part may take up on disk; ``None`` is 20 GB, and in any case no more
             than half of what is free. Above that they are computed in every epoch.
         tensorboard: Whether the training writes TensorBoard's files, if that is installed.
+        callbacks: Keras' callbacks, told of each epoch and step of fine-tuning; ``EarlyStopping`` and its kind may end
+            it. A probe has no epochs. Their model's weights are those that learn, not their moving average.
         references: Whether up to 1,000 training images, as features and thumbnails without names, are kept in the
             classifier: nearest examples come from them, and the better way to tell images that are unlike them.
             ``None`` keeps them unless they are medical.
@@ -169,6 +173,7 @@ def fit(
         >>> clf.metrics["test"]["accuracy"]
         0.93
     """
+    callback_list.check(callbacks)
     journal = Timings(say)
     minutes = check_arguments(strategy, budget, max_skipped, test_share, val_share, out, force, journal.warn)
     check_choice("head", head, tuple(base.HEADS))
@@ -208,6 +213,7 @@ def fit(
         storage=storage,
         lr_find=lr_find,
         tensorboard=tensorboard,
+        callbacks=callbacks,
         progress=progress,
         say=journal.note,
         records=check,

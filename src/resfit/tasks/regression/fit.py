@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from resfit.tasks.regression.regressor import COVERAGE, RegressionRecipe, Regres
 from resfit.tasks.regression.results import ResidualIntervals
 from resfit.tasks.regression.ridge import RidgeHead, fit_ridge
 from resfit.tasks.timings import Timings
+from resfit.training import callbacks as callback_list
 from resfit.training import finetuning, frozen, recipes, runs
 from resfit.training.loop import check_choice
 from resfit.training.settings import Tuning
@@ -80,6 +81,7 @@ def fit(
     lr_find: bool = False,
     storage: int | None = None,
     tensorboard: bool = True,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
     seed: int = 0,
     engine: str = "auto",
     cache: bool | str | Path = True,
@@ -113,6 +115,8 @@ def fit(
         lr_find: Whether a range test chooses the learning rate.
         storage: Bytes that outputs of the frozen part may take up on disk.
         tensorboard: Whether the training writes TensorBoard's files.
+        callbacks: Keras' callbacks, told of each epoch and step of fine-tuning; ``EarlyStopping`` and its kind may end
+            it. A probe has no epochs. Their model's weights are those that learn, not their moving average.
         seed: Seed of the split, of the cross-validation and of the training.
         engine: As :func:`resfit.engines.create` takes it.
         cache: ``True`` for resfit's own cache folder, ``False`` for none, or a folder.
@@ -141,6 +145,7 @@ def fit(
         >>> ages.predict("a.png")[0].value  # doctest: +SKIP
         127.4
     """
+    callback_list.check(callbacks)
     journal = Timings(say)
     minutes = check_arguments(strategy, budget, max_skipped, test_share, val_share, out, force, journal.warn)
     check_choice("loss", loss, LOSSES)
@@ -168,6 +173,7 @@ def fit(
         storage=storage,
         lr_find=lr_find,
         tensorboard=tensorboard,
+        callbacks=callbacks,
         progress=progress,
         say=journal.note,
         records=check,

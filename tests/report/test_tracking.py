@@ -1,0 +1,76 @@
+"""Records of a fit: parameters, every epoch, figures with intervals, report and model."""
+
+import os
+
+import numpy as np
+import pytest
+
+import resfit
+from resfit.errors import ArgumentError, MissingDependencyError
+from resfit.report import tracking
+from tests.pictures import COLOURS, picture
+
+X = np.stack([picture(name, seed) for name in sorted(COLOURS) for seed in range(10)])
+Y = np.repeat(sorted(COLOURS), 10)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("fit") / "colours.resfit"
+    found = resfit.fit(
+        (X, Y), out=out, cache=False, strategy="finetune", tuning={"epochs": 2, "batch_size": 8}, tensorboard=False
+    )
+    return found, out
+
+
+def test_figures_carry_their_intervals():
+    found = dict(tracking._numbers({"accuracy": 0.9, "accuracy_interval": [0.8, 1.0], "name": "x", "ok": True}, "test"))
+    assert found == {"test/accuracy": 0.9, "test/accuracy/low": 0.8, "test/accuracy/high": 1.0}
+
+
+def test_tensorboard_has_every_epoch_and_figure(fitted):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    model, out = fitted
+    figures = tracking.log_fit(model, "tensorboard", out, {"seed": 3}, source="colours")
+    assert figures["test/accuracy"] == model.metrics["test"]["accuracy"]
+    assert any(name.endswith("/low") for name in figures)
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    losses = {event.step: event.tensor_proto.float_val[0] for event in events.Tensors("epoch/val_loss")}
+    assert losses == pytest.approx({row["epoch"]: row["val_loss"] for row in model.run.history})
+    texts = b"".join(events.Tensors("parameters")[0].tensor_proto.string_val)
+    assert b"| seed | 3 |" in texts
+
+
+def test_mlflow_has_parameters_epochs_figures_report_and_model(fitted, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri(tmp_path.as_uri())
+    model, out = fitted
+    figures = tracking.log_fit(model, "mlflow", out, {"seed": 3}, source="colours")
+    (run,) = mlflow.MlflowClient().search_runs(["0"])
+    assert run.data.params["seed"] == "3"
+    assert run.data.params["task"] == "classification"
+    assert run.data.metrics["test/accuracy/low"] == figures["test/accuracy/low"]
+    history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "epoch/val_loss")
+    assert [point.step for point in history] == [row["epoch"] for row in model.run.history]
+    names = {item.path for item in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
+    assert names == {"model", "report.html"}
+
+
+def test_wandb_offline(fitted, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", os.fspath(tmp_path))
+    model, out = fitted
+    tracking.log_fit(model, "wandb", out, {"seed": 3})
+    assert list(tmp_path.rglob("*.wandb"))
+
+
+def test_unknown_and_missing_ones_are_named():
+    with pytest.raises(ArgumentError, match="Did you mean 'mlflow'"):
+        tracking.check("mlfow")
+    if not tracking.dependencies.is_installed("wandb"):
+        with pytest.raises(MissingDependencyError, match=r"resfit\[wandb\]"):
+            tracking.check("wandb")
