@@ -35,6 +35,7 @@ EXTRAS = {
     "starlette": "serve",
     "tensorboard": "pretrain",
     "tensorflow": "cpu",
+    "tensorflow_datasets": "tfds",
     "timm": "timm",
     "torch": "torch",
     "uvicorn": "serve",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import engines
-from resfit.data import containers, inputs, members
+from resfit.data import containers, inputs, members, remote
 from resfit.data import dataset as image_sets
 from resfit.data.dataset import ImageSet, Skipped
 from resfit.data.medical import privacy
@@ -189,7 +189,7 @@ def scan_any(source: Any, *, reading: Reading = _PLAIN, **options: Any) -> Image
     given = {name: value for name, value in options.items() if value is not None}
     if not isinstance(source, str | os.PathLike):
         return image_sets.scan_images(source, reading=reading)
-    path = Path(source)
+    path = remote.local(source)
     is_table = path.suffix.lower() in image_sets.TABLES or (given and path.suffix.lower() != "")
     if path.is_file() and not is_table and not containers.shards(path):
         return image_sets.scan_images([path], reading=reading)

@@ -75,7 +75,7 @@ def given(arguments: Sequence[Path]) -> list[Path | bytes]:
     Raises:
         DataError: None of them exists, or nothing was piped in.
     """
-    from resfit.data import decode, members
+    from resfit.data import decode, members, remote
 
     found: list[Path | bytes] = []
     for argument in arguments:
@@ -85,7 +85,7 @@ def given(arguments: Sequence[Path]) -> list[Path | bytes]:
             found += [Path(name) for name in sorted(glob.glob(str(argument), recursive=True))] or [argument]
         else:
             found.append(argument)
-    files = [members.container(item) for item in found if isinstance(item, Path)]
+    files = [members.container(item) for item in found if isinstance(item, Path) and not remote.handle_of(item)]
     if len(files) == len(found) and not any(os.path.lexists(path) for path in files):
         first = str(found[0]) if found else str(STDIN)
         more = f", and neither do the {len(found) - 1} others" if len(found) > 1 else ""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from resfit.data import class_names, containers, folders, members, tables
+from resfit.data import class_names, containers, folders, members, remote, tables
 from resfit.data.folders import LAYOUTS, FolderSource, LayoutError, some
 from resfit.data.medical import cohort, dicomdir
 from resfit.data.medical.cohort import CohortEntry
@@ -202,7 +202,7 @@ def scan(
     """
     if isinstance(source, ImageSet):
         return source
-    path = source.path if isinstance(source, tables.Table) else Path(source)
+    path = source.path if isinstance(source, tables.Table) else remote.local(source)
     if not isinstance(source, tables.Table) and not path.exists():
         raise DataError(f"source must be {LAYOUTS}. Received: {str(source)!r}, which does not exist.")
     if label_separator == "":
@@ -297,7 +297,7 @@ def _stated_parts(root: Path, given: Mapping[str, str | os.PathLike[str] | None]
         if value is None:
             continue
         below = root / value if root.is_dir() else root.parent / value
-        place = below if below.exists() else Path(value)
+        place = below if below.exists() else remote.local(value)
         if not place.exists():
             raise DataError(f"{name} must be a folder or a table. Received: {str(value)!r}, which does not exist.")
         found[name] = place
@@ -551,7 +551,7 @@ def scan_images(sources: Iterable[str | os.PathLike[str]], *, reading: Reading =
     skipped: list[Skipped] = []
     walked = Walk()
     warnings: list[str] = []
-    roots = [Path(source) for source in sources]
+    roots = [remote.local(source) for source in sources]
     for root in roots:
         if not os.path.lexists(members.container(root)):
             raise DataError(f"images must be files or folders. Received: {str(root)!r}, which does not exist.")

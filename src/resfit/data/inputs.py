@@ -21,7 +21,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from resfit.data import arrays, decode, members, objects, records, tables, urls, walk
+from resfit.data import arrays, decode, members, objects, records, remote, tables, urls, walk
 from resfit.data import dataset as image_sets
 from resfit.data.arrays import NetworkInput, Pixels
 from resfit.errors import ArgumentError, InputWarning
@@ -384,6 +384,11 @@ def _scanned(path: Path, contract: InputSpec, notes: set[str], *, must_exist: bo
 
     Files of a folder that are no images are noted.
     """
+    handle = remote.handle_of(path)
+    if handle:
+        if urls.is_url(handle):
+            raise _no_urls(handle)
+        path = remote.local(handle)
     is_missing = not os.path.lexists(members.container(path))
     if is_missing and not must_exist:
         return [path]
