@@ -179,7 +179,6 @@ def hub(samples, tmp_path):
 
 def test_a_data_set_of_the_hub(hub, samples, tmp_path, monkeypatch):
     huggingface_hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub)
     real = huggingface_hub.snapshot_download
     monkeypatch.setattr(
         huggingface_hub, "snapshot_download", lambda *a, **k: real(*a, endpoint=hub, cache_dir=tmp_path / "hf", **k)

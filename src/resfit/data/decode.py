@@ -530,7 +530,7 @@ def _deep(
 
 def _header(image: Any, width: int, height: int, size: int) -> ImageHeader:
     tables = getattr(image, "quantization", None) or {}
-    exif = image.info.get("exif", b"")
+    exif = image.info.get("exif") or b""
     camera = 0
     if exif:
         try:
