@@ -532,3 +532,31 @@ def test_a_folder_with_images_is_not_one_of_archives(folder, tmp_path):
     with zipfile.ZipFile(tmp_path / "backup.zip", "w") as archive:
         archive.writestr("a/1.png", b"x")
     assert scan(tmp_path).counts() == {"blue": 4, "green": 4, "red": 4}
+
+
+def test_every_command_takes_them_and_says_what_the_folder_gives(samples, folder, tmp_path, capsys):
+    from resfit.cli import main
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            main.run([str(argument) for argument in (*arguments, "--json")])
+        output = capsys.readouterr()
+        assert not stopped.value.code, output.err
+        return json.loads(output.out)
+
+    write_zip(tmp_path, samples)
+    write_parquet(tmp_path / "rows", samples)
+    out = tmp_path / "out"
+    fitted = [run("fit", source, "-o", out) for source in (folder, tmp_path / "photos.zip", tmp_path / "rows")]
+    assert [one["images"] for one in fitted] == [fitted[0]["images"]] * 3
+    assert [one["test"]["accuracy"] for one in fitted] == [1.0] * 3
+    assert run("evaluate", out, tmp_path / "rows", "--part", "test")["accuracy"] == 1.0
+    predicted = run("predict", out, tmp_path / "photos.zip")
+    assert sorted(one["label"] for one in predicted) == sorted(name for _, name, _ in samples)
+    assert all("photos.zip#zip=" in one["path"] for one in predicted)
+    checked = run("check", tmp_path / "rows")
+    assert checked["images"] == run("check", folder)["images"]
+    run("embed", tmp_path / "rows", "-o", tmp_path / "a.parquet")
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert table.num_rows == 18
+    assert set(table["label"].to_pylist()) == set(NAMES)

@@ -13,7 +13,7 @@ from pathlib import Path
 from resfit.data import members, walk
 from resfit.data.folders import part_of, some
 from resfit.data.sources import base
-from resfit.data.sources.base import Records, SourceFormat, Tree
+from resfit.data.sources.base import ImageRecords, SourceFormat, Tree
 from resfit.data.tables import Table
 from resfit.errors import DataError
 
@@ -41,7 +41,7 @@ class Shard:
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
+class OpenedSource:
     """What files hold, in the form in which folders and tables are read.
 
     Attributes:
@@ -128,7 +128,9 @@ def _split_of(file: Path, root: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def opened(root: Path, files: Sequence[Shard], image: str | None, *, needs_labels: bool = True) -> Iterator[Opened]:
+def opened(
+    root: Path, files: Sequence[Shard], image: str | None, *, needs_labels: bool = True
+) -> Iterator[OpenedSource]:
     """Reads what files hold.
 
     Args:
@@ -142,7 +144,7 @@ def opened(root: Path, files: Sequence[Shard], image: str | None, *, needs_label
     """
     read = [(shard, _read(shard, image)) for shard in files]
     skipped = tuple(walk.Skipped(item.path, item.reason) for _, found in read for item in found.skipped)
-    tables = [(shard, found) for shard, found in read if isinstance(found, Records)]
+    tables = [(shard, found) for shard, found in read if isinstance(found, ImageRecords)]
     trees = [(shard, found) for shard, found in read if isinstance(found, Tree)]
     if tables and trees:
         raise DataError(
@@ -152,7 +154,7 @@ def opened(root: Path, files: Sequence[Shard], image: str | None, *, needs_label
     if tables:
         table, label = _combined(root, tables)
         notes = tuple(dict.fromkeys(note for _, found in tables for note in found.notes))
-        yield Opened(root, table, label, skipped=skipped, notes=notes)
+        yield OpenedSource(root, table, label, skipped=skipped, notes=notes)
         return
     with tempfile.TemporaryDirectory(prefix="resfit-names-") as folder:
         places: dict[str, Path] = {}
@@ -168,17 +170,17 @@ def opened(root: Path, files: Sequence[Shard], image: str | None, *, needs_label
         _lay_out(Path(folder), places)
         packed = [shard.path.name for shard, _ in trees if members.is_packed(shard.path)]
         said = f"{some(packed)}: compressed as a whole, and unpacked to a temporary file (TMPDIR) for this run"
-        yield Opened(root, folder=Path(folder), places=places, skipped=skipped, notes=(said,) if packed else ())
+        yield OpenedSource(root, folder=Path(folder), places=places, skipped=skipped, notes=(said,) if packed else ())
 
 
-def _read(shard: Shard, image: str | None) -> Records | Tree:
+def _read(shard: Shard, image: str | None) -> ImageRecords | Tree:
     try:
         return shard.format.read(shard.path, image)
     except OSError as error:
         raise DataError(f"{shard.path.name} cannot be read: {error.strerror or error}.") from error
 
 
-def _combined(root: Path, read: Sequence[tuple[Shard, Records]]) -> tuple[Table, str]:
+def _combined(root: Path, read: Sequence[tuple[Shard, ImageRecords]]) -> tuple[Table, str]:
     """Returns the rows of all files as one table, with the part of the split that a file's name says."""
     header = tuple(dict.fromkeys(name for _, found in read for name in found.header))
     split = any(shard.split for shard, _ in read) and not any(name.lower() == "split" for name in header)

@@ -221,7 +221,7 @@ def scan(
         numbers,
     )
     if isinstance(source, tables.Table):
-        held = containers.Opened(path.parent, source)
+        held = containers.OpenedSource(path.parent, source)
         found = _Collected(path.parent, asked, extra_columns, held)
         found.add_table(FolderSource(path))
         return found.finish(folders.Layout(()), reading, sweeps=False)
@@ -312,7 +312,7 @@ class _Collected:
         root: Path,
         asked: tables.Asked,
         extra_columns: Sequence[str],
-        held: containers.Opened | None = None,
+        held: containers.OpenedSource | None = None,
     ):
         self._root, self._asked, self._extra = root, asked, extra_columns
         self._held = held
@@ -499,7 +499,7 @@ class _Collected:
             ignored=tuple(Skipped(path, rule) for path, rule in sorted(self._walk.ignored.items())),
         )
 
-    def _return_to_files(self, held: containers.Opened) -> None:
+    def _return_to_files(self, held: containers.OpenedSource) -> None:
         """Puts the addresses of the images in the place of the names that the layout was understood by."""
         self._entries = [dataclasses.replace(entry, path=held.real(entry.path)) for entry in self._entries]
         self._skipped = [dataclasses.replace(item, path=held.real(item.path)) for item in self._skipped]

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from resfit.data import members
-from resfit.data.sources.base import Records, Tree, Unreadable, register_source
+from resfit.data.sources.base import ImageRecords, Tree, Unreadable, register_source
 from resfit.errors import CheckpointError, DataError
 from resfit.storage import bounded_json
 from resfit.weights.archives import DAMAGE, BoundedReader, parts
@@ -61,7 +61,7 @@ def _is_tar(path: Path) -> bool:
 
 
 @register_source("tar", _is_tar)
-def read_tar(path: Path, _: str | None = None) -> Records | Tree:
+def read_tar(path: Path, _: str | None = None) -> ImageRecords | Tree:
     """Reads the table of contents of a tar.
 
     Args:
@@ -191,7 +191,7 @@ def _is_webdataset(entries: list[_Entry]) -> bool:
     return bool(shown) and 2 * len(said & shown) > len(shown)
 
 
-def _webdataset(path: Path, file: io.BufferedReader, entries: list[_Entry], skipped: list[Unreadable]) -> Records:
+def _webdataset(path: Path, file: io.BufferedReader, entries: list[_Entry], skipped: list[Unreadable]) -> ImageRecords:
     samples: dict[str, dict[str, str]] = {}
     last = ""
     for entry in entries:
@@ -225,7 +225,7 @@ def _webdataset(path: Path, file: io.BufferedReader, entries: list[_Entry], skip
             skipped.append(Unreadable(Path(sample["path"]), f"no label ({label}) under its key"))
         else:
             rows.append(tuple(sample.get(name, "") for name in header))
-    return Records(tuple(header), rows, "path", label, tuple(skipped))
+    return ImageRecords(tuple(header), rows, "path", label, tuple(skipped))
 
 
 def _describe(sample: dict[str, str], field: str, data: bytes, entry: _Entry, skipped: list[Unreadable]) -> None:

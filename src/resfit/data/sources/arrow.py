@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from resfit.data import members
-from resfit.data.sources.base import Records, Unreadable, register_source
+from resfit.data.sources.base import ImageRecords, Unreadable, register_source
 from resfit.data.sources.columnar import Columns
 from resfit.errors import DataError
 
 
 @register_source("arrow", lambda path: path.suffix.lower() in (".arrow", ".feather", ".ipc"))
-def read_arrow(path: Path, image: str | None = None) -> Records:
+def read_arrow(path: Path, image: str | None = None) -> ImageRecords:
     """Reads all columns but the images, of which the addresses are noted.
 
     Args:
@@ -48,7 +48,7 @@ def _batches(file: Any) -> tuple[Any, Iterator[Any]]:
     return stream.schema, iter(stream)
 
 
-def _read(path: Path, file: Any, image: str | None) -> Records:
+def _read(path: Path, file: Any, image: str | None) -> ImageRecords:
     size = file.size()
     if not size:
         raise DataError(f"{path.name} must be a whole Arrow file. Received: an empty file.")
@@ -87,9 +87,9 @@ def _read(path: Path, file: Any, image: str | None) -> Records:
             else:
                 rows.append((str(where), *cells))
     if columns is None:
-        return Records((), [])
+        return ImageRecords((), [])
     label = header[columns.others.index(columns.label) + bool(columns.image)] if columns.label else ""
-    return Records(header, rows, "path" if columns.image else "", label, tuple(skipped), tuple(columns.notes))
+    return ImageRecords(header, rows, "path" if columns.image else "", label, tuple(skipped), tuple(columns.notes))
 
 
 def _places(data: Any, base: int, size: int, path: Path) -> list[tuple[int, int] | None]:

@@ -24,7 +24,7 @@ class Unreadable:
 
 
 @dataclasses.dataclass(frozen=True)
-class Records:
+class ImageRecords:
     """Images with what a file says of each.
 
     Attributes:
@@ -69,7 +69,7 @@ class SourceFormat:
 
     name: str
     recognises: Callable[[Path], bool]
-    read: Callable[[Path, str | None], Records | Tree]
+    read: Callable[[Path, str | None], ImageRecords | Tree]
 
 
 _FORMATS: Registry[SourceFormat] = Registry("a kind of source", __name__.rpartition(".")[0])

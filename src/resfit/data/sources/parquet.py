@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from resfit.data import members
-from resfit.data.sources.base import Records, Unreadable, register_source
+from resfit.data.sources.base import ImageRecords, Unreadable, register_source
 from resfit.data.sources.columnar import Columns
 from resfit.errors import DataError
 
@@ -13,7 +13,7 @@ _AT_ONCE = 512
 
 
 @register_source("parquet", lambda path: path.suffix.lower() in (".parquet", ".pq"))
-def read_parquet(path: Path, image: str | None = None) -> Records:
+def read_parquet(path: Path, image: str | None = None) -> ImageRecords:
     """Reads all columns but the images, of which the addresses are noted.
 
     Args:
@@ -39,7 +39,7 @@ def read_parquet(path: Path, image: str | None = None) -> Records:
         ) from error
 
 
-def _read(path: Path, file, image: str | None) -> Records:
+def _read(path: Path, file, image: str | None) -> ImageRecords:
     size, count = path.stat().st_size, file.metadata.num_rows
     if count > size:
         raise DataError(f"{path.name} must have at least a byte for each row. Received: {count} rows, {size} bytes.")
@@ -49,7 +49,7 @@ def _read(path: Path, file, image: str | None) -> Records:
         rows = [
             cells for batch in file.iter_batches(_AT_ONCE, columns=columns.others) for cells in columns.cells(batch)
         ]
-        return Records(tuple(columns.others), rows, "", columns.label, (), tuple(columns.notes))
+        return ImageRecords(tuple(columns.others), rows, "", columns.label, (), tuple(columns.notes))
     leaf = f"{columns.image}.bytes" if columns.is_struct else columns.image
     places = {file.schema.column(index).path: index for index in range(len(file.schema))}
     named = f"{columns.image}.path"
@@ -75,4 +75,4 @@ def _read(path: Path, file, image: str | None) -> Records:
         for row in range(file.metadata.row_group(group).num_rows if not wanted else 0):
             rows.append((str(members.address(path, "row", (group, row, places[leaf]), f"row-{number:07}")),))
             number += 1
-    return Records(header, rows, "path", label, tuple(skipped), tuple(columns.notes))
+    return ImageRecords(header, rows, "path", label, tuple(skipped), tuple(columns.notes))

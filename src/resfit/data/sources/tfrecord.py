@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from resfit.data import decode, members
-from resfit.data.sources.base import Records, Unreadable, register_source
+from resfit.data.sources.base import ImageRecords, Unreadable, register_source
 from resfit.errors import DataError, closest
 from resfit.weights.formats import wire
 
@@ -46,7 +46,7 @@ def _is_tfrecord(path: Path) -> bool:
 
 
 @register_source("tfrecord", _is_tfrecord)
-def read_tfrecord(path: Path, image: str | None = None) -> Records:
+def read_tfrecord(path: Path, image: str | None = None) -> ImageRecords:
     """Reads all features but the images, of which the addresses are noted.
 
     Args:
@@ -86,7 +86,7 @@ def read_tfrecord(path: Path, image: str | None = None) -> Records:
             skipped.append(Unreadable(Path(row["path"]), f"no label in feature {chosen!r}"))
         else:
             rows.append(tuple(row.get(name, "") for name in names))
-    return Records(tuple(names), rows, "path", chosen, tuple(skipped))
+    return ImageRecords(tuple(names), rows, "path", chosen, tuple(skipped))
 
 
 def _checksum(data: bytes) -> int:
