@@ -70,6 +70,7 @@ def test_it_learns_and_says_what_it_learned(cache):
     assert probabilities.shape == (18, 3)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     assert found.score(X, Y) == 1.0
+    assert found.model_.metrics["images"]["train"] == 18  # all of them: scikit-learn measures elsewhere
     again = clone(found).fit(X, Y)
     np.testing.assert_array_equal(again.predict_proba(X), probabilities)
     np.testing.assert_allclose(found.predict_proba(X[::-1])[::-1], probabilities, atol=1e-5)

@@ -20,8 +20,6 @@ from resfit.preprocessing import InputSpec
 
 __all__ = ["ImageClassifier", "ImageRegressor"]
 
-_SPLIT = "train"
-
 
 class _ImageEstimator(BaseEstimator):
     """What both have in common.
@@ -62,11 +60,12 @@ class _ImageEstimator(BaseEstimator):
     def _fit(self, images: Any, labels: Any, task: str) -> None:
         from resfit.tasks import dispatch
 
-        given = {"check": False, "references": False, "max_skipped": 0.0, **(self.options or {})}
+        usual = {"check": False, "references": False, "max_skipped": 0.0, "test_share": 0.0}
+        given = {**usual, **(self.options or {})}
         if task == "regression":
             given.pop("references")
         self.model_: Any = dispatch.fit(
-            {_SPLIT: (images, labels)},
+            (images, labels),
             task=task,
             model=self.model,
             strategy=self.strategy,

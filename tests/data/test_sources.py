@@ -547,8 +547,12 @@ def test_every_command_takes_them_and_says_what_the_folder_gives(samples, folder
     write_zip(tmp_path, samples)
     write_parquet(tmp_path / "rows", samples)
     out = tmp_path / "out"
-    fitted = [run("fit", source, "-o", out, "--allow-leakage") for source in (folder, tmp_path / "photos.zip", tmp_path / "rows")]
-    assert [one["images"] for one in fitted] == [fitted[0]["images"]] * 3
+    fitted = [
+        run("fit", source, "-o", out, "--allow-leakage")
+        for source in (folder, tmp_path / "photos.zip", tmp_path / "rows")
+    ]
+    assert [(one["images"]["train"], one["images"]["test"]) for one in fitted] == [(12, 6)] * 3
+    assert fitted[1]["images"]["ignored"] == 1  # of __MACOSX
     assert [one["test"]["accuracy"] for one in fitted] == [1.0] * 3
     assert run("evaluate", out, tmp_path / "rows", "--part", "test")["accuracy"] == 1.0
     predicted = run("predict", out, tmp_path / "photos.zip")

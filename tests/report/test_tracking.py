@@ -47,7 +47,7 @@ def test_tensorboard_has_every_epoch_and_figure(fitted):
 def test_mlflow_has_parameters_epochs_figures_report_and_model(fitted, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    mlflow.set_tracking_uri(tmp_path.as_uri())
+    mlflow.set_tracking_uri((tmp_path / "runs").as_uri())
     model, out = fitted
     figures = tracking.log_fit(model, "mlflow", out, {"seed": 3}, source="colours")
     (run,) = mlflow.MlflowClient().search_runs(["0"])

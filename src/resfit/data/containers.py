@@ -84,14 +84,13 @@ def shards(path: Path) -> list[Shard]:
     if path.is_file():
         kind = base.format_of(path)
         return [] if kind is None else [Shard(path, kind, _split_of(path, path.parent))]
-    if not path.is_dir():
+    if not path.is_dir() or _has_images(path, _DEPTH):
         return []
-    found = [
+    return [
         Shard(file, kind, _split_of(file, path))
         for file in _files(path, _DEPTH)
         if (kind := base.format_of(file)) is not None
     ]
-    return found if found and not _has_images(path, _DEPTH) else []
 
 
 def _files(folder: Path, depth: int) -> Iterator[Path]:

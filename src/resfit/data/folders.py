@@ -21,6 +21,7 @@ LAYOUTS = (
 )
 #: Endings of tables.
 TABLES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"})
+_TEXT_TABLES = frozenset({".csv", ".tsv"})
 
 #: What the tables of Hugging Face's imagefolder are called, without their ending.
 METADATA = "metadata"
@@ -486,7 +487,9 @@ def _is_full(folder: Path) -> bool:
 
 
 def _tables(folder: Path) -> list[Path]:
-    return [path for path in walk.files_of(folder) if path.suffix.lower() in TABLES]
+    files = walk.files_of(folder)
+    text = [path for path in files if path.suffix.lower() in _TEXT_TABLES]
+    return text or [path for path in files if path.suffix.lower() in TABLES]
 
 
 def some(names: Sequence[str]) -> str:

@@ -35,7 +35,7 @@ class DataOptions:
         train: Folder or table of the training images.
         val: The same for validation images.
         test: The same for test images.
-        test_share: Share of the images set aside for the measurement, in (0, 1).
+        test_share: Share of the images set aside for the measurement, in [0, 1).
         val_share: Share of the other images set aside to choose the epoch on, in (0, 1).
         max_skipped: Largest fraction of unreadable images, in [0, 1].
         rare: Of a classifier: what becomes of classes of one or two images: ``"drop"``, ``"error"`` or ``"other"``.

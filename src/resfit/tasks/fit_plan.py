@@ -53,9 +53,10 @@ def check_arguments(
     check_choice("strategy", strategy, recipes.STRATEGIES)
     if not 0 <= max_skipped <= 1:
         raise ArgumentError(f"max_skipped must lie in [0, 1]. Received: {max_skipped}.")
-    for name, share in (("test_share", test_share), ("val_share", val_share)):
-        if not 0 < share < 1:
-            raise ArgumentError(f"{name} must lie in (0, 1). Received: {share}.")
+    if not 0 <= test_share < 1:
+        raise ArgumentError(f"test_share must lie in [0, 1). Received: {test_share}.")
+    if not 0 < val_share < 1:
+        raise ArgumentError(f"val_share must lie in (0, 1). Received: {val_share}.")
     if out is not None:
         replaced = artifact.check_target(Path(out), force=force)
         if replaced and say is not None:
