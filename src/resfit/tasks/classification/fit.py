@@ -98,8 +98,9 @@ def fit(
 
     Args:
         source: A folder of class folders, one with ``train``, ``val`` and ``test`` in it, or a CSV file of
-            ``path,label[,split,group]``; or a pair ``(images, labels)``, images as :meth:`Classifier.predict` takes
-            them and for each a label, text or a whole number.
+            ``path,label[,split,group]``; files that hold images (tar, zip, Parquet, Arrow, TFRecord), also in clouds
+            (``s3://…``); or a pair ``(images, labels)``, images as :meth:`Classifier.predict` takes them and for each a
+            label, text or a whole number; or a DataFrame or data set (:mod:`resfit.data.objects`).
         model: A name of the zoo or a source that :func:`resfit.load` takes, or a Keras model that gives one vector an
             image and has an ``input_spec``. It is not changed.
         out: Folder to write the classifier to; ``None`` keeps it in memory. An earlier classifier there is replaced,
@@ -142,7 +143,8 @@ def fit(
             image by the change, all images do.
         cache: ``True`` for resfit's own cache folder, ``False`` for none, or a folder.
         max_skipped: Largest fraction of unreadable images, in [0, 1].
-        test_share: Share of the images set aside for the measurement, in (0, 1), where the data has no test split.
+        test_share: Share of the images set aside for the measurement, in [0, 1), where the data has no test split;
+            0 measures nothing.
         val_share: Share of the other images set aside to choose the epoch on, in (0, 1), where the data has no such
             split and something is fine-tuned. A probe chooses by cross-validation and learns from them as well.
         rare: What becomes of classes of one or two images: ``"drop"`` leaves them out, ``"other"`` makes one class of
