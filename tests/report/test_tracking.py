@@ -24,8 +24,23 @@ def fitted(tmp_path_factory):
 
 
 def test_figures_carry_their_intervals():
-    found = dict(tracking._numbers({"accuracy": 0.9, "accuracy_interval": [0.8, 1.0], "name": "x", "ok": True}, "test"))
-    assert found == {"test/accuracy": 0.9, "test/accuracy/low": 0.8, "test/accuracy/high": 1.0}
+    found = {
+        "accuracy": 0.9,
+        "interval": [0.8, 1.0],
+        "name": "x",
+        "confusion": [[1, 2], [3, 4]],
+        "overall": {"mcc": {"value": 0.5, "low": 0.25, "high": 0.75}},
+        "per_class": [{"label": "a & b", "recall": 0.5}],
+    }
+    assert dict(tracking._numbers(found, "test")) == {
+        "test/accuracy": 0.9,
+        "test/accuracy/low": 0.8,
+        "test/accuracy/high": 1.0,
+        "test/overall/mcc": 0.5,
+        "test/overall/mcc/low": 0.25,
+        "test/overall/mcc/high": 0.75,
+        "test/per_class/a _ b/recall": 0.5,
+    }
 
 
 def test_tensorboard_has_every_epoch_and_figure(fitted):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from resfit.tasks.base import FittedModel, Plot, TextTable
 
 _LONGEST = 500  # characters of a parameter
 _ENDS = ("low", "high")
+_TITLES = ("name", "label", "class")  # what the rows of a list are called by
+_ODD = re.compile(r"[^\w\-. /]")  # what names of figures may not have
 
 
 class Tracker(abc.ABC):
@@ -242,15 +245,23 @@ class _Measured:
 
 
 def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
-    """Yields the numbers of nested mappings; a pair is an interval of the figure that it is named after."""
+    """Yields the numbers of nested mappings; a pair is an interval of the figure that it is named after.
+
+    ``value``, ``low`` and ``high`` of a mapping are a figure and its interval; ``interval`` is that of ``accuracy``.
+    """
     if isinstance(value, bool):
         return
     if isinstance(value, int | float):
-        yield name, float(value)
+        yield _ODD.sub("_", name), float(value)
     elif isinstance(value, Mapping):
         for key, one in value.items():
-            yield from _numbers(one, f"{name}/{key}")
+            below = {"value": name, "interval": f"{name}/accuracy"}.get(key, f"{name}/{key}")
+            yield from _numbers(one, below)
     elif isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(one, int | float) for one in value):
-        figure = name.removesuffix("_interval").removesuffix("/interval")
         for end, one in zip(_ENDS, value, strict=True):
-            yield f"{figure}/{end}", float(one)
+            yield _ODD.sub("_", f"{name.removesuffix('_interval')}/{end}"), float(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            title = next((one[key] for key in _TITLES if key in one), None) if isinstance(one, Mapping) else None
+            if title is not None:
+                yield from _numbers(one, f"{name}/{title}")
