@@ -49,3 +49,14 @@ def test_unlabelled_images_and_several_labels_stay_as_they_are():
     assert rare.settled(some)[0].labels.tolist() == [0, 0, -1, 0, 0, 1, 1, 1, 1]
     several = dataclasses.replace(known, targets=np.ones((10, 3), bool))
     assert rare.settled(several) == (several, "")
+
+
+def test_a_measurement_follows_the_fit():
+    whole = images(cat=5, dog=4, emu=1, yak=2)
+    assert rare.as_fitted(whole, None) == (whole, "")
+    found, said = rare.as_fitted(whole, {"choice": "drop", "classes": ["emu", "yak"]})
+    assert found.counts() == {"cat": 5, "dog": 4}
+    assert said == "3 images of classes that were left out in training: emu, yak"
+    found, said = rare.as_fitted(whole, {"choice": "other", "classes": ["emu", "yak"]})
+    assert found.counts() == {"cat": 5, "dog": 4, "other": 3}
+    assert found.labels.tolist() == [0] * 5 + [1] * 4 + [2] * 3

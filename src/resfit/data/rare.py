@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +69,33 @@ def settled(images: ImageSet, choice: str = "drop") -> tuple[ImageSet, str]:
         f"{few} of fewer than {LEAST} images {'is' if len(small) == 1 else 'are'} left out: {shown}. "
         "rare='other' (--rare other) makes one class of them, rare='error' (--rare error) stops instead"
     )
+
+
+def as_fitted(images: ImageSet, few: Mapping[str, Any] | None) -> tuple[ImageSet, str]:
+    """Returns a set as it was fitted: without the classes that were left out then, or with them put together.
+
+    Args:
+        images: Images to measure on.
+        few: What a fit noted of such classes, ``{"choice": ..., "classes": [...]}``, or ``None``.
+
+    Returns:
+        The set, and what was done; empty where nothing was.
+    """
+    names = [name for name in images.classes if few and name in few.get("classes", ())]
+    if not few or not names or images.targets is not None:
+        return images, ""
+    if few.get("choice") == "other":
+        classes = tuple(sorted({*images.classes, OTHER} - {*names}))
+        new = {name: classes.index(OTHER if name in names else name) for name in images.classes}
+        found = dataclasses.replace(images, classes=classes, labels=_renamed(images, new))
+        return found, f"classes that are {OTHER!r} as in training: {some(names)}"
+    classes = tuple(name for name in images.classes if name not in names)
+    kept = ~np.isin(images.labels, [images.classes.index(name) for name in names])
+    found = images.subset(np.flatnonzero(kept))
+    labels = _renamed(found, {name: index for index, name in enumerate(classes)})
+    found = dataclasses.replace(found, classes=classes, labels=labels, skipped=images.skipped, ignored=images.ignored)
+    left = counted(int((~kept).sum()), "image", "images")
+    return found, f"{left} of classes that were left out in training: {some(names)}"
 
 
 def _renamed(images: ImageSet, new: dict[str, int]) -> np.ndarray:

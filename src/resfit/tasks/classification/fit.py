@@ -183,7 +183,9 @@ def fit(
     engines.check_precision(precision)
     engines.check_installed(engine, precision)
     images = image_sets.scan(source, label_separator=label_separator, **scan_options_for(fit, reading, scan_options))
+    every = images.classes
     images, said = rare_classes.settled(images, rare)
+    few = {"choice": rare, "classes": sorted({*every} - {*images.classes})} if said else None
     if said:
         journal.warn(said)
     image_sets.check_trainable(images)
@@ -320,6 +322,8 @@ def fit(
         },
         calibration=calibration,
     )
+    if few is not None:
+        classifier.metrics["rare"] = few
     if out is not None:
         classifier.save(out, force=force)
     if tuned is not None and learner.folder is not None:  # the run is in the classifier now
