@@ -34,11 +34,11 @@ def test_figures_carry_their_intervals():
     }
     assert dict(tracking._numbers(found, "test")) == {
         "test/accuracy": 0.9,
-        "test/accuracy/low": 0.8,
-        "test/accuracy/high": 1.0,
+        "test/accuracy.low": 0.8,
+        "test/accuracy.high": 1.0,
         "test/overall/mcc": 0.5,
-        "test/overall/mcc/low": 0.25,
-        "test/overall/mcc/high": 0.75,
+        "test/overall/mcc.low": 0.25,
+        "test/overall/mcc.high": 0.75,
         "test/per_class/a _ b/recall": 0.5,
     }
 
@@ -50,7 +50,7 @@ def test_tensorboard_has_every_epoch_and_figure(fitted):
     model, out = fitted
     figures = tracking.log_fit(model, "tensorboard", out, {"seed": 3}, source="colours")
     assert figures["test/accuracy"] == model.metrics["test"]["accuracy"]
-    assert any(name.endswith("/low") for name in figures)
+    assert any(name.endswith(".low") for name in figures)
     events = EventAccumulator(str(out / "tensorboard"))
     events.Reload()
     losses = {event.step: float(tf.make_ndarray(event.tensor_proto)) for event in events.Tensors("epoch/val_loss")}
@@ -68,7 +68,7 @@ def test_mlflow_has_parameters_epochs_figures_report_and_model(fitted, tmp_path,
     (run,) = mlflow.MlflowClient().search_runs(["0"])
     assert run.data.params["seed"] == "3"
     assert run.data.params["task"] == "classification"
-    assert run.data.metrics["test/accuracy/low"] == figures["test/accuracy/low"]
+    assert run.data.metrics["test/accuracy.low"] == figures["test/accuracy.low"]
     history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "epoch/val_loss")
     assert [point.step for point in history] == [row["epoch"] for row in model.run.history]
     names = {item.path for item in mlflow.MlflowClient().list_artifacts(run.info.run_id)}

@@ -187,7 +187,7 @@ def log_fit(
         source: Name of the data, for the report.
 
     Returns:
-        The figures of the measurement that were recorded, with ``/low`` and ``/high`` for the ends of intervals.
+        The figures of the measurement that were recorded, with ``.low`` and ``.high`` for the ends of intervals.
 
     Raises:
         ArgumentError: There is no such tracker.
@@ -229,12 +229,12 @@ class _Measured:
         rows = [
             (name.removeprefix("test/"), f"{value:.4g}", *(self._end(name, end) for end in _ENDS))
             for name, value in self.figures.items()
-            if name.rpartition("/")[2] not in _ENDS
+            if name.rpartition(".")[2] not in _ENDS
         ]
         return [TextTable("", ("figure", ">value", ">from", ">to"), rows)]
 
     def _end(self, name: str, end: str) -> str:
-        value = self.figures.get(f"{name}/{end}")
+        value = self.figures.get(f"{name}.{end}")
         return "" if value is None else f"{value:.4g}"
 
     def plots(self) -> list[Plot]:
@@ -255,11 +255,11 @@ def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
         yield _ODD.sub("_", name), float(value)
     elif isinstance(value, Mapping):
         for key, one in value.items():
-            below = {"value": name, "interval": f"{name}/accuracy"}.get(key, f"{name}/{key}")
-            yield from _numbers(one, below)
+            ends = f"{name}.{key}" if "value" in value else f"{name}/{key}"
+            yield from _numbers(one, {"value": name, "interval": f"{name}/accuracy"}.get(key, ends))
     elif isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(one, int | float) for one in value):
         for end, one in zip(_ENDS, value, strict=True):
-            yield _ODD.sub("_", f"{name.removesuffix('_interval')}/{end}"), float(one)
+            yield _ODD.sub("_", f"{name.removesuffix('_interval')}.{end}"), float(one)
     elif isinstance(value, list | tuple):
         for one in value:
             title = next((one[key] for key in _TITLES if key in one), None) if isinstance(one, Mapping) else None
