@@ -304,11 +304,7 @@ for _kind in (
     CacheKind(
         remote.KIND,
         lambda path: _noted_item(remote.KIND, path, remote.ABOUT, "source"),
-        lambda item: [
-            f"{name} is not there"
-            for name in _facts(item.path / remote.ABOUT).get("files", {})
-            if not (item.path / remote.CONTENT / name).is_file()
-        ],
+        lambda item: remote.faults(item.path),
     ),
     CacheKind("runs", _run_item, _run_faults),
     CacheKind("latency", _latency_item, _latency_faults, _always_unused),

@@ -129,6 +129,22 @@ def _of_cloud(handle: str) -> Path:
     return content / single if single else content
 
 
+def faults(folder: Path) -> list[str]:
+    """Returns which files of a copy are missing or of another size.
+
+    Args:
+        folder: An entry of the cache.
+    """
+    found = []
+    for name, facts in _about(folder).get("files", {}).items():
+        path = folder / CONTENT / name
+        if not path.is_file():
+            found.append(f"{name} is not there")
+        elif facts[0] and path.stat().st_size != facts[0]:
+            found.append(f"{name} has {path.stat().st_size} bytes in place of {facts[0]}")
+    return found
+
+
 def _about(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads((folder / ABOUT).read_text("utf-8"))
