@@ -215,7 +215,9 @@ def _webdataset(path: Path, file: io.BufferedReader, entries: list[_Entry], skip
             file.seek(entry.offset)
             _describe(sample, field, file.read(entry.size), entry, skipped)
     header = list(dict.fromkeys(name for sample in samples.values() for name in sample))
-    label = next((name for name in (*_NUMBERS, "label") if name in header), "")
+    stated = [name for name in ("label", *_NUMBERS) if name in header]  # words of a .json before numbers of a .cls
+    whole = [name for name in stated if all(sample.get(name) for sample in samples.values() if "path" in sample)]
+    label = next(iter((*whole, *stated)), "")
     rows = []
     for key, sample in samples.items():
         where = members.address(path, "bytes", (0, 0), key)
