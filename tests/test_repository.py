@@ -20,6 +20,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 _MODULES = {
     "ai-edge-litert": "ai_edge_litert",
     "huggingface-hub": "huggingface_hub",
+    "mlflow-skinny": "mlflow",
+    "pillow-heif": "pillow_heif",
+    "tensorflow-datasets": "tensorflow_datasets",
     "prometheus-client": "prometheus_client",
     "python-multipart": "python_multipart",
     "tensorflow-cpu": "tensorflow",

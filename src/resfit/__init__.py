@@ -23,6 +23,8 @@ _EXPORTS = {
     "suggest": "resfit.suggestions",
     "summary": "resfit.network_summary",
     "fit": "resfit.tasks.dispatch",
+    "check": "resfit.tasks.dispatch",
+    "embed": "resfit.tasks.classification.embedding",
     "Classifier": "resfit.tasks.classification",
     "Detector": "resfit.tasks.detection",
     "Regressor": "resfit.tasks.regression.regressor",
@@ -35,7 +37,8 @@ _EXPORTS = {
 _MODULES = ("applications", "export", "hub", "serving")
 #: Names that need Keras and so TensorFlow, which the user chooses: resfit[cpu] or resfit[gpu].
 _NEED_KERAS = frozenset(
-    {"load", "summary", "fit", "Classifier", "Detector", "Regressor", "pretrain", "applications", "export", "hub"}
+    {"load", "summary", "fit", "check", "embed", "Classifier", "Detector", "Regressor", "pretrain", "applications"}
+    | {"export", "hub"}
 )
 
 _moved.install()
@@ -54,6 +57,8 @@ if TYPE_CHECKING:
     from resfit.preprocessing import Reading as Reading
     from resfit.suggestions import suggest as suggest
     from resfit.tasks.classification import Classifier as Classifier
+    from resfit.tasks.classification.embedding import embed as embed
+    from resfit.tasks.dispatch import check as check
     from resfit.tasks.dispatch import fit as fit
     from resfit.tasks.regression.regressor import Regressor as Regressor
     from resfit.training.pretrain import pretrain as pretrain

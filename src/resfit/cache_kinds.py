@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from resfit.data import remote
 from resfit.engines import compiled
 from resfit.errors import CheckpointError, DownloadError
 from resfit.features import store as features
@@ -273,6 +274,11 @@ for _kind in (
         elsewhere=compiled.root,
     ),
     CacheKind("pixels", _pixels_item, _pixels_faults),
+    CacheKind(
+        remote.KIND,
+        lambda path: _noted_item(remote.KIND, path, remote.ABOUT, "source"),
+        lambda item: remote.faults(item.path),
+    ),
     CacheKind("runs", _run_item, _run_faults),
     CacheKind("latency", _latency_item, _latency_faults, _always_unused),
     CacheKind(

@@ -21,10 +21,12 @@ EXTRAS = {
     "huggingface_hub": "hub",
     "jinja2": "report",
     "kagglehub": "hub",
+    "mlflow": "mlflow",
     "nibabel": "medical",
     "nncf": "int8",
     "onnx": "onnx",
     "onnxruntime": "onnx",
+    "pillow_heif": "heif",
     "prometheus_client": "serve",
     "pydicom": "medical",
     "pylibjpeg": "medical",
@@ -33,9 +35,11 @@ EXTRAS = {
     "starlette": "serve",
     "tensorboard": "pretrain",
     "tensorflow": "cpu",
+    "tensorflow_datasets": "tfds",
     "timm": "timm",
     "torch": "torch",
     "uvicorn": "serve",
+    "wandb": "wandb",
 }
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import engines
+from resfit.data import containers, inputs, members, remote
 from resfit.data import dataset as image_sets
-from resfit.data import inputs
 from resfit.data.dataset import ImageSet, Skipped
-from resfit.data.medical import frames, privacy
+from resfit.data.medical import privacy
 from resfit.errors import ArgumentError, DataError
 from resfit.features import extract as feature_store
 from resfit.features.progress import Progress
@@ -114,7 +114,7 @@ def embed_images(
         paths = [path for path in sources.paths if path is not None]
         if len(paths) < len(sources) or not paths:
             return _embed_sources(body, sources, contract, engine, batch_size, progress)
-        lost = [path for path in paths if not os.path.lexists(frames.parted(path)[0])]
+        lost = [path for path in paths if not os.path.lexists(members.container(path))]
         missing = tuple(Skipped(path, "no such file") for path in lost)
         source = [path for path in paths if path not in set(lost)]
         if not source:
@@ -189,13 +189,14 @@ def scan_any(source: Any, *, reading: Reading = _PLAIN, **options: Any) -> Image
     given = {name: value for name, value in options.items() if value is not None}
     if not isinstance(source, str | os.PathLike):
         return image_sets.scan_images(source, reading=reading)
-    path = Path(source)
+    path = remote.local(source)
     is_table = path.suffix.lower() in image_sets.TABLES or (given and path.suffix.lower() != "")
-    if path.is_file() and not is_table:
+    if path.is_file() and not is_table and not containers.shards(path):
         return image_sets.scan_images([path], reading=reading)
     if (
         not given
         and path.is_dir()
+        and not containers.shards(path)
         and not any(child.is_dir() and not child.name.startswith(".") for child in path.iterdir())
     ):
         return image_sets.scan_images([path], reading=reading)

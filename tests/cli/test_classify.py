@@ -42,6 +42,28 @@ def resfit(capsys):
     return run
 
 
+def test_rare_classes_are_left_out_and_the_fit_is_recorded(resfit, tmp_path):
+    data = write_folder(tmp_path / "data", each=6)
+    write_picture(data / "emu" / "1.png", "red", 99)
+    out = tmp_path / "out"
+    code, text, errors = resfit("fit", data, "-o", out, "--log", "tensorboard", "--json")
+    assert code == 0
+    assert "1 class of fewer than 3 images is left out: emu (1)." in errors
+    result = json.loads(text)
+    assert result["classes"] == ["blue", "green", "red"]
+    assert (result["images"]["found"], result["images"]["ignored"]) == (19, 1)
+    assert "its class has fewer than 3 images" in (out / "skipped.csv").read_text("utf-8")
+    assert list((out / "tensorboard").iterdir())
+    code, text, errors = resfit("evaluate", out, data, "--json")
+    assert (code, json.loads(text)["n"]) == (0, 18)
+    assert "1 image of classes that were left out in training: emu" in errors
+    code, _, errors = resfit("fit", data, "-o", out, "--rare", "error")
+    assert code == 1
+    assert "emu (1)" in errors
+    code, _, errors = resfit("fit", data, "-o", out, "--log", "mlfow")
+    assert code == 2
+
+
 def test_fit_with_the_embedded_network(resfit, folder, tmp_path):
     code, text, errors = resfit("fit", folder, "-o", tmp_path / "out", "--json")
     assert (code, errors) == (0, "")

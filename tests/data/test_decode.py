@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resfit.data import decode
 from resfit.data.decode import decode_image, decode_many
 from resfit.errors import ArgumentError, ImageError
 from resfit.preprocessing import InputSpec
@@ -39,6 +40,30 @@ def quarters() -> np.ndarray:
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
 def test_lossless_formats_give_the_pixels(kind):
     np.testing.assert_array_equal(decode_image(encoded(Image.fromarray(quarters()), kind), AS_IS), quarters())
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_pictures_of_phones_are_read_upright_as_their_jpegs_are(kind):
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    big = Image.fromarray(np.kron(quarters(), np.ones((8, 8, 1), np.uint8)))
+    found = []
+    for one in (kind, "JPEG"):
+        exif = Image.Exif()  # of each its own: writers change it
+        exif[274] = 6
+        options = {"exif": exif} if kind == "AVIF" else {}  # pillow-heif does not write a rotation
+        found.append(decode_image(encoded(big, one, quality=95, **options), SQUASH).astype(int))
+    seen, wanted = found
+    assert wanted[1, 1].argmax() == (2 if kind == "AVIF" else 0)
+    assert np.abs(seen - wanted)[[1, 1, 6, 6], [1, 6, 1, 6]].max() <= 12
+
+
+def test_heif_without_its_reader_says_what_reads_it(monkeypatch):
+    decode._heif_is_read.cache_clear()
+    monkeypatch.setattr(decode.dependencies, "is_installed", lambda _: False)
+    with pytest.raises(ImageError, match=r"pip install \"resfit\[heif\]\""):
+        decode_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200), AS_IS)
+    decode._heif_is_read.cache_clear()
 
 
 def test_the_content_counts_and_not_the_ending(tmp_path):

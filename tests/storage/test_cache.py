@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from resfit import cache_kinds
+from resfit.data import remote
 from resfit.engines import compiled
 from resfit.errors import ArgumentError
 from resfit.features import pixels
@@ -32,7 +33,7 @@ from resfit.weights import download, fetch, registry, resolve, tfhub
 from tests.hub import saved_models
 from tests.weights import servers, tf_sources
 
-OWN = ("weights", "features", "engines", "pixels", "runs", "latency", "digests")
+OWN = ("weights", "features", "engines", "pixels", "sources", "runs", "latency", "digests")
 
 
 @pytest.fixture
@@ -82,6 +83,12 @@ def put_pixels(root: Path, tmp_path: Path) -> Path:
     return found
 
 
+def put_source() -> Path:
+    fsspec = pytest.importorskip("fsspec")
+    fsspec.filesystem("memory").pipe("/photos/a.png", b"a picture")
+    return remote._of_cloud("memory://photos").parent
+
+
 def put_run(root: Path) -> Path:
     folder = root / "runs" / ("ab" * 12)
     folder.mkdir(parents=True)
@@ -128,6 +135,7 @@ def put_all(root: Path, tmp_path: Path) -> dict[str, Path]:
         "features": put_features(root).folder,
         "engines": put_engine(),
         "pixels": put_pixels(root, tmp_path),
+        "sources": put_source(),
         "runs": put_run(root),
         "latency": put_latency(root),
         "digests": put_digests(root, tmp_path),
@@ -184,6 +192,7 @@ def test_damage_is_named_in_every_kind(root, tmp_path):
     damage(paths["features"] / "rows.f32")
     damage(paths["engines"] / "net.bin")
     (paths["pixels"] / "rows.bin").write_bytes(bytes(1000))
+    (paths["sources"] / "content" / "a.png").write_bytes(b"a pict")
     damage(paths["runs"] / "checkpoint.npz")
     paths["latency"].write_text("{")
     damage(paths["digests"] / "rows.u8")
@@ -194,6 +203,7 @@ def test_damage_is_named_in_every_kind(root, tmp_path):
         ("features", "1 of 3 rows"),
         ("engines", "net.bin has other content"),
         ("pixels", "1000 bytes"),
+        ("sources", "a.png has 6 bytes in place of 9"),
         ("runs", "checkpoint.npz is damaged"),
         ("latency", "state seconds"),
         ("digests", "1 of 1 rows"),

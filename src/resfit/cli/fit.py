@@ -39,7 +39,19 @@ if TYPE_CHECKING:
     from resfit.training.recipes import Recipe
 
 # options that a plan depends on
-_PLANNED = (*SOURCE, "model", "strategy", "budget", "seed", "test_share", "val_share", "reading", "size", "tiles")
+_PLANNED = (
+    *SOURCE,
+    "model",
+    "strategy",
+    "budget",
+    "seed",
+    "test_share",
+    "val_share",
+    "reading",
+    "size",
+    "tiles",
+    "rare",
+)
 # columns of a training's log that are no metric of validation images
 _PLAIN = ("epoch", "step", "seconds", "learning_rate", "val_loss", "train_loss")
 
@@ -119,6 +131,19 @@ def fit(
     max_skipped: Annotated[
         float | None, typer.Option(help="Largest fraction of unreadable images. Default: 0.1.")
     ] = None,
+    rare: Annotated[
+        str | None,
+        typer.Option(
+            help="What becomes of classes of one or two images: drop (the default) leaves them out, other makes one "
+            "class of them, error stops."
+        ),
+    ] = None,
+    log: Annotated[
+        str | None,
+        typer.Option(
+            help="Record parameters, epochs, figures with intervals, report and model: mlflow, wandb or tensorboard."
+        ),
+    ] = None,
     no_references: Annotated[
         bool, typer.Option("--no-references", help="Keep no training images, as features and thumbnails, in OUT.")
     ] = False,
@@ -174,7 +199,7 @@ def fit(
     asked = config.FitConfig.from_dict(stated)
     task = asked.task if task == "auto" else task
     given = {"model": model, "strategy": strategy, "budget": budget, "seed": seed, "test_share": test_share, **columns}
-    given |= {"size": size, "tiles": tiles}
+    given |= {"size": size, "tiles": tiles, "rare": rare}
     options = {**asked.keywords(), **{name: value for name, value in given.items() if value is not None}}
     if (size or tiles) and dispatch.chosen(folder, task, **options)[0].name != "detection":
         raise ArgumentError("--size and --tiles are options of detection. Received: data of another task.")
@@ -207,6 +232,10 @@ def fit(
         "precision": precision if precision != "float32" else None,
     }
     options |= {name: value for name, value in more.items() if value is not None}
+    if log is not None:
+        from resfit.report import tracking
+
+        tracking.check(log)
     console.load_tensorflow()
     with console.progress() as progress:
         fitted = dispatch.fit(
@@ -216,6 +245,8 @@ def fit(
             say=lambda text: console.message(console.printable(text)),
             **options,
         )
+    if log is not None:
+        tracking.log_fit(fitted, log, out, options, source=folder.name)
     assert fitted.run is not None
     for warning in fitted.run.warnings:
         console.message(f"Warning: {console.printable(warning)}")

@@ -75,8 +75,7 @@ def given(arguments: Sequence[Path]) -> list[Path | bytes]:
     Raises:
         DataError: None of them exists, or nothing was piped in.
     """
-    from resfit.data import decode
-    from resfit.data.medical import frames
+    from resfit.data import decode, members, remote
 
     found: list[Path | bytes] = []
     for argument in arguments:
@@ -86,7 +85,7 @@ def given(arguments: Sequence[Path]) -> list[Path | bytes]:
             found += [Path(name) for name in sorted(glob.glob(str(argument), recursive=True))] or [argument]
         else:
             found.append(argument)
-    files = [frames.parted(item)[0] for item in found if isinstance(item, Path)]
+    files = [members.container(item) for item in found if isinstance(item, Path) and not remote.handle_of(item)]
     if len(files) == len(found) and not any(os.path.lexists(path) for path in files):
         first = str(found[0]) if found else str(STDIN)
         more = f", and neither do the {len(found) - 1} others" if len(found) > 1 else ""
@@ -96,7 +95,7 @@ def given(arguments: Sequence[Path]) -> list[Path | bytes]:
 
 def _piped(data: bytes) -> list[Path | bytes]:
     """Returns what was piped in: an image, or the paths of a list."""
-    from resfit.data.medical import frames
+    from resfit.data import members
 
     if not data.strip():
         raise DataError("- reads an image or a list of paths from standard input. Received: nothing.")
@@ -105,7 +104,7 @@ def _piped(data: bytes) -> list[Path | bytes]:
     paths = [Path(os.fsdecode(name)) for name in names if name]
     first = names[0]
     try:
-        is_list = bool(first) and len(first) < _LONGEST and os.path.lexists(frames.parted(paths[0])[0])
+        is_list = bool(first) and len(first) < _LONGEST and os.path.lexists(members.container(paths[0]))
     except (OSError, ValueError):  # no name that a file could have
         is_list = False
     is_text = between == b"\n" and first.isascii() and not any(byte < 32 for byte in first)

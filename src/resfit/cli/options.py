@@ -15,7 +15,8 @@ Images = Annotated[
 Labelled = Annotated[
     Path,
     typer.Argument(
-        help="Folder of class folders, also with train/ val/ test/ inside; or a table of path,label[,split,group]."
+        help="Folder of class folders, also with train/ val/ test/ inside; a table of path,label[,split,group]; or "
+        "files that hold images: tar, zip, Parquet, Arrow, TFRecord; also s3://, gs://, az://, hf://datasets/, tfds://."
     ),
 ]
 

@@ -121,6 +121,39 @@ def image_of(array: np.ndarray, channels: int, notes: set[str], *, where: str = 
     return _read(array, channels, notes, where, multilabel=False)[0]
 
 
+class Scale:
+    """The range of values of images that come one after the other: that of the first of them holds for all."""
+
+    def __init__(self) -> None:
+        self._factors: dict[np.dtype[Any], float] = {}
+
+    def image_of(self, array: np.ndarray, channels: int, notes: set[str], where: str = "") -> Pixels:
+        """Returns an array as an image, as :func:`image_of` does, by the range of those before it.
+
+        Args:
+            array: The image.
+            channels: Number of the network's input channels.
+            notes: What was assumed is added to it.
+            where: What stands before it in an error.
+
+        Raises:
+            ArgumentError: It is no image, or its values lie outside of the range of those before it.
+        """
+        found: set[str] = set()
+        pixels = image_of(array, channels, found, where=where)
+        known = self._factors.setdefault(array.dtype, pixels.factor)
+        if known == pixels.factor:
+            notes |= found
+            return pixels
+        if array.max() * known > 255 * (1 + _TOLERANCE):
+            raise _refused(
+                "the images of a source must have one range of values",
+                f"{where}values up to {array.max():g} behind others of at most 1, which were taken for 0..1",
+                "Scale all of them to 0..255, or pass uint8.",
+            )
+        return dataclasses.replace(pixels, factor=known)
+
+
 def check_values(arrays: Iterable[np.ndarray], notes: set[str], *, where: str = "") -> float:
     """Returns what makes 0..255 of the values of arrays of one dtype.
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from resfit.data import class_names, folders, tables
+from resfit.data import class_names, containers, folders, members, remote, tables
 from resfit.data.folders import LAYOUTS, FolderSource, LayoutError, some
-from resfit.data.medical import cohort, dicomdir, frames
+from resfit.data.medical import cohort, dicomdir
 from resfit.data.medical.cohort import CohortEntry
 from resfit.data.walk import SUFFIXES, TABLE, Skipped, Walk, files_of, has_images, is_image_name, unusable
 from resfit.errors import ArgumentError, DataError
@@ -24,7 +24,7 @@ from resfit.preprocessing import Reading
 __all__ = ["SUFFIXES", "TABLES", "ImageSet", "LayoutError", "Skipped", "check_trainable", "scan", "scan_images"]
 
 #: Endings of files that are read as tables.
-TABLES = (".csv", ".tsv", ".txt", ".lst")
+TABLES = (".csv", ".tsv", ".txt", ".lst", ".jsonl", ".ndjson")
 _PLAIN = Reading()
 _EXAMPLE = "such as "
 _SEPARATORS = (";", "|", ",", "/", " + ", " & ", "\t", "\x1f")
@@ -143,7 +143,7 @@ class ImageSet:
 
 
 def scan(
-    source: str | os.PathLike[str] | ImageSet,
+    source: str | os.PathLike[str] | ImageSet | tables.Table,
     *,
     path_column: str | None = None,
     label_column: str | Sequence[str] | None = None,
@@ -202,13 +202,11 @@ def scan(
     """
     if isinstance(source, ImageSet):
         return source
-    path = Path(source)
-    if not path.exists():
-        raise DataError(f"source must be a folder or a CSV file. Received: {str(source)!r}, which does not exist.")
+    path = source.path if isinstance(source, tables.Table) else remote.local(source)
+    if not isinstance(source, tables.Table) and not path.exists():
+        raise DataError(f"source must be {LAYOUTS}. Received: {str(source)!r}, which does not exist.")
     if label_separator == "":
         raise ArgumentError("label_separator must not be empty. Received: ''.")
-    if not path.is_dir() and (path.suffix.lower() not in TABLES or not path.is_file()):
-        raise DataError(f"source must be {LAYOUTS}. Received the file {str(source)!r}.")
     if numbers and (label_separator or multilabel):
         raise ArgumentError("label_separator and multilabel are for classes. Received: one of them with numbers.")
     asked = tables.Asked(
@@ -222,8 +220,32 @@ def scan(
         needs_labels,
         numbers,
     )
+    if isinstance(source, tables.Table):
+        held = containers.OpenedSource(path.parent, source)
+        found = _Collected(path.parent, asked, extra_columns, held)
+        found.add_table(FolderSource(path))
+        return found.finish(folders.Layout(()), reading, sweeps=False)
     given = _stated_parts(path, {"train": train, "val": val, "test": test})
     rule = None if label_from is None else folders.compile_pattern(label_from)
+    shards = _shards(path, given)
+    if not shards and not path.is_dir() and (path.suffix.lower() not in TABLES or not path.is_file()):
+        raise DataError(f"source must be {LAYOUTS}. Received the file {str(source)!r}.")
+    if shards:
+        root = path if path.is_dir() else path.parent
+        with containers.opened(root, shards, path_column, needs_labels=needs_labels) as held:
+            found = _Collected(root, asked, extra_columns, held)
+            if held.table is not None:
+                if rule is not None:
+                    raise ArgumentError("label_from is for images in folders and archives of them. Received: a table.")
+                found.add_table(FolderSource(held.table.path))
+                return found.finish(folders.Layout(()), reading, sweeps=False)
+            assert held.folder is not None
+            try:
+                layout = folders.understand(held.folder, named=rule is not None)
+            except DataError as error:
+                text = str(error).replace(str(held.folder), str(path)).replace(held.folder.name, path.name)
+                raise type(error)(text) from None
+            return _read(found, layout, rule, label_from).finish(layout, reading, sweeps=True)
     if not path.is_dir():
         layout = folders.Layout((FolderSource(path, "train" if given else None),))
         if given:
@@ -232,8 +254,18 @@ def scan(
     elif given:
         layout = folders.stated(path, given, named=rule is not None)
     else:
-        layout = folders.understand(path, named=rule is not None)
+        try:
+            layout = folders.understand(path, named=rule is not None)
+        except LayoutError:
+            stated = folders.metadata_of(path)
+            if stated is None:
+                raise
+            layout = folders.Layout((FolderSource(stated),), (f"labels are read from {stated.name}",))
     found = _Collected(path if path.is_dir() else path.parent, asked, extra_columns)
+    return _read(found, layout, rule, label_from).finish(layout, reading, sweeps=path.is_dir())
+
+
+def _read(found: _Collected, layout: folders.Layout, rule: object, label_from: str | None) -> _Collected:
     for item in layout.sources:
         if item.path.is_file():
             found.add_table(item)
@@ -241,7 +273,21 @@ def scan(
             found.add_named(item, rule, label_from or "")
         else:
             found.add_folder(item)
-    return found.finish(layout, reading, sweeps=path.is_dir())
+    return found
+
+
+def _shards(path: Path, given: Mapping[str, Path]) -> list[containers.Shard]:
+    """Returns the files that hold the images of a source, each with its part; none where images are files."""
+    stated = [
+        dataclasses.replace(shard, split=name) for name, part in given.items() for shard in containers.shards(part)
+    ]
+    if given and not stated:
+        return []
+    if "train" in given and path.is_dir():
+        return stated
+    taken = {shard.path.resolve() for shard in stated}
+    rest = [shard for shard in containers.shards(path) if shard.path.resolve() not in taken]
+    return [*(dataclasses.replace(shard, split="train") if given else shard for shard in rest), *stated]
 
 
 def _stated_parts(root: Path, given: Mapping[str, str | os.PathLike[str] | None]) -> dict[str, Path]:
@@ -251,7 +297,7 @@ def _stated_parts(root: Path, given: Mapping[str, str | os.PathLike[str] | None]
         if value is None:
             continue
         below = root / value if root.is_dir() else root.parent / value
-        place = below if below.exists() else Path(value)
+        place = below if below.exists() else remote.local(value)
         if not place.exists():
             raise DataError(f"{name} must be a folder or a table. Received: {str(value)!r}, which does not exist.")
         found[name] = place
@@ -261,8 +307,15 @@ def _stated_parts(root: Path, given: Mapping[str, str | os.PathLike[str] | None]
 class _Collected:
     """The images of a source, as they are found."""
 
-    def __init__(self, root: Path, asked: tables.Asked, extra_columns: Sequence[str]):
+    def __init__(
+        self,
+        root: Path,
+        asked: tables.Asked,
+        extra_columns: Sequence[str],
+        held: containers.OpenedSource | None = None,
+    ):
         self._root, self._asked, self._extra = root, asked, extra_columns
+        self._held = held
         self._entries: list[CohortEntry] = []
         self._skipped: list[Skipped] = []
         self._warnings: list[str] = []
@@ -310,7 +363,14 @@ class _Collected:
 
     def add_table(self, source: FolderSource) -> None:
         """Adds the images of a table."""
-        read = tables.read(source.path, self._asked, self._extra)
+        held, asked = self._held, self._asked
+        table = None if held is None else held.table
+        if held is not None and table is not None:
+            label = asked.label or held.label or None
+            asked = dataclasses.replace(asked, label=None if asked.numbers and not asked.label else label)
+            if asked.path is not None and asked.path not in table.header:  # it named the images, which have addresses
+                asked = dataclasses.replace(asked, path=None)
+        read = tables.read(source.path, asked, self._extra, table)
         self._notes += [note for note in read.notes if note not in self._notes]
         self._tables.append(source.path)
         self._patients |= read.group in cohort.GROUP_COLUMNS[1:]
@@ -323,7 +383,8 @@ class _Collected:
         repeated = 0
         is_open = self._asked.multilabel or self._asked.label_separator or read.multilabel
         for row in read.rows:
-            entry = CohortEntry(row.path, None, source.split or row.split, row.group, row.extra, row.labels)
+            split = source.split or row.split or self._part_above(source.path, row.path)
+            entry = CohortEntry(row.path, None, split, row.group, row.extra, row.labels)
             key = os.path.normpath(row.path)
             if key not in lines:
                 lines[key] = (len(rows), row.line)
@@ -354,6 +415,16 @@ class _Collected:
         lost = [item for item in self._skipped[before[1] :] if item.reason == "no such file"]
         if rows and len(lost) == len(rows) and len(self._entries) == before[0]:
             self._none_found(source.path, read, lost)
+
+    def _part_above(self, table: Path, image: Path) -> str | None:
+        """Returns the part of a split that a folder above an image means, as Hugging Face's imagefolder has them."""
+        if table.stem.lower() != folders.METADATA or self._held is not None:
+            return None
+        try:
+            above = image.relative_to(table.parent).parts[:-1]
+        except ValueError:
+            return None
+        return next((part for name in above if (part := folders.part_of(name)) is not None), None)
 
     def _none_found(self, table: Path, read: tables.Read, lost: list[Skipped]) -> None:
         names = read.group in cohort.GROUP_COLUMNS[1:]  # names of files may be those of patients
@@ -395,12 +466,13 @@ class _Collected:
             loose = [
                 path for parent in parents if has_images(parent) for path in files_of(parent) if is_image_name(path)
             ]
-            named = {frames.parted(entry.path)[0] for entry in self._entries}
+            named = {members.container(entry.path) for entry in self._entries}
             loose = [path for path in loose if path not in named]
             if loose and self._parents:
                 warnings.append(f"{_plural(len(loose), 'image')} outside the class folders left out")
             self._walk.ignored.update(dict.fromkeys(self._tables, TABLE))
-            self._walk.sweep(self._root, [*named, *(item.path for item in self._skipped)])
+            folder = self._root if self._held is None else self._held.folder
+            self._walk.sweep(folder or self._root, [*named, *(item.path for item in self._skipped)])
         multilabel = bool(self._multilabel)
         if not multilabel:
             self._entries = [self._single(entry) for entry in self._entries]
@@ -410,6 +482,8 @@ class _Collected:
                 )
             elif self._tables and self._numbers is None:
                 self._notes += _hints(self._entries)
+        if self._held is not None:
+            self._return_to_files(self._held)
         return _image_set(
             self._root,
             self._entries,
@@ -424,6 +498,14 @@ class _Collected:
             notes=(*layout.notes, *self._notes),
             ignored=tuple(Skipped(path, rule) for path, rule in sorted(self._walk.ignored.items())),
         )
+
+    def _return_to_files(self, held: containers.OpenedSource) -> None:
+        """Puts the addresses of the images in the place of the names that the layout was understood by."""
+        self._entries = [dataclasses.replace(entry, path=held.real(entry.path)) for entry in self._entries]
+        self._skipped = [dataclasses.replace(item, path=held.real(item.path)) for item in self._skipped]
+        self._skipped += held.skipped
+        self._walk.ignored = {held.real(path): rule for path, rule in self._walk.ignored.items()}
+        self._notes = [*held.notes, *self._notes]
 
     def _single(self, entry: CohortEntry) -> CohortEntry:
         """Returns an image with its one class."""
@@ -469,17 +551,20 @@ def scan_images(sources: Iterable[str | os.PathLike[str]], *, reading: Reading =
     skipped: list[Skipped] = []
     walked = Walk()
     warnings: list[str] = []
-    roots = [Path(source) for source in sources]
+    roots = [remote.local(source) for source in sources]
     for root in roots:
-        if not os.path.lexists(frames.parted(root)[0]):
+        if not os.path.lexists(members.container(root)):
             raise DataError(f"images must be files or folders. Received: {str(root)!r}, which does not exist.")
         if root.is_dir():
             before = len(entries) + len(skipped)
+            _collect_held(root, containers.shards(root), entries, skipped)
             _collect(walked.images(root), None, None, entries, skipped)
             if len(entries) + len(skipped) == before:
                 raise DataError(f"the folder {str(root)!r} has no image files. Received: an empty selection.")
         elif dicomdir.is_dicomdir(root):
             warnings += _collect_listed(root, CohortEntry(root, None), entries, skipped)
+        elif shards := containers.shards(root):
+            _collect_held(root.parent, shards, entries, skipped)
         else:
             _collect([root], None, None, entries, skipped)
     root = roots[0] if len(roots) == 1 and roots[0].is_dir() else Path(".")
@@ -494,6 +579,7 @@ def of_files(
     *,
     reading: Reading = _PLAIN,
     numbers: Sequence[str] | None = None,
+    splits: Sequence[str | None] | None = None,
 ) -> ImageSet:
     """Returns files with their labels as a set; which of them can be used is seen when they are decoded.
 
@@ -504,17 +590,19 @@ def of_files(
         reading: Which frames of scans, and which files of their series, are images.
         numbers: Where labels are numbers, of which a text has several with :data:`resfit.data.tables.BETWEEN` between
             them, the names of these.
+        splits: For each the part of the split, or ``None``.
 
     Raises:
         DataError: Two labels are too much alike, or one is no number.
     """
-    entries = [CohortEntry(path, label) for path, label in zip(paths, labels, strict=True)]
+    parts = splits or [None] * len(paths)
+    entries = [CohortEntry(*known) for known in zip(paths, labels, parts, strict=True)]
     return _image_set(root, entries, [], [], reading, numbers=numbers)
 
 
 def is_several(path: Path, reading: Reading) -> bool:
-    """Says whether a file may stand for several images: a DICOMDIR, or a scan of which each frame is one."""
-    return dicomdir.is_dicomdir(path) or reading.frame == "each"
+    """Says whether a file may stand for several images: a DICOMDIR, a scan of which each frame is one, an archive."""
+    return dicomdir.is_dicomdir(path) or reading.frame == "each" or bool(containers.shards(path))
 
 
 def read_column(source: str | os.PathLike[str], column: str, **options: Any) -> dict[str, str]:
@@ -611,6 +699,26 @@ def _collect(
             skipped.append(Skipped(path, reason))
         else:
             entries.append(CohortEntry(path, label, split, labels=labels))
+
+
+def _collect_held(
+    root: Path, shards: Sequence[containers.Shard], entries: list[CohortEntry], skipped: list[Skipped]
+) -> None:
+    """Adds the images that lie in other files, without their labels."""
+    if not shards:
+        return
+    with containers.opened(root, shards, None) as held:
+        found: list[Path | Skipped]
+        if held.table is not None:
+            asked = tables.Asked(needs_labels=False)
+            found = [row.path for row in tables.read(held.table.path, asked, table=held.table).rows]
+        else:
+            assert held.folder is not None
+            found = []
+            for item in Walk().images(held.folder):
+                if isinstance(item, Path):
+                    found.append(held.real(item))
+        _collect([*found, *held.skipped], None, None, entries, skipped)
 
 
 def _collect_listed(
@@ -746,6 +854,6 @@ def _rare(shown: Sequence[tuple[str, ...]], unseen: Sequence[str]) -> list[str]:
 
 def _size(path: Path) -> int:
     try:
-        return frames.parted(path)[0].stat().st_size
+        return members.size(path)
     except OSError:  # gone since it was found: decoding will say so
         return -1

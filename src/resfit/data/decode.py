@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
-from resfit import processors
-from resfit.data import arrays, high_bit_depth
+from resfit import dependencies, processors
+from resfit.data import arrays, high_bit_depth, members
 from resfit.data.box_geometry import letterbox
 from resfit.data.medical import frames, scans
 from resfit.errors import ArgumentError, ImageError, InputWarning, MissingDependencyError
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from resfit.preprocessing import InputSpec
 
 #: Formats that are read, by Pillow's names; its JPEG reader takes MPO too.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
 #: Most pixels of an image that is decoded.
 MAX_PIXELS = 100_000_000
 #: Largest file in bytes that is opened.
-MAX_BYTES = 512 * 2**20
+MAX_BYTES = members.MAX_BYTES
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -59,6 +59,8 @@ _FOREIGN = (
     (0, b"%PDF", "PDF"),
     (0, b"%!PS", "PostScript"),
 )
+# how pictures of HEIF begin, behind the size of their first box
+_HEIF = (b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1")
 _NO_FILES = "a network with {} input channels takes arrays, not image files"
 _NO_SPACING = "no pixel spacing, and the images are scaled to millimetres"
 _FORMATS_AND_MPO = (*FORMATS, "MPO")
@@ -202,12 +204,16 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """Reads a regular file; nothing else is opened, so that a pipe or device cannot block.
 
     Args:
-        path: The file, or one frame of it; its bytes then stand behind a mark (:mod:`resfit.data.medical.frames`).
+        path: The file, one that lies in another (:mod:`resfit.data.members`), or one frame of it; its bytes then stand
+            behind a mark (:mod:`resfit.data.medical.frames`).
 
     Raises:
         ImageError: It is missing, no regular file, unreadable or larger than ``MAX_BYTES``.
     """
     path, frame = frames.parted(path)
+    member = members.member_of(path)
+    if member is not None:
+        return frames.mark(frame) + members.read(member)
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -216,7 +222,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
             raise ImageError(f"{status.st_size} bytes, more than the {MAX_BYTES} that are allowed")
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES)
-        return data if frame is None else frames.mark(frame) + data
+        return frames.mark(frame) + data
     except FileNotFoundError as error:
         raise ImageError("no such file") from error
     except OSError as error:
@@ -326,12 +332,11 @@ def is_deep(path: str | os.PathLike[str]) -> bool:
         path: The file.
     """
     try:
-        with open(frames.parted(path)[0], "rb") as file:
-            data = file.read(4096)
-            if data.startswith(b"\xff\xd8\xff"):
-                return False
-            if not scans.is_scan(data) and data.startswith((b"II", b"MM")):  # its header may lie at its end
-                data += file.read(MAX_BYTES)
+        data = members.beginning(path, 4096)
+        if data.startswith(b"\xff\xd8\xff"):
+            return False
+        if not scans.is_scan(data) and data.startswith((b"II", b"MM")):  # its header may lie at its end
+            data = members.beginning(path, MAX_BYTES)
     except OSError:
         return False
     if arrays.is_file(data):
@@ -425,7 +430,10 @@ def _decode(
     if frame:
         raise ImageError(f"it has one frame, and frame {frame} is asked for (the first is 0)")
     _quieten()
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    is_heif = data.startswith(_HEIF, 4) and b"avif" not in data[8:64]
+    if is_heif and not _heif_is_read():
+        raise ImageError('HEIC, which needs pillow-heif: pip install "resfit[heif]"; or convert it to JPEG or PNG')
+    with Image.open(io.BytesIO(data), formats=("HEIF",) if is_heif else FORMATS) as image:
         return _of_image(image, data, spec, max_pixels, renderings, look)
 
 
@@ -522,7 +530,7 @@ def _deep(
 
 def _header(image: Any, width: int, height: int, size: int) -> ImageHeader:
     tables = getattr(image, "quantization", None) or {}
-    exif = image.info.get("exif", b"")
+    exif = image.info.get("exif") or b""
     camera = 0
     if exif:
         try:
@@ -681,6 +689,18 @@ def kept_box(width: int, height: int, spec: InputSpec) -> tuple[float, float, fl
         (left + target_width) * width / full_width,
         (top + target_height) * height / full_height,
     )
+
+
+@functools.cache
+def _heif_is_read() -> bool:
+    """Lets Pillow read HEIF where pillow-heif is installed; says whether it is."""
+    if not dependencies.is_installed("pillow_heif"):
+        return False
+    import pillow_heif
+
+    pillow_heif.options.THUMBNAILS = False
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def _reason(error: Exception, data: bytes, max_pixels: int) -> str:

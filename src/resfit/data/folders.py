@@ -16,11 +16,15 @@ from resfit.data import walk
 from resfit.errors import DataError
 
 LAYOUTS = (
-    "one folder for each class (photos/cats/1.jpg), train/ val/ test/ with class folders inside, or a CSV file with "
-    "columns path,label[,split,group]"
+    "one folder for each class (photos/cats/1.jpg), train/ val/ test/ with class folders inside, a CSV file with "
+    "columns path,label[,split,group], or files that hold images: tar, zip, Parquet, Arrow, TFRecord"
 )
 #: Endings of tables.
-TABLES = frozenset({".csv", ".tsv"})
+TABLES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"})
+_TEXT_TABLES = frozenset({".csv", ".tsv"})
+
+#: What the tables of Hugging Face's imagefolder are called, without their ending.
+METADATA = "metadata"
 
 _WORDS = {
     **dict.fromkeys(("train", "training", "trainset", "traindata", "trn"), "train"),
@@ -37,6 +41,11 @@ _FOLDS = frozenset({"fold", "folds", "kfold", "cv", "split"})
 _MOST_WRAPPERS = 8
 _LOOKED_INTO = 1000  # files without a known ending that are opened to see whether a folder has images
 _EXAMPLES = 200  # file names that a pattern is suggested from
+
+
+def metadata_of(folder: Path) -> Path | None:
+    """Returns the table that Hugging Face's imagefolder has at its top, if it is there."""
+    return next((path for path in _tables(folder) if path.stem.lower() == METADATA), None)
 
 
 def part_of(name: str) -> str | None:
@@ -478,7 +487,9 @@ def _is_full(folder: Path) -> bool:
 
 
 def _tables(folder: Path) -> list[Path]:
-    return [path for path in walk.files_of(folder) if path.suffix.lower() in TABLES]
+    files = walk.files_of(folder)
+    text = [path for path in files if path.suffix.lower() in _TEXT_TABLES]
+    return text or [path for path in files if path.suffix.lower() in TABLES]
 
 
 def some(names: Sequence[str]) -> str:

@@ -15,16 +15,15 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from resfit.data import arrays, decode, tables, walk
+from resfit.data import arrays, decode, members, objects, records, remote, tables, urls, walk
 from resfit.data import dataset as image_sets
 from resfit.data.arrays import NetworkInput, Pixels
-from resfit.data.medical import frames
 from resfit.errors import ArgumentError, InputWarning
 from resfit.preprocessing import InputSpec
 from resfit.wording import counted
@@ -98,6 +97,8 @@ def listed(images: Any, contract: InputSpec) -> Sources:
     if isinstance(images, NetworkInput):
         return Sources(tuple(images.pixels()))
     notes: set[str] = set()
+    if urls.is_url(images):
+        raise _no_urls(images)
     if is_path(images):
         items: list[Any] = _scanned(Path(images), contract, notes, must_exist=True)
     elif _is_encoded(images):
@@ -140,9 +141,10 @@ def takes_numbers(function: Callable[_Parameters, _Result]) -> Callable[_Paramet
 
 
 def takes_arrays(function: Callable[_Parameters, _Result], *, numbers: bool = False) -> Callable[_Parameters, _Result]:
-    """Lets a function whose ``source`` names labelled images take ``(images, labels)`` too.
+    """Lets a function whose ``source`` names labelled images take what a program holds too.
 
-    It is called with an :class:`resfit.data.dataset.ImageSet` then, whose images lie in a temporary folder.
+    That is what :mod:`resfit.data.objects` knows. It is called with an :class:`resfit.data.dataset.ImageSet` or a table
+    then, whose images lie in a temporary folder.
 
     Args:
         function: Has a parameter ``source``, and may have ``channels`` or ``classifier``, which says how many channels
@@ -155,41 +157,104 @@ def takes_arrays(function: Callable[_Parameters, _Result], *, numbers: bool = Fa
     def wrapped(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
         bound = signature.bind(*args, **kwargs)
         source = bound.arguments.get("source")
-        if not isinstance(source, tuple):
+        if is_path(source) or not objects.is_labelled(source):
             return function(*args, **kwargs)
-        classifier = bound.arguments.get("classifier")
-        stated: Any = kwargs.get("channels") or getattr(getattr(classifier, "input_spec", None), "channels", None)
+        classifier = bound.arguments.get("classifier") or bound.arguments.get("self")
+        further = next((name for name, one in signature.parameters.items() if one.kind is one.VAR_KEYWORD), "")
+        more = {**bound.arguments, **bound.arguments.get(further, {})}
+        stated: Any = more.get("channels") or getattr(getattr(classifier, "input_spec", None), "channels", None)
         channels = int(stated or 3)
+        columns = {name: more.get(f"{name}_column") for name in ("path", "label")}
         with tempfile.TemporaryDirectory(prefix="resfit-") as folder:
-            bound.arguments["source"] = _to_files(source, channels, Path(folder), numbers)
+            place = Path(folder)
+            if objects.is_frame(source):
+                bound.arguments["source"] = _table_of(source, columns["path"], channels, place)
+            else:
+                bound.arguments["source"] = _to_files(source, columns, channels, place, numbers)
             return function(*bound.args, **bound.kwargs)
 
     return wrapped
 
 
-def _to_files(source: tuple[Any, ...], channels: int, folder: Path, numbers: bool = False) -> image_sets.ImageSet:
-    """Returns ``(images, labels)`` as a set of files; those that are files already stay where they are."""
-    if len(source) != 2 or is_path(source[1]) or not hasattr(source[1], "__len__"):
+def _table_of(frame: Any, column: str | None, channels: int, folder: Path) -> tables.Table:
+    """Returns a table of pandas' kind as one of files; images that are no files are written into a folder."""
+    found = frame.to_pandas() if hasattr(frame, "to_pandas") else frame
+    name = objects.image_column(found, _is_image) if column is None else column
+    if name is not None and name in found.columns and not all(map(is_path, found[name])):
+        pairs = ((position, objects.plain(value)) for position, value in enumerate(found[name]))
+        paths = dict(_written(pairs, channels, folder))
+        found = found.assign(**{str(name): [str(paths[row]) for row in range(len(found))]})
+    header, rows = records.of_frame(found)
+    return tables.Table(Path(type(frame).__name__), header, list(enumerate(rows, 1)), True)
+
+
+def _is_image_path(value: Any) -> bool:
+    return is_path(value) and walk.is_image_name(Path(value))
+
+
+def _is_image(value: Any) -> bool:
+    return _is_encoded(value) or (_is_array(value) and len(getattr(value, "shape", ())) in (2, 3))
+
+
+def _to_files(
+    source: Any, columns: dict[str, Any], channels: int, folder: Path, numbers: bool = False
+) -> image_sets.ImageSet:
+    """Returns labelled images as a set of files; those that are files already stay where they are."""
+    if isinstance(source, tuple) and (len(source) != 2 or is_path(source[1]) or not hasattr(source[1], "__len__")):
         raise ArgumentError(
-            "labelled images must be a folder, a CSV file or a pair (images, labels). Received: a tuple."
+            "labelled images must be a folder, a table, a data set or a pair (images, labels). Received: a tuple."
         )
-    sources = listed(source[0], InputSpec(channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels))
-    names = arrays.as_array(source[1]).tolist() if _is_array(source[1]) else list(source[1])
-    if len(names) != len(sources):
-        raise ArgumentError(f"each image must have a label. Received: {len(sources)} images and {len(names)} labels.")
-    texts, columns = _numbers_of(source[1]) if numbers else ([str(name) for name in names], None)
-    wrong = [] if numbers else [name for name in names if not isinstance(name, str | int) or name == ""]
+    labels: list[Any] = []
+    splits: list[str | None] = []
+    if isinstance(source, tuple):  # arrays of a batch have one range of values
+        contract = _any_size(channels)
+        names = arrays.as_array(source[1]).tolist() if _is_array(source[1]) else list(source[1])
+        items: Sequence[Any] = listed(source[0], contract).items
+        if len(names) != len(items):
+            raise ArgumentError(f"each image must have a label. Received: {len(items)} images and {len(names)} labels.")
+        labels, splits = names, [None] * len(names)
+        pairs: Iterator[tuple[int, Any]] = iter(enumerate(items))
+    else:
+        pairs = _noted(objects.samples(source, image=columns["path"], label=columns["label"]), labels, splits)
+    paths = [path for _, path in _written(pairs, channels, folder)]
+    if not paths:
+        raise ArgumentError("labelled images must be at least one. Received: none.")
+    texts, named = _numbers_of(source[1] if isinstance(source, tuple) else labels) if numbers else (labels, None)
+    wrong = [] if numbers else [name for name in texts if not isinstance(name, str | int) or name == ""]
     if wrong:
         raise ArgumentError(f"labels must be text or whole numbers, one for each image. Received: {wrong[0]!r}.")
-    paths = []
-    for number, item in enumerate(sources.items):
-        if isinstance(item, Path):
-            paths.append(item)
+    return image_sets.of_files(folder, paths, [str(text) for text in texts], numbers=named, splits=splits)
+
+
+def _noted(samples: Iterator[objects.Sample], labels: list[Any], splits: list[str | None]) -> Iterator[tuple[int, Any]]:
+    for number, sample in enumerate(samples):
+        labels.append(sample.label)
+        splits.append(sample.split)
+        yield number, sample.image
+
+
+def _any_size(channels: int) -> InputSpec:
+    return InputSpec(channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
+
+
+def _written(pairs: Iterator[tuple[int, Any]], channels: int, folder: Path) -> Iterator[tuple[int, Path]]:
+    """Writes images that are no files into a folder, one after the other; yields the number and file of each."""
+    contract = _any_size(channels)
+    notes: set[str] = set()
+    scale = arrays.Scale()
+    for number, item in pairs:
+        if is_path(item):
+            yield number, Path(item)
             continue
+        found = item
+        if _is_encoded(item):
+            found = _encoded(item, contract, notes)
+        elif not isinstance(item, Pixels):
+            found = scale.image_of(arrays.as_array(item, f"image {number}: "), channels, notes, f"image {number}: ")
         path = folder / f"image-{number:07}"
-        path.write_bytes(_file_of(item))
-        paths.append(path)
-    return image_sets.of_files(folder, paths, texts, numbers=columns)
+        path.write_bytes(_file_of(found))
+        yield number, path
+    _warn(notes, stacklevel=5)
 
 
 def _numbers_of(labels: Any) -> tuple[list[str], tuple[str, ...]]:
@@ -263,6 +328,15 @@ def _warn(notes: set[str], stacklevel: int) -> None:
 
 
 def _several(images: Any, contract: InputSpec, notes: set[str]) -> list[Any]:
+    if objects.is_frame(images):
+        table = images.to_pandas() if hasattr(images, "to_pandas") else images
+        name = objects.image_column(table, _is_image)
+        name = objects.image_column(table, _is_image_path) if name is None else name
+        if name is None:
+            raise ArgumentError(f"{_FORMS.format(contract.channels)}. Received: a table without a column of such.")
+        images = [objects.plain(value) for value in table[name]]
+    elif not isinstance(images, dict | tuple) and objects.is_labelled(images):
+        images = [sample.image for sample in objects.samples(images, labelled=False)]
     if _is_array(images):
         array = arrays.as_array(images)
         names = array.tolist() if array.ndim == 1 and array.dtype.kind in "OUT" else []  # such as a column of a table
@@ -282,6 +356,8 @@ def _several(images: Any, contract: InputSpec, notes: set[str]) -> list[Any]:
     found: list[Any] = []
     for position, item in enumerate(items):
         where = f"image {position}: " if len(items) > 1 else ""
+        if urls.is_url(item):
+            raise _no_urls(item)
         if is_path(item):
             found += _scanned(Path(item), contract, notes, must_exist=False)
         elif _is_encoded(item):
@@ -297,12 +373,23 @@ def _several(images: Any, contract: InputSpec, notes: set[str]) -> list[Any]:
     return found
 
 
+def _no_urls(url: str) -> ArgumentError:
+    return ArgumentError(
+        f"web addresses are fetched only where that is allowed. Received: {url[:200]!r}. Pass allow_urls=True."
+    )
+
+
 def _scanned(path: Path, contract: InputSpec, notes: set[str], *, must_exist: bool) -> list[Any]:
     """Returns the images that a path stands for: those of a folder or of a scan of several, or the file itself.
 
     Files of a folder that are no images are noted.
     """
-    is_missing = not os.path.lexists(frames.parted(path)[0])
+    handle = remote.handle_of(path)
+    if handle:
+        if urls.is_url(handle):
+            raise _no_urls(handle)
+        path = remote.local(handle)
+    is_missing = not os.path.lexists(members.container(path))
     if is_missing and not must_exist:
         return [path]
     if is_missing or path.is_dir() or image_sets.is_several(path, contract.reading):

@@ -16,9 +16,10 @@ import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
-from resfit.data import csv_cells, walk
+from resfit.data import csv_cells, members, walk
+from resfit.data import records as record_files
 from resfit.data.folders import part_of, some
-from resfit.data.medical import cohort, frames
+from resfit.data.medical import cohort
 from resfit.errors import DataError, closest
 
 _PATHS = (
@@ -137,18 +138,19 @@ class Read:
     numbers: tuple[str, ...] = ()
 
 
-def read(path: Path, asked: Asked, extra_columns: Sequence[str] = ()) -> Read:
+def read(path: Path, asked: Asked, extra_columns: Sequence[str] = (), table: Table | None = None) -> Read:
     """Reads a table of images.
 
     Args:
         path: The file.
         asked: What the user says of it.
         extra_columns: Further columns that are kept, where they are there.
+        table: The file's cells, where they have been read already.
 
     Raises:
         DataError: It is no table, its columns cannot be told, or a row contradicts the rest.
     """
-    table = parse(path)
+    table = table or parse(path)
     folder = path.parent if asked.image_root is None else Path(asked.image_root)
     guess = _Guess(table, folder, asked)
     cells = [cells[guess.path].strip() for _, cells in table.rows]
@@ -206,11 +208,15 @@ def parse(path: Path) -> Table:
     """Returns the cells of a table.
 
     Args:
-        path: A file of UTF-8 or UTF-16 text; fields separated by commas, semicolons, tabs, bars or spaces.
+        path: A file of UTF-8 or UTF-16 text; fields separated by commas, semicolons, tabs, bars or spaces. Or JSON
+            lines or Parquet (:mod:`resfit.data.records`).
 
     Raises:
         DataError: It cannot be read as such.
     """
+    if path.suffix.lower() in record_files.SUFFIXES:
+        header, cells = record_files.read(path)
+        return Table(path, header, list(enumerate(cells, 1)), True)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -827,7 +833,7 @@ def _at(folder: Path, cell: str) -> Path:
 
 def _exists(path: Path) -> bool:
     try:
-        return os.path.lexists(frames.parted(path)[0])
+        return os.path.lexists(members.container(path))
     except (OSError, ValueError):
         return False
 

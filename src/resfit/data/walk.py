@@ -8,8 +8,8 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from resfit.data import decode
-from resfit.data.medical import cohort, frames
+from resfit.data import decode, members
+from resfit.data.medical import cohort
 from resfit.errors import DataError
 
 #: File name endings that are taken for images without a look at the content; other files are recognised by it.
@@ -107,7 +107,7 @@ class Walk:
             root: The folder.
             used: Files that are images of the set, or listed as skipped.
         """
-        known = {frames.parted(path)[0] for path in used}
+        known = {members.container(path) for path in used}
         pending = [root]
         while pending:
             here = pending.pop()
@@ -224,7 +224,7 @@ def image_or_reason(path: Path) -> Path | Skipped | None:
 
 def unusable(path: Path) -> str:
     """Returns why a file cannot be opened, or an empty string. Nothing is opened here."""
-    path, _ = frames.parted(path)
+    path = members.container(path)
     try:
         if path.is_file():
             return "" if os.access(path, os.R_OK) else "cannot be read: permission denied"

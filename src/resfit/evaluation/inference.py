@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from resfit.data import dataset as image_sets
+from resfit.data import rare
 from resfit.data.dataset import ImageSet, Skipped
 from resfit.data.inputs import takes_arrays
 from resfit.data.medical import privacy
@@ -107,6 +108,9 @@ def judge(
     if separator and scan_options.get("label_separator") is None:
         scan_options["label_separator"] = separator
     images = image_sets.scan(source, **{"reading": classifier.input_spec.reading, **scan_options})
+    images, said = rare.as_fitted(images, classifier.metrics.get("rare"))
+    if said:
+        images = dataclasses.replace(images, notes=(*images.notes, said))
     if part is not None:
         images = part_of(images, part)
     if images.multilabel and not separator:

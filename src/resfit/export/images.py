@@ -192,7 +192,7 @@ def _decoded(
     others, _ = _pixels(subject, [paths[position] for position in calibrating])
     encoded: dict[int, bytes] = {}
     for row, position in enumerate(checking):
-        data = paths[position].read_bytes() if len(encoded) < ENCODED else b""
+        data = decode.read_file(paths[position]) if len(encoded) < ENCODED else b""
         if data.startswith((_JPEG, b"\x89PNG")):
             encoded[row] = data
     words = _chosen(words, len(paths), len(checking), len(calibrating), seed, gone=gone, unreadable=unreadable)

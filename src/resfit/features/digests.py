@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from resfit import processors
+from resfit.data import members
 from resfit.data.medical import frames
+from resfit.errors import ImageError
 from resfit.features.store import BYTES, FeatureStore, StoreKey
 
 _KEY = StoreKey.of({"format": 3, "name": "digests of image files", "kind": "digests"})
@@ -49,7 +51,7 @@ def file_state(path: Path) -> str:
     Raises:
         OSError: There is no such file.
     """
-    status = os.stat(frames.parted(path)[0])
+    status = os.stat(members.container(path))
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_dev} {status.st_ino}"
 
 
@@ -99,12 +101,17 @@ def digest_bytes(data: bytes, state: str) -> FileDigest:
 def _digest(path: Path) -> FileDigest:
     try:
         state = file_state(path)
+        member = members.member_of(path)
+        if member is not None:
+            return digest_bytes(members.read(member), state)
         file_path, frame = frames.parted(path)
         digest = hashlib.sha256(frames.mark(frame))
         with open(file_path, "rb") as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
         return FileDigest(digest.digest(), state)
+    except ImageError as error:
+        return FileDigest(b"", "", str(error))
     except OSError as error:
         return unreadable(error)
 
@@ -210,7 +217,7 @@ def _states_or_reasons(paths: Sequence[Path]) -> list[str | FileDigest]:
 
 def _state_or_reason(path: Path) -> str | FileDigest:
     try:
-        if not stat.S_ISREG(os.stat(frames.parted(path)[0]).st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(os.stat(members.container(path)).st_mode):  # opening a pipe would wait for ever
             return FileDigest(b"", "", "not a regular file")
         return file_state(path)
     except OSError as error:

@@ -8,7 +8,7 @@ import json
 import numbers
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,12 +42,14 @@ class DataOptions:
         train: Folder or table of the training images.
         val: The same for validation images.
         test: The same for test images.
-        test_share: Share of the images set aside for the measurement, in (0, 1), where the data has no test split; for
-            a detector in [0, 1).
+        test_share: Share of the images set aside for the measurement, in [0, 1), where the data has no test split; 0
+            measures nothing.
         val_share: Share of the other images set aside to choose the epoch on, in (0, 1), where the data has no such
             split and something is fine-tuned; for a detector in [0, 1). A probe chooses by cross-validation and learns
             from them as well.
         max_skipped: Largest fraction of unreadable images, in [0, 1].
+        rare: Of a classifier: what becomes of classes of one or two images: ``"drop"`` leaves them out, ``"other"``
+            makes one class of them, ``"error"`` refuses the data. What was done is a warning.
         channels: 1 for grey images, 3 for colour; by default what the network was trained on. Grey is repeated for a
             network of three channels.
         check: Whether the images are checked in the same pass (:mod:`resfit.quality.checking`); what is found stands in
@@ -70,6 +72,7 @@ class DataOptions:
     test_share: float | None = None
     val_share: float | None = None
     max_skipped: float | None = None
+    rare: str | None = None
     channels: int | None = None
     check: bool | None = None
     allow_leakage: bool | None = None
@@ -173,6 +176,8 @@ class FitOptions:
         force: Whether files of yours that lie in an earlier fitted model's folder may be deleted with it.
         tuning: Settings of the fine-tuning; a mapping overrules single ones of the recipe
             (:func:`resfit.training.recipes.recipe`), or in a probe those of the mlp head.
+        callbacks: Keras' callbacks, told of each epoch and step of fine-tuning; ``EarlyStopping`` and its kind may end
+            it. A probe has no epochs. Their model's weights are those that learn, not their moving average.
         reading: How scans (DICOM, NIfTI) become pictures: frame, window, plane, spacing; ``None`` is the usual way.
         progress: Called as images get done.
         say: Called with lines for people, such as where the outputs of the frozen part go.
@@ -191,6 +196,7 @@ class FitOptions:
     lr_find: bool = False
     storage: int | None = None
     tensorboard: bool = True
+    callbacks: Sequence[Any] = ()
     seed: int = 0
     engine: str = "auto"
     precision: str = "float32"
@@ -240,10 +246,8 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-# of images with one answer each, where each part is needed
-_SHARES: dict[str, tuple[str, Callable[[Any], bool]]] = dict.fromkeys(
-    ("test_share", "val_share"), ("lie in (0, 1)", lambda value: 0 < value < 1)
-)
+# of images with one answer each, where something may be fine-tuned
+_SHARES: dict[str, tuple[str, Callable[[Any], bool]]] = {"val_share": ("lie in (0, 1)", lambda value: 0 < value < 1)}
 
 
 def check_ranges(options: Mapping[str, Any], *, needs_parts: bool = False) -> None:
@@ -251,7 +255,7 @@ def check_ranges(options: Mapping[str, Any], *, needs_parts: bool = False) -> No
 
     Args:
         options: By name; ``None`` is in every range, and so is what has no range.
-        needs_parts: Whether there must be images for validation and test.
+        needs_parts: Whether there must be images for validation.
 
     Raises:
         ArgumentError: One is not.

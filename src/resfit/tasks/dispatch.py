@@ -105,6 +105,27 @@ def plan(source: Any, *, task: str = base.AUTO, **options: Any) -> Any:
     return dataclasses.replace(recipe, reasons=(reason, *recipe.reasons)) if reason else recipe
 
 
+def check(source: Any, *, task: str = base.AUTO, **options: Any) -> Any:
+    """Looks for what is wrong with a data set.
+
+    Args:
+        source: As :func:`fit` takes it.
+        task: As :func:`fit` takes it.
+        **options: ``model``, ``seed``, ``engine``, ``cache``, ``batch_size``, ``progress``, and those of the scan.
+
+    Returns:
+        What was found: for classes :class:`resfit.quality.checking.Checks`.
+
+    Raises:
+        DataError: The data cannot be read.
+
+    Example:
+        >>> dispatch.check("photos/").findings()  # doctest: +SKIP
+        ('2 exact duplicates', ...)
+    """
+    return chosen(source, task, **options)[0].check(source, **options)
+
+
 def load(path: str | os.PathLike[str]) -> FittedModel:
     """Loads a fitted model of any task.
 

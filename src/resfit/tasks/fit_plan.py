@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import engines, processors
-from resfit.data import dataset, stratification
+from resfit.data import dataset, members, stratification
 from resfit.data.dataset import ImageSet
 from resfit.errors import ArgumentError, closest
 from resfit.storage.atomic import write_json
@@ -68,7 +68,9 @@ def subsample_to_budget(
         return images, ""
     tested = np.array([part == "test" for part in images.splits])
     others = np.flatnonzero(~tested)
-    looked = [path.stat().st_size for path in images.paths[:: max(1, len(images) // 64)] if path.is_file()]
+    looked = [
+        members.size(path) for path in images.paths[:: max(1, len(images) // 64)] if members.container(path).is_file()
+    ]
     known = facts(images, max(1, len(others)), spec, size)
     seconds = recipes.seconds_an_image(known, float(np.mean(looked or [0])), processors.available())
     share = recipes.share_in_time(len(others), int(tested.sum()), seconds, minutes)

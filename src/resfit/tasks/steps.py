@@ -32,7 +32,7 @@ from resfit.tasks.base import FitRun, FittedModel
 from resfit.tasks.config import FitOptions
 from resfit.tasks.fit_plan import FitPlan, check_scan_options, facts, subsample_to_budget
 from resfit.tasks.timings import Timings
-from resfit.training import frozen, recipes, runs
+from resfit.training import callbacks, frozen, recipes, runs
 from resfit.training.loop import check_choice
 from resfit.training.settings import Tuning
 
@@ -52,12 +52,14 @@ class ImageTask:
         check: Refuses images that it cannot be trained on.
         numbers: Whether labels are numbers.
         defaults: Settings of the fine-tuning in place of the recipe's.
+        settle: Changes the images before they are checked: returns them, and what was done, empty for nothing.
     """
 
     arguments: tuple[str, ...]
     check: Callable[[ImageSet], None]
     numbers: bool = False
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settle: Callable[[ImageSet], tuple[ImageSet, str]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,6 +76,7 @@ class FitJob:
         plan: What decides on the settings; has the network.
         running: How it is run.
         journal: Takes the reasons and the time.
+        changed_classes: Classes of the source that the task settled otherwise.
     """
 
     options: FitOptions
@@ -85,6 +88,7 @@ class FitJob:
     plan: FitPlan
     running: runs.RunOptions
     journal: Timings
+    changed_classes: tuple[str, ...] = ()
 
     def extract(self, images: Any, **options: Any) -> feature_store.Features:
         """Computes features of the frozen network, as :func:`resfit.features.extract.extract` does.
@@ -224,7 +228,9 @@ def scan(
     engines.check_installed(options.engine, options.precision)
     if options.folder is not None and (replaced := artifact.check_target(options.folder, force=options.force)):
         journal.warn(replaced)
-    images = _scanned(source, task, options, scan_options)
+    images, settled, changed = _scanned(source, task, options, scan_options)
+    if settled:
+        journal.warn(settled)
     for assumed in images.notes:
         journal.note(assumed)
     journal.lap("scan")
@@ -257,11 +263,13 @@ def scan(
         storage=options.storage,
         lr_find=options.lr_find,
         tensorboard=options.tensorboard,
+        callbacks=options.callbacks,
         progress=options.progress,
         say=journal.note,
         records=options.check,
     )
-    return FitJob(options, some, len(images) - len(some), images.skipped, images.ignored, name, plan, running, journal)
+    left = len(images) - len(some)
+    return FitJob(options, some, left, images.skipped, images.ignored, name, plan, running, journal, changed)
 
 
 def planned(
@@ -281,7 +289,7 @@ def planned(
         hardware: The machine; ``None`` measures this one.
     """
     minutes = _checked(options)
-    images = _scanned(source, task, options, scan_options)
+    images, settled, _ = _scanned(source, task, options, scan_options)
     spec, size = backbone.described(options.model)
     images, left_out = subsample_to_budget(images, spec, size, minutes, options.seed)
     parts = split(images, options.val_share, options.test_share, options.seed)
@@ -293,7 +301,7 @@ def planned(
         minutes=minutes,
         seed=options.seed,
     )
-    said = (*images.notes, *([left_out] if left_out else []))
+    said = (*images.notes, *filter(None, (settled, left_out)))
     tuning = found.tuning and runs.tuning_from({**found.tuning.to_dict(), **task.defaults})
     return dataclasses.replace(found, tuning=tuning, reasons=(*said, *found.reasons))
 
@@ -571,19 +579,25 @@ class DataChecker:
 
 def _checked(options: FitOptions) -> float | None:
     """Checks the strategy, and returns the budget in minutes."""
+    callbacks.check(options.callbacks)
     check_choice("strategy", options.strategy, recipes.STRATEGIES)
     return recipes.parse_minutes(options.budget)
 
 
-def _scanned(source: Any, task: ImageTask, options: FitOptions, scan_options: Mapping[str, Any]) -> ImageSet:
-    """Returns the images of a source, where they can be trained on."""
+def _scanned(
+    source: Any, task: ImageTask, options: FitOptions, scan_options: Mapping[str, Any]
+) -> tuple[ImageSet, str, tuple[str, ...]]:
+    """Returns the images of a source, where they can be trained on; what was settled, and for which classes."""
     check_scan_options(scan_options, task.arguments)
     given: dict[str, Any] = dict(scan_options)
     if options.reading is not None:
         given["reading"] = options.reading
     images = dataset.scan(source, numbers=task.numbers, **given)
+    every, settled = images.classes, ""
+    if task.settle is not None:
+        images, settled = task.settle(images)
     task.check(images)
-    return images
+    return images, settled, tuple(sorted({*every} - {*images.classes})) if settled else ()
 
 
 def _trained(history: TrainingHistory, metric: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ class RunOptions:
         records: Whether images are measured (:mod:`resfit.data.image_statistics`) where the frozen part decodes them.
         thumbnails: Positions of images of which a thumbnail is kept there, too.
         closing: Images that are measured when the training is over, for which some of its time is kept.
+        callbacks: Keras' callbacks, which are told of epochs and steps and may end the training.
     """
 
     folder: Path
@@ -61,6 +62,7 @@ class RunOptions:
     records: bool = False
     thumbnails: Collection[int] = ()
     closing: int = 0
+    callbacks: Sequence[Any] = ()
 
 
 def run(trainer: finetune.Trainer, running: RunOptions, title: str) -> finetune.TrainingHistory:
@@ -83,6 +85,7 @@ def run(trainer: finetune.Trainer, running: RunOptions, title: str) -> finetune.
             report=_reporter(running),
             stop=running.stop,
             say=running.say,
+            callbacks=running.callbacks,
         )
     finally:
         log.close()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit.training import boundary, loop
+from resfit.training.callbacks import Callbacks
 
 if TYPE_CHECKING:
     import keras
@@ -45,7 +46,8 @@ class TrainingHistory:
         loss: The same, mean loss.
         steps: Optimiser steps.
         seconds: Time of training and validation, interruptions excluded.
-        ending: Why it ended: ``"epochs"``, ``"time"``, ``"patience"``, ``"diverged"`` or ``"stopped"``.
+        ending: Why it ended: ``"epochs"``, ``"time"``, ``"patience"``, ``"diverged"``, ``"callback"`` or
+            ``"stopped"``.
     """
 
     history: tuple[dict[str, Any], ...]
@@ -520,6 +522,7 @@ def train(
     report: Callable[[Trainer, dict[str, float]], None] | None = None,
     stop: Callable[[int], bool] | None = None,
     say: Callable[[str], None] = loop.say,
+    callbacks: Sequence[Any] = (),
 ) -> TrainingHistory:
     """Runs a trainer to its end, from where its last checkpoint in the folder stands.
 
@@ -531,11 +534,14 @@ def train(
         report: Called after each step with loss and metric of the epoch so far.
         stop: Called after each step with its number; the run ends early, resumable, where it returns True.
         say: Called with lines for people.
+        callbacks: Keras' callbacks (:mod:`resfit.training.callbacks`).
 
     Returns:
         What it came to. The network holds the best weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    tuning = trainer.tuning
+    told = Callbacks(callbacks, trainer.model, tuning.epochs, trainer.steps_per_epoch, trainer.objective.metric)
     resumed = trainer.restore(folder)
     if resumed and trainer.step:
         say(f"goes on at epoch {trainer.epoch + 1}, step {trainer.step}")
@@ -547,8 +553,11 @@ def train(
         log.write({"epoch": 0, "step": 0, **figures, "seconds": round(trainer.seconds, 1)})
     saved = time.monotonic()
     stopped = False
+    told.begin()
     while not trainer.finished and not stopped:
+        told.begin_epoch(trainer.epoch)
         for figures in trainer.epoch_steps():
+            told.end_step(trainer.position - 1, figures)
             if report is not None:
                 report(trainer, figures)
             if stop is not None and stop(trainer.step):
@@ -558,12 +567,17 @@ def train(
                 trainer.save(folder)
                 saved = time.monotonic()
         if not stopped and trainer.ending != "diverged":
-            log.write(trainer.close_epoch())
+            row = trainer.close_epoch()
+            log.write(row)
+            told.end_epoch(trainer.epoch - 1, row)
+            if told.stopped and not trainer.ending:
+                trainer.ending = "callback"
             if trainer.finished or time.monotonic() - saved >= checkpoint_seconds:
                 trainer.save(folder)
                 saved = time.monotonic()
     if not stopped:
         trainer.keep_best()
+        told.end()
     return TrainingHistory(
         history=tuple(_numbers(row) for row in log.rows()),
         epoch=trainer.score["epoch"],

@@ -48,7 +48,7 @@ _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _BAD_NAME = re.compile(r"[\x00-\x1f\x7f\\]|^/|^[A-Za-z]:|(^|/)\.\.(/|$)")
 
 #: What the libraries raise over a damaged archive.
-_DAMAGE = (
+DAMAGE = (
     *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, struct.error, EOFError),
     *(ValueError, LookupError, ArithmeticError, RuntimeError),
 )
@@ -87,7 +87,7 @@ def unpack(archive: Path, destination: Path, *, max_bytes: int = MOST_BYTES, max
     destination.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=".unpacking-", dir=destination.parent) as temporary,
-        _Careful(io.FileIO(archive)) as file,
+        BoundedReader(io.FileIO(archive)) as file,
     ):
         growth = max(MOST_GROWTH * os.fstat(file.fileno()).st_size, _GROWTH_FROM)
         writer = _Writer(Path(temporary) / "root", min(max_bytes, growth), max_members)
@@ -98,7 +98,7 @@ def unpack(archive: Path, destination: Path, *, max_bytes: int = MOST_BYTES, max
                 _unpack_tar(file, writer)
         except CheckpointError as error:
             raise CheckpointError(f"{archive}: {error}") from error
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise CheckpointError(
                 f"{archive}: the archive must be a whole tar, tar.gz or zip file. "
                 f"Received: {type(error).__name__}: {str(error)[:200]}."
@@ -276,10 +276,15 @@ def _key(pieces: list[str]) -> tuple[str, ...]:
     return tuple(unicodedata.normalize("NFC", piece).casefold() for piece in pieces)
 
 
-class _Careful(io.BufferedReader):
+class BoundedReader(io.BufferedReader):
     """A file that is never read into memory as a whole, whatever it says of itself."""
 
     def read(self, size: int | None = -1, /) -> bytes:
+        """Reads at most so many bytes.
+
+        Raises:
+            ValueError: It is asked for more than a header or table takes.
+        """
         if size is not None and size > _MOST_AT_ONCE:
             raise ValueError(f"a header or table of {size} bytes")
         data = super().read(_MOST_AT_ONCE if size is None or size < 0 else size)

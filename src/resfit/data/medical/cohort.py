@@ -7,13 +7,14 @@ A name or number of a patient is used to keep her images together and then forgo
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from resfit.data import decode
+from resfit.data import decode, members
 from resfit.data.medical import dicom, frames, nifti
 from resfit.errors import ImageError
 from resfit.preprocessing import Reading
@@ -128,10 +129,13 @@ def _header(path: Path, reading: Reading) -> dicom.DicomHeader | None:
     if os.fspath(path).lower().endswith(_ORDINARY):
         return None
     file_path, _ = frames.parted(path)
+    member = members.member_of(file_path)
+    if member is not None and member.kind == "row":
+        return None
     beginning = _beginning(file_path)
     try:
         if dicom.is_dicom(beginning):
-            with open(file_path, "rb") as file:
+            with open(file_path, "rb") if member is None else io.BytesIO(members.read(member)) as file:
                 return dicom.read_header(file)
         if nifti.is_nifti(beginning):
             subject = _SUBJECT.search(os.fspath(file_path))
@@ -143,10 +147,9 @@ def _header(path: Path, reading: Reading) -> dicom.DicomHeader | None:
 
 def _beginning(path: Path) -> bytes:
     try:
-        if not path.is_file() or path.stat().st_size > decode.MAX_BYTES:
+        if not members.container(path).is_file() or members.size(path) > decode.MAX_BYTES:
             return b""
-        with open(path, "rb") as file:
-            return file.read(_BEGINNING)
+        return members.beginning(path, _BEGINNING)
     except OSError:
         return b""
 
@@ -188,7 +191,7 @@ def _pieces(entry: CohortEntry, head: dicom.DicomHeader | None, name: str) -> li
     if head is None or head.frames < 2 or frames.parted(entry.path)[1] is not None:
         return [entry]
     try:
-        most = min(_MOST_FRAMES, entry.path.stat().st_size // _LEAST_BYTES)
+        most = min(_MOST_FRAMES, members.size(entry.path) // _LEAST_BYTES)
     except OSError:
         most = 1
     if head.frames > most:  # its header lies: decoding will say so, once

@@ -12,8 +12,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from resfit.data import members
 from resfit.data.dataset import ImageSet, Skipped, scan_images
 from resfit.data.medical import frames
+from resfit.errors import ImageError
 
 _LENGTH = 16
 
@@ -37,11 +39,16 @@ def pseudonym(path: Path) -> Path:
     """Returns what stands for a file, by its content; one that cannot be read goes by a digest of its path."""
     file_path, frame = frames.parted(path)
     try:
-        if not file_path.is_file():
+        member = members.member_of(file_path)
+        if member is not None:
+            digest = hashlib.sha256(members.read(member))
+        elif file_path.is_file():
+            with open(file_path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256")
+        else:
             raise OSError
-        with open(file_path, "rb") as file:
-            name = f"sha256-{hashlib.file_digest(file, 'sha256').hexdigest()[:_LENGTH]}"
-    except OSError:
+        name = f"sha256-{digest.hexdigest()[:_LENGTH]}"
+    except (OSError, ImageError):
         name = f"unreadable-{hashlib.sha256(os.fsencode(os.path.abspath(file_path))).hexdigest()[:_LENGTH]}"
     return Path(name) if frame is None else frames.address(Path(name), frame)
 

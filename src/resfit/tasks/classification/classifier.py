@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import artifact, engines
-from resfit.data import csv_cells, inputs
+from resfit.data import csv_cells, inputs, urls
 from resfit.embedding import Embedding, embed_images
 from resfit.errors import ArgumentError, DataError
 from resfit.evaluation import conformal
@@ -132,6 +132,7 @@ class Classifier(FittedModel):
         engine: str = "auto",
         batch_size: int | None = None,
         progress: Progress | None = None,
+        allow_urls: bool = False,
     ) -> list[Prediction]:
         """Says what is on each image.
 
@@ -151,6 +152,8 @@ class Classifier(FittedModel):
             engine: As :func:`resfit.engines.create` takes it.
             batch_size: Images in one pass; ``None`` chooses by their size.
             progress: Called as images get done.
+            allow_urls: Whether texts that begin with ``http://`` or ``https://`` are fetched, each within the bounds of
+                :mod:`resfit.data.urls`. Do not allow it for addresses that others choose.
 
         Returns:
             One prediction an image, in order. An image that cannot be used has an ``error`` in place of a label; so
@@ -168,6 +171,7 @@ class Classifier(FittedModel):
             >>> clf.predict("a.jpg")[0].label
             'cat'
         """
+        images = urls.opened(images) if allow_urls else images
         if top is not None and top < 1:
             raise ArgumentError(f"top must be at least 1. Received: {top}.")
         results: list[Prediction] = []

@@ -11,6 +11,7 @@ import numpy as np
 
 from resfit import artifact
 from resfit.data import class_names, dataset
+from resfit.data import rare as rare_classes
 from resfit.data.dataset import ImageSet
 from resfit.data.inputs import takes_arrays
 from resfit.errors import ArgumentError
@@ -41,6 +42,7 @@ def fit(
     focal: float = 0.0,
     teacher: str | os.PathLike[str] | None = None,
     references: bool | None = None,
+    rare: str = "drop",
     **options: Any,
 ) -> Classifier:
     """Fits a classifier to a folder of images.
@@ -55,14 +57,16 @@ def fit(
 
     Args:
         source: A folder of class folders, one with ``train``, ``val`` and ``test`` in it, or a CSV file of
-            ``path,label[,split,group]``; or a pair ``(images, labels)``, images as :meth:`Classifier.predict` takes
-            them and for each a label, text or a whole number.
+            ``path,label[,split,group]``; files that hold images (tar, zip, Parquet, Arrow, TFRecord), also in clouds
+            (``s3://…``); or a pair ``(images, labels)``, images as :meth:`Classifier.predict` takes them and for each a
+            label, text or a whole number; or a DataFrame or data set (:mod:`resfit.data.objects`).
         head: As :class:`resfit.tasks.config.ModelOptions` has it.
         balance: As :class:`resfit.tasks.config.TrainingOptions` has it.
         label_smoothing: As :class:`resfit.tasks.config.TrainingOptions` has it.
         focal: As :class:`resfit.tasks.config.TrainingOptions` has it.
         teacher: As :class:`resfit.tasks.config.ModelOptions` has it.
         references: As :class:`resfit.tasks.config.ModelOptions` has it.
+        rare: As :class:`resfit.tasks.config.DataOptions` has it.
         **options: The fields of :class:`resfit.tasks.config.FitOptions`, and options of
             :func:`resfit.data.dataset.scan`, such as the columns of a CSV file, ``label_from``, ``train`` and ``test``.
 
@@ -83,7 +87,7 @@ def fit(
     check_ranges({"focal": focal, "label_smoothing": label_smoothing})
     asked, scan_options = FitOptions.taken(options)
     own = {"balance": balance, "focal": focal, "label_smoothing": label_smoothing}
-    job = steps.scan(source, _TASK, asked, scan_options, head=head, head_options=own, teaches=teacher is not None)
+    job = steps.scan(source, _task(rare), asked, scan_options, head=head, head_options=own, teaches=teacher is not None)
     if job.plan.tunes and head not in ("linear", "mlp"):
         raise ArgumentError(f"heads that are trained with the network are 'linear' and 'mlp'. Received: {head!r}.")
     if asked.precision != "float32" and not job.plan.probes:
@@ -170,21 +174,26 @@ def fit(
         },
         calibration=calibration,
     )
+    if job.changed_classes:
+        classifier.metrics["rare"] = {"choice": rare, "classes": list(job.changed_classes)}
     return steps.package(classifier, job, checked, decoded.used, test=result, tuned=tuned)
 
 
 @takes_arrays
-def plan(source: Any, *, hardware: recipes.Hardware | None = None, **options: Any) -> recipes.Recipe:
+def plan(
+    source: Any, *, rare: str = "drop", hardware: recipes.Hardware | None = None, **options: Any
+) -> recipes.Recipe:
     """Says what :func:`fit` would do and how long it would take, without doing it.
 
     The images are counted, not decoded, and the network is not loaded.
 
     Args:
         source: As :func:`fit` takes it.
+        rare: As :func:`fit` takes it.
         hardware: The machine; ``None`` measures this one.
         **options: As :func:`fit` takes them.
     """
-    return steps.planned(source, _TASK, *FitOptions.taken(options), hardware)
+    return steps.planned(source, _task(rare), *FitOptions.taken(options), hardware)
 
 
 def _check_images(images: ImageSet) -> None:
@@ -193,7 +202,13 @@ def _check_images(images: ImageSet) -> None:
     class_names.check(images.classes)
 
 
-_TASK = steps.ImageTask(tuple(inspect.signature(fit).parameters), _check_images)
+def _task(rare: str) -> steps.ImageTask:
+    """What this task says of its data."""
+    return steps.ImageTask(
+        tuple(inspect.signature(fit).parameters),
+        _check_images,
+        settle=lambda images: rare_classes.settled(images, rare),
+    )
 
 
 def _without_leaks(checked: CheckedData, data: TrainingData, pipeline: FitPipeline, *, allowed: bool) -> CheckedData:

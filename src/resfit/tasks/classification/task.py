@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resfit import artifact
+from resfit.data.inputs import takes_arrays
 from resfit.tasks.base import Recognition, Strength, Task, register_task
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Classification(Task):
 
         return Classifier.load(folder)
 
+    @takes_arrays
     def check(self, source: Any, **options: Any) -> Any:
         """Looks for duplicates, leaks, wrong labels, odd images and shortcuts, as :class:`resfit.quality.Checks`."""
         from resfit import zoo

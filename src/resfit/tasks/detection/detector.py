@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import engines
-from resfit.data import decode, inputs
+from resfit.data import decode, inputs, urls
 from resfit.data.box_geometry import Letterbox, placement
 from resfit.data.boxes import BoxSet, scan_boxes
 from resfit.errors import ArgumentError, DataError
@@ -105,6 +105,7 @@ class Detector(FittedModel):
         engine: str = "auto",
         batch_size: int | None = None,
         progress: Progress | None = None,
+        allow_urls: bool = False,
     ) -> PredictedPictures:
         """Finds objects in pictures.
 
@@ -120,6 +121,7 @@ class Detector(FittedModel):
             engine: As :func:`resfit.engines.create` takes it.
             batch_size: Pictures in one pass; ``None`` chooses by their size.
             progress: Called as pictures get done.
+            allow_urls: As :meth:`resfit.Classifier.predict` takes it.
 
         Returns:
             A list with one result a picture, in order; of a single picture, its boxes are the list's too. One that
@@ -131,6 +133,7 @@ class Detector(FittedModel):
             >>> found.boxes, found.labels  # doctest: +SKIP
             (array([[12.1, 30.7, 80.2, 99.0]], dtype=float32), ('red',))
         """
+        images = urls.opened(images) if allow_urls else images
         sources = inputs.listed(images, self.input_spec)
         tiling = self._tiling(tiles, overlap)
         if tiling is not None:

@@ -14,6 +14,7 @@ import numpy as np
 from resfit import artifact
 from resfit.artifact import ArtifactKind
 from resfit.data import dataset as image_sets
+from resfit.data import urls
 from resfit.data.inputs import takes_numbers
 from resfit.data.medical import privacy
 from resfit.errors import ArtifactError, DataError
@@ -130,6 +131,7 @@ class Regressor(FittedModel):
         engine: Any = "auto",
         batch_size: int | None = None,
         progress: Progress | None = None,
+        allow_urls: bool = False,
     ) -> list[NumberPrediction]:
         """Predicts the numbers of each image.
 
@@ -142,6 +144,8 @@ class Regressor(FittedModel):
             engine: As :func:`resfit.engines.create` takes it.
             batch_size: Images in one pass; ``None`` chooses by their size.
             progress: Called as images get done.
+            allow_urls: Whether texts that begin with ``http://`` or ``https://`` are fetched, each within the bounds of
+                :mod:`resfit.data.urls`. Do not allow it for addresses that others choose.
 
         Returns:
             One prediction an image, in order. An image that cannot be used has an ``error`` in place of numbers.
@@ -150,6 +154,7 @@ class Regressor(FittedModel):
             ArgumentError: ``images`` is none of these, or intervals of this coverage need more held-out images.
             DataError: A folder without images, or a single path that does not exist.
         """
+        images = urls.opened(images) if allow_urls else images
         halves = self._halves(coverage)
         head = self.head()
         results: list[NumberPrediction] = []
