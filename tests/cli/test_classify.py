@@ -53,7 +53,7 @@ def test_rare_classes_are_left_out_and_the_fit_is_recorded(resfit, tmp_path):
     assert result["classes"] == ["blue", "green", "red"]
     assert (result["images"]["found"], result["images"]["ignored"]) == (19, 1)
     assert "its class has fewer than 3 images" in (out / "skipped.csv").read_text("utf-8")
-    assert list((out / "tensorboard").iterdir())
+    assert list((tmp_path / "out.tensorboard").iterdir())
     code, text, errors = resfit("evaluate", out, data, "--json")
     assert (code, json.loads(text)["n"]) == (0, 18)
     assert "1 image of classes that were left out in training: emu" in errors

@@ -51,7 +51,7 @@ def test_tensorboard_has_every_epoch_and_figure(fitted):
     figures = tracking.log_fit(model, "tensorboard", out, {"seed": 3}, source="colours")
     assert figures["test/accuracy"] == model.metrics["test"]["accuracy"]
     assert any(name.endswith(".low") for name in figures)
-    events = EventAccumulator(str(out / "tensorboard"))
+    events = EventAccumulator(str(out.with_name(f"{out.name}.tensorboard")))
     events.Reload()
     losses = {event.step: float(tf.make_ndarray(event.tensor_proto)) for event in events.Tensors("epoch/val_loss")}
     assert losses == pytest.approx({row["epoch"]: row["val_loss"] for row in model.run.history})

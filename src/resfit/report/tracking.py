@@ -1,7 +1,8 @@
 """What a fit came to, for programs that keep records of experiments: MLflow, Weights & Biases, TensorBoard.
 
 Parameters, every epoch, figures with their intervals, and report and model as artifacts. Where a record goes is what
-those programs say: ``MLFLOW_TRACKING_URI``, ``WANDB_MODE=offline``, and ``OUT/tensorboard``.
+those programs say: ``MLFLOW_TRACKING_URI``, ``WANDB_MODE=offline``, and ``OUT.tensorboard`` beside
+``OUT``, whose own files have checksums.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ class _TensorBoard(Tracker):
         import tensorflow as tf
 
         super().__init__(name, out)
-        self._writer = tf.summary.create_file_writer(str(out / "tensorboard"))
+        self._writer = tf.summary.create_file_writer(str(out.with_name(f"{out.name}.tensorboard")))
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         import tensorflow as tf
