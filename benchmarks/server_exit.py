@@ -14,6 +14,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -53,31 +54,34 @@ def once(source: Path, moment: str, drain: str) -> tuple[int, str, float]:
     Returns:
         Exit code, the lines on stderr that are no log, and the seconds from SIGTERM to the end.
     """
-    process = subprocess.Popen(
-        [*COMMAND, str(source), "--drain", drain], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    head = "".join(process.stdout.readline() for _ in range(3))
-    url = json.loads(head)["url"]
-    stop, threads = threading.Event(), []
-    if moment == "while it loads":
-        time.sleep(0.7)
-    elif moment != "as it listens":
-        while not is_ready(url):
-            time.sleep(0.05)
-    if moment == "under load":
-        threads = [threading.Thread(target=ask, args=(url, stop)) for _ in range(8)]
+    # a pipe that nobody reads fills up, and the server waits
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [*COMMAND, str(source), "--drain", drain], stdout=subprocess.PIPE, stderr=log, text=True
+        )
+        assert process.stdout is not None
+        head = "".join(process.stdout.readline() for _ in range(3))
+        url = json.loads(head)["url"]
+        stop, threads = threading.Event(), []
+        if moment == "while it loads":
+            time.sleep(0.7)
+        elif moment != "as it listens":
+            while not is_ready(url):
+                time.sleep(0.05)
+        if moment == "under load":
+            threads = [threading.Thread(target=ask, args=(url, stop)) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            time.sleep(0.3)
+        begin = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=300)
+        seconds = time.monotonic() - begin
+        stop.set()
         for thread in threads:
-            thread.start()
-        time.sleep(0.3)
-    begin = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=300)
-    seconds = time.monotonic() - begin
-    stop.set()
-    for thread in threads:
-        thread.join()
-    rest = [line for line in errors.splitlines() if not line.startswith(("{", "Serving "))]
+            thread.join()
+        log.seek(0)
+        rest = [line for line in log.read().splitlines() if not line.startswith(("{", "Serving "))]
     return process.returncode, " | ".join(rest[-2:]), seconds
 
 

@@ -19,7 +19,7 @@ from tests.networks.detection import rtdetr_peers as peers
 @pytest.fixture(scope="module")
 def detector():
     """A small RT-DETR with transformers' random weights."""
-    translation = rtdetr.translate(peers.tensors(peers.small(2, decoder_layers=1)))
+    translation = rtdetr.translate(peers.tensors(peers.small(2)))
     spec, _ = rtdetr.identify(translation, encoder_heads=4, queries=40, max_detections=30)
     small = dataclasses.replace(detectors.RTDETR, size=(64, 96))
     model = build.build(spec, input_spec=small, preprocess=True)

@@ -394,6 +394,24 @@ def test_where_nothing_works_at_the_start_it_is_told_why(tmp_path):
     found.close()
 
 
+def test_what_is_told_to_end_while_it_loads_has_not_failed(tmp_path):
+    write(tmp_path / "a")
+    loads, goes_on = threading.Event(), threading.Event()
+
+    def load(folder, engine):
+        loads.set()
+        goes_on.wait(30)
+        return Nothing(folder, engine)
+
+    found = Repository(tmp_path, ServerSettings(poll=0.05), Metrics(), load)
+    found.start()
+    assert loads.wait(30)
+    assert not found.close(0)
+    goes_on.set()
+    assert found.close()
+    assert found.failure == ""
+
+
 def test_where_some_work_they_are_served_and_the_others_named(tmp_path):
     write(tmp_path / "a", "bad")
     write(tmp_path / "b")

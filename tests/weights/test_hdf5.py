@@ -72,6 +72,8 @@ def test_a_process_that_died_is_replaced(file):
     with hdf5.opened(file) as opened:
         assert opened["a/b"].shape == (5,)
     assert hdf5._worker is not worker
+    assert worker.stdin.closed
+    assert worker.stdout.closed
 
 
 def test_a_file_that_asks_for_much_memory(tmp_path):

@@ -362,7 +362,7 @@ class Repository:
                 logs.event("the folder of models cannot be looked at", level=40, exception=True)
             if self._versions:
                 self._first.set()
-            elif not self._waits and not self._first.is_set():
+            elif not (self._waits or self._first.is_set() or self._stop.is_set()):
                 self.failure = self._hopeless()
             if self._stop.wait(self._settings.poll):
                 return

@@ -129,13 +129,13 @@ def test_one_image_is_learned_by_heart():
         image,
         [np.array([0, 2])],
         [boxes],
-        steps=200,
+        steps=400,
         learning_rate=2e-3,
         denoising=4,
         say=lambda number, parts: told.append(sum(parts.values())),
     )
     assert fitted is model
-    assert told[-1] < 0.1 * told[0]
+    assert np.mean(told[-20:]) < 0.1 * told[0]
     found = {name: np.asarray(value)[0] for name, value in model(image).items()}
     for box, label in zip(boxes, (0, 2), strict=True):
         best = found["scores"][:, label].argmax()

@@ -66,6 +66,7 @@ _TRACED = (
     layers.DecodeBoxes,
     nms.NonMaxSuppression,
     transformer.DotProductAttention,
+    transformer.Gelu,
     transformer.AddSinePositions,
     transformer.AddScaledPositions,
     transformer.ReportedScores,

@@ -78,6 +78,8 @@ class PlannedLayers:
         return self._layer(name, lambda name: layers.LayerNormalization(epsilon=self.spec.norm_epsilon, name=name))(x)
 
     def _activation(self, x: Any, activation: str, name: str) -> Any:
+        if activation == "gelu":
+            return self._layer(name, lambda name: transformer.Gelu(name=name))(x)
         return self._layer(name, lambda name: layers.Activation(activation, name=name))(x)
 
     def _sigmoid(self, x: Any, name: str) -> Any:

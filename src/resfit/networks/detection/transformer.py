@@ -17,8 +17,9 @@ _register = keras.saving.register_keras_serializable(package="resfit")
 
 #: Boxes closer to 0 or 1 than this are moved there before their logit is taken.
 LOGIT_EPSILON = 1e-5
-# What the logit of a place's box is where the place is not used, so that its sigmoid is 1.
-_UNUSED = float(np.finfo(np.float32).max)
+# The logit of the box of a place that is not used: its sigmoid is 1 (transformers takes the largest float, of which not
+# every runtime has a sigmoid).
+_UNUSED = 1e4
 
 
 def inverse_sigmoid(x: Any) -> Any:
@@ -83,6 +84,23 @@ class DotProductAttention(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
         return {**super().get_config(), "heads": self.heads}
+
+
+@_register
+class Gelu(keras.layers.Layer):
+    """The exact GELU by the error function, which more runtimes have than its complement in TensorFlow's own.
+
+    Args:
+        **kwargs: As ``keras.layers.Layer`` takes them.
+    """
+
+    def call(self, inputs: Any) -> Any:
+        """Activates a tensor of any shape."""
+        return 0.5 * inputs * (1.0 + ops.erf(inputs * math.sqrt(0.5)))
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Returns the shape unchanged."""
+        return input_shape
 
 
 @_register

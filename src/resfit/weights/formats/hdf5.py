@@ -232,6 +232,7 @@ def _asked(request: list[Any], seconds: float) -> _Verdict:
     for _ in range(2):  # the one that is there may have gone in this moment, for want of work
         fresh = _worker is None or _owner != os.getpid() or _worker.poll() is not None  # a fork has one of its own
         if fresh:
+            _end()  # the pipes of one that has gone
             _worker, _owner = _started(), os.getpid()
         worker: Any = _worker
         answers: queue.SimpleQueue[str] = queue.SimpleQueue()
