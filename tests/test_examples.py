@@ -23,4 +23,4 @@ def test_notebook(name, tmp_path, monkeypatch):
 
 
 def test_the_examples_are_there():
-    assert len(list(EXAMPLES.glob("*.ipynb"))) == 5
+    assert len(list(EXAMPLES.glob("*.ipynb"))) == 6

@@ -71,6 +71,19 @@ def check(
     val: ValPart = None,
     test: TestPart = None,
     task: Task = "auto",
+    detector: Annotated[
+        Path | None, typer.Option(help="Boxes: a fitted detector that did not learn from these pictures judges them.")
+    ] = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option(
+            help="Boxes: fit three detectors on parts of the data, each in this time, such as 2m, and let them judge "
+            "the rest."
+        ),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=32, help="Boxes: pixels of the input that sizes of boxes refer to. Default: 320.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Look for duplicates, leaks, wrong labels, odd images and shortcuts in a folder of images."""
@@ -100,6 +113,11 @@ def check(
     report_notes([reason] if reason else [])
     if method != "ridge":
         columns["label_method"] = method
+    of_boxes = {"detector": detector, "held_out": held_out, "size": size}
+    of_boxes = {name: value for name, value in of_boxes.items() if value is not None}
+    if of_boxes and found_task.name != "detection":
+        names = ", ".join("--" + name.replace("_", "-") for name in of_boxes)
+        raise ArgumentError(f"{names} must come with pictures with boxes. Received: task {found_task.name}.")
     console.load_tensorflow()
     with console.progress() as progress:
         found = found_task.check(
@@ -111,6 +129,7 @@ def check(
             batch_size=batch_size,
             progress=progress,
             **columns,
+            **of_boxes,
         )
     report_notes(found.notes)
     if not isinstance(found, checking.Checks):

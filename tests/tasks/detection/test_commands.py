@@ -45,6 +45,14 @@ def test_fit_says_the_task_and_writes_a_detector(tmp_path):
     assert "letterbox" in planned.stdout or "pixels" in planned.stdout
 
 
+def test_check_refuses_options_of_boxes_for_classes(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "set" / name / "1.png")
+    refused = CliRunner().invoke(build(["check"]), ["check", str(tmp_path / "set"), "--held-out", "1m"])
+    assert "--held-out must come with pictures with boxes. Received: task classification." in str(refused.exception)
+
+
 def test_the_demo_ends_in_a_picture_with_boxes(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "_SHAPES", {"train": 8, "val": 4, "test": 6})
     monkeypatch.setattr(demo, "_DETECTION_BUDGET", "4s")

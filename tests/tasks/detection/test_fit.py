@@ -13,6 +13,7 @@ import resfit
 from resfit.data.boxes import SkippedBoxesError, scan_boxes
 from resfit.errors import ArgumentError, ArtifactError, DataError
 from resfit.tasks import dispatch
+from resfit.tasks.detection.checks import check
 from resfit.tasks.detection.fit import fit, plan
 from tests.tasks.detection.drawn import scene, write_set
 
@@ -358,8 +359,6 @@ def test_fitting_in_tiles_measures_whole_pictures(tmp_path):
 
 
 def test_checks_find_what_was_planted(detector, tmp_path):
-    from resfit.tasks.detection.checks import check
-
     folder = write_set(tmp_path / "set", {"train": 12, "test": 6}, seed=21)
     rows = list(csv.reader((folder / "labels.csv").read_text().splitlines()))
     (folder / "test-copy.png").write_bytes((folder / "train-0.png").read_bytes())
@@ -411,3 +410,49 @@ def test_the_drawn_set_of_the_demo_has_boxes_to_the_pixel(tmp_path):
         assert part[0].any() and part[-1].any() and part[:, 0].any() and part[:, -1].any()  # noqa: PT018
     assert boxes
     assert not changed[~inside].any()
+
+
+@pytest.mark.slow
+def test_detectors_of_parts_find_a_box_that_nobody_marked(tmp_path):
+    folder = write_set(tmp_path / "set", {"train": 60})
+    rows = (folder / "labels.csv").read_text().splitlines()
+    gone = next(row for row in rows if row.startswith("train-7.png"))
+    kept = [row for row in rows if row != gone]
+    if not any(row.startswith("train-7.png") for row in kept):
+        kept.append("train-7.png,,,,,,train")
+    (folder / "labels.csv").write_text("\n".join(kept) + "\n")
+    label, *box = gone.split(",")[1:6]
+    found = check(folder, held_out="40s", size=96, cache=False)
+    first = [one for one in found.doubtful if one.kind == "missing"][:3]
+    mine = [one for one in first if found.name(one.image) == "train-7.png" and one.suggested == label]
+    assert len(mine) == 1
+    np.testing.assert_allclose(mine[0].box, [float(edge) for edge in box], atol=6)
+
+
+def test_detectors_of_parts_and_a_given_one_exclude_each_other(detector, tmp_path):
+    with pytest.raises(ArgumentError, match="detector and held_out must not both be given"):
+        check(write_set(tmp_path / "set", {"train": 4}), detector=detector, held_out="1m")
+
+
+def test_pyramid_and_head_begin_with_the_weights_in_the_package_where_they_fit():
+    from importlib.resources import files
+
+    from safetensors.numpy import load_file
+
+    from resfit.tasks.detection import network
+
+    narrow = {"pyramid_width": 64, "head_width": 64, "norm_groups": 16, "quality": None}
+    values = load_file(str(files("resfit") / "weights" / "resnet10_tiny_detector_head.safetensors"))
+    made = network.build("resnet10_tiny", 3, (320, 320), **narrow)
+    assert made.pretrained_head
+    for layer in made.head.layers:
+        for variable in layer.weights:
+            if (name := f"{layer.name}/{variable.name}") in values:
+                np.testing.assert_array_equal(variable.numpy(), values.pop(name).astype(np.float32))
+    assert not values  # all of the file is used
+    assert made.head.get_layer("class_logits_conv").kernel.shape[-1] == 3
+    fresh = network.build("resnet10_tiny", 3, (320, 320), pretrained_head=False, **narrow)
+    assert not fresh.pretrained_head
+    assert not np.array_equal(fresh.head.get_layer("box_1_conv").kernel, made.head.get_layer("box_1_conv").kernel)
+    assert not network.build("resnet10_tiny", 3, (320, 320), **{**narrow, "head_width": 96}).pretrained_head
+    assert network.build("resnet10_tiny", 3, (96, 96), **narrow).pretrained_head  # with a level less

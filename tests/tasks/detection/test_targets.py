@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from resfit.data.box_views import plain_placement
 from resfit.networks import catalog
+from resfit.tasks.detection import feeds
 from resfit.tasks.detection.network import detector_spec
 from resfit.tasks.detection.postprocess import suppress
 from resfit.tasks.detection.targets import BACKGROUND, IGNORED, Places, assign
@@ -75,3 +77,31 @@ def test_suppression_in_numpy_is_that_of_the_graph(seed):
     assert np.array_equal(found[1], expected["scores"][:count])
     assert np.array_equal(found[2], expected["classes"][:count])
     assert np.array_equal(boxes[found[3]], found[0])
+
+
+def test_large_targets_on_disk_are_those_in_memory(places, monkeypatch, tmp_path):
+    random = np.random.default_rng(3)
+    corners = random.uniform(0, 60, (40, 2))
+    boxes = np.concatenate([corners, corners + random.uniform(5, 60, (40, 2))], axis=1).astype(np.float32)
+    shares = np.split(boxes, [0, 9, 10, 30])  # the first picture has no boxes
+    pictures = feeds.LabelledPictures(
+        paths=(tmp_path,) * 5,
+        sizes=np.full((5, 2), 128),
+        boxes=tuple(shares),
+        labels=tuple(np.arange(len(some)) % 3 for some in shares),
+        crowd=tuple(np.zeros(len(some), bool) for some in shares),
+        digests=(b"",) * 5,
+    )
+    made = {}
+    for limit in (0, 2**25):
+        monkeypatch.setattr(feeds, "_IN_MEMORY", limit)
+        made[limit] = feeds.ViewTargets.of(
+            pictures, places, lambda _: plain_placement((128, 128), (128, 128)), pictures.most, folder=tmp_path
+        )
+    assert isinstance(made[0].rows, np.memmap)
+    assert not isinstance(made[2**25].rows, np.memmap)
+    for name in ("rows", "boxes", "labels"):
+        np.testing.assert_array_equal(getattr(made[0], name), getattr(made[2**25], name))
+    assert (made[0].rows >= 0).any(axis=1).tolist() == [False, True, True, True, True]
+    np.testing.assert_array_equal(made[0].boxes[1, :9], shares[1])
+    assert not list(tmp_path.iterdir())

@@ -207,6 +207,7 @@ def check(
     *,
     model: str = "resnet10_tiny",
     detector: Detector | str | Path | None = None,
+    held_out: str | float | None = None,
     size: int | tuple[int, int] = 320,
     seed: int = 0,
     engine: str = "auto",
@@ -221,10 +222,11 @@ def check(
         source: As :func:`resfit.data.boxes.scan_boxes` takes it, or a set of boxes.
         model: Network whose features tell near duplicates.
         detector: A detector, or its folder, that did not learn from these pictures: what it finds and nobody marked,
-            and what is marked and it does not find, is worth a look. :func:`held_out` makes such a list from the data
-            alone, by fitting detectors on parts of it.
+            and what is marked and it does not find, is worth a look.
+        held_out: Makes such a list from the data alone: the budget, such as ``"2m"`` or a number of minutes, of each of
+            three detectors that are fitted on parts of the pictures and judge the others (:func:`judged_by_folds`).
         size: Height and width of the input that sizes of boxes refer to.
-        seed: Not used; every task's check takes it.
+        seed: Of the parts that ``held_out`` makes.
         engine: As :func:`resfit.engines.create` takes it.
         cache: Where features are kept.
         batch_size: Pictures in one pass.
@@ -237,6 +239,8 @@ def check(
     """
     from resfit import zoo
 
+    if detector is not None and held_out is not None:
+        raise ArgumentError("detector and held_out must not both be given. Received: both.")
     boxes = source if isinstance(source, BoxSet) else scan_boxes(source, **scan_options)
     given = (size, size) if isinstance(size, int) else tuple(size)
     if len(given) != 2 or min(given) < 32:
@@ -255,6 +259,9 @@ def check(
     doubtful = None
     if detector is not None:
         doubtful = tuple(doubts(kept, _loaded(detector), engine=engine, progress=progress))
+    elif held_out is not None:
+        options: dict[str, Any] = {"model": model, "engine": engine, "cache": cache, "progress": progress}
+        doubtful = tuple(judged_by_folds(kept, seed=seed, budget=held_out, **options))
     return BoxChecks(kept, images, box_statistics(kept, (given[0], given[1])), same, leaks, doubtful, found.skipped)
 
 
@@ -264,7 +271,7 @@ def _loaded(detector: Detector | str | Path) -> Detector:
     return Detectors.load(detector) if isinstance(detector, str | Path) else detector
 
 
-def held_out(source: Any, *, folds: int = 3, seed: int = 0, **options: Any) -> list[DoubtfulBox]:
+def judged_by_folds(source: Any, *, folds: int = 3, seed: int = 0, **options: Any) -> list[DoubtfulBox]:
     """Lists boxes that are probably missing or wrong: each picture is judged by a detector that did not learn from it.
 
     Args:
@@ -293,7 +300,7 @@ def held_out(source: Any, *, folds: int = 3, seed: int = 0, **options: Any) -> l
     for part in parts:
         others = np.setdiff1d(np.arange(len(boxes)), part)
         training = dataclasses.replace(boxes.subset(others), splits=(None,) * len(others))
-        detector = fit(training, seed=seed, **{"test_share": 0.0, **options})
+        detector = fit(training, seed=seed, **{"test_share": 0.0, "check": False, **options})
         found += [dataclasses.replace(one, image=int(part[one.image])) for one in doubts(boxes.subset(part), detector)]
     return sorted(found, key=lambda one: -one.score)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 #: Batches that are made ahead of time.
 _AHEAD = 4
+_IN_MEMORY = 2**25  # bytes of an array of targets above which it is kept on disk
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -170,23 +172,40 @@ class ViewTargets:
 
     @classmethod
     def of(
-        cls, pictures: LabelledPictures, places: Places, placement: Callable[[int], Placement], most: int
+        cls,
+        pictures: LabelledPictures,
+        places: Places,
+        placement: Callable[[int], Placement],
+        most: int,
+        *,
+        folder: Path | None = None,
     ) -> ViewTargets:
-        """Computes the targets of one view.
+        """Computes the targets of one view. Large ones lie in a nameless file on disk, not in memory.
 
         Args:
             pictures: The pictures.
             places: Of the detector.
             placement: For the position of a picture where it is in the input.
             most: The most boxes of one picture.
+            folder: Where large ones are kept; ``None`` is the folder for temporary files.
         """
-        rows = np.empty((len(pictures), len(places.points)), np.int16)
-        parts = []
-        for position in range(len(pictures)):
+        count = len(pictures)
+        rows = _array((count, len(places.points)), np.int16, folder)
+        all_boxes = _array((count, most, 4), np.float32, folder)
+        all_labels = _array((count, most), np.int32, folder)
+        for position in range(count):
             boxes, labels, ignored = pictures.placed(position, placement(position))
             rows[position] = assign(places, boxes, ignored)
-            parts.append((boxes, labels))
-        return cls(rows, *padded(parts, most))
+            all_boxes[position : position + 1], all_labels[position : position + 1] = padded([(boxes, labels)], most)
+        return cls(rows, all_boxes, all_labels)
+
+
+def _array(shape: tuple[int, ...], dtype: Any, folder: Path | None) -> np.ndarray:
+    """An array to be filled: in memory, or where it is large in a file that nobody else sees and that goes with it."""
+    if math.prod(shape) * np.dtype(dtype).itemsize < _IN_MEMORY:
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile(dir=folder if folder is not None and folder.is_dir() else None) as file:
+        return np.memmap(file, dtype, mode="w+", shape=shape)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,7 +100,8 @@ def fit(
         tuning: Settings that overrule those of the phases: fields of
             :class:`resfit.tasks.detection.training.PhaseSettings`.
         head: Fields of the pyramid and head that overrule those chosen, such as ``{"head_width": 128}``
-            (:class:`resfit.networks.detection.spec.DetectorSpec`).
+            (:class:`resfit.networks.detection.spec.DetectorSpec`). ``{"pretrained": False}`` begins with fresh weights
+            where there are pretrained ones: those in the package for ``resnet10_tiny``, trained on drawn scenes.
         seed: Seed of the split, the fresh weights and all changes.
         engine: As :func:`resfit.engines.create` takes it, for the frozen body.
         cache: Where maps and checkpoints are kept: ``True`` for resfit's own cache, ``False`` for nowhere, or a folder.
@@ -163,12 +164,26 @@ def fit(
         batch_size=batch_size,
         storage=storage,
         folder=folder_of(cache),
+        packaged=model == network.PACKAGED_HEAD,
     )
     for reason in plan.reasons:
         timings.note(reason)
     timings.lap("scan")
     with stack:
-        made = network.build(model, len(boxes.classes), plan.size, channels=channels, seed=seed, **plan.head)
+        made = network.build(
+            model,
+            len(boxes.classes),
+            plan.size,
+            channels=channels,
+            seed=seed,
+            pretrained_head=plan.pretrained_head,
+            **plan.head,
+        )
+        if made.pretrained_head:
+            timings.note(
+                "pyramid and head begin with the weights in the package, which were trained on drawn scenes "
+                "(head={'pretrained': False} begins afresh)"
+            )
         rows_of, shapes = network.row_model(made)
         timings.lap("network")
         options: dict[str, Any] = {"engine": engine, "cache": cache, "progress": progress, "dtype": "float16"}
@@ -242,6 +257,7 @@ def plan(source: Any, *, model: str | keras.Model = DEFAULT_MODEL, **options: An
         batch_size=options.get("batch_size"),
         storage=options.get("storage"),
         folder=folder_of(options.get("cache", True)),
+        packaged=model == network.PACKAGED_HEAD,
     )
 
 

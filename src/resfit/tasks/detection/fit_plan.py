@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from resfit import processors
 from resfit.data.boxes import BoxSet
 from resfit.errors import ArgumentError
 from resfit.features import pixels
-from resfit.networks import arithmetic
 from resfit.networks.detection import anchors
+from resfit.networks.detection import arithmetic as detection_arithmetic
 from resfit.networks.detection.build import tap_width
+from resfit.networks.detection.spec import DetectorSpec
 from resfit.networks.spec import ArchitectureSpec
 from resfit.storage.locks import cache_root
 from resfit.tasks.detection.network import detector_spec
@@ -23,7 +25,8 @@ from resfit.training.loop import check_choice
 _VIEWS = 5
 STRATEGIES = ("auto", "head", "last", "full")
 _SIZES = (256, 320, 384, 448, 512, 576, 640)
-_NARROWEST = 20.0  # pixels of the input that the median box of each class should have
+# pixels of the input that the median box of each class should have, and that it needs to be seen
+_NARROWEST, _SEEN = 20.0, 14.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,7 @@ class DetectionPlan:
         epochs: Of the head's phase, and of the body's, where there is no budget.
         minutes: The budget.
         head_share: Share of the training's time that is the head's alone.
+        pretrained_head: Whether pyramid and head begin with the weights in the package where they fit.
         batch_size: Pictures a step.
         learning_rate: Of the head's phase.
         body_learning_rate: Of the body's phase.
@@ -58,6 +62,7 @@ class DetectionPlan:
     epochs: tuple[int, int]
     minutes: float | None
     head_share: float
+    pretrained_head: bool = True
     batch_size: int = 4
     learning_rate: float = 3e-3
     body_learning_rate: float = 1e-3
@@ -93,6 +98,7 @@ def make_plan(
     batch_size: int | None,
     storage: int | None,
     folder: Path | None,
+    packaged: bool = False,
 ) -> DetectionPlan:
     """Chooses what a fit does.
 
@@ -107,6 +113,7 @@ def make_plan(
         batch_size: Pictures a step.
         storage: Bytes of stored maps.
         folder: Of the cache.
+        packaged: Whether the network is the one in the package, which has a pretrained pyramid and head, 64 wide.
 
     Raises:
         ArgumentError: An argument breaks its rule.
@@ -117,13 +124,25 @@ def make_plan(
     if views is not None and not 0 <= views <= 100:
         raise ArgumentError(f"views must be 0 to 100. Received: {views}.")
     reasons: list[str] = []
-    chosen = _size(boxes, size, reasons)
     most = int(np.diff(boxes.offsets).max(initial=0))
     crowded = {"max_detections": min(1000, 2 * most), "candidates": min(1000, 3 * most)} if most > 50 else {}
-    # a narrow head makes more passes of a short time
-    narrow = {"pyramid_width": 64, "head_width": 64} if minutes is not None and minutes < _SHORT else {}
+    pretrained_head = packaged and bool(head.get("pretrained", True))
+    # a narrow head makes more passes of a short time, and is what the package has weights of
+    short = pretrained_head or (minutes is not None and minutes < _SHORT)
+    narrow = {"pyramid_width": 64, "head_width": 64} if short else {}
     fields = {**_HEAD, **narrow, **crowded, **head}
+    fields.pop("pretrained", None)
+    train = max(1.0, 0.7 * len(boxes))
+
+    def costs_at(side: tuple[int, int]) -> _Costs:
+        return _Costs.of(detector_spec(backbone, len(boxes.classes), side, **fields), side)
+
+    def fits(side: int) -> bool:
+        return minutes is None or _rate(costs_at((side, side)).head) * _TRAINING * 60 * minutes / train >= _LEAST_PASSES
+
+    chosen = _size(boxes, size, fits, reasons)
     spec = detector_spec(backbone, len(boxes.classes), chosen, **fields)
+    costs = costs_at(chosen)
     grids = dict(zip(spec.levels, anchors.grid_sizes(spec, chosen), strict=True))
     width = sum(grids[level][0] * grids[level][1] * tap_width(spec, tap) for level, tap in spec.taps.items())
     wanted = _VIEWS if views is None else views
@@ -138,20 +157,18 @@ def make_plan(
             f"{wanted} views of each picture are stored: maps of {len(boxes) * wanted * width * 2 / 2**20:.0f} MB in "
             "float16"
         )
-    passes = _passes(boxes, backbone, chosen, minutes)
+    share, passes = _division(costs, minutes, train)
     if strategy == "auto":
         strategy = "head"
-        if minutes is not None and minutes >= _LEAST_MINUTES:
-            strategy = "full" if passes["full"] >= 2 * _ENOUGH else "last" if passes["last"] >= _ENOUGH else "head"
+        if minutes is not None:
+            strategy = next((name for name in ("full", "last") if passes[name] >= _ENOUGH[name]), "head")
         reasons.append(_why(strategy, minutes, passes))
-    share = 1.0 if strategy == "head" else _HEAD_SHARE
-    cores = processors.available()
-    body = arithmetic.count(backbone, input_size=chosen, include_top=False).macs
-    features = len(boxes) * (1 + 0.7 * max(wanted - 1, 0)) * body / (cores * 2 * _MACS_PER_SECOND)
-    training = 30 * 0.7 * len(boxes) * _HEAD_MACS / (cores * _MACS_PER_SECOND)
+    share = 1.0 if strategy == "head" else share
+    features = len(boxes) * (1 + 0.7 * max(wanted - 1, 0)) / _rate(costs.body / 2)  # an engine is twice as fast
+    training = 30 * train / _rate(costs.head)
     return DetectionPlan(
         seconds={"features": features, "training": training if minutes is None else max(0.0, minutes * 60 - features)},
-        seconds_each=0.01 + (body + _HEAD_MACS / 3) / (cores * _MACS_PER_SECOND),
+        seconds_each=0.01 + 1 / _rate(costs.body + costs.head / 3),
         strategy=strategy,
         size=chosen,
         views=wanted,
@@ -159,33 +176,57 @@ def make_plan(
         epochs=(30, 15),
         minutes=minutes,
         head_share=share,
-        batch_size=batch_size or _batch_size(boxes, backbone, chosen, minutes),
+        pretrained_head=pretrained_head,
+        learning_rate=2e-3 if pretrained_head else 3e-3,
+        batch_size=batch_size or _batch_size(costs, minutes, train),
         body_batch_size=batch_size or 8,
         map_bytes=len(boxes) * wanted * width * 2,
         reasons=tuple(reasons),
     )
 
 
-def _passes(
-    boxes: BoxSet, backbone: ArchitectureSpec, size: tuple[int, int], minutes: float | None
-) -> dict[str, float]:
-    """About how many passes over the training pictures what learns could make in the body's part of the budget."""
-    counted = arithmetic.count(backbone, input_size=size, include_top=False)
-    cores = processors.available()
-    train = max(1.0, 0.7 * len(boxes))
-    seconds = 60 * (minutes or 0.0) * (1 - _HEAD_SHARE) * 0.9
-    # forward, and twice that for the gradients of what learns
-    costs = {"full": 3.0 * counted.macs, "last": 2.2 * counted.macs}
-    return {name: seconds * cores * _MACS_PER_SECOND / (cost + _HEAD_MACS) / train for name, cost in costs.items()}
+@dataclasses.dataclass(frozen=True)
+class _Costs:
+    """Multiply-accumulates for a picture.
+
+    Attributes:
+        body: Of the frozen body.
+        head: Of a training step of pyramid and head, three times a pass forward.
+        full: Of a training step of the whole network.
+        last: Of one where the first stages stay as they are.
+    """
+
+    body: float
+    head: float
+    full: float
+    last: float
+
+    @classmethod
+    def of(cls, spec: DetectorSpec, size: tuple[int, int]) -> _Costs:
+        """Counts them."""
+        counted = detection_arithmetic.count(spec, input_size=size)
+        body, head = counted.part("backbone")[1], 3.0 * (counted.part("pyramid")[1] + counted.part("head")[1])
+        return cls(body, head, 3.0 * body + head, 2.2 * body + head)
 
 
-def _batch_size(boxes: BoxSet, backbone: ArchitectureSpec, size: tuple[int, int], minutes: float | None) -> int:
-    """Pictures a step: few where there is time for few steps, which then make more of the same passes."""
+def _rate(macs: float) -> float:
+    """Pictures a second of a training step on this machine."""
+    return processors.available() * _MACS_PER_SECOND / max(macs, 1.0)
+
+
+def _division(costs: _Costs, minutes: float | None, train: float) -> tuple[float, dict[str, float]]:
+    """Share of the time that is the head's alone, and about how many passes the rest could make over the pictures."""
     if minutes is None:
-        seen = 30 * 0.7 * len(boxes)
-    else:
-        macs = arithmetic.count(backbone, input_size=size, include_top=False).macs
-        seen = 60 * minutes * processors.available() * _MACS_PER_SECOND / (1.5 * macs + _HEAD_MACS)
+        return _HEAD_SHARE, dict.fromkeys(_ENOUGH, 0.0)
+    seconds = _TRAINING * 60 * minutes
+    alone = max(_HEAD_SHARE, _HEAD_PASSES * train / _rate(costs.head) / seconds)
+    left = max(0.0, 1 - alone) * seconds
+    return min(alone, 1.0), {name: left * _rate(getattr(costs, name)) / train for name in _ENOUGH}
+
+
+def _batch_size(costs: _Costs, minutes: float | None, train: float) -> int:
+    """Pictures a step: few where there is time for few steps, which then make more of the same passes."""
+    seen = 30 * train if minutes is None else 60 * minutes * _rate(costs.head + costs.body / 2)
     return 2 if seen < _FEW else 4 if seen < 5 * _FEW else 8
 
 
@@ -196,7 +237,7 @@ def _why(strategy: str, minutes: float | None, passes: dict[str, float]) -> str:
     if strategy == "head":
         return (
             f"pyramid and head learn on stored maps: in {minutes:g} minutes the last stages could make about "
-            f"{passes['last']:.1f} passes over the pictures, too few to help"
+            f"{passes['last']:.1f} passes over the pictures afterwards, too few to help"
         )
     what = "the whole network" if strategy == "full" else "the last stages"
     return (
@@ -204,12 +245,14 @@ def _why(strategy: str, minutes: float | None, passes: dict[str, float]) -> str:
     )
 
 
-# Multiply-accumulates a second and core in a training step, and those of the head's step, measured on two shared cores.
-_MACS_PER_SECOND, _HEAD_MACS = 2.0e10, 2.0e9
-_LEAST_MINUTES, _ENOUGH = 1.5, 1.5  # passes of the body under which it had better stay as it is
+# Multiply-accumulates a second and core in a training step, measured on two shared cores.
+_MACS_PER_SECOND = 2.0e10
+_TRAINING = 0.75  # share of a budget that is left for training
+_HEAD_SHARE, _HEAD_PASSES = 0.3, 25  # of the training's time, and passes, before the body learns too
+_ENOUGH = {"full": 10.0, "last": 10.0}  # passes of the body under which it had better stay as it is
+_LEAST_PASSES = 12  # of the head, for which a smaller input is taken
 _SHORT = 6.0  # minutes
 _FEW = 6000  # pictures that go through a step in the whole run
-_HEAD_SHARE = 0.3  # of the training's time, before the body learns too
 _HEAD: dict[str, Any] = {
     "pyramid_width": 96,
     "head_width": 96,
@@ -219,8 +262,10 @@ _HEAD: dict[str, Any] = {
 }
 
 
-def _size(boxes: BoxSet, size: int | tuple[int, int] | None, reasons: list[str]) -> tuple[int, int]:
-    """The size of the input."""
+def _size(
+    boxes: BoxSet, size: int | tuple[int, int] | None, fits: Callable[[int], bool], reasons: list[str]
+) -> tuple[int, int]:
+    """The size of the input: what the boxes need, or less where the budget asks for it and they are still seen."""
     if size is not None:
         given = (size, size) if isinstance(size, int) else tuple(size)
         if len(given) != 2 or not all(isinstance(side, int) and 32 <= side <= 4096 for side in given):
@@ -234,9 +279,13 @@ def _size(boxes: BoxSet, size: int | tuple[int, int] | None, reasons: list[str])
     share = medians.get(smallest, 0.1)
     # more pixels than the pictures have show nothing more
     limit = max(_SIZES[0], int(np.quantile(boxes.sizes.max(axis=1), 0.5)))
-    chosen = next((one for one in _SIZES if one * share >= _NARROWEST or one >= limit), _SIZES[-1])
+    wanted = next((one for one in _SIZES if one * share >= _NARROWEST or one >= limit), _SIZES[-1])
+    seen = [one for one in _SIZES if one <= wanted and (one * share >= _SEEN or one == wanted)]
+    chosen = next((one for one in reversed(seen) if fits(one)), seen[0])
     reasons.append(
         f"input of {chosen} pixels, at which the median box of class {boxes.classes[smallest]!r}, the smallest one, is "
-        f"{chosen * share:.0f} pixels narrow (size= changes it)"
+        f"{chosen * share:.0f} pixels narrow"
+        + (f"; {wanted} would be better and take longer than the budget" if chosen < wanted else "")
+        + " (size= changes it)"
     )
     return chosen, chosen

@@ -18,6 +18,7 @@ from resfit.features import extract as feature_store
 from resfit.features.progress import Progress
 from resfit.preprocessing import InputSpec
 from resfit.quality import checking
+from resfit.storage.locks import folder_of
 from resfit.tasks.detection.feeds import LabelledPictures, ViewTargets
 from resfit.tasks.detection.targets import Places
 
@@ -178,7 +179,7 @@ def stored_views(
     targets = []
     for number in range(len(maps)):
         placement = _placing(pictures, contract, views, number)
-        targets.append(ViewTargets.of(pictures, places, placement, pictures.most))
+        targets.append(ViewTargets.of(pictures, places, placement, pictures.most, folder=folder_of(cache)))
     return StoredViews(maps, tuple(targets))
 
 

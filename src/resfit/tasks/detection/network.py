@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
     from resfit.networks.spec import ArchitectureSpec
 
+#: The network of the package that has a pyramid and head trained with it (tools/pretrain_detector_head.py).
+PACKAGED_HEAD = "resnet10_tiny"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DetectorNetwork:
@@ -32,6 +36,7 @@ class DetectorNetwork:
         whole: RGB 0..255 to raw outputs.
         body: RGB 0..255 to the maps of the taps, by their names.
         head: Those maps, in the order of the taps, to raw outputs.
+        pretrained_head: Whether pyramid and head began with the weights in the package.
     """
 
     spec: DetectorSpec
@@ -39,6 +44,7 @@ class DetectorNetwork:
     whole: keras.Model
     body: keras.Model
     head: keras.Model
+    pretrained_head: bool = False
 
     def detector(self) -> keras.Model:
         """Returns the model that is kept: RGB 0..255 to ``boxes`` and ``scores`` before suppression."""
@@ -62,6 +68,7 @@ def build(
     *,
     channels: int | None = None,
     seed: int = 0,
+    pretrained_head: bool = True,
     **fields: Any,
 ) -> DetectorNetwork:
     """Puts a pyramid and a fresh head onto a residual network.
@@ -72,6 +79,8 @@ def build(
         size: Height and width of the input in pixels.
         channels: 1 or 3; ``None`` is what the network was trained on.
         seed: Of the fresh weights.
+        pretrained_head: Whether pyramid and head begin with the weights in the package where they fit: those for
+            ``resnet10_tiny``, of a pyramid and head 64 wide. What gives the classes is fresh in any case.
         **fields: Of :func:`resfit.networks.detection.catalog.light`.
 
     Raises:
@@ -95,7 +104,27 @@ def build(
     head = keras.Model([body.output[tap] for tap in taps], raw.named(), name=f"{body.name}_head")
     for layer in body.layers:
         layer.trainable = False
-    return DetectorNetwork(spec, contract, whole, body, head)
+    fitting = pretrained_head and isinstance(model, str) and model == PACKAGED_HEAD
+    return DetectorNetwork(spec, contract, whole, body, head, fitting and _fill_head(head, body))
+
+
+def _fill_head(head: keras.Model, body: keras.Model) -> bool:
+    """Gives pyramid and head the weights in the package, and says whether they fit; what gives the classes stays."""
+    from safetensors.numpy import load_file
+
+    values = load_file(str(files("resfit") / "weights" / f"{PACKAGED_HEAD}_detector_head.safetensors"))
+    own = {layer.name for layer in body.layers}
+    variables = {
+        f"{layer.name}/{variable.name}": variable
+        for layer in head.layers
+        if layer.name not in own and layer.name != "class_logits_conv"
+        for variable in layer.weights
+    }
+    if any(name not in values or values[name].shape != tuple(one.shape) for name, one in variables.items()):
+        return False
+    for name, variable in variables.items():
+        variable.assign(values[name].astype(np.float32))
+    return True
 
 
 def detector_spec(backbone: ArchitectureSpec, classes: int, size: tuple[int, int], **fields: Any) -> DetectorSpec:
