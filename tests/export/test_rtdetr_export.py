@@ -39,7 +39,7 @@ def photos(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format", ["openvino", "onnx", "litert", "tf_saved_model", "keras"])
+@pytest.mark.parametrize("format", ["openvino", "onnx", "litert", "tf_saved_model"])
 def test_every_box_is_matched(detector, photos, tmp_path, format):
     made = detector.export(tmp_path / "out", format=format, images=photos)
     found = made.verification
