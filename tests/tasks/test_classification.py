@@ -192,7 +192,7 @@ def test_arguments_of_fit(body, folder, tmp_path):
     with pytest.raises(ArgumentError, match="max_skipped"):
         fit(folder, model=body, max_skipped=1.5)
     with pytest.raises(ArgumentError, match="test_share"):
-        fit(folder, model=body, test_share=0)
+        fit(folder, model=body, test_share=1)
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ArgumentError, match="holds something else"):
         fit(folder, model=body, out=tmp_path)

@@ -136,7 +136,7 @@ def test_files_that_are_none(tmp_path, name, text, message):
         ({"batch_size": -1}, "batch_size must be at least 1"),
         ({"storage": -5}, "storage must be at least 0"),
         ({"seed": -1}, "seed must be at least 0"),
-        ({"test_share": "a lot"}, r"test_share must lie in \(0, 1\)\. Received: 'a lot'"),
+        ({"test_share": "a lot"}, r"test_share must lie in \[0, 1\)\. Received: 'a lot'"),
     ],
 )
 def test_keywords_are_checked_as_files_are(options, message, tmp_path):
