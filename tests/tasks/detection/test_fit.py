@@ -270,6 +270,39 @@ def test_the_size_follows_the_smallest_class(tmp_path):
     small = dataclasses.replace(found, sizes=sizes)
     assert make_plan(small, spec, size=None, folder=tmp_path, **plain).size == (640, 640)
     assert make_plan(found, spec, size=(96, 160), folder=tmp_path, **plain).size == (96, 160)
+    # a budget that allows few passes takes a smaller input, at which the boxes are still seen
+    larger = dataclasses.replace(found, sizes=found.sizes * 6)
+    hasty, patient = (
+        make_plan(larger, spec, size=None, folder=tmp_path, **{**plain, "minutes": minutes}) for minutes in (0.02, 60)
+    )
+    (text,) = [reason for reason in hasty.reasons if reason.startswith("input of")]
+    narrow = float(text.split("smallest one, is ")[1].split()[0])
+    assert hasty.size < patient.size
+    assert 14 <= narrow <= 18
+    assert f"{patient.size[0]} would be better and take longer than the budget" in text
+
+
+def test_the_body_learns_once_the_head_has_had_its_passes(tmp_path):
+    from resfit.networks import catalog
+    from resfit.tasks.detection import fit_plan
+
+    found = scan_boxes(write_set(tmp_path / "set", {"train": 60}))
+    spec = catalog.get("resnet10_tiny").spec
+    given = {"strategy": "auto", "views": None, "head": {}, "batch_size": None, "storage": None, "size": 320}
+    plans = {
+        minutes: fit_plan.make_plan(found, spec, folder=tmp_path, packaged=True, minutes=minutes, **given)
+        for minutes in (0.5, 1, 2, 4, 8, 16, 32)
+    }
+    shares = {minutes: one.head_share for minutes, one in plans.items() if one.strategy != "head"}
+    assert plans[0.5].strategy == "head"
+    assert plans[0.5].head_share == 1.0
+    assert plans[32].strategy == "full"
+    assert plans[32].head_share == pytest.approx(0.3)
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    assert {one.head["head_width"] for one in plans.values()} == {64}  # what the package has weights of
+    assert plans[32].pretrained_head
+    fresh = fit_plan.make_plan(found, spec, folder=tmp_path, minutes=32, **given)
+    assert (fresh.head["head_width"], fresh.pretrained_head) == (96, False)
 
 
 def test_grad_cam_of_a_box_is_warm_on_it(detector, folder):
