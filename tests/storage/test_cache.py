@@ -23,7 +23,7 @@ from resfit import cache_kinds
 from resfit.data import remote
 from resfit.engines import compiled
 from resfit.errors import ArgumentError
-from resfit.features import pixels
+from resfit.features import digests, pixels
 from resfit.features.digests import digest_files
 from resfit.features.store import FeatureStore, StoreKey
 from resfit.preprocessing import InputSpec
@@ -106,8 +106,9 @@ def put_latency(root: Path) -> Path:
 def put_digests(root: Path, tmp_path: Path) -> Path:
     file = tmp_path / "some file"
     file.write_bytes(b"content")
-    os.utime(file, (1, 1))
-    digest_files([file], root)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(digests, "_UNCERTAIN_NS", -1)  # it was written just now, and is remembered all the same
+        digest_files([file], root)
     (folder,) = (root / "digests").iterdir()
     return folder
 

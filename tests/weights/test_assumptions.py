@@ -110,7 +110,7 @@ def arguments(sentence):
 
 
 def is_argument(name):
-    taken = {*inspect.signature(zoo.load).parameters, *inspect.signature(load.read_source).parameters}
+    taken = {*inspect.signature(zoo.load).parameters, *inspect.signature(load.read_any).parameters}
     return name in taken or name in {field.name for field in dataclasses.fields(ArchitectureSpec)}
 
 
