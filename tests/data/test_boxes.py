@@ -745,3 +745,12 @@ def test_published_sets_have_their_published_counts(tmp_path, archive, folder, i
         assert found.skipped_counts == {}
     assert voc.classes == table.classes
     assert by_name(voc) == by_name(table)
+
+
+@pytest.mark.parametrize("name", ["flowers.tgz", "flowers.parquet", "photos.csv"])
+def test_labels_beside_a_file_that_the_user_names_are_not_its_boxes(tmp_path, name):
+    roboflow_yolo(tmp_path)
+    assert find_box_formats(tmp_path) == ["yolo"]
+    (tmp_path / name).write_bytes(b"path,label\na.jpg,cat\n")
+    assert find_box_formats(tmp_path / name) == []
+    assert find_box_formats(tmp_path / "data.yaml") == ["yolo"]

@@ -39,6 +39,8 @@ def find(files: FileList) -> list[Path]:
     ]
     if tables:
         return tables
+    if files.only is not None and files.only.suffix.lower() not in (".names", ".txt"):
+        return []  # the user named another file, whatever labels lie beside it
     labels = _label_files(files)
     if not any(_is_labels(path) for path in list(labels.values())[:200]):
         return []
