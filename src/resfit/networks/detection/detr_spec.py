@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 from resfit.errors import ArgumentError
-from resfit.networks.detection.spec import fields_of, spec_of
+from resfit.networks.detection.query_spec import QuerySpec
 from resfit.networks.plan import stage_names
 from resfit.networks.spec import ArchitectureSpec
 
@@ -16,7 +14,7 @@ _MOST = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
-class DETRSpec:
+class DETRSpec(QuerySpec):
     """One DETR: a residual network, a transformer on its last map, and queries that are learned.
 
     Carion et al. 2020, arXiv:2005.12872; DC5 is a backbone with an output stride of 16. Of a query the best class
@@ -40,6 +38,8 @@ class DETRSpec:
         max_detections: Detections that are kept, for each image.
         input_size: Height and width in pixels for which costs are stated.
     """
+
+    KIND = "detr"
 
     backbone: ArchitectureSpec
     width: int = 256
@@ -97,40 +97,3 @@ class DETRSpec:
     def taps(self) -> dict[int, str]:
         """The stage of the backbone that the transformer takes, by the logarithm of its stride."""
         return {self.backbone.output_stride.bit_length() - 1: stage_names(self.backbone)[-1]}
-
-    @property
-    def anchors_per_cell(self) -> int:
-        """Boxes at each place: a query is one."""
-        return 1
-
-    @property
-    def candidates(self) -> int:
-        """Pairs of box and class that are looked at: as many as are kept."""
-        return self.max_detections
-
-    @property
-    def nms_threshold(self) -> float:
-        """The overlap above which a box would be dropped: none is."""
-        return 1.0
-
-    @property
-    def in_channels(self) -> int:
-        """Channels of an image."""
-        return self.backbone.in_channels
-
-    def replace(self, **changes: Any) -> DETRSpec:
-        """Returns a copy with some fields changed, checked again."""
-        return dataclasses.replace(self, **changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON-ready values, with ``"kind"``."""
-        return {"kind": "detr", **fields_of(self)}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> DETRSpec:
-        """Restores what :meth:`to_dict` returned.
-
-        Raises:
-            ArgumentError: A field is unknown, ``backbone`` is missing, or the fields contradict each other.
-        """
-        return spec_of(cls, {name: value for name, value in fields.items() if name != "kind"})

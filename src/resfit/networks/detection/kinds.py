@@ -17,7 +17,7 @@ QueryDetectorSpec = RTDETRSpec | DETRSpec
 AnyDetectorSpec = DetectorSpec | RTDETRSpec | DETRSpec
 
 # By the value of "kind" in a spec's fields; dense detectors have none.
-_KINDS: dict[str, Any] = {"rtdetr": RTDETRSpec, "detr": DETRSpec}
+_KINDS: dict[str, Any] = {kind.KIND: kind for kind in (RTDETRSpec, DETRSpec)}
 
 
 def from_dict(fields: Mapping[str, Any]) -> AnyDetectorSpec:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from resfit.errors import ArgumentError
-from resfit.networks.detection.spec import fields_of, spec_of, taps_by_level
+from resfit.networks.detection.query_spec import QuerySpec
+from resfit.networks.detection.spec import taps_by_level
 from resfit.networks.spec import ArchitectureSpec
 
 _COUNTS = (
@@ -18,7 +18,7 @@ _MOST = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
-class RTDETRSpec:
+class RTDETRSpec(QuerySpec):
     """One RT-DETR: a residual network, a hybrid encoder, and a decoder that turns queries into boxes.
 
     By its fields this is RT-DETR (Zhao et al. 2023, arXiv:2304.08069) or RT-DETRv2 (Lv et al. 2024, arXiv:2407.17140).
@@ -54,6 +54,8 @@ class RTDETRSpec:
         max_detections: Detections that are kept, for each image.
         input_size: Height and width in pixels for which costs are stated.
     """
+
+    KIND = "rtdetr"
 
     backbone: ArchitectureSpec
     levels: tuple[int, ...] = (3, 4, 5)
@@ -124,40 +126,3 @@ class RTDETRSpec:
         """The stages of the backbone that the encoder takes, by level."""
         own = taps_by_level(self.backbone)
         return {level: own[level] for level in self.levels}
-
-    @property
-    def anchors_per_cell(self) -> int:
-        """Boxes at each place: a query is one."""
-        return 1
-
-    @property
-    def candidates(self) -> int:
-        """Pairs of box and class that are looked at: as many as are kept."""
-        return self.max_detections
-
-    @property
-    def nms_threshold(self) -> float:
-        """The overlap above which a box would be dropped: none is."""
-        return 1.0
-
-    @property
-    def in_channels(self) -> int:
-        """Channels of an image."""
-        return self.backbone.in_channels
-
-    def replace(self, **changes: Any) -> RTDETRSpec:
-        """Returns a copy with some fields changed, checked again."""
-        return dataclasses.replace(self, **changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON-ready values, with ``"kind"``."""
-        return {"kind": "rtdetr", **fields_of(self)}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> RTDETRSpec:
-        """Restores what :meth:`to_dict` returned.
-
-        Raises:
-            ArgumentError: A field is unknown, ``backbone`` is missing, or the fields contradict each other.
-        """
-        return spec_of(cls, {name: value for name, value in fields.items() if name != "kind"})
