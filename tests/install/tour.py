@@ -62,6 +62,12 @@ def commands() -> None:
     if "brief" not in sys.argv[2:]:
         command("fit", "photos", "-o", "tuned.resfit", "--strategy", "finetune", "--set", "epochs=1", "--lr-find")
     command("fit", "scans", "-o", "scans.resfit", "--max-skipped", "0.5", writes=Path("scans.resfit"))
+    command("fit", "phone", "-o", "phone.resfit", "--max-skipped", "0.5", writes=Path("phone.resfit"))
+    for tracker in ("mlflow", "wandb", "tensorboard"):
+        target = Path(f"{tracker}.resfit")
+        command("fit", "photos", "-o", target, "--log", tracker, writes=target)
+    for source in ("s3://bucket/photos", "hf://datasets/owner/photos", "tfds://mnist"):
+        command("check", source)
     command("predict", "out.resfit", "photos/red/000.png")
     for engine in ("openvino", "onnxruntime", "litert"):
         command("predict", "out.resfit", "photos", "--engine", engine)
