@@ -69,18 +69,23 @@ def drive(job: Job) -> Iterator[ShardResult]:
         actor, shard, then = under_way.pop(ready)
         try:
             found = ray.get(ready)
-        except ray.exceptions.RayActorError as error:  # the process or its node has gone
+        except (
+            ray.exceptions.RayActorError,
+            ray.exceptions.OutOfMemoryError,
+        ) as error:  # the process or its node has gone
             ends += 1
             todo.extendleft([number for number in (then, shard) if number is not None])
             if ends > _COST * len(job.pending) + MOST_DEATHS:
                 raise ResfitError(f"Ray's actors end again and again; the last one: {error}") from error
             job.say(f"an actor ended in shard {shard}, which is done again")
+            del actor
             give(kind.remote(job.plan.url, job.threads), None)
             continue
         except ray.exceptions.RayTaskError as error:
             raise ResfitError(f"shard {shard} could not be done: {error.cause}") from error
         yield job.ended(found)
         give(actor, then)
+        del actor  # one without a shard gives its processors back
 
 
 def check(needed: int, threads: int) -> None:
