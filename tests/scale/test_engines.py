@@ -103,7 +103,7 @@ def test_a_driver_that_is_killed_is_gone_on_with_by_another_engine(plan, whole):
 
 
 def test_a_folder_that_cannot_be_written_ends_a_run_with_one_line(plan):
-    (Path(plan.url) / "shards").write_bytes(b"")  # a file where the folder goes
+    (Path(plan.url) / "attempts").write_bytes(b"")  # a file where the folder goes
     with pytest.raises(ResfitError, match=r"shard \d+ could not be done"):
         scale.run(plan, workers=1, threads=1)
 

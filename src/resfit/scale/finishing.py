@@ -64,12 +64,7 @@ def finish(run: Plan | str | os.PathLike[str], *, seed: int = 0) -> FinishedRun:
         DataError: A shard is missing or is none of the plan's; the first ones are named.
     """
     plan = run if isinstance(run, Plan) else planning.load(run)
-    missing = np.flatnonzero(~plan.done()).tolist()
-    if missing:
-        raise DataError(
-            f"all {plan.shards} shards must be there. Received: {len(missing)} missing, such as {_some(plan, missing)}"
-            ". Do them with `resfit scale run`."
-        )
+    check_done(plan)
     with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
         found = list(pool.map(lambda number: _verified(plan, number), range(plan.shards)))
     reasons: Counter[str] = Counter()
@@ -125,6 +120,20 @@ def _errors(plan: Plan, number: int) -> Iterator[tuple[str, str]]:
     for path, error in zip(table["path"].to_pylist(), table["error"].to_pylist(), strict=True):
         if error is not None:
             yield path, error
+
+
+def check_done(plan: Plan) -> None:
+    """Makes sure that the files of all shards are there.
+
+    Raises:
+        DataError: Some are missing; the first ones are named.
+    """
+    missing = np.flatnonzero(~plan.done()).tolist()
+    if missing:
+        raise DataError(
+            f"all {plan.shards} shards must be there. Received: {len(missing)} missing, such as {_some(plan, missing)}"
+            ". Do them with `resfit scale run`."
+        )
 
 
 def check_task(plan: Plan, task: str) -> None:
