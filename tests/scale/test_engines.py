@@ -109,10 +109,12 @@ def test_a_folder_that_cannot_be_written_ends_a_run_with_one_line(plan):
 
 
 @pytest.fixture
-def cluster():
+def cluster(monkeypatch):
     """Ray on one machine that stands for two nodes of one processor."""
     ray = pytest.importorskip("ray", reason='resfit[ray] brings Ray: pip install "resfit[ray]"')
     from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other tests its workers would hardly get on
 
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     node = found.add_node(num_cpus=1)

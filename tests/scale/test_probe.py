@@ -87,7 +87,7 @@ def test_what_cannot_be_fitted_says_why(tmp_path):
     with pytest.raises(DataError, match=r"1 missing, such as 0"):
         scale.fit_features(plan)
     Unit(plan, threads=1).run(0)
-    with pytest.raises(DataError, match="at least two classes. Received: 1"):
+    with pytest.raises(DataError, match=r"at least two classes\. Received: 1"):
         scale.fit_features(plan)
     with pytest.raises(ArgumentError, match="are of on='ray'"):
         scale.fit_features(plan, workers=2)
