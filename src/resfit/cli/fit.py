@@ -189,16 +189,12 @@ def fit(
     task: Task = "auto",
     features: Annotated[
         str | None,
-        typer.Option(
-            help="Fit a probe to the features of this run of `resfit scale` (--task embed), in place of images."
-        ),
+        typer.Option(help="In place of images: a run of `resfit scale` with --task embed, whose features get a probe."),
     ] = None,
     on: Annotated[
         str, typer.Option(help="With --features, who holds the rows: local (this process) or ray (its cluster).")
     ] = "local",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="With --on ray: how many. Default: as many as fit.")
-    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="With --on ray: how many. Default: what fits.")] = None,
     as_json: Json = False,
 ) -> None:
     """Fit a model to a folder of images and measure it on images it has not seen."""

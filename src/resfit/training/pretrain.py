@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from resfit import dependencies
 from resfit.data.pixel_store import PixelStore, open_store
 from resfit.errors import ArgumentError, DataError, ResfitError
 from resfit.networks import catalog
@@ -252,6 +253,7 @@ def pretrain(
     Example:
         >>> pretrain("images/", "run/", settings=Settings(epochs=5))  # doctest: +SKIP
     """
+    dependencies.require_tensorflow_backend("pre-training")
     settings = settings or PretrainSettings()
     if (settings.distillation > 0) != (teacher is not None):
         raise ArgumentError(
