@@ -38,6 +38,7 @@ EXTRAS = {
     "tensorboard": "pretrain",
     "tensorflow": "cpu",
     "tensorflow_datasets": "tfds",
+    "tf2onnx": "onnx",
     "timm": "timm",
     "torch": "torch",
     "uvicorn": "serve",

@@ -196,10 +196,11 @@ def fit(
     ] = "local",
     workers: Annotated[int | None, typer.Option(min=1, help="With --on ray: how many. Default: what fits.")] = None,
     as_json: Json = False,
+    context: typer.Context = None,  # type: ignore[assignment]
 ) -> None:
     """Fit a model to a folder of images and measure it on images it has not seen."""
     if features is not None:
-        _fit_features(features, out, force, test_share, seed, on, workers, as_json)
+        _fit_features(context, features, out, force, test_share, seed, on, workers, as_json)
         return
     if on != "local" or workers is not None:
         raise typer.BadParameter("--on and --workers are of --features", param_hint="'--on' / '--workers'")
@@ -279,6 +280,7 @@ def fit(
 
 
 def _fit_features(
+    context: typer.Context,
     run: str,
     out: Path | None,
     force: bool,
@@ -289,17 +291,13 @@ def _fit_features(
     as_json: bool,
 ) -> None:
     """Fits a probe to features of a run; what was given besides is refused."""
-    import click
-    from click.core import ParameterSource
-
     from resfit import scale
     from resfit.errors import ArgumentError
 
-    context = click.get_current_context()
     given = [
-        parameter.opts[0] if isinstance(parameter, click.Option) else "FOLDER"
+        parameter.opts[0]
         for parameter in context.command.params
-        if context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+        if getattr(context.get_parameter_source(str(parameter.name)), "name", "") == "COMMANDLINE"
     ]
     unknown = [name for name in given if name not in _OF_FEATURES]
     if unknown:
