@@ -35,7 +35,7 @@ _EXPORTS = {
     "ResfitError": "resfit.errors",
     "pretrain": "resfit.training.pretrain",
 }
-_MODULES = ("applications", "export", "hub", "serving")
+_MODULES = ("applications", "export", "hub", "scale", "serving")
 #: Names that need Keras and so TensorFlow, which the user chooses: resfit[cpu] or resfit[gpu].
 _NEED_KERAS = frozenset(
     {"load", "summary", "fit", "check", "embed", "Classifier", "Detector", "Regressor", "pretrain", "applications"}
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from resfit import applications as applications
     from resfit import export as export
     from resfit import hub as hub
+    from resfit import scale as scale
     from resfit import serving as serving
     from resfit.errors import ResfitError as ResfitError
     from resfit.network_summary import summary as summary

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from resfit.errors import MissingDependencyError
+from resfit.errors import ArgumentError, MissingDependencyError
 
 #: Which extra installs a module that the base install lacks.
 EXTRAS = {
@@ -30,7 +30,9 @@ EXTRAS = {
     "prometheus_client": "serve",
     "pydicom": "medical",
     "pylibjpeg": "medical",
+    "pyspark": "spark",
     "python_multipart": "serve",
+    "ray": "ray",
     "s3fs": "cloud",
     "starlette": "serve",
     "tensorboard": "pretrain",
@@ -75,6 +77,25 @@ def require_backend() -> None:
     """
     if "keras" not in sys.modules and os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
         require("resfit", "tensorflow")
+
+
+def require_tensorflow_backend(what: str) -> None:
+    """Makes sure that Keras computes with TensorFlow, for what is written for it.
+
+    Args:
+        what: What needs it; the subject of the sentence.
+
+    Raises:
+        ArgumentError: Keras runs on another backend.
+    """
+    import keras
+
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        raise ArgumentError(
+            f"{what} needs Keras on TensorFlow. Received: KERAS_BACKEND={backend}, on which networks are loaded and "
+            "run, and probes fitted. Unset KERAS_BACKEND."
+        )
 
 
 def message(what: str, *modules: str) -> str:

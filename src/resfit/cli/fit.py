@@ -20,7 +20,7 @@ from resfit.cli.options import (
     Json,
     LabelColumn,
     LabelFrom,
-    Labelled,
+    LabelledOrFeatures,
     LabelSeparator,
     Multilabel,
     NoCache,
@@ -52,6 +52,7 @@ _PLANNED = (
     "tiles",
     "rare",
 )
+_OF_FEATURES = ("--features", "--out", "--force", "--test-share", "--seed", "--on", "--workers", "--json")
 # columns of a training's log that are no metric of validation images
 _PLAIN = ("epoch", "step", "seconds", "learning_rate", "val_loss", "train_loss")
 
@@ -66,7 +67,7 @@ def register(app: typer.Typer) -> None:
 
 
 def fit(
-    folder: Labelled,
+    folder: LabelledOrFeatures = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write the fitted model to; required unless --dry-run.")
     ] = None,
@@ -186,9 +187,25 @@ def fit(
     plane: Plane = "axial",
     spacing: Spacing = None,
     task: Task = "auto",
+    features: Annotated[
+        str | None,
+        typer.Option(help="In place of images: a run of `resfit scale` with --task embed, whose features get a probe."),
+    ] = None,
+    on: Annotated[
+        str, typer.Option(help="With --features, who holds the rows: local (this process) or ray (its cluster).")
+    ] = "local",
+    workers: Annotated[int | None, typer.Option(min=1, help="With --on ray: how many. Default: what fits.")] = None,
     as_json: Json = False,
+    context: typer.Context = None,  # type: ignore[assignment]
 ) -> None:
     """Fit a model to a folder of images and measure it on images it has not seen."""
+    if features is not None:
+        _fit_features(context, features, out, force, test_share, seed, on, workers, as_json)
+        return
+    if on != "local" or workers is not None:
+        raise typer.BadParameter("--on and --workers are of --features", param_hint="'--on' / '--workers'")
+    if folder is None:
+        raise typer.BadParameter("required unless --features is given", param_hint="'FOLDER'")
     columns = {**of_source(locals()), "reading": medical.reading(frame, series, window, plane, spacing)}
     from resfit.errors import ArgumentError
     from resfit.tasks import config, dispatch
@@ -260,6 +277,65 @@ def fit(
         _print_fit(fitted, out)  # type: ignore[arg-type]
     else:
         _print_plainly(fitted, out)
+
+
+def _fit_features(
+    context: typer.Context,
+    run: str,
+    out: Path | None,
+    force: bool,
+    test_share: float | None,
+    seed: int | None,
+    on: str,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Fits a probe to features of a run; what was given besides is refused."""
+    from resfit import scale
+    from resfit.errors import ArgumentError
+
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if getattr(context.get_parameter_source(str(parameter.name)), "name", "") == "COMMANDLINE"
+    ]
+    unknown = [name for name in given if name not in _OF_FEATURES]
+    if unknown:
+        raise ArgumentError(
+            f"--features takes {', '.join(_OF_FEATURES)}. Received besides: {', '.join(unknown)}. The network and the "
+            "images are those of the run."
+        )
+    if out is None:
+        raise typer.BadParameter("needed with --features", param_hint="'--out' / '-o'")
+    console.load_tensorflow()
+    fitted = scale.fit_features(
+        run,
+        out=out,
+        force=force,
+        test_share=0.2 if test_share is None else test_share,
+        seed=seed or 0,
+        on=on,
+        workers=workers,
+        say=lambda text: console.message(console.printable(text)),
+    )
+    if as_json:
+        console.print_json({"out": str(out), "classes": list(fitted.classes), **fitted.metrics})
+        return
+    test = fitted.metrics["test"]
+    rows: list[tuple[str, object]] = [
+        ("network", fitted.recipe.model),
+        ("images", f"{fitted.metrics['images']['train']} train, {fitted.metrics['images']['test']} test"),
+        ("unused", f"{fitted.metrics['images']['skipped']} without a label, or unreadable"),
+        ("regularisation", fitted.recipe.regularisation),
+        ("accuracy", "not measured: no test images" if test is None else _accuracy(test)),
+        ("written to", out),
+    ]
+    console.print_table("", ("", ""), rows)
+
+
+def _accuracy(test: dict[str, Any]) -> str:
+    low, high = test["interval"]
+    return f"{test['accuracy']:.1%} ({low:.1%} to {high:.1%}), {test['n']} images"
 
 
 def _print_plainly(fitted: FittedModel, out: Path) -> None:

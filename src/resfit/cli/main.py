@@ -28,6 +28,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "explain": ("explain",),
     "check": ("check",),
     "export": ("export",),
+    "scale": ("scale",),
     "serve": ("serve",),
     "demo": ("demo",),
 }

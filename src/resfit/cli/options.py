@@ -20,6 +20,16 @@ Labelled = Annotated[
     ),
 ]
 
+#: The same, where features may be given in its place.
+LabelledOrFeatures = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Folder of class folders, also with train/ val/ test/ inside; a table of path,label[,split,group]; or "
+        "files that hold images: tar, zip, Parquet, Arrow, TFRecord; also s3://, gs://, az://, hf://datasets/, tfds://"
+        ". Not with --features."
+    ),
+]
+
 Engine = Annotated[str, typer.Option("--engine", help="auto, keras, openvino, onnxruntime or litert.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images in one pass. Default: by their size.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither use nor keep features on disk.")]

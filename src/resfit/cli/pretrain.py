@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -60,6 +60,12 @@ def pretrain_command(
     labels: Annotated[
         Path | None, typer.Option(help="JSON file of {class folder: name}, kept beside the weights.")
     ] = None,
+    on: Annotated[
+        str, typer.Option(help="local: this process. ray: --workers processes of its cluster, which share each batch.")
+    ] = "local",
+    workers: Annotated[int | None, typer.Option(min=1, help="With --on ray: how many processes.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="With --on ray: processors of each. Default: 1.")] = None,
+    gpus: Annotated[bool, typer.Option("--gpus", help="With --on ray: each process has a GPU of its own.")] = False,
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard's files beside log.csv.")] = True,
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -96,15 +102,23 @@ def pretrain_command(
         precision=precision,
         seed=seed,
     )
-    result = pretrain(
-        source,
-        output,
-        validation=validation,
-        settings=settings,
-        labels=labels,
-        teacher=teacher,
-        tensorboard=tensorboard,
-    )
+    options: dict[str, Any] = {
+        "validation": validation,
+        "settings": settings,
+        "labels": labels,
+        "teacher": teacher,
+        "tensorboard": tensorboard,
+    }
+    if on not in ("local", "ray"):
+        raise typer.BadParameter(f"must be local or ray. Received: {on!r}.", param_hint="'--on'")
+    if on == "ray":
+        from resfit.scale.training import pretrain_on_ray
+
+        result = pretrain_on_ray(source, output, workers=workers or 2, threads=threads, gpus=gpus, **options)
+    elif workers or threads or gpus:
+        raise typer.BadParameter("they are of --on ray", param_hint="'--workers' / '--threads' / '--gpus'")
+    else:
+        result = pretrain(source, output, **options)
     if json_output:
         print_json(result.to_dict())
         return

@@ -167,6 +167,28 @@ def _temporary() -> Path:
     return Path(folder)
 
 
+def file_system(handle: str) -> tuple[Any, str]:
+    """Returns the file system of a handle, as fsspec has it, and the place in it.
+
+    Args:
+        handle: As :func:`handle_of` returns it.
+
+    Raises:
+        MissingDependencyError: fsspec or its storage back end is not installed.
+    """
+    return _system(handle)
+
+
+def version_of(facts: dict[str, Any]) -> tuple[int, str]:
+    """Returns size in bytes and version of a file, from what a file system lists of it.
+
+    Args:
+        facts: As fsspec's ``info`` returns them.
+    """
+    size, version = _version(facts)
+    return size, version
+
+
 def _system(handle: str) -> tuple[Any, str]:
     try:
         import fsspec

@@ -104,26 +104,8 @@ def judge(
         DataError: No image can be used, or a class is not one of the classifier's.
     """
     begin = time.perf_counter()
+    images = found_by(classifier, source, part=part, **scan_options)
     separator = classifier.recipe.separator
-    if separator and scan_options.get("label_separator") is None:
-        scan_options["label_separator"] = separator
-    images = image_sets.scan(source, **{"reading": classifier.input_spec.reading, **scan_options})
-    images, said = rare.as_fitted(images, classifier.metrics.get("rare"))
-    if said:
-        images = dataclasses.replace(images, notes=(*images.notes, said))
-    if part is not None:
-        images = part_of(images, part)
-    if images.multilabel and not separator:
-        raise DataError(
-            "the images must have one class each, as those that the classifier was fitted to. Received: images of "
-            "several labels. Fit a classifier with label_separator or columns of 0 and 1."
-        )
-    unknown = [name for name in images.classes if name not in classifier.classes]
-    if unknown:
-        raise DataError(
-            f"the classes must be among the classifier's: {', '.join(classifier.classes)}. "
-            f"Received: {unknown[0]!r}.{closest(unknown[0], classifier.classes)}"
-        )
     extracted = feature_store.extract(
         classifier.body(),
         images,
@@ -153,6 +135,42 @@ def judge(
         computed=extracted.computed,
         engine=extracted.engine,
     )
+
+
+def found_by(classifier: Any, source: Any, *, part: str | None = None, **scan_options: Any) -> ImageSet:
+    """Finds labelled images that a classifier can be measured on. Nothing is decoded.
+
+    Args:
+        classifier: A :class:`resfit.Classifier`.
+        source: As :func:`judge` takes it.
+        part: As :func:`judge` takes it.
+        **scan_options: Further options of :func:`resfit.data.dataset.scan`.
+
+    Raises:
+        ArgumentError: There is no such part.
+        DataError: A class is not one of the classifier's.
+    """
+    separator = classifier.recipe.separator
+    if separator and scan_options.get("label_separator") is None:
+        scan_options["label_separator"] = separator
+    images = image_sets.scan(source, **{"reading": classifier.input_spec.reading, **scan_options})
+    images, said = rare.as_fitted(images, classifier.metrics.get("rare"))
+    if said:
+        images = dataclasses.replace(images, notes=(*images.notes, said))
+    if part is not None:
+        images = part_of(images, part)
+    if images.multilabel and not separator:
+        raise DataError(
+            "the images must have one class each, as those that the classifier was fitted to. Received: images of "
+            "several labels. Fit a classifier with label_separator or columns of 0 and 1."
+        )
+    unknown = [name for name in images.classes if name not in classifier.classes]
+    if unknown:
+        raise DataError(
+            f"the classes must be among the classifier's: {', '.join(classifier.classes)}. "
+            f"Received: {unknown[0]!r}.{closest(unknown[0], classifier.classes)}"
+        )
+    return images
 
 
 def targets(images: ImageSet, classes: Sequence[str]) -> np.ndarray:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
+from resfit import dependencies
 from resfit.errors import ArgumentError, closest
 from resfit.explain.graph import ExplainableGraph
 from resfit.explain.overlays import enlarged
@@ -213,6 +214,7 @@ def attribute(
         (224, 224)
     """
     chosen = check_method(method, options)
+    dependencies.require_tensorflow_backend("explaining")
     graph = model if isinstance(model, ExplainableGraph) else ExplainableGraph(model)
     pixels = np.asarray(images)
     if pixels.ndim != 4 or pixels.dtype.kind not in "uif":

@@ -58,6 +58,8 @@ for _module in (_tf_saved_model, _tf_hub, _keras, _onnx, _openvino, _litert, _to
 
 #: What ``format=`` accepts, beside formats that other programs register.
 FORMATS = tuple(REGISTERED)
+# made from graphs of TensorFlow
+_OF_TENSORFLOW = ("tf_saved_model", "tf_hub", "litert")
 #: What it knows and cannot write, and why.
 UNAVAILABLE = {
     "tfjs": "there is no maintained converter to TensorFlow.js for this TensorFlow: the last tensorflowjs is 4.22.0 of "
@@ -488,6 +490,8 @@ def _installed(format: str, precision: str) -> ExportFormat:
     more = module.INT8_MODULES if precision == "int8" else ()
     what = f'format="{format}"' + (f' with precision="{precision}"' if more else "")
     dependencies.require(what, *module.MODULES, *more)
+    if format in _OF_TENSORFLOW:
+        dependencies.require_tensorflow_backend(what)
     return module
 
 

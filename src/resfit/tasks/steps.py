@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from resfit import artifact, engines
+from resfit import artifact, dependencies, engines
 from resfit.data import dataset
 from resfit.data import split as splits
 from resfit.data.dataset import ImageSet, Skipped
@@ -255,6 +255,8 @@ def scan(
         taught=teaches,
         defaults=task.defaults,
     )
+    if plan.tunes:
+        dependencies.require_tensorflow_backend(f"strategy={options.strategy!r}")
     plan.open_record(some, options.out, options.cache)
     running = runs.RunOptions(
         folder=Path(),

@@ -11,12 +11,14 @@ import dataclasses
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from resfit import dependencies
 from resfit.data.pixel_store import PixelStore, open_store
 from resfit.errors import ArgumentError, DataError, ResfitError
 from resfit.networks import catalog
@@ -28,6 +30,7 @@ from resfit.training import loop
 from resfit.training import trainer as training
 from resfit.training.augment import check_rand_augment, crop_and_flip, crop_at
 from resfit.training.objective import Objective
+from resfit.training.replicas import Replicas
 from resfit.training.settings import Tuning
 from resfit.training.soft_targets import SoftTargets
 
@@ -217,6 +220,7 @@ def pretrain(
     checkpoint_minutes: float = 3.0,
     tensorboard: bool = True,
     stop: Callable[[int], bool] | None = None,
+    replicas: Replicas | None = None,
 ) -> PretrainResult:
     """Trains a network from scratch, or goes on with a run that was interrupted.
 
@@ -236,6 +240,7 @@ def pretrain(
         checkpoint_minutes: Longest time between two checkpoints.
         tensorboard: Whether to write TensorBoard's files beside the CSV.
         stop: Called after each step with its number; the run ends early, resumable, where it returns True.
+        replicas: The workers of which this process is one (:mod:`resfit.training.replicas`); each calls this alike.
 
     Returns:
         The result of the finished run, or of the point at which ``stop`` ended it.
@@ -248,12 +253,15 @@ def pretrain(
     Example:
         >>> pretrain("images/", "run/", settings=Settings(epochs=5))  # doctest: +SKIP
     """
+    dependencies.require_tensorflow_backend("pre-training")
     settings = settings or PretrainSettings()
     if (settings.distillation > 0) != (teacher is not None):
         raise ArgumentError(
             "distillation needs a teacher and a share of the loss above 0. "
             f"Received: teacher={teacher!r}, distillation={settings.distillation}."
         )
+    if replicas is not None and settings.minutes is not None:
+        raise ArgumentError("several workers train by epochs: their clocks differ. Received: minutes.")
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     store = open_store(source, settings.size)
@@ -266,8 +274,9 @@ def pretrain(
     sources = {"source": Path(source).name, "validation": validation and Path(validation).name}
     _remember(output, settings, store, sources, soft.fingerprint if soft else None)
     _check_version(output)
-    trainer = trainer_of(settings, store, soft, held_out)
-    log = loop.Log(output, tensorboard)
+    trainer = trainer_of(settings, store, soft, held_out, replicas)
+    writes = replicas is None or replicas.writes
+    log = loop.Log(output if writes else Path(tempfile.mkdtemp(prefix="resfit-log-")), tensorboard and writes)
 
     def report(trainer: training.Trainer, figures: dict[str, float]) -> None:
         shown = {"loss": figures["loss"], "accuracy": figures["top1"]}
@@ -291,7 +300,7 @@ def pretrain(
         top5=scores.get("val_top5"),
         loss=scores.get("val_loss"),
     )
-    if trainer.finished:
+    if trainer.finished and writes:
         facts = {"val_top1": result.top1, "val_top5": result.top5, "val_loss": result.loss, "steps": result.steps}
         _write_weights(output / "model.safetensors", trainer, facts, names)
         if soft is not None:
@@ -492,6 +501,7 @@ def trainer_of(
     store: PixelStore,
     soft: SoftTargets | None = None,
     held_out: PixelStore | None = None,
+    replicas: Replicas | None = None,
 ) -> PretrainTrainer:
     """Returns the trainer of a run: the network, its loss and its crops.
 
@@ -500,6 +510,7 @@ def trainer_of(
         store: The training images.
         soft: A teacher's predictions, if there is one.
         held_out: Validation images, if there are some.
+        replicas: As :func:`pretrain` takes it.
     """
     import keras
 
@@ -524,6 +535,7 @@ def trainer_of(
         rows,
         rows[:0],
         optimizer=loop.CoupledSGD,
+        replicas=replicas,
     )
     trainer.held_out = held_out
     return trainer

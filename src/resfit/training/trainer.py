@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from resfit.training.feeds import Feed
     from resfit.training.objective import Objective
+    from resfit.training.replicas import Replicas
     from resfit.training.settings import Tuning
 
 _PREDICT = 64
@@ -91,6 +92,7 @@ class Trainer:
         parts: The boundary and the part behind it, if the caller has cut the network already.
         closing: Images that will be measured afterwards, within ``tuning.minutes``.
         optimizer: What takes the steps.
+        replicas: The workers that take shares of each batch, of which this process is one; ``None`` for this one alone.
 
     Attributes:
         measures_first: Whether the network is measured before it learns.
@@ -114,6 +116,7 @@ class Trainer:
         parts: tuple[boundary.Boundary, keras.Model] | None = None,
         closing: int = 0,
         optimizer: type[loop.Optimizer] = loop.Optimizer,
+        replicas: Replicas | None = None,
     ):
         import tensorflow as tf
 
@@ -122,6 +125,9 @@ class Trainer:
         self.targets, self.train, self.val = np.asarray(targets, np.float32), np.asarray(train), np.asarray(val)
         self.teacher = None if teacher is None else np.asarray(teacher, np.float32)
         self.boundary, self.second = parts or cut(model, layers, tuning.trainable_from)
+        self.replicas = replicas
+        if replicas is not None:
+            replicas.synchronise(self.model)
         self._mark(self.boundary)
         self.learned = list(self.second.trainable_variables)
         own = {*self.boundary.learning, *self.head}
@@ -237,6 +243,8 @@ class Trainer:
         tuning = self.tuning
         rate = loop.rate(tuning.schedule, tuning.learning_rate, tuning.warmup, self.progress)
         step = self._step_function(self._phase())
+        if self.replicas is not None:
+            inputs, targets, teacher = self.replicas.share((inputs, targets, teacher))
         teacher = np.zeros((1, 1), np.float32) if teacher is None else teacher
         loss, score = step(
             _tensors(inputs),
@@ -365,7 +373,9 @@ class Trainer:
         return RateCurve(tuple(rates), tuple(losses), _steepest(rates, losses))
 
     def save(self, folder: Path) -> None:
-        """Writes a checkpoint."""
+        """Writes a checkpoint; of several workers one does."""
+        if self.replicas is not None and not self.replicas.writes:
+            return
         state = {
             "step": self.step,
             "epoch": self.epoch,
@@ -448,6 +458,7 @@ class Trainer:
         trainable = {layer.name: layer.trainable for layer in self.model.layers}
         averages = list(zip(self.average, self.state, strict=True)) if self.average else []
         scaled = tuning.precision == "mixed_float16"
+        replicas = self.replicas
 
         def forward(inputs: Any) -> Any:
             outputs = program(inputs, training=not fixed)
@@ -459,17 +470,19 @@ class Trainer:
             by_variable = {id(v): gradient for v, gradient in zip(moving, gradients, strict=True)}
             self.optimizer.apply([by_variable.get(id(v)) for v in self.learned], rate, number)
 
-        # a graph for each size of images: one for all sizes rounds otherwise, and a run that goes on may see one alone
-        @tf.function(autograph=False)
         def step(inputs: Any, targets: Any, teacher: Any, rate: Any, number: Any, last: Any) -> Any:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch([v.value for v in moving])
                 outputs = forward(inputs)
-                loss = tf.reduce_mean(self.objective.loss(outputs, targets, teacher))
+                losses = self.objective.loss(outputs, targets, teacher)
+                loss = tf.reduce_mean(losses) if replicas is None else tf.reduce_sum(losses) / replicas.size
                 target = loss * 1024.0 if scaled else loss
             gradients = tape.gradient(target, [v.value for v in moving], unconnected_gradients="zero")
             if scaled:
                 gradients = [gradient / 1024.0 for gradient in gradients]
+            score = self.objective.score(outputs, targets)
+            if replicas is not None:
+                loss, score, gradients = replicas.total([loss, score, gradients])
             if self.sums:
                 own = {id(v): total for v, total in zip(self.learned, self.sums, strict=True)}
                 for variable, gradient in zip(moving, gradients, strict=True):
@@ -488,14 +501,17 @@ class Trainer:
             keep = tf.minimum(tuning.ema_decay, (1 + done) / (10 + done))
             for mean, variable in averages:
                 mean.assign(keep * mean + (1 - keep) * variable.value)
-            return loss, self.objective.score(outputs, targets)
+            return loss, score
+
+        # a graph for each size of images: one for all sizes rounds otherwise, and a run that goes on may see one alone
+        graph = tf.function(step, autograph=False) if replicas is None else replicas.step(step)
 
         def run(*arguments: Any) -> Any:
             for layer in self.model.layers:  # a trace reads the marks, whenever it happens
                 layer.trainable = trainable[layer.name]
-            return step(*arguments)
+            return graph(*arguments)
 
-        return run if self._phases else step
+        return run if self._phases else graph
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit import artifact, engines
+from resfit import artifact, dependencies, engines
 from resfit.data.box_statistics import box_statistics
 from resfit.data.box_views import BoxViews
 from resfit.data.boxes import BoxSet, SkippedBoxesError, scan_boxes, skipped_table
@@ -133,6 +133,7 @@ def fit(
         >>> detector.metrics["test"]["metrics"]["ap50"]  # doctest: +SKIP
         0.91
     """
+    dependencies.require_tensorflow_backend("fitting a detector")
     began = clock()
     timings = Timings(say)
     target = None if out is None else Path(out)

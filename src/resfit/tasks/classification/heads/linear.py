@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -164,7 +164,7 @@ def fit_linear(
     mean, deviation = solver.moments(rows)
     if not np.isfinite(mean).all():
         raise DataError("features must be finite. The network gives infinite or undefined values on these images.")
-    scale = np.where(deviation > 1e-12, deviation, 1.0)
+    scale = scale_of(deviation)
     mean = mean.astype(np.float32).astype(np.float64)  # what is subtracted
     if multilabel or label_smoothing or rows.size * 4 > _IN_MEMORY:
         own = _Own(rows, targets, count, multilabel, mean, scale, balance, label_smoothing)
@@ -371,6 +371,56 @@ def _fit_own(own: _Own, groups: np.ndarray | None, grid: Sequence[float], seed: 
         for (train, test), state in zip(folds, states, strict=True)
     ]
     return dataclasses.replace(head, held_out=_held_out(folds, logits, some))
+
+
+def fit_sums(
+    total: Callable[[np.ndarray], tuple[float, np.ndarray]],
+    some: np.ndarray,
+    labels: np.ndarray,
+    *,
+    counts: np.ndarray,
+    mean: np.ndarray,
+    deviation: np.ndarray,
+    sample_groups: Sequence[Any] | None = None,
+    seed: int = 0,
+    strength: float | None = None,
+) -> LinearHead:
+    """Fits multinomial logistic regression on rows that others hold; the strength is chosen on a sample of them.
+
+    Args:
+        total: As :func:`resfit.tasks.classification.heads.solver.minimise` takes it, of rows that were standardised
+            with :func:`scale_of` of the deviation.
+        some: Rows of the sample, float array ``(n, features)``.
+        labels: Their classes, integers ``(n,)``.
+        counts: Rows of each class, of all.
+        mean: Of each feature, over all rows.
+        deviation: Standard deviation of each feature, over all rows.
+        sample_groups: As :func:`fit_linear` takes it, of the sample.
+        seed: Of the folds.
+        strength: C; ``None`` chooses it.
+
+    Raises:
+        DataError: There are rows of fewer than two classes, or a feature is not finite.
+    """
+    if (counts > 0).sum() < 2:
+        raise DataError(f"a classifier needs images of at least two classes. Received: {(counts > 0).sum()}.")
+    if not np.isfinite(mean).all():
+        raise DataError("features must be finite. Received: infinite or undefined ones.")
+    grid = GRID if strength is None else (strength,)
+    chosen = fit_linear(some, labels, classes=len(counts), seed=seed, sample_groups=sample_groups, grid=grid)
+    matrix = solver.minimise(total, (len(counts), len(mean)), chosen.C, int(counts.sum()))
+    bias = np.where(counts > 0, matrix[:, -1], _UNSEEN)
+    head = _folded(matrix[:, :-1], bias, mean, scale_of(deviation), chosen.C, chosen.cv_scores, chosen.folds)
+    return dataclasses.replace(head, held_out=chosen.held_out)
+
+
+def scale_of(deviation: np.ndarray) -> np.ndarray:
+    """Returns what features are divided by: 1 for those that are the same everywhere.
+
+    Args:
+        deviation: Standard deviation of each feature.
+    """
+    return np.where(deviation > 1e-12, deviation, 1.0)
 
 
 def _default(grid: Sequence[float]) -> float:

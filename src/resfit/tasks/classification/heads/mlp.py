@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from resfit import dependencies
 from resfit.errors import ArgumentError, DataError
 from resfit.numerics import activated
 from resfit.tasks.classification.heads import solver
@@ -97,6 +98,7 @@ def fit_mlp(
     """
     import keras
 
+    dependencies.require_tensorflow_backend("head='mlp'")
     tuning = tuning or MLP
     goals = np.asarray(targets, np.float32)
     if features.ndim != 2 or goals.ndim != 2 or len(features) != len(goals):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -60,26 +60,58 @@ def solve(
     Returns:
         Array ``(classes, features + 1)``, the bias last, for standardised rows.
     """
+    taken = np.arange(len(rows)) if indices is None else np.asarray(indices)
+    return minimise(
+        lambda matrix: sums(
+            matrix, rows, targets, mean=mean, scale=scale, weights=weights, multilabel=multilabel, indices=taken
+        ),
+        (targets.shape[1], rows.shape[1]),
+        c,
+        len(taken),
+        multilabel=multilabel,
+        start=start,
+        tolerance=tolerance,
+        iterations=iterations,
+    )
+
+
+def minimise(
+    total: Callable[[np.ndarray], tuple[float, np.ndarray]],
+    shape: tuple[int, int],
+    c: float,
+    count: int,
+    *,
+    multilabel: bool = False,
+    start: np.ndarray | None = None,
+    tolerance: float = 1e-5,
+    iterations: int = 1000,
+) -> np.ndarray:
+    """Does what :func:`solve` does, wherever the rows are: the objective is a sum over them.
+
+    Args:
+        total: For weights as they are returned, the loss and its gradient summed over all rows, as :func:`sums`.
+        shape: Number of classes and of features.
+        c: Inverse regularisation strength.
+        count: Number of rows.
+        multilabel: As for :func:`solve`.
+        start: As for :func:`solve`.
+        tolerance: As for :func:`solve`.
+        iterations: As for :func:`solve`.
+
+    Returns:
+        Array ``(classes, features + 1)``, the bias last, for standardised rows.
+    """
     from scipy.optimize import minimize
 
-    classes, features = targets.shape[1], rows.shape[1]
-    taken = np.arange(len(rows)) if indices is None else np.asarray(indices)
-    penalty = 1.0 / (c * len(taken))
+    classes, features = shape
+    penalty = 1.0 / (c * count)
     if classes == 2 and not multilabel:  # two columns for one direction: the same penalty on their difference
         penalty *= 2
-    shift, factor = mean.astype(np.float32), (1 / scale).astype(np.float32)
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         matrix = flat.reshape(classes, features + 1)
-        kernel, bias = matrix[:, :-1].astype(np.float32), matrix[:, -1]
-        loss, gradient = 0.0, np.zeros_like(matrix)
-        for some, goal, weight in _chunks(rows, targets, weights, taken):
-            standard = (some - shift) * factor
-            value, slope = _loss((standard @ kernel.T).astype(np.float64) + bias, goal, weight, multilabel)
-            loss += value
-            gradient[:, :-1] += slope.astype(np.float32).T @ standard
-            gradient[:, -1] += slope.sum(axis=0)
-        loss, gradient = loss / len(taken), gradient / len(taken)
+        loss, gradient = total(matrix)
+        loss, gradient = loss / count, gradient / count
         loss += 0.5 * penalty * float((matrix[:, :-1] ** 2).sum())
         gradient[:, :-1] += penalty * matrix[:, :-1]
         return loss, gradient.ravel()
@@ -87,6 +119,44 @@ def solve(
     begin = np.zeros(classes * (features + 1)) if start is None else start.ravel()
     options = {"maxiter": iterations, "gtol": tolerance, "ftol": 64 * np.finfo(float).eps, "maxls": 50}
     return minimize(objective, begin, method="L-BFGS-B", jac=True, options=options).x.reshape(classes, features + 1)
+
+
+def sums(
+    matrix: np.ndarray,
+    rows: np.ndarray,
+    targets: np.ndarray,
+    *,
+    mean: np.ndarray,
+    scale: np.ndarray,
+    weights: np.ndarray | None = None,
+    multilabel: bool = False,
+    indices: np.ndarray | None = None,
+) -> tuple[float, np.ndarray]:
+    """Returns the loss and its gradient, summed over some rows.
+
+    Args:
+        matrix: Array ``(classes, features + 1)``, the bias last.
+        rows: As for :func:`solve`; float16 will do.
+        targets: As for :func:`solve`; or integers ``(n,)``, the class of each row.
+        mean: As for :func:`solve`.
+        scale: As for :func:`solve`.
+        weights: As for :func:`solve`.
+        multilabel: As for :func:`solve`.
+        indices: As for :func:`solve`.
+    """
+    shift, factor = mean.astype(np.float32), (1 / scale).astype(np.float32)
+    kernel, bias = matrix[:, :-1].astype(np.float32), matrix[:, -1]
+    taken = np.arange(len(rows)) if indices is None else indices
+    loss, gradient = 0.0, np.zeros(matrix.shape)
+    for some, goal, weight in _chunks(rows, targets, weights, taken):
+        if goal.ndim == 1:
+            goal = np.eye(len(matrix), dtype=np.float32)[goal]
+        standard = (some - shift) * factor
+        value, slope = _loss((standard @ kernel.T).astype(np.float64) + bias, goal, weight, multilabel)
+        loss += value
+        gradient[:, :-1] += slope.astype(np.float32).T @ standard
+        gradient[:, -1] += slope.sum(axis=0)
+    return loss, gradient
 
 
 def logits(matrix: np.ndarray, rows: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:

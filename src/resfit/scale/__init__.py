@@ -1,0 +1,10 @@
+"""Work on more images than one machine can hold: planned in shards, run on any engine, gathered when it has ended."""
+
+from resfit.scale.finishing import finish
+from resfit.scale.planning import Plan, load, plan
+from resfit.scale.probe import fit_features
+from resfit.scale.running import run
+from resfit.scale.state import status
+from resfit.scale.unit import Unit
+
+__all__ = ["Plan", "Unit", "finish", "fit_features", "load", "plan", "run", "status"]

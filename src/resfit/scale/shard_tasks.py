@@ -1,0 +1,201 @@
+"""What is done with the images of a shard, and what its file holds beside their names: one class a task."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from resfit import engines
+from resfit.data import decode, image_statistics
+from resfit.errors import DataError
+from resfit.scale.networks import Network
+from resfit.storage.bounded_json import without_nan
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from resfit.scale.listing import Item
+    from resfit.scale.planning import Plan
+
+
+class ShardTask(Protocol):
+    """What a task does with one shard."""
+
+    #: Whether images reach :meth:`add` as the network's input; otherwise as the bytes of their files.
+    decodes: bool
+
+    def seen(self, position: int, data: bytes) -> decode.Look | None:
+        """Is told the bytes of an image, in one of the decoders' threads; may ask to be shown the image."""
+
+    def add(self, positions: np.ndarray, images: Any) -> dict[int, str]:
+        """Takes images of which each could be read; returns for those that cannot be used the reason."""
+
+    def columns(self, usable: np.ndarray) -> dict[str, pa.Array]:
+        """Returns the columns of the shard's file; a row that is not usable is null."""
+
+    def sums(self, items: list[Item], usable: np.ndarray) -> dict[str, Any]:
+        """Returns what is merged over all shards, JSON-ready."""
+
+
+class Embed:
+    """Features, as :func:`resfit.embed` computes them."""
+
+    decodes = True
+
+    def __init__(self, plan: Plan, network: Network, engine: engines.Engine | None, count: int):
+        assert engine is not None
+        self._engine, self._count = engine, count
+        self._dtype = np.dtype(plan.options["dtype"])
+        self.rows = np.zeros((count, 0), self._dtype)
+
+    def seen(self, position: int, data: bytes) -> decode.Look | None:
+        """Wants to see nothing."""
+        return None
+
+    def add(self, positions: np.ndarray, images: Any) -> dict[int, str]:
+        """Runs images through the network."""
+        rows = np.asarray(self._engine.run(images))
+        if not np.isfinite(rows).all():
+            raise DataError("the network gives infinite or undefined features on these images")
+        if not self.rows.shape[1]:
+            self.rows = np.zeros((self._count, rows.shape[1]), self._dtype)
+        self.rows[positions] = rows
+        return {}
+
+    def columns(self, usable: np.ndarray) -> dict[str, pa.Array]:
+        """Returns ``features``."""
+        return {"features": _lists(self.rows, usable)}
+
+    def sums(self, items: list[Item], usable: np.ndarray) -> dict[str, Any]:
+        """Returns the number of features."""
+        return {"features": self.rows.shape[1]}
+
+
+class Check(Embed):
+    """Features, SHA-256 and what is measured of each image (:mod:`resfit.data.image_statistics`)."""
+
+    def __init__(self, plan: Plan, network: Network, engine: engines.Engine | None, count: int):
+        super().__init__(plan, network, engine, count)
+        self._digests = [b""] * count
+        self._records = np.zeros(count, image_statistics.RECORD)
+
+    def seen(self, position: int, data: bytes) -> decode.Look | None:
+        """Notes the digest, and measures the image when it is decoded."""
+        self._digests[position] = hashlib.sha256(data).digest()
+
+        def look(header: decode.ImageHeader, image: Any) -> None:
+            self._records[position] = image_statistics.measure(header, image)[0]
+
+        return look
+
+    def columns(self, usable: np.ndarray) -> dict[str, pa.Array]:
+        """Returns ``features``, ``sha256`` and ``record``."""
+        import pyarrow as pa
+
+        digests = [digest if good else None for digest, good in zip(self._digests, usable, strict=True)]
+        records = [row.tobytes() if good else None for row, good in zip(self._records, usable, strict=True)]
+        return {
+            **super().columns(usable),
+            "sha256": pa.array(digests, pa.binary(32)),
+            "record": pa.array(records, pa.binary(image_statistics.RECORD.itemsize)),
+        }
+
+
+class Evaluate(Embed):
+    """Probabilities of all classes, and the sums that figures over all images are made of."""
+
+    def __init__(self, plan: Plan, network: Network, engine: engines.Engine | None, count: int):
+        super().__init__(plan, network, engine, count)
+        self._fitted = network.fitted
+
+    def columns(self, usable: np.ndarray) -> dict[str, pa.Array]:
+        """Returns ``probabilities``, in the order of the classes."""
+        self._probabilities = np.zeros((self._count, len(self._fitted.classes)), np.float32)
+        if usable.any():
+            self._probabilities[usable] = self._fitted.head().probabilities(self.rows[usable])
+        return {"probabilities": _lists(self._probabilities, usable)}
+
+    def sums(self, items: list[Item], usable: np.ndarray) -> dict[str, Any]:
+        """Returns, for one class an image, confusions as ``[true, predicted, images]`` and the sum of the log loss."""
+        classes = self._fitted.classes
+        found: dict[str, Any] = {"classes": list(classes), "separator": self._fitted.recipe.separator}
+        if found["separator"]:
+            return found
+        places = {name: index for index, name in enumerate(classes)}
+        truth = np.array([places.get(item.label, -1) for item in items])
+        taken = usable & (truth >= 0)
+        scores = self._probabilities[taken].astype(np.float64)
+        pairs, counts = np.unique(np.stack([truth[taken], scores.argmax(axis=1)], axis=1), axis=0, return_counts=True)
+        own = np.clip(scores[np.arange(len(scores)), truth[taken]], 1e-12, 1.0)
+        found["confusion"] = [[*map(int, pair), int(count)] for pair, count in zip(pairs, counts, strict=True)]
+        found["log_loss"] = float(-np.log(own).sum())
+        return found
+
+
+class Predict:
+    """What :meth:`resfit.tasks.base.FittedModel.predict` says, as JSON, and of classifiers the class."""
+
+    decodes = False
+
+    def __init__(self, plan: Plan, network: Network, engine: engines.Engine | None, count: int):
+        self._fitted, self._options = network.fitted, plan.options
+        self._found: list[dict[str, Any] | None] = [None] * count
+
+    def seen(self, position: int, data: bytes) -> decode.Look | None:
+        """Wants to see nothing."""
+        return None
+
+    def add(self, positions: np.ndarray, images: Any) -> dict[int, str]:
+        """Predicts."""
+        engine, size = self._options["engine"], self._options["batch_size"]
+        errors: dict[int, str] = {}
+        for position, one in zip(
+            positions, self._fitted.predict(list(images), engine=engine, batch_size=size), strict=True
+        ):
+            found = one.to_dict()
+            if found.pop("error", None):
+                errors[int(position)] = one.error
+                continue
+            found.pop("path", None)
+            self._found[position] = without_nan(found)
+        return errors
+
+    def columns(self, usable: np.ndarray) -> dict[str, pa.Array]:
+        """Returns ``prediction``, and of classifiers ``predicted`` and ``probability``."""
+        import pyarrow as pa
+
+        rows = [found if good else None for found, good in zip(self._found, usable, strict=True)]
+        columns = {"prediction": pa.array([None if row is None else json.dumps(row) for row in rows], pa.string())}
+        if self._fitted.task == "classification":
+            for name, key, kind in (("predicted", "label", pa.string()), ("probability", "probability", pa.float64())):
+                columns[name] = pa.array([None if row is None else row[key] for row in rows], kind)
+        return columns
+
+    def sums(self, items: list[Item], usable: np.ndarray) -> dict[str, Any]:
+        """Returns how many images each class was predicted for, of classifiers."""
+        if self._fitted.task != "classification":
+            return {}
+        names, counts = np.unique(
+            [str(row["label"]) for row, good in zip(self._found, usable, strict=True) if good and row is not None],
+            return_counts=True,
+        )
+        return {"predicted": dict(zip(names.tolist(), counts.tolist(), strict=True))}
+
+
+def _lists(rows: np.ndarray, usable: np.ndarray) -> pa.Array:
+    """Returns rows as lists of one length."""
+    import pyarrow as pa
+
+    flat = pa.array(np.ascontiguousarray(rows).reshape(-1))
+    return (
+        pa.FixedSizeListArray.from_arrays(flat, max(1, rows.shape[1]), mask=pa.array(~usable))
+        if rows.size
+        else (pa.nulls(len(rows), pa.list_(flat.type, 1)))
+    )
+
+
+#: By name.
+SHARD_TASKS: dict[str, Any] = {"embed": Embed, "predict": Predict, "evaluate": Evaluate, "check": Check}
