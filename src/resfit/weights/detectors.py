@@ -238,6 +238,7 @@ def load(
     input_shape: tuple[int | None, int | None, int] | None = None,
     in_channels: int | None = None,
     name: str | None = None,
+    fresh_classes: bool | None = None,
 ) -> keras.Model:
     """Builds a detector and fills it.
 
@@ -248,6 +249,7 @@ def load(
         input_shape: ``(height, width, channels)``; height and width may be None, which is the default.
         in_channels: Input channels, if ``input_shape`` does not say; weights for RGB are adapted.
         name: Name of the model.
+        fresh_classes: Whether the class layer is fresh. Default: where ``classes`` is another number than the source's.
 
     Returns:
         A model of images to ``{"boxes": (batch, n, 4) xyxy in pixels of the input, "scores": (batch, n, classes)}``,
@@ -262,7 +264,8 @@ def load(
     spec = source.spec
     channels = (input_shape[-1] if input_shape else in_channels) or spec.in_channels
     contract = source.input_spec.with_channels(channels)
-    fresh = classes is not None and classes != spec.classes
+    other = classes is not None and classes != spec.classes
+    fresh = other if fresh_classes is None else fresh_classes
     wanted = spec.replace(classes=classes or spec.classes, backbone=spec.backbone.replace(in_channels=channels))
     model = build.build(
         wanted,

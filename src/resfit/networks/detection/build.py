@@ -12,13 +12,12 @@ from keras import layers
 
 from resfit.errors import ArgumentError
 from resfit.networks import build as networks
-from resfit.networks.detection import detr_build, rtdetr_build
+from resfit.networks.detection import detr_build, rtdetr_build, rtdetr_plan
 from resfit.networks.detection.detr_spec import DETRSpec
 from resfit.networks.detection.kinds import AnyDetectorSpec, QueryDetectorSpec, takes_best_class
 from resfit.networks.detection.layers import CropToMatch, DecodeBoxes, LevelScale, PositiveDistances, QualityScores
 from resfit.networks.detection.nms import NonMaxSuppression
-from resfit.networks.detection.rtdetr_plan import map_sizes
-from resfit.networks.detection.rtdetr_spec import RTDETRSpec
+from resfit.networks.detection.query_plan import tap_width
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.networks.detection.transformer import BestPairs, BoxesInPixels, ReportedScores
 from resfit.networks.plan import NORM_SUFFIXES
@@ -139,7 +138,9 @@ def _queries(
     """Logits and boxes of every query."""
     if isinstance(spec, DETRSpec):
         return detr_build.Transformer(spec)(maps)
-    _check_places(spec, input_shape)
+    height, width = (input_shape or (None, None))[:2]
+    if height is not None and width is not None:
+        rtdetr_plan.check_places(spec, (height, width))
     return rtdetr_build.QueryDecoder(spec)(maps)
 
 
@@ -157,19 +158,6 @@ def boxes_of_queries(images: Any, raw: Mapping[str, Any], spec: QueryDetectorSpe
     else:
         scores = layers.Activation("sigmoid", dtype="float32", name="scores")(raw["class_logits"])
     return {"boxes": boxes, "scores": scores}
-
-
-def _check_places(spec: RTDETRSpec, input_shape: tuple[int | None, int | None, int] | None) -> None:
-    """Makes sure that images of a fixed size have as many places as there are queries."""
-    height, width = (input_shape or (None, None))[:2]
-    if height is None or width is None:
-        return
-    places = sum(rows * columns for rows, columns in map_sizes(spec, (height, width)).values())
-    if places < spec.queries:
-        raise ArgumentError(
-            f"an image must have at least as many places as there are queries ({spec.queries}). Received: {places} at "
-            f"{height}x{width} pixels. Take larger images, or a smaller queries=."
-        )
 
 
 def best_pairs(spec: QueryDetectorSpec) -> BestPairs:
@@ -215,17 +203,6 @@ def suppression(spec: DetectorSpec, *, rounds: int | None = None) -> NonMaxSuppr
         rounds=rounds,
         name="suppression",
     )
-
-
-def tap_width(spec: DetectorSpec, tap: str) -> int:
-    """Returns the channels of a stage of the backbone.
-
-    Args:
-        spec: The detector.
-        tap: ``"stage1"`` to ``"stage5"``.
-    """
-    number = int(tap.removeprefix("stage"))
-    return spec.backbone.stem[-1].width if number == 1 else spec.backbone.widths[number - 2]
 
 
 def pyramid_and_head(taps: Mapping[int, Any], spec: DetectorSpec) -> RawOutputs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from resfit.errors import ArgumentError
 from resfit.networks import arithmetic
 from resfit.networks.detection import query_plan
 from resfit.networks.detection.arithmetic import DetectorArithmetic
@@ -82,6 +83,24 @@ def map_sizes(spec: RTDETRSpec, image_size: tuple[int, int]) -> dict[int, tuple[
         image_size: Height and width of the image in pixels.
     """
     return {level: (-(-image_size[0] // 2**level), -(-image_size[1] // 2**level)) for level in spec.levels}
+
+
+def check_places(spec: RTDETRSpec, size: tuple[int, int]) -> None:
+    """Makes sure that images have as many places as there are queries.
+
+    Args:
+        spec: The detector.
+        size: Height and width of the images in pixels.
+
+    Raises:
+        ArgumentError: They have fewer.
+    """
+    places = sum(rows * columns for rows, columns in map_sizes(spec, size).values())
+    if places < spec.queries:
+        raise ArgumentError(
+            f"an image must have at least as many places as there are queries ({spec.queries}). Received: {places} at "
+            f"{size[0]}x{size[1]} pixels. Take larger images, or a smaller queries=."
+        )
 
 
 def count(spec: RTDETRSpec, *, input_size: tuple[int, int] | None = None) -> DetectorArithmetic:
