@@ -14,6 +14,7 @@ from resfit.errors import ArgumentError, CheckpointError, closest
 from resfit.networks import catalog as networks
 from resfit.networks.detection import catalog, kinds
 from resfit.networks.detection.detr_spec import DETRSpec
+from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.detection.spec import DetectorSpec, is_of_detector
@@ -46,6 +47,7 @@ FIELDS = (
     *_fields(DetectorSpec),
     *_fields(RTDETRSpec),
     *_fields(DETRSpec),
+    *_fields(FasterRCNNSpec),
     *(f"{_BACKBONE}{field}" for field in _BACKBONE_FIELDS),
 )
 
@@ -323,8 +325,8 @@ def name_of(spec: AnyDetectorSpec) -> str:
         )
         if spec.replace(backbone=body) == alike:
             return row.name
-    if isinstance(spec, RTDETRSpec | DETRSpec):
-        return "rtdetr" if isinstance(spec, RTDETRSpec) else "detr"
+    if not isinstance(spec, DetectorSpec):
+        return spec.KIND
     return "fcos" if spec.quality else "retinanet" if spec.box_coding == "deltas" else "detector"
 
 

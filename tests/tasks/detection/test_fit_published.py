@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from keras import ops
 from PIL import Image
 
 import resfit
@@ -185,7 +186,7 @@ def test_a_detector_is_taken_apart_and_stays_what_it_is():
     maps = [made.body(image)[tap] for tap in made.spec.taps.values()]
     learning = network.called(network.learning_model(made, network.taps_of(made)))
     none = no_queries(2, 20)
-    found = learning(maps, (none.classes, none.codes, none.mask))
+    found = learning(maps, [ops.convert_to_tensor(one) for one in (none.classes, none.codes, none.mask)])
     np.testing.assert_allclose(found["logits_2"], raw["class_logits"], atol=1e-5)
     np.testing.assert_allclose(found["boxes_2"], raw["box_codes"], atol=1e-6)
     np.testing.assert_allclose(made.head(maps)["box_codes"], raw["box_codes"], atol=1e-6)

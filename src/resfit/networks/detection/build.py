@@ -12,8 +12,9 @@ from keras import layers
 
 from resfit.errors import ArgumentError
 from resfit.networks import build as networks
-from resfit.networks.detection import detr_build, rtdetr_build, rtdetr_plan
+from resfit.networks.detection import detr_build, faster_rcnn_build, rtdetr_build, rtdetr_plan
 from resfit.networks.detection.detr_spec import DETRSpec
+from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.kinds import AnyDetectorSpec, QueryDetectorSpec, takes_best_class
 from resfit.networks.detection.layers import CropToMatch, DecodeBoxes, LevelScale, PositiveDistances, QualityScores
 from resfit.networks.detection.nms import NonMaxSuppression
@@ -75,7 +76,8 @@ def build(
         outputs: ``"boxes"`` for ``{"boxes": (batch, n, 4), "scores": (batch, n, classes)}``: xyxy in pixels of the
             input, cut to it, and scores in [0, 1], before non-maximum suppression. ``"raw"`` for logits and codes, as
             losses take them: ``"class_logits"``, ``"box_codes"`` and, where there is one, ``"quality"``. The codes of
-            RT-DETR and DETR are centres and sides in shares of the image; they have no suppression.
+            RT-DETR and DETR are centres and sides in shares of the image; they have no suppression. Of Faster R-CNN
+            ``"objectness"``, ``"proposal_codes"`` and ``"proposals"`` as well.
             ``"detections"`` for what is left after the suppression, see
             :class:`resfit.networks.detection.nms.NonMaxSuppression`.
         input_shape: ``(height, width, channels)`` of one image; height and width may be None, which is the default.
@@ -120,6 +122,11 @@ def build(
             found = boxes_of_queries(images, found, spec)
         if outputs == "detections":
             found = best_pairs(spec)(found)
+    elif isinstance(spec, FasterRCNNSpec):
+        two = faster_rcnn_build.heads(images, pyramid(maps, spec), spec, rounds=rounds)
+        found = two.named() if outputs == "raw" else faster_rcnn_build.boxes_and_scores(images, two, spec)
+        if outputs == "detections":
+            found = suppression(spec, rounds=rounds)(found)
     else:
         raw = pyramid_and_head(maps, spec)
         found = raw.named() if outputs == "raw" else boxes_and_scores(images, raw, spec)
@@ -187,7 +194,7 @@ def build_on_maps(spec: DetectorSpec, *, name: str | None = None) -> keras.Model
     return model
 
 
-def suppression(spec: DetectorSpec, *, rounds: int | None = None) -> NonMaxSuppression:
+def suppression(spec: DetectorSpec | FasterRCNNSpec, *, rounds: int | None = None) -> NonMaxSuppression:
     """Returns the layer of non-maximum suppression with a detector's thresholds.
 
     Args:
@@ -216,7 +223,7 @@ def pyramid_and_head(taps: Mapping[int, Any], spec: DetectorSpec) -> RawOutputs:
     return dense_head(maps, spec)
 
 
-def pyramid(taps: Mapping[int, Any], spec: DetectorSpec) -> tuple[Any, ...]:
+def pyramid(taps: Mapping[int, Any], spec: DetectorSpec | FasterRCNNSpec) -> tuple[Any, ...]:
     """Applies the feature pyramid (Lin et al. 2016, arXiv:1612.03144).
 
     Args:
@@ -240,6 +247,9 @@ def pyramid(taps: Mapping[int, Any], spec: DetectorSpec) -> tuple[Any, ...]:
         above = lateral
         found[level] = _convolved(lateral, spec, f"p{level}_output", width, 3, norm)
     last = levels[-1]
+    if isinstance(spec, FasterRCNNSpec):  # every second place
+        x = layers.MaxPooling2D(1, strides=2, name=f"p{last + 1}_pool")(found[last])
+        return (*(found[level] for level in levels), x)
     x = found[last] if spec.extra_input == "p5" else taps[last]
     for level in (level for level in spec.levels if level > last):
         if spec.extra_activation and level > last + 1:
@@ -332,7 +342,7 @@ def _output(width: int, name: str, bias: Any = "zeros") -> Any:
     return layers.Conv2D(width, 3, padding="same", kernel_initializer=start, bias_initializer=bias, name=name)
 
 
-def _convolved(x: Any, spec: DetectorSpec, name: str, width: int, kernel: int, norm: str) -> Any:
+def _convolved(x: Any, spec: DetectorSpec | FasterRCNNSpec, name: str, width: int, kernel: int, norm: str) -> Any:
     """A convolution of the pyramid, with its norm."""
     biased, start = norm == "none", _pyramid_start()
     convolution = layers.Conv2D(
@@ -342,11 +352,12 @@ def _convolved(x: Any, spec: DetectorSpec, name: str, width: int, kernel: int, n
     return x if norm == "none" else _norm(spec, norm, name)(x)
 
 
-def _norm(spec: DetectorSpec, norm: str, name: str) -> Any:
+def _norm(spec: DetectorSpec | FasterRCNNSpec, norm: str, name: str) -> Any:
     """A norm of pyramid or head."""
     named = f"{name}_{NORM_SUFFIXES[norm]}"
     if norm == "batch":
         return layers.BatchNormalization(momentum=spec.norm_momentum, epsilon=spec.norm_epsilon, name=named)
+    assert isinstance(spec, DetectorSpec)  # the others have no group norms
     return layers.GroupNormalization(spec.norm_groups, epsilon=spec.norm_epsilon, name=named)
 
 

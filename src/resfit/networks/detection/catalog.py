@@ -11,6 +11,7 @@ from resfit.errors import UnknownNameError, closest
 from resfit.networks import arithmetic, catalog
 from resfit.networks.detection.anchors import octave_sizes
 from resfit.networks.detection.detr_spec import DETRSpec
+from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.detection.spec import DetectorSpec
@@ -19,6 +20,8 @@ from resfit.networks.spec import ArchitectureSpec
 RETINANET = "Lin et al. 2017, arXiv:1708.02002"
 FCOS = "Tian et al. 2019, arXiv:1904.01355"
 ATSS = "Zhang et al. 2019, arXiv:1912.02424"
+FASTER_RCNN = "Ren et al. 2015, arXiv:1506.01497"
+FASTER_RCNN_V2 = "Li et al. 2021, arXiv:2111.11429"
 DETR = "Carion et al. 2020, arXiv:2005.12872"
 RTDETR = "Zhao et al. 2023, arXiv:2304.08069"
 RTDETR_V2 = "Lv et al. 2024, arXiv:2407.17140"
@@ -112,10 +115,27 @@ def rows() -> dict[str, DetectorRow]:
         ),
         DetectorRow("fcos_resnet50", "FCOS", fcos, FCOS),
         DetectorRow("fcos_light_resnet18", "FCOS", small, FCOS),
+        *_faster_rcnn_rows(resnet50),
         *_rtdetr_rows(),
         *_detr_rows(),
     )
     return {row.name: row for row in table}
+
+
+def _faster_rcnn_rows(resnet50: ArchitectureSpec) -> list[DetectorRow]:
+    first = FasterRCNNSpec(backbone=resnet50.replace(norm_epsilon=0.0))  # as its weights run
+    second = FasterRCNNSpec(
+        backbone=resnet50,
+        pyramid_norm="batch",
+        proposal_depth=2,
+        box_convs=(256,) * 4,
+        box_norm="batch",
+        box_dense=1,
+    )
+    return [
+        DetectorRow("faster_rcnn_resnet50", "Faster R-CNN", first, FASTER_RCNN),
+        DetectorRow("faster_rcnn_resnet50_v2", "Faster R-CNN", second, FASTER_RCNN_V2),
+    ]
 
 
 def _detr_rows() -> list[DetectorRow]:

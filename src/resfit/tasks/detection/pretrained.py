@@ -13,6 +13,7 @@ from resfit import zoo
 from resfit.errors import ArgumentError, CheckpointError, ResfitError
 from resfit.networks.detection import catalog
 from resfit.networks.detection.detr_spec import DETRSpec
+from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.preprocessing import InputSpec
@@ -178,8 +179,9 @@ def with_meaning(source: DetectorSource) -> DetectorSource:
         return source
     kept = [number for number, name in enumerate(names) if detectors.has_meaning(name)]
     told = tuple(names[number] for number in kept)
-    if isinstance(source.spec, DETRSpec):  # the softmax is over all of them
-        left = tuple(number for number in range(len(names)) if number not in kept)
+    if isinstance(source.spec, DETRSpec | FasterRCNNSpec):  # the softmax is over all of them
+        hidden = {one for number, one in enumerate(source.spec.reported) if number not in kept}
+        left = tuple(sorted({*source.spec.unreported, *hidden}))
         spec = source.spec.replace(classes=len(kept), unreported=left)
         return dataclasses.replace(source, spec=spec, class_names=told)
     if not isinstance(source.spec, DetectorSpec):
