@@ -58,7 +58,7 @@ def compare(model: Any, own_spec: Any, arrays: Any, size: tuple[int, int], toler
         assert matched(one, each, int(found["count"][row])) >= 0.99
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param("v1", marks=pytest.mark.slow), "v2"])
 def test_both_stages_and_detections_are_torchvisions(kind):
     model, tensors = source(kind)
     compare(model, spec_of(kind), faster_rcnn.translate(tensors).arrays, (97, 130))

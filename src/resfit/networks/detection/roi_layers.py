@@ -69,7 +69,8 @@ class ChooseProposals(keras.layers.Layer):
         """
         logits, boxes, *maps = inputs
         own = self.options
-        scores, found, start = ops.sigmoid(ops.cast(logits, "float32")), [], 0
+        boxes, logits = ops.stop_gradient(boxes), ops.stop_gradient(ops.cast(logits, "float32"))
+        scores, found, start = ops.sigmoid(logits), [], 0
         for level in maps:
             shape = ops.shape(level)
             end = start + shape[1] * shape[2] * own["anchors_per_cell"]
