@@ -13,6 +13,7 @@ import numpy as np
 from resfit.errors import ArgumentError, CheckpointError, closest
 from resfit.networks import catalog as networks
 from resfit.networks.detection import catalog, kinds
+from resfit.networks.detection.deformable_detr_spec import DeformableDETRSpec
 from resfit.networks.detection.detr_spec import DETRSpec
 from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.kinds import AnyDetectorSpec
@@ -47,6 +48,7 @@ FIELDS = (
     *_fields(DetectorSpec),
     *_fields(RTDETRSpec),
     *_fields(DETRSpec),
+    *_fields(DeformableDETRSpec),
     *_fields(FasterRCNNSpec),
     *(f"{_BACKBONE}{field}" for field in _BACKBONE_FIELDS),
 )
@@ -396,6 +398,6 @@ def _contract(
         "images with a shorter side of 800 and a longer one of 1333 at most, scaled to 0..1, less 0.485 0.456 0.406, "
         "over 0.229 0.224 0.225"
     )
-    owner = "DETR's" if isinstance(spec, DETRSpec) else "torchvision's"
+    owner = "DETR's" if isinstance(spec, DETRSpec | DeformableDETRSpec) else "torchvision's"
     why = f"{owner}; the source states no input contract"
     return TORCHVISION.with_channels(spec.in_channels), [sentence(what, why, "input_spec")]

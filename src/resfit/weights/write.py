@@ -23,6 +23,7 @@ from resfit import dependencies
 from resfit.errors import ArgumentError, CheckpointError, MissingDependencyError, closest
 from resfit.networks import arithmetic, catalog
 from resfit.networks.detection import kinds
+from resfit.networks.detection.deformable_detr_spec import DeformableDETRSpec
 from resfit.networks.detection.detr_spec import DETRSpec
 from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.kinds import AnyDetectorSpec
@@ -31,7 +32,7 @@ from resfit.networks.spec import ArchitectureSpec
 from resfit.preprocessing import InputSpec
 from resfit.storage.atomic import atomic_open, atomic_path, write_json
 from resfit.weights import canonical, identify, load, registry
-from resfit.weights.conventions import detr, faster_rcnn, pytorch, rtdetr, torchvision_detection
+from resfit.weights.conventions import deformable_detr, detr, faster_rcnn, pytorch, rtdetr, torchvision_detection
 from resfit.weights.formats import keras_h5, safetensors
 from resfit.weights.formats.base import written_suffixes
 from resfit.weights.formats.keras_archive import OWN_MEMBER
@@ -178,6 +179,7 @@ def _write_detector(model: Any, target: Path, kind: str | None, naming: str | No
     modules: dict[type, tuple[str, Any]] = {
         RTDETRSpec: ("transformers", rtdetr),
         DETRSpec: ("transformers", detr),
+        DeformableDETRSpec: ("transformers", deformable_detr),
         FasterRCNNSpec: ("torchvision", faster_rcnn),
     }
     usual, module = modules.get(type(model.architecture), ("torchvision", torchvision_detection))

@@ -12,7 +12,8 @@ from keras import layers
 
 from resfit.errors import ArgumentError
 from resfit.networks import build as networks
-from resfit.networks.detection import detr_build, faster_rcnn_build, rtdetr_build, rtdetr_plan
+from resfit.networks.detection import deformable_detr_build, detr_build, faster_rcnn_build, rtdetr_build, rtdetr_plan
+from resfit.networks.detection.deformable_detr_spec import DeformableDETRSpec
 from resfit.networks.detection.detr_spec import DETRSpec
 from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.kinds import AnyDetectorSpec, QueryDetectorSpec, takes_best_class
@@ -145,6 +146,8 @@ def _queries(
     """Logits and boxes of every query."""
     if isinstance(spec, DETRSpec):
         return detr_build.Transformer(spec)(maps)
+    if isinstance(spec, DeformableDETRSpec):
+        return deformable_detr_build.DeformableTransformer(spec)(maps)
     height, width = (input_shape or (None, None))[:2]
     if height is not None and width is not None:
         rtdetr_plan.check_places(spec, (height, width))

@@ -6,7 +6,14 @@ from typing import Any
 
 from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.weights import detectors
-from resfit.weights.conventions import dense_detection, detr, faster_rcnn, rtdetr, torchvision_detection
+from resfit.weights.conventions import (
+    deformable_detr,
+    dense_detection,
+    detr,
+    faster_rcnn,
+    rtdetr,
+    torchvision_detection,
+)
 from resfit.weights.conventions.base import register_convention
 from resfit.weights.detectors import DetectorSource
 from resfit.weights.formats.base import Tensors
@@ -49,6 +56,14 @@ def _faster_rcnn(tensors: Tensors, **reading: Any) -> DetectorSource:
 def _rtdetr(tensors: Tensors, **reading: Any) -> DetectorSource:
     """Translates the tensors of an RT-DETR."""
     return detectors.read(tensors, rtdetr, **reading)
+
+
+@register_convention(
+    "Deformable DETR", recognises=lambda tensors: deformable_detr.is_detector(tensors.arrays), order=30, is_larger=True
+)
+def _deformable_detr(tensors: Tensors, **reading: Any) -> DetectorSource:
+    """Translates the tensors of a Deformable DETR."""
+    return detectors.read(tensors, deformable_detr, **reading)
 
 
 @register_convention("DETR", recognises=lambda tensors: detr.is_detector(tensors.arrays), order=30, is_larger=True)

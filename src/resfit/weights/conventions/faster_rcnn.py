@@ -19,6 +19,7 @@ from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.spec import is_of_detector
 from resfit.weights import identify as architectures
 from resfit.weights.assumption import sentence
+from resfit.weights.completeness import is_of_its_own
 from resfit.weights.conventions import detector_names, pytorch
 from resfit.weights.conventions.detector_names import ARGUMENT, DetectorNames, Naming, highest
 from resfit.weights.formats.base import Tensors
@@ -94,7 +95,7 @@ def _pooled(arrays: Mapping[str, np.ndarray], *, to_torch: bool) -> dict[str, np
     name = "roi_dense_1/kernel"
     kernel = arrays.get(name)
     channels, side = _pool(arrays)
-    if kernel is None or not side:
+    if kernel is None or not side or not is_of_its_own(kernel):  # such weights are refused later, uncopied
         return {}
     before = (side, side, channels) if to_torch else (channels, side, side)
     order = (2, 0, 1, 3) if to_torch else (1, 2, 0, 3)
