@@ -43,7 +43,7 @@ def source(form: str) -> tuple[Any, dict[str, np.ndarray]]:
         decoder_ffn_dim=40,
         encoder_attention_heads=4,
         decoder_attention_heads=4,
-        encoder_n_points=3,
+        encoder_n_points=4,  # so that eight heads fit too, as is assumed without a configuration
         decoder_n_points=2,
         num_labels=5,
         **FORMS[form],
@@ -109,7 +109,7 @@ def test_raw_outputs_are_transformers(form):
     translation = deformable_detr.translate(tensors)
     assert not translation.leftover
     spec, assumptions = deformable_detr.identify(translation, heads=4, queries=12)
-    assert (spec.levels, spec.extra_levels, spec.encoder_points, spec.points) == ((3, 4, 5), 1, 3, 2)
+    assert (spec.levels, spec.extra_levels, spec.encoder_points, spec.points) == ((3, 4, 5), 1, 4, 2)
     assert (spec.refines, spec.proposes) == (form != "plain", form == "two_stage")
     assert not any("heads" in text for text in assumptions)
     assert completeness.problem(translation.arrays, {}, kinds.count(spec).layers) == ""
