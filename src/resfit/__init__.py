@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from resfit import _moved, telemetry
+from resfit import _moved, processors, telemetry
 from resfit.storage import locks
 
 __version__ = "0.1.0"
 
 telemetry.switch_off()
 telemetry.keep_fonts_in(locks.cache_root())
+processors.use_onednn()
 
 _EXPORTS = {
     "load": "resfit.zoo",
