@@ -1,4 +1,4 @@
-"""Mutated tensors of RT-DETR, DETR and the dense detectors of other programs: read or refused, never anything else."""
+"""Mutated tensors of detectors of every naming but torchvision's dense ones: read or refused, never anything else."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from resfit.errors import ResfitError
 from resfit.networks.detection import kinds
 from resfit.weights import completeness
-from resfit.weights.conventions import dense_detection, detr, rtdetr
+from resfit.weights.conventions import deformable_detr, dense_detection, detr, faster_rcnn, rtdetr
 from tests.networks.detection import rtdetr_peers
-from tests.weights import test_dense_detection, test_detr, test_rtdetr
+from tests.weights import test_deformable_detr, test_dense_detection, test_detr, test_faster_rcnn, test_rtdetr
 from tests.weights.test_torchvision_detection import mutated
 
 _OTHERS = ("retina", "conv", "atss", "gfl", "detectron2")
@@ -28,12 +28,23 @@ def shapes(name: str) -> tuple[list[tuple[str, tuple[int, ...]]], ...]:
     elif name == "detr":
         usual = test_detr.source()[1]
         found = [usual, test_detr.old(usual, timm=True), test_detr.authors(usual)]
+    elif name == "deformable_detr":
+        forms = [test_deformable_detr.source(form)[1] for form in test_deformable_detr.FORMS]
+        found = [*forms, test_deformable_detr.old(forms[1]), test_deformable_detr.authors(forms[2])]
+    elif name == "faster_rcnn":
+        found = [test_faster_rcnn.source(kind)[1] for kind in test_faster_rcnn.KINDS]
     else:
         found = [test_dense_detection.tensors(kind) for kind in _OTHERS]
     return tuple([(key, array.shape) for key, array in one.items()] for one in found)
 
 
-MODULES: dict[str, Any] = {"rtdetr": rtdetr, "detr": detr, "dense": dense_detection}
+MODULES: dict[str, Any] = {
+    "rtdetr": rtdetr,
+    "detr": detr,
+    "deformable_detr": deformable_detr,
+    "faster_rcnn": faster_rcnn,
+    "dense": dense_detection,
+}
 
 
 def survive(name: str, count: int, seed: int) -> int:

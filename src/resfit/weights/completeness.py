@@ -76,6 +76,16 @@ def _check_memory(arrays: Mapping[str, np.ndarray]) -> None:
         )
 
 
+def is_of_its_own(array: np.ndarray) -> bool:
+    """Whether the numbers of an array have places of their own in memory, so that a copy is as large as it is.
+
+    Args:
+        array: Any.
+    """
+    extent = sum((side - 1) * abs(stride) for side, stride in zip(array.shape, array.strides, strict=True))
+    return bool(array.size) and extent + array.itemsize >= array.nbytes
+
+
 def listed(items: Sequence[str]) -> str:
     """Returns the first few of many words, and how many more there are.
 

@@ -13,7 +13,9 @@ import numpy as np
 from resfit.errors import ArgumentError, CheckpointError, closest
 from resfit.networks import catalog as networks
 from resfit.networks.detection import catalog, kinds
+from resfit.networks.detection.deformable_detr_spec import DeformableDETRSpec
 from resfit.networks.detection.detr_spec import DETRSpec
+from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.detection.spec import DetectorSpec, is_of_detector
@@ -46,6 +48,8 @@ FIELDS = (
     *_fields(DetectorSpec),
     *_fields(RTDETRSpec),
     *_fields(DETRSpec),
+    *_fields(DeformableDETRSpec),
+    *_fields(FasterRCNNSpec),
     *(f"{_BACKBONE}{field}" for field in _BACKBONE_FIELDS),
 )
 
@@ -238,6 +242,7 @@ def load(
     input_shape: tuple[int | None, int | None, int] | None = None,
     in_channels: int | None = None,
     name: str | None = None,
+    fresh_classes: bool | None = None,
 ) -> keras.Model:
     """Builds a detector and fills it.
 
@@ -248,6 +253,7 @@ def load(
         input_shape: ``(height, width, channels)``; height and width may be None, which is the default.
         in_channels: Input channels, if ``input_shape`` does not say; weights for RGB are adapted.
         name: Name of the model.
+        fresh_classes: Whether the class layer is fresh. Default: where ``classes`` is another number than the source's.
 
     Returns:
         A model of images to ``{"boxes": (batch, n, 4) xyxy in pixels of the input, "scores": (batch, n, classes)}``,
@@ -262,7 +268,8 @@ def load(
     spec = source.spec
     channels = (input_shape[-1] if input_shape else in_channels) or spec.in_channels
     contract = source.input_spec.with_channels(channels)
-    fresh = classes is not None and classes != spec.classes
+    other = classes is not None and classes != spec.classes
+    fresh = other if fresh_classes is None else fresh_classes
     wanted = spec.replace(classes=classes or spec.classes, backbone=spec.backbone.replace(in_channels=channels))
     model = build.build(
         wanted,
@@ -320,8 +327,8 @@ def name_of(spec: AnyDetectorSpec) -> str:
         )
         if spec.replace(backbone=body) == alike:
             return row.name
-    if isinstance(spec, RTDETRSpec | DETRSpec):
-        return "rtdetr" if isinstance(spec, RTDETRSpec) else "detr"
+    if not isinstance(spec, DetectorSpec):
+        return spec.KIND
     return "fcos" if spec.quality else "retinanet" if spec.box_coding == "deltas" else "detector"
 
 
@@ -391,6 +398,6 @@ def _contract(
         "images with a shorter side of 800 and a longer one of 1333 at most, scaled to 0..1, less 0.485 0.456 0.406, "
         "over 0.229 0.224 0.225"
     )
-    owner = "DETR's" if isinstance(spec, DETRSpec) else "torchvision's"
+    owner = "DETR's" if isinstance(spec, DETRSpec | DeformableDETRSpec) else "torchvision's"
     why = f"{owner}; the source states no input contract"
     return TORCHVISION.with_channels(spec.in_channels), [sentence(what, why, "input_spec")]

@@ -43,6 +43,7 @@ NO_CLASS = ("__background__", "N/A")
 # Sets whose classes are WordNet's synsets in the order of their ids, and the letter that marks their lines.
 _WORDNET = {"imagenet-1k": "k", "imagenet-12k": "m", "imagenet-21k": "g", "tiny-imagenet": "t"}
 _WORDS = {"cifar-10": _CIFAR_10.split(), "cifar-100": _CIFAR_100.split(), "coco-91": _COCO_91.split(";")}
+_WORDS["coco-90"] = _WORDS["coco-91"][1:]
 _WORDS["coco-80"] = [name for name in _WORDS["coco-91"] if name not in NO_CLASS]
 _SHIFTED = {"imagenet-1k-background": "imagenet-1k"}
 
@@ -56,8 +57,9 @@ def of(name: str) -> tuple[str, ...]:
     Args:
         name: ``"imagenet-1k"`` (1000 classes), ``"imagenet-1k-background"`` (the same behind a background class),
             ``"imagenet-12k"`` (timm's 11,821), ``"imagenet-21k"`` (BiT's 21,843), ``"tiny-imagenet"`` (200 in the
-            order of their ids), ``"cifar-10"``, ``"cifar-100"``, ``"coco-80"``, or ``"coco-91"`` (the outputs of
-            torchvision's detectors: COCO's ids, with a background at 0 and gaps, :data:`NO_CLASS`).
+            order of their ids), ``"cifar-10"``, ``"cifar-100"``, ``"coco-80"``, ``"coco-91"`` (the outputs of
+            torchvision's detectors: COCO's ids, with a background at 0 and gaps, :data:`NO_CLASS`), or ``"coco-90"``
+            (the same without the background).
 
     Returns:
         The first word of each synset of ImageNet. Within the thousand they differ; among the 21,843 some do not.

@@ -23,14 +23,16 @@ from resfit import dependencies
 from resfit.errors import ArgumentError, CheckpointError, MissingDependencyError, closest
 from resfit.networks import arithmetic, catalog
 from resfit.networks.detection import kinds
+from resfit.networks.detection.deformable_detr_spec import DeformableDETRSpec
 from resfit.networks.detection.detr_spec import DETRSpec
+from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.spec import ArchitectureSpec
 from resfit.preprocessing import InputSpec
 from resfit.storage.atomic import atomic_open, atomic_path, write_json
 from resfit.weights import canonical, identify, load, registry
-from resfit.weights.conventions import detr, pytorch, rtdetr, torchvision_detection
+from resfit.weights.conventions import deformable_detr, detr, faster_rcnn, pytorch, rtdetr, torchvision_detection
 from resfit.weights.formats import keras_h5, safetensors
 from resfit.weights.formats.base import written_suffixes
 from resfit.weights.formats.keras_archive import OWN_MEMBER
@@ -174,7 +176,12 @@ def _write_own(model: Any, target: Path) -> None:
 
 def _write_detector(model: Any, target: Path, kind: str | None, naming: str | None) -> None:
     """Writes a detector under the names of the library that has it, or resfit's own."""
-    modules: dict[type, tuple[str, Any]] = {RTDETRSpec: ("transformers", rtdetr), DETRSpec: ("transformers", detr)}
+    modules: dict[type, tuple[str, Any]] = {
+        RTDETRSpec: ("transformers", rtdetr),
+        DETRSpec: ("transformers", detr),
+        DeformableDETRSpec: ("transformers", deformable_detr),
+        FasterRCNNSpec: ("torchvision", faster_rcnn),
+    }
     usual, module = modules.get(type(model.architecture), ("torchvision", torchvision_detection))
     naming = naming or usual
     if naming not in (usual, "resfit"):

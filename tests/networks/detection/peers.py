@@ -76,6 +76,98 @@ def small(kind: str, classes: int = 5, seed: int = 0) -> Any:
     return randomized(model.eval(), seed)
 
 
+def two_stage(kind: str, classes: int = 5, seed: int = 0) -> Any:
+    """torchvision's Faster R-CNN on a residual network of ten layers: ``"v1"`` or ``"v2"``."""
+    torchvision()
+    import torch
+    from torch import nn
+    from torchvision.models import resnet
+    from torchvision.models.detection import FasterRCNN
+    from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+    from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, RPNHead, _default_anchorgen
+
+    torch.manual_seed(seed)
+    body = resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1])
+    if kind == "v1":
+        return randomized(FasterRCNN(_resnet_fpn_extractor(body, 5), classes).eval(), seed)
+    anchors = _default_anchorgen()
+    model = FasterRCNN(
+        _resnet_fpn_extractor(body, 5, norm_layer=nn.BatchNorm2d),
+        classes,
+        rpn_anchor_generator=anchors,
+        rpn_head=RPNHead(256, anchors.num_anchors_per_location()[0], conv_depth=2),
+        box_head=FastRCNNConvFCHead((256, 7, 7), [256] * 4, [1024], norm_layer=nn.BatchNorm2d),
+    )
+    return randomized(model.eval(), seed)
+
+
+def _pooling() -> None:
+    """Lets torchvision's pooling of regions run where it was compiled for another torch: in Python, part by part."""
+    import sys
+
+    import torch
+    from torchvision.ops import poolers
+
+    module = sys.modules["torchvision.ops.roi_align"]
+    if module._has_ops() or hasattr(module, "_of_tests"):
+        return
+    plain, interpolated = module._roi_align.__wrapped__, module._bilinear_interpolate
+
+    def inside(image: Any, numbers: Any, y: Any, x: Any, ymask: Any, xmask: Any) -> Any:
+        # what the compiled kernels have and the Python form lacks: nothing lies more than a pixel outside
+        height, width = image.shape[2:]
+        rows, columns = (((one >= -1) & (one <= side)).to(one) for one, side in ((y, height), (x, width)))
+        shown = rows[:, None, :, None, :, None] * columns[:, None, None, :, None, :]
+        return interpolated(image, numbers, y, x, ymask, xmask) * shown
+
+    module._bilinear_interpolate = inside
+
+    def parts(image: Any, boxes: Any, output_size: Any, spatial_scale: float, sampling_ratio: int) -> Any:
+        found = [plain(image, some, spatial_scale, *output_size, sampling_ratio, False) for some in boxes.split(100)]
+        return torch.cat(found)
+
+    module._of_tests, poolers.roi_align = parts, parts
+
+
+def two_stages(
+    model: Any, images: np.ndarray, given: np.ndarray
+) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
+    """What both stages of a Faster R-CNN say of normalised images, and the detections of each.
+
+    The head looks at ``given`` boxes ``(batch, n, 4)`` for the first, at torchvision's own proposals for the second.
+    """
+    import torch
+    from torchvision.models.detection.image_list import ImageList
+    from torchvision.models.detection.rpn import concat_box_prediction_layers
+
+    _pooling()
+    x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    sizes = [tuple(images.shape[1:3])] * len(images)
+    with torch.no_grad():
+        maps = model.backbone(x)
+        objectness, codes = concat_box_prediction_layers(*model.rpn.head(list(maps.values())))
+        proposals, _ = model.rpn(ImageList(x, sizes), maps)
+        heads = model.roi_heads
+
+        def said(some: Any) -> Any:
+            return heads.box_predictor(heads.box_head(heads.box_roi_pool(maps, some, sizes)))
+
+        logits, deltas = said([torch.from_numpy(one) for one in given])
+        boxes, scores, labels = heads.postprocess_detections(*said(proposals), proposals, sizes)
+    raw = {
+        "objectness": objectness.numpy().reshape(len(images), -1, 1),
+        "proposal_codes": codes.numpy().reshape(len(images), -1, 4),
+        "proposals": [one.numpy() for one in proposals],
+        "class_logits": logits.numpy().reshape(*given.shape[:2], -1),
+        "box_codes": deltas.numpy().reshape(*given.shape[:2], -1),
+    }
+    found = [
+        {"boxes": one.numpy(), "scores": two.numpy(), "labels": three.numpy()}
+        for one, two, three in zip(boxes, scores, labels, strict=True)
+    ]
+    return raw, found
+
+
 def published(name: str, seed: int = 0) -> Any:
     """One of torchvision's three detectors on its ResNet-50, as the published weights run."""
     torchvision()
@@ -87,9 +179,11 @@ def published(name: str, seed: int = 0) -> Any:
         "retinanet_resnet50": detection.retinanet_resnet50_fpn,
         "retinanet_resnet50_v2": detection.retinanet_resnet50_fpn_v2,
         "fcos_resnet50": detection.fcos_resnet50_fpn,
+        "faster_rcnn_resnet50": detection.fasterrcnn_resnet50_fpn,
+        "faster_rcnn_resnet50_v2": detection.fasterrcnn_resnet50_fpn_v2,
     }[name]
     model = build(weights=None, weights_backbone=None).eval()
-    if name == "retinanet_resnet50":
+    if name in ("retinanet_resnet50", "faster_rcnn_resnet50"):
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.eps = 0.0
@@ -104,6 +198,9 @@ def randomized(model: Any, seed: int) -> Any:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, module in model.named_modules():
+            if isinstance(module, nn.Linear):
+                module.weight.normal_(0, module.in_features**-0.5, generator=generator)
+                module.bias.normal_(0, 0.1, generator=generator)
             if isinstance(module, nn.Conv2d):
                 fan_in = module.weight[0].numel()
                 module.weight.normal_(0, fan_in**-0.5, generator=generator)

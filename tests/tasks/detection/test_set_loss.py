@@ -1,12 +1,11 @@
-"""The set loss of RT-DETR against transformers', its matching and denoising queries, and one image fitted."""
+"""The set loss of RT-DETR against transformers', its matching, and its denoising queries."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from resfit.errors import ArgumentError
-from resfit.tasks.detection import query_training, set_loss
+from resfit.tasks.detection import set_loss
 from tests import torchside
 
 
@@ -81,64 +80,3 @@ def test_denoising_queries_stand_at_their_boxes_and_keep_to_themselves():
     assert not seen[:6, 6:12].any()
     assert not seen[12:, :12].any()
     assert seen[:, 12:].all()
-
-
-def test_another_network_is_refused():
-    with pytest.raises(ArgumentError, match="RT-DETR"):
-        query_training.QueryTrainer(None)
-
-
-def small():
-    """An RT-DETR of one layer with fresh weights on the built-in network."""
-    import keras
-
-    from resfit.networks import catalog
-    from resfit.networks.detection import build
-    from resfit.networks.detection.rtdetr_spec import RTDETRSpec
-    from resfit.weights import detectors
-
-    keras.utils.set_random_seed(0)
-    body = catalog.get("resnet10").spec.replace(widths=(16, 16, 24, 32), inner_widths=(16, 16, 24, 32))
-    spec = RTDETRSpec(
-        body,
-        encoder_width=32,
-        encoder_hidden=48,
-        encoder_heads=4,
-        fusion_width=32,
-        fusion_blocks=1,
-        decoder_width=32,
-        decoder_depth=1,
-        decoder_hidden=48,
-        decoder_heads=4,
-        queries=20,
-        classes=3,
-    )
-    return build.build(spec, input_spec=detectors.RTDETR, preprocess=True)
-
-
-@pytest.mark.slow
-def test_one_image_is_learned_by_heart():
-    model = small()
-    image = np.random.default_rng(0).integers(0, 60, (1, 96, 96, 3)).astype(np.uint8)
-    boxes = np.array([[8, 10, 40, 50], [50, 40, 90, 88]], np.float64)
-    for number, (x1, y1, x2, y2) in enumerate(boxes.astype(int)):
-        image[0, y1:y2, x1:x2, number] = 230
-    told: list[float] = []
-    fitted = query_training.fit_boxes(
-        model,
-        image,
-        [np.array([0, 2])],
-        [boxes],
-        steps=400,
-        learning_rate=2e-3,
-        denoising=4,
-        say=lambda number, parts: told.append(sum(parts.values())),
-    )
-    assert fitted is model
-    assert np.mean(told[-20:]) < 0.1 * told[0]
-    found = {name: np.asarray(value)[0] for name, value in model(image).items()}
-    for box, label in zip(boxes, (0, 2), strict=True):
-        best = found["scores"][:, label].argmax()
-        overlap, _ = set_loss.overlaps(found["boxes"][best], box, np)
-        assert overlap > 0.85
-        assert found["scores"][best, label] > 0.6

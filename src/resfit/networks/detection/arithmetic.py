@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from resfit.networks import arithmetic
 from resfit.networks.arithmetic import LayerCount
@@ -89,27 +91,33 @@ def count(
     body = arithmetic.count(spec.backbone, input_size=size, include_top=False).layers
     # the norm behind the last block of a pre-activated network is its own, though counted as its head there
     counted = [dataclasses.replace(layer, stage="stage5") if layer.stage == "head" else layer for layer in body]
-    counted += [*_pyramid(spec, grids), *_head(spec, grids)]
+    counted += [*pyramid(spec, grids), *_head(spec, grids)]
     boxes = sum(rows * columns for rows, columns in grids.values()) * spec.anchors_per_cell
     return DetectorArithmetic(tuple(counted), grids, boxes)
 
 
-def _pyramid(spec: DetectorSpec, grids: dict[int, tuple[int, int]]) -> list[LayerCount]:
-    width, norm = spec.pyramid_width, spec.pyramid_norm
+def pyramid(spec: Any, grids: Mapping[int, tuple[int, int]]) -> list[LayerCount]:
+    """Counts a feature pyramid.
+
+    Args:
+        spec: The detector.
+        grids: Height and width of each level that has convolutions.
+    """
+    width, kind = spec.pyramid_width, spec.pyramid_norm
     layers: list[LayerCount] = []
     for level, tap in spec.taps.items():
         number = int(tap.removeprefix("stage"))
         entering = spec.backbone.stem[-1].width if number == 1 else spec.backbone.widths[number - 2]
         for part, kernel, channels in (("lateral", 1, entering), ("output", 3, width)):
             name = f"p{level}_{part}"
-            layers.append(_conv(name, "pyramid", [grids[level]], channels, width, kernel, biased=norm == "none"))
-            layers += _norm(name, "pyramid", [grids[level]], width, norm)
+            layers.append(conv(name, "pyramid", [grids[level]], channels, width, kernel, biased=kind == "none"))
+            layers += norm(name, "pyramid", [grids[level]], width, kind)
     last = max(spec.taps)
-    for level in (level for level in spec.levels if level > last):
+    for level in (level for level in grids if level > last):
         channels = width
         if level == last + 1 and spec.extra_input == "c5":
             channels = spec.backbone.widths[int(spec.taps[last].removeprefix("stage")) - 2]
-        layers.append(_conv(f"p{level}", "pyramid", [grids[level]], channels, width, 3, stride=2))
+        layers.append(conv(f"p{level}", "pyramid", [grids[level]], channels, width, 3, stride=2))
     return layers
 
 
@@ -124,11 +132,11 @@ def _head(spec: DetectorSpec, grids: dict[int, tuple[int, int]]) -> list[LayerCo
         channels = spec.pyramid_width
         for number in range(1, spec.head_depth + 1):
             name = f"{branch}_{number}"
-            layers.append(_conv(name, "head", maps, channels, spec.head_width, 3, biased=spec.head_bias))
-            layers += _norm(name, "head", maps, spec.head_width, spec.head_norm)
+            layers.append(conv(name, "head", maps, channels, spec.head_width, 3, biased=spec.head_bias))
+            layers += norm(name, "head", maps, spec.head_width, spec.head_norm)
             channels = spec.head_width
         for output, values in outputs.items():
-            layers.append(_conv(output, "head", maps, channels, spec.anchors_per_cell * values, 3))
+            layers.append(conv(output, "head", maps, channels, spec.anchors_per_cell * values, 3))
     if spec.level_scales:
         for level, (rows, columns) in grids.items():
             shape = (rows, columns, spec.anchors_per_cell * spec.box_values)
@@ -136,7 +144,7 @@ def _head(spec: DetectorSpec, grids: dict[int, tuple[int, int]]) -> list[LayerCo
     return layers
 
 
-def _conv(
+def conv(
     name: str,
     part: str,
     maps: list[tuple[int, int]],
@@ -147,6 +155,18 @@ def _conv(
     stride: int = 1,
     biased: bool = True,
 ) -> LayerCount:
+    """Counts a convolution.
+
+    Args:
+        name: Its name, without ``_conv``.
+        part: What it belongs to.
+        maps: Height and width of each map that it runs on.
+        channels: Channels that enter.
+        width: Channels that leave.
+        kernel: Side of its kernel.
+        stride: Its stride.
+        biased: Whether it has a bias.
+    """
     weights = kernel * kernel * channels * width
     parameters = weights + width * biased
     macs = weights * sum(rows * columns for rows, columns in maps)
@@ -154,13 +174,22 @@ def _conv(
     return LayerCount(f"{name}_conv", part, "conv", shape, parameters, parameters, macs, kernel=kernel, stride=stride)
 
 
-def _norm(name: str, part: str, maps: list[tuple[int, int]], width: int, norm: str) -> list[LayerCount]:
-    if norm == "none":
+def norm(name: str, part: str, maps: list[tuple[int, int]], width: int, kind: str) -> list[LayerCount]:
+    """Counts a norm, where there is one.
+
+    Args:
+        name: Its name, without the suffix.
+        part: What it belongs to.
+        maps: Height and width of each map that it runs on.
+        width: Channels.
+        kind: ``"none"``, ``"batch"`` or ``"group"``.
+    """
+    if kind == "none":
         return []
-    learned, statistics, operations = _NORMS[norm]
+    learned, statistics, operations = _NORMS[kind]
     values = width * sum(rows * columns for rows, columns in maps)
     counts = ((learned + statistics) * width, learned * width, 0, operations * values)
-    return [LayerCount(f"{name}_{NORM_SUFFIXES[norm]}", part, "norm", (*maps[0], width), *counts)]
+    return [LayerCount(f"{name}_{NORM_SUFFIXES[kind]}", part, "norm", (*maps[0], width), *counts)]
 
 
 def _part(layer: LayerCount) -> str:

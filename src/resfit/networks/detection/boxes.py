@@ -106,6 +106,21 @@ def expected_distances(logits: Any, bins: int) -> Any:
     return ops.sum(shares * ops.arange(bins, dtype=shares.dtype), axis=-1)
 
 
+def decode(codes: Any, anchors: Any, coding: str, stds: Sequence[float], bins: int) -> Any:
+    """Returns the boxes of codes of any kind.
+
+    Args:
+        codes: What a head says, distances already positive.
+        anchors: Shape ``(..., 4)``, xyxy in pixels: anchors, or boxes around points.
+        coding: ``"deltas"``, ``"distances"`` or ``"distribution"``.
+        stds: As in :func:`decode_deltas`.
+        bins: As in :func:`expected_distances`.
+    """
+    if coding == "deltas":
+        return decode_deltas(codes, anchors, stds)
+    return decode_distances(expected_distances(codes, bins) if coding == "distribution" else codes, anchors)
+
+
 def clip_boxes(boxes: Any, height: Any, width: Any) -> Any:
     """Returns the part of boxes that lies in an image.
 

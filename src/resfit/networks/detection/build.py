@@ -12,13 +12,14 @@ from keras import layers
 
 from resfit.errors import ArgumentError
 from resfit.networks import build as networks
-from resfit.networks.detection import detr_build, rtdetr_build
+from resfit.networks.detection import deformable_detr_build, detr_build, faster_rcnn_build, rtdetr_build, rtdetr_plan
+from resfit.networks.detection.deformable_detr_spec import DeformableDETRSpec
 from resfit.networks.detection.detr_spec import DETRSpec
+from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.kinds import AnyDetectorSpec, QueryDetectorSpec, takes_best_class
 from resfit.networks.detection.layers import CropToMatch, DecodeBoxes, LevelScale, PositiveDistances, QualityScores
 from resfit.networks.detection.nms import NonMaxSuppression
-from resfit.networks.detection.rtdetr_plan import map_sizes
-from resfit.networks.detection.rtdetr_spec import RTDETRSpec
+from resfit.networks.detection.query_plan import tap_width
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.networks.detection.transformer import BestPairs, BoxesInPixels, ReportedScores
 from resfit.networks.plan import NORM_SUFFIXES
@@ -76,7 +77,8 @@ def build(
         outputs: ``"boxes"`` for ``{"boxes": (batch, n, 4), "scores": (batch, n, classes)}``: xyxy in pixels of the
             input, cut to it, and scores in [0, 1], before non-maximum suppression. ``"raw"`` for logits and codes, as
             losses take them: ``"class_logits"``, ``"box_codes"`` and, where there is one, ``"quality"``. The codes of
-            RT-DETR and DETR are centres and sides in shares of the image; they have no suppression.
+            RT-DETR and DETR are centres and sides in shares of the image; they have no suppression. Of Faster R-CNN
+            ``"objectness"``, ``"proposal_codes"`` and ``"proposals"`` as well.
             ``"detections"`` for what is left after the suppression, see
             :class:`resfit.networks.detection.nms.NonMaxSuppression`.
         input_shape: ``(height, width, channels)`` of one image; height and width may be None, which is the default.
@@ -121,6 +123,11 @@ def build(
             found = boxes_of_queries(images, found, spec)
         if outputs == "detections":
             found = best_pairs(spec)(found)
+    elif isinstance(spec, FasterRCNNSpec):
+        two = faster_rcnn_build.heads(images, pyramid(maps, spec), spec, rounds=rounds)
+        found = two.named() if outputs == "raw" else faster_rcnn_build.boxes_and_scores(images, two, spec)
+        if outputs == "detections":
+            found = suppression(spec, rounds=rounds)(found)
     else:
         raw = pyramid_and_head(maps, spec)
         found = raw.named() if outputs == "raw" else boxes_and_scores(images, raw, spec)
@@ -139,7 +146,11 @@ def _queries(
     """Logits and boxes of every query."""
     if isinstance(spec, DETRSpec):
         return detr_build.Transformer(spec)(maps)
-    _check_places(spec, input_shape)
+    if isinstance(spec, DeformableDETRSpec):
+        return deformable_detr_build.DeformableTransformer(spec)(maps)
+    height, width = (input_shape or (None, None))[:2]
+    if height is not None and width is not None:
+        rtdetr_plan.check_places(spec, (height, width))
     return rtdetr_build.QueryDecoder(spec)(maps)
 
 
@@ -157,19 +168,6 @@ def boxes_of_queries(images: Any, raw: Mapping[str, Any], spec: QueryDetectorSpe
     else:
         scores = layers.Activation("sigmoid", dtype="float32", name="scores")(raw["class_logits"])
     return {"boxes": boxes, "scores": scores}
-
-
-def _check_places(spec: RTDETRSpec, input_shape: tuple[int | None, int | None, int] | None) -> None:
-    """Makes sure that images of a fixed size have as many places as there are queries."""
-    height, width = (input_shape or (None, None))[:2]
-    if height is None or width is None:
-        return
-    places = sum(rows * columns for rows, columns in map_sizes(spec, (height, width)).values())
-    if places < spec.queries:
-        raise ArgumentError(
-            f"an image must have at least as many places as there are queries ({spec.queries}). Received: {places} at "
-            f"{height}x{width} pixels. Take larger images, or a smaller queries=."
-        )
 
 
 def best_pairs(spec: QueryDetectorSpec) -> BestPairs:
@@ -199,7 +197,7 @@ def build_on_maps(spec: DetectorSpec, *, name: str | None = None) -> keras.Model
     return model
 
 
-def suppression(spec: DetectorSpec, *, rounds: int | None = None) -> NonMaxSuppression:
+def suppression(spec: DetectorSpec | FasterRCNNSpec, *, rounds: int | None = None) -> NonMaxSuppression:
     """Returns the layer of non-maximum suppression with a detector's thresholds.
 
     Args:
@@ -217,17 +215,6 @@ def suppression(spec: DetectorSpec, *, rounds: int | None = None) -> NonMaxSuppr
     )
 
 
-def tap_width(spec: DetectorSpec, tap: str) -> int:
-    """Returns the channels of a stage of the backbone.
-
-    Args:
-        spec: The detector.
-        tap: ``"stage1"`` to ``"stage5"``.
-    """
-    number = int(tap.removeprefix("stage"))
-    return spec.backbone.stem[-1].width if number == 1 else spec.backbone.widths[number - 2]
-
-
 def pyramid_and_head(taps: Mapping[int, Any], spec: DetectorSpec) -> RawOutputs:
     """Applies pyramid and head to maps of the backbone.
 
@@ -239,7 +226,7 @@ def pyramid_and_head(taps: Mapping[int, Any], spec: DetectorSpec) -> RawOutputs:
     return dense_head(maps, spec)
 
 
-def pyramid(taps: Mapping[int, Any], spec: DetectorSpec) -> tuple[Any, ...]:
+def pyramid(taps: Mapping[int, Any], spec: DetectorSpec | FasterRCNNSpec) -> tuple[Any, ...]:
     """Applies the feature pyramid (Lin et al. 2016, arXiv:1612.03144).
 
     Args:
@@ -263,6 +250,9 @@ def pyramid(taps: Mapping[int, Any], spec: DetectorSpec) -> tuple[Any, ...]:
         above = lateral
         found[level] = _convolved(lateral, spec, f"p{level}_output", width, 3, norm)
     last = levels[-1]
+    if isinstance(spec, FasterRCNNSpec):  # every second place
+        x = layers.MaxPooling2D(1, strides=2, name=f"p{last + 1}_pool")(found[last])
+        return (*(found[level] for level in levels), x)
     x = found[last] if spec.extra_input == "p5" else taps[last]
     for level in (level for level in spec.levels if level > last):
         if spec.extra_activation and level > last + 1:
@@ -355,7 +345,7 @@ def _output(width: int, name: str, bias: Any = "zeros") -> Any:
     return layers.Conv2D(width, 3, padding="same", kernel_initializer=start, bias_initializer=bias, name=name)
 
 
-def _convolved(x: Any, spec: DetectorSpec, name: str, width: int, kernel: int, norm: str) -> Any:
+def _convolved(x: Any, spec: DetectorSpec | FasterRCNNSpec, name: str, width: int, kernel: int, norm: str) -> Any:
     """A convolution of the pyramid, with its norm."""
     biased, start = norm == "none", _pyramid_start()
     convolution = layers.Conv2D(
@@ -365,11 +355,12 @@ def _convolved(x: Any, spec: DetectorSpec, name: str, width: int, kernel: int, n
     return x if norm == "none" else _norm(spec, norm, name)(x)
 
 
-def _norm(spec: DetectorSpec, norm: str, name: str) -> Any:
+def _norm(spec: DetectorSpec | FasterRCNNSpec, norm: str, name: str) -> Any:
     """A norm of pyramid or head."""
     named = f"{name}_{NORM_SUFFIXES[norm]}"
     if norm == "batch":
         return layers.BatchNormalization(momentum=spec.norm_momentum, epsilon=spec.norm_epsilon, name=named)
+    assert isinstance(spec, DetectorSpec)  # the others have no group norms
     return layers.GroupNormalization(spec.norm_groups, epsilon=spec.norm_epsilon, name=named)
 
 

@@ -10,7 +10,9 @@ from typing import Any
 from resfit.errors import UnknownNameError, closest
 from resfit.networks import arithmetic, catalog
 from resfit.networks.detection.anchors import octave_sizes
+from resfit.networks.detection.deformable_detr_spec import DeformableDETRSpec
 from resfit.networks.detection.detr_spec import DETRSpec
+from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.detection.spec import DetectorSpec
@@ -19,7 +21,10 @@ from resfit.networks.spec import ArchitectureSpec
 RETINANET = "Lin et al. 2017, arXiv:1708.02002"
 FCOS = "Tian et al. 2019, arXiv:1904.01355"
 ATSS = "Zhang et al. 2019, arXiv:1912.02424"
+FASTER_RCNN = "Ren et al. 2015, arXiv:1506.01497"
+FASTER_RCNN_V2 = "Li et al. 2021, arXiv:2111.11429"
 DETR = "Carion et al. 2020, arXiv:2005.12872"
+DEFORMABLE_DETR = "Zhu et al. 2020, arXiv:2010.04159"
 RTDETR = "Zhao et al. 2023, arXiv:2304.08069"
 RTDETR_V2 = "Lv et al. 2024, arXiv:2407.17140"
 
@@ -112,10 +117,27 @@ def rows() -> dict[str, DetectorRow]:
         ),
         DetectorRow("fcos_resnet50", "FCOS", fcos, FCOS),
         DetectorRow("fcos_light_resnet18", "FCOS", small, FCOS),
+        *_faster_rcnn_rows(resnet50),
         *_rtdetr_rows(),
         *_detr_rows(),
     )
     return {row.name: row for row in table}
+
+
+def _faster_rcnn_rows(resnet50: ArchitectureSpec) -> list[DetectorRow]:
+    first = FasterRCNNSpec(backbone=resnet50.replace(norm_epsilon=0.0))  # as its weights run
+    second = FasterRCNNSpec(
+        backbone=resnet50,
+        pyramid_norm="batch",
+        proposal_depth=2,
+        box_convs=(256,) * 4,
+        box_norm="batch",
+        box_dense=1,
+    )
+    return [
+        DetectorRow("faster_rcnn_resnet50", "Faster R-CNN", first, FASTER_RCNN),
+        DetectorRow("faster_rcnn_resnet50_v2", "Faster R-CNN", second, FASTER_RCNN_V2),
+    ]
 
 
 def _detr_rows() -> list[DetectorRow]:
@@ -124,6 +146,15 @@ def _detr_rows() -> list[DetectorRow]:
         for suffix, stride in (("", 32), ("_dc5", 16)):
             backbone = catalog.get(body).spec.replace(output_stride=stride)
             rows.append(DetectorRow(f"detr_{name}{suffix}", "DETR", DETRSpec(backbone=backbone), DETR))
+    body = catalog.get("resnet50v1.5").spec
+    forms: dict[str, dict[str, Any]] = {
+        "": {},
+        "_refine": {"refines": True},
+        "_two_stage": {"refines": True, "proposes": True},
+    }
+    for suffix, fields in forms.items():
+        spec = DeformableDETRSpec(backbone=body, **fields)
+        rows.append(DetectorRow(f"deformable_detr_resnet50{suffix}", "Deformable DETR", spec, DEFORMABLE_DETR))
     return rows
 
 

@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from resfit.networks.detection import anchors, arithmetic, detr_plan, rtdetr_plan
+from resfit.networks.detection import (
+    anchors,
+    arithmetic,
+    deformable_detr_plan,
+    detr_plan,
+    faster_rcnn_plan,
+    rtdetr_plan,
+)
 from resfit.networks.detection.arithmetic import DetectorArithmetic
+from resfit.networks.detection.deformable_detr_spec import DeformableDETRSpec
 from resfit.networks.detection.detr_spec import DETRSpec
+from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.detection.spec import DetectorSpec
 
 #: A detector that decodes queries and suppresses nothing, as data. ``isinstance`` takes it.
-QueryDetectorSpec = RTDETRSpec | DETRSpec
+QueryDetectorSpec = RTDETRSpec | DETRSpec | DeformableDETRSpec
 #: A detector of any kind, as data.
-AnyDetectorSpec = DetectorSpec | RTDETRSpec | DETRSpec
+AnyDetectorSpec = DetectorSpec | RTDETRSpec | DETRSpec | DeformableDETRSpec | FasterRCNNSpec
 
 # By the value of "kind" in a spec's fields; dense detectors have none.
-_KINDS: dict[str, Any] = {kind.KIND: kind for kind in (RTDETRSpec, DETRSpec)}
+_KINDS: dict[str, Any] = {kind.KIND: kind for kind in (RTDETRSpec, DETRSpec, DeformableDETRSpec, FasterRCNNSpec)}
 
 
 def from_dict(fields: Mapping[str, Any]) -> AnyDetectorSpec:
@@ -44,11 +53,15 @@ def count(spec: AnyDetectorSpec, *, input_size: tuple[int, int] | None = None) -
         return rtdetr_plan.count(spec, input_size=input_size)
     if isinstance(spec, DETRSpec):
         return detr_plan.count(spec, input_size=input_size)
+    if isinstance(spec, DeformableDETRSpec):
+        return deformable_detr_plan.count(spec, input_size=input_size)
+    if isinstance(spec, FasterRCNNSpec):
+        return faster_rcnn_plan.count(spec, input_size=input_size)
     return arithmetic.count(spec, input_size=input_size)
 
 
 def boxes_of_levels(spec: AnyDetectorSpec, image_size: tuple[int, int]) -> tuple[int, ...]:
-    """Returns how many boxes each level gives; queries are of no level, and count as one.
+    """Returns how many boxes each level gives; queries and proposals are of no level, and count as one.
 
     Args:
         spec: The detector.
@@ -56,6 +69,8 @@ def boxes_of_levels(spec: AnyDetectorSpec, image_size: tuple[int, int]) -> tuple
     """
     if isinstance(spec, QueryDetectorSpec):
         return (spec.queries,)
+    if isinstance(spec, FasterRCNNSpec):
+        return (min(spec.candidates, spec.proposals * spec.classes),)
     return tuple(rows * columns * spec.anchors_per_cell for rows, columns in anchors.grid_sizes(spec, image_size))
 
 
@@ -69,6 +84,10 @@ def class_weights(spec: AnyDetectorSpec) -> tuple[str, ...]:
         return ("decoder_*_class/*", "decoder_denoising/*")
     if isinstance(spec, DETRSpec):
         return ("decoder_class/*",)
+    if isinstance(spec, DeformableDETRSpec):
+        return ("decoder_class/*", "decoder_*_class/*")
+    if isinstance(spec, FasterRCNNSpec):
+        return ("class_logits_dense/*", "box_codes_dense/*")
     return ("class_logits_conv/*",)
 
 

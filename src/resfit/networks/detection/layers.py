@@ -174,13 +174,8 @@ class DecodeBoxes(keras.layers.Layer):
             [self.anchors_of_level(number, height, width, level) for number, level in enumerate(maps)], axis=0
         )
         anchors = ops.expand_dims(anchors, 0)
-        coding = self.options["box_coding"]
-        if coding == "deltas":
-            decoded = box_rules.decode_deltas(codes, anchors, self.options["delta_stds"])
-        else:
-            if coding == "distribution":
-                codes = box_rules.expected_distances(codes, self.options["distribution_bins"])
-            decoded = box_rules.decode_distances(codes, anchors)
+        own = self.options
+        decoded = box_rules.decode(codes, anchors, own["box_coding"], own["delta_stds"], own["distribution_bins"])
         return box_rules.clip_boxes(decoded, height, width)
 
     def anchors_of_level(self, number: int, height: Any, width: Any, level: Any) -> Any:

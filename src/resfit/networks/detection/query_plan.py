@@ -95,9 +95,10 @@ def tap_width(spec: Any, tap: str) -> int:
 
     Args:
         spec: The detector.
-        tap: ``"stage2"`` to ``"stage5"``.
+        tap: ``"stage1"`` to ``"stage5"``.
     """
-    return spec.backbone.widths[int(tap.removeprefix("stage")) - 2]
+    number = int(tap.removeprefix("stage"))
+    return spec.backbone.stem[-1].width if number == 1 else spec.backbone.widths[number - 2]
 
 
 def counted(layer: PlannedLayer, areas: Sequence[int], uses: Mapping[str, int]) -> list[LayerCount]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from resfit.errors import ArgumentError
 from resfit.networks import arithmetic
 from resfit.networks.detection import query_plan
 from resfit.networks.detection.arithmetic import DetectorArithmetic
@@ -74,14 +75,32 @@ def _decoder(spec: RTDETRSpec) -> Iterator[PlannedLayer]:
         yield from query_plan.boxes(name, width, "queries")
 
 
-def map_sizes(spec: RTDETRSpec, image_size: tuple[int, int]) -> dict[int, tuple[int, int]]:
+def map_sizes(levels: Iterable[int], image_size: tuple[int, int]) -> dict[int, tuple[int, int]]:
     """Returns height and width of the map of each level.
 
     Args:
-        spec: The detector.
+        levels: Levels: level ``n`` has a stride of ``2 ** n`` pixels.
         image_size: Height and width of the image in pixels.
     """
-    return {level: (-(-image_size[0] // 2**level), -(-image_size[1] // 2**level)) for level in spec.levels}
+    return {level: (-(-image_size[0] // 2**level), -(-image_size[1] // 2**level)) for level in levels}
+
+
+def check_places(spec: RTDETRSpec, size: tuple[int, int]) -> None:
+    """Makes sure that images have as many places as there are queries.
+
+    Args:
+        spec: The detector.
+        size: Height and width of the images in pixels.
+
+    Raises:
+        ArgumentError: They have fewer.
+    """
+    places = sum(rows * columns for rows, columns in map_sizes(spec.levels, size).values())
+    if places < spec.queries:
+        raise ArgumentError(
+            f"an image must have at least as many places as there are queries ({spec.queries}). Received: {places} at "
+            f"{size[0]}x{size[1]} pixels. Take larger images, or a smaller queries=."
+        )
 
 
 def count(spec: RTDETRSpec, *, input_size: tuple[int, int] | None = None) -> DetectorArithmetic:
@@ -92,7 +111,7 @@ def count(spec: RTDETRSpec, *, input_size: tuple[int, int] | None = None) -> Det
         input_size: Height and width of the image in pixels. Default: the spec's.
     """
     size = input_size or spec.input_size
-    grids = map_sizes(spec, size)
+    grids = map_sizes(spec.levels, size)
     areas = [rows * columns for rows, columns in grids.values()]
     layers = list(arithmetic.count(spec.backbone, input_size=size, include_top=False).layers)
     uses = {"places": sum(areas), "queries": spec.queries, "positions": spec.decoder_depth * spec.queries}

@@ -226,7 +226,7 @@ def is_of_detector(layer: str) -> bool:
     Args:
         layer: Its name, or that of one of its weights.
     """
-    return re.match(r"p\d+_|class_|box_|quality_|encoder_|decoder_", layer) is not None
+    return re.match(r"p\d+_|class_|box_|quality_|encoder_|decoder_|rpn_|roi_", layer) is not None
 
 
 @functools.lru_cache(maxsize=256)

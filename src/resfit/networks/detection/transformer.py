@@ -158,19 +158,131 @@ class AddScaledPositions(AddSinePositions):
         Half of the channels are for the row, half for the column; sines and cosines take turns.
         """
         tokens, model = inputs
-        height, width, channels = ops.shape(model)[1], ops.shape(model)[2], tokens.shape[-1]
-        rates = self.temperature ** (np.arange(channels // 4, dtype=np.float32) / np.float32(channels // 4))
-        rates = ops.convert_to_tensor(rates.astype(np.float32)[None])
-        parts = []
-        for side, axis in ((height, 1), (width, 0)):
-            place = ops.cast(ops.arange(side), "float32") + 1.0
-            place = place / (ops.cast(side, "float32") + 1e-6) * (2 * math.pi)
-            angles = ops.expand_dims(place, -1) / rates
-            waves = ops.reshape(ops.stack([ops.sin(angles), ops.cos(angles)], axis=-1), (-1, channels // 2))
-            other = (1, width, 1) if axis else (height, 1, 1)
-            parts.append(ops.tile(ops.expand_dims(waves, axis), other))
-        positions = ops.reshape(ops.concatenate(parts, axis=-1), (1, -1, channels))
-        return tokens + ops.cast(positions, tokens.dtype)
+        return tokens + ops.cast(_scaled_waves(model, tokens.shape[-1], self.temperature, 0.0), tokens.dtype)
+
+
+def _scaled_waves(model: Any, channels: int, temperature: float, shift: float) -> Any:
+    """Sines and cosines ``(1, height * width, channels)`` of positions that run from 0 to two pi over a map.
+
+    Args:
+        model: The map, of which only its size matters.
+        channels: Half of them for the row, half for the column; sines and cosines take turns.
+        temperature: Ratio of the longest period to the shortest.
+        shift: What positions, counted from 1, are moved back by, in places.
+    """
+    height, width = ops.shape(model)[1], ops.shape(model)[2]
+    rates = ops.convert_to_tensor(_rates(channels // 4, temperature)[None])
+    parts = []
+    for side, axis in ((height, 1), (width, 0)):
+        place = ops.cast(ops.arange(side), "float32") + (1.0 - shift)
+        place = place / (ops.cast(side, "float32") + 1e-6) * (2 * math.pi)
+        angles = ops.expand_dims(place, -1) / rates
+        waves = ops.reshape(ops.stack([ops.sin(angles), ops.cos(angles)], axis=-1), (-1, channels // 2))
+        other = (1, width, 1) if axis else (height, 1, 1)
+        parts.append(ops.tile(ops.expand_dims(waves, axis), other))
+    return ops.reshape(ops.concatenate(parts, axis=-1), (1, -1, channels))
+
+
+def _rates(count: int, temperature: float) -> np.ndarray:
+    """Periods of sines, over two pi."""
+    return (temperature ** (np.arange(count, dtype=np.float32) / np.float32(count))).astype(np.float32)
+
+
+@_register
+class LevelPositions(keras.layers.Layer):
+    """Positions of the places of several maps, with what is learned of each map, and where places stand.
+
+    Args:
+        count: Maps.
+        width: Channels.
+        temperature: Ratio of the longest period of the sines to the shortest.
+        **kwargs: As ``keras.layers.Layer`` takes them.
+    """
+
+    def __init__(self, count: int, width: int, temperature: float = 10000.0, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.count, self.width, self.temperature = count, width, temperature
+
+    def build(self, input_shape: Any) -> None:
+        """Makes the table."""
+        self.embeddings = self.add_weight((self.count, self.width), "random_normal", name="embeddings")
+
+    def call(self, inputs: Any) -> Any:
+        """Returns positions ``(batch, places, width)`` and centres ``(batch, places, 2)`` in shares of the image.
+
+        Args:
+            inputs: Vectors of all places ``(batch, places, width)`` and the maps, of which only sizes matter.
+        """
+        tokens, *maps = inputs
+        table = ops.cast(self.embeddings, "float32")
+        waves = [
+            _scaled_waves(one, self.width, self.temperature, 0.5) + ops.reshape(table[number], (1, 1, -1))
+            for number, one in enumerate(maps)
+        ]
+        positions = ops.zeros_like(tokens) + ops.cast(ops.concatenate(waves, axis=1), tokens.dtype)
+        centres = ops.expand_dims(_places(maps)[:, :2], 0)
+        return [positions, ops.cast(ops.zeros_like(tokens[..., :2]), "float32") + centres]
+
+    def compute_output_spec(self, inputs: Any) -> Any:
+        """Returns what is to come."""
+        shape = inputs[0].shape
+        return [
+            keras.KerasTensor(shape, self.compute_dtype),
+            keras.KerasTensor((*shape[:-1], 2), "float32"),
+        ]
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        own = {"count": self.count, "width": self.width, "temperature": self.temperature}
+        return {**super().get_config(), **own}
+
+
+@_register
+class BoxPositions(keras.layers.Layer):
+    """Sines and cosines of the four numbers of boxes.
+
+    Args:
+        channels: Of each number.
+        temperature: Ratio of the longest period to the shortest.
+        **kwargs: As ``keras.layers.Layer`` takes them.
+    """
+
+    def __init__(self, channels: int, temperature: float = 10000.0, **kwargs: Any):
+        super().__init__(**{"dtype": "float32", **kwargs})
+        self.channels, self.temperature = channels, temperature
+
+    def call(self, inputs: Any) -> Any:
+        """Returns ``(batch, n, 4 * channels)`` of boxes ``(batch, n, 4)`` in shares of the image."""
+        rates = ops.convert_to_tensor(_rates(self.channels // 2, self.temperature))
+        angles = ops.expand_dims(inputs * (2 * math.pi), -1) / rates
+        waves = ops.stack([ops.sin(angles), ops.cos(angles)], axis=-1)
+        return ops.reshape(waves, (-1, ops.shape(inputs)[1], 4 * self.channels))
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
+        """Returns the shape of the waves."""
+        return (*input_shape[:-1], 4 * self.channels)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        return {**super().get_config(), "channels": self.channels, "temperature": self.temperature}
+
+
+@_register
+class Halves(keras.layers.Layer):
+    """The first and the second half of the channels.
+
+    Args:
+        **kwargs: As ``keras.layers.Layer`` takes them.
+    """
+
+    def call(self, inputs: Any) -> Any:
+        """Returns two tensors of ``(batch, n, channels)``."""
+        half = inputs.shape[-1] // 2
+        return [inputs[..., :half], inputs[..., half:]]
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Returns both shapes."""
+        return [(*input_shape[:-1], input_shape[-1] // 2)] * 2
 
 
 @_register
@@ -322,17 +434,18 @@ class BestPlaces(keras.layers.Layer):
 
     Args:
         queries: How many. An image must have as many places.
+        first_class: Whether the score of the first class alone counts (Deformable DETR).
         **kwargs: As ``keras.layers.Layer`` takes them.
     """
 
-    def __init__(self, queries: int, **kwargs: Any):
+    def __init__(self, queries: int, first_class: bool = False, **kwargs: Any):
         super().__init__(**{"autocast": False, **kwargs})
-        self.queries = queries
+        self.queries, self.first_class = queries, first_class
 
     def call(self, inputs: Any) -> Any:
         """Gathers ``(batch, queries, values)`` of each input ``(batch, places, values)``; the first holds the logits of
         the classes."""
-        best = ops.max(inputs[0], axis=-1)
+        best = inputs[0][..., 0] if self.first_class else ops.max(inputs[0], axis=-1)
         _, indices = ops.top_k(best, self.queries, sorted=True)
         return [rows_of(x, ops.cast(indices, "int32")) for x in inputs]
 
@@ -342,7 +455,7 @@ class BestPlaces(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
-        return {**super().get_config(), "queries": self.queries}
+        return {**super().get_config(), "queries": self.queries, "first_class": self.first_class}
 
 
 @_register
@@ -374,12 +487,18 @@ class RefineBoxes(keras.layers.Layer):
         super().__init__(**{"dtype": "float32", **kwargs})
 
     def call(self, inputs: Any) -> Any:
-        """Returns boxes of ``[codes (batch, n, 4), boxes (batch, n, 4) in shares of the image]``."""
+        """Returns boxes of ``[codes (batch, n, 4), boxes (batch, n, 4) in shares of the image]``.
+
+        Of boxes there may be the centres alone, ``(batch, n, 2)``: sides are those of the codes then.
+        """
         codes, boxes = inputs
-        return ops.sigmoid(codes + inverse_sigmoid(boxes))
+        logits = inverse_sigmoid(boxes)
+        if boxes.shape[-1] == 2:
+            logits = ops.concatenate([logits, ops.zeros_like(logits)], axis=-1)
+        return ops.sigmoid(codes + logits)
 
     def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
-        """Returns the shape unchanged."""
+        """Returns the shape of the codes."""
         return tuple(input_shape[0])
 
 
@@ -410,7 +529,8 @@ class DeformableSampling(keras.layers.Layer):
         Args:
             inputs: Values ``(batch, places, width)`` of all maps, offsets ``(batch, q, heads * levels * points * 2)``,
                 logits of weights ``(batch, q, heads * levels * points)``, boxes ``(batch, q, 4)`` as centres and sides
-                in shares of the image, and the maps, of which only the sizes matter.
+                in shares of the image, or centres alone ``(batch, q, 2)``, whose offsets are in pixels of each map;
+                and the maps, of which only the sizes matter.
 
         Returns:
             ``(batch, q, width)``.
@@ -421,10 +541,7 @@ class DeformableSampling(keras.layers.Layer):
         weights = ops.reshape(weights, (-1, queries, heads, levels * points))
         weights = ops.reshape(ops.softmax(weights, axis=-1), (-1, queries, heads, levels, points))
         offsets = ops.cast(ops.reshape(offsets, (-1, queries, heads, levels, points, 2)), "float32")
-        boxes = ops.reshape(ops.cast(boxes, "float32"), (-1, queries, 1, 1, 1, 4))
-        # the order of the factors is transformers'
-        places = boxes[..., :2] + offsets * (1 / points) * boxes[..., 2:] * self.options["offset_scale"]
-
+        boxes = ops.reshape(ops.cast(boxes, "float32"), (-1, queries, 1, 1, 1, boxes.shape[-1]))
         sizes = [(ops.shape(level)[1], ops.shape(level)[2]) for level in maps]
         starts, total = [], 0
         for height, across in sizes:
@@ -434,6 +551,12 @@ class DeformableSampling(keras.layers.Layer):
             ops.reshape(ops.stack([ops.cast(one, "int32") for one in each]), (1, 1, 1, levels, 1))
             for each in ([height for height, _ in sizes], [across for _, across in sizes], starts)
         )
+        if boxes.shape[-1] == 2:
+            sides = ops.cast(ops.concatenate([columns, rows], axis=-1), "float32")
+            places = boxes + offsets / ops.reshape(sides, (1, 1, 1, levels, 1, 2))
+        else:
+            # the order of the factors is transformers'
+            places = boxes[..., :2] + offsets * (1 / points) * boxes[..., 2:] * self.options["offset_scale"]
         # each head of each image has its own block of rows, one for each place
         flat = ops.reshape(
             ops.transpose(ops.reshape(values, (-1, total, heads, width // heads)), (0, 2, 1, 3)), (-1, width // heads)

@@ -10,6 +10,7 @@ import numpy as np
 
 from resfit.data.boxes import BoxSet
 from resfit.evaluation.detection import Matching
+from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.tasks.detection.evaluation import matched
 
@@ -40,7 +41,11 @@ def calibrate(detector: Detector, boxes: BoxSet, found: Sequence[Detections]) ->
     right = matching.hit[counted, 0, 0]
     scale, shift = 1.0, 0.0
     enough = counted.sum() >= _LEAST and _LEAST / 5 <= right.sum() <= counted.sum() - _LEAST / 5
-    if enough and isinstance(detector.spec, DetectorSpec) and detector.spec.quality is None:
+    if (
+        enough
+        and isinstance(detector.spec, DetectorSpec | RTDETRSpec)
+        and getattr(detector.spec, "quality", None) is None
+    ):
         scale, shift = fitted(matching.score[counted], right)
         _fold(detector, scale, shift)
         found = [dataclasses.replace(one, scores=rescaled(one.scores, scale, shift)) for one in found]
@@ -97,8 +102,10 @@ def _logits(scores: np.ndarray) -> np.ndarray:
 
 
 def _fold(detector: Detector, scale: float, shift: float) -> None:
-    """Makes scale and shift part of the last convolution of the classes."""
-    layer: Any = detector.model.get_layer("class_logits_conv")
+    """Makes scale and shift part of the last layer of the classes."""
+    spec = detector.spec
+    name = f"decoder_{spec.decoder_depth}_class" if isinstance(spec, RTDETRSpec) else "class_logits_conv"
+    layer: Any = detector.model.get_layer(name)
     kernel, bias = layer.get_weights()
     layer.set_weights([kernel * np.float32(scale), bias * np.float32(scale) + np.float32(shift)])
     for name in ("joined",):

@@ -19,6 +19,7 @@ from resfit.errors import ArgumentError, DataError
 from resfit.features import extract as feature_store
 from resfit.features.progress import Progress
 from resfit.networks.detection import kinds
+from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.preprocessing import InputSpec
 from resfit.tasks.base import Exportable, FitRun, FittedModel, TextTable
@@ -443,6 +444,8 @@ class Detector(FittedModel):
         base = boundary.copy(self.model, size=size) if size is not None else self.model
         if isinstance(self.spec, kinds.QueryDetectorSpec):
             found = best_pairs(self.spec)(base.output)
+        elif isinstance(self.spec, FasterRCNNSpec):
+            found = suppression(self.spec, rounds=rounds)(base.output)
         else:
             maps = [base.get_layer(name).output for name in level_layers(base, self.spec)]
             found = suppression(self.spec, rounds=rounds)({**base.output, "maps": maps})

@@ -14,7 +14,7 @@ import numpy as np
 from resfit.data import decode
 from resfit.data.box_views import Placement, random_placement
 from resfit.data.views import changed_colours
-from resfit.tasks.detection.targets import Places, assign
+from resfit.tasks.detection.targets import Assigner
 from resfit.training import loop
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Batch:
 
     Attributes:
         inputs: Pictures or rows of maps.
-        rows: int16 ``(batch, n)``: the box that each place learns.
+        rows: int16 ``(batch, n)``: what :meth:`Assigner.assign` says of each picture.
         boxes: float32 ``(batch, most, 4)``, xyxy in pixels of the input.
         labels: int32 ``(batch, most)``.
     """
@@ -161,7 +161,7 @@ class ViewTargets:
     """What is to be learned from one view of all pictures.
 
     Attributes:
-        rows: int16 ``(n, places)``.
+        rows: int16 ``(n, width)``.
         boxes: float32 ``(n, most, 4)``.
         labels: int32 ``(n, most)``.
     """
@@ -174,7 +174,7 @@ class ViewTargets:
     def of(
         cls,
         pictures: LabelledPictures,
-        places: Places,
+        places: Assigner,
         placement: Callable[[int], Placement],
         most: int,
         *,
@@ -184,18 +184,18 @@ class ViewTargets:
 
         Args:
             pictures: The pictures.
-            places: Of the detector.
+            places: What its outputs learn.
             placement: For the position of a picture where it is in the input.
             most: The most boxes of one picture.
             folder: Where large ones are kept; ``None`` is the folder for temporary files.
         """
         count = len(pictures)
-        rows = _array((count, len(places.points)), np.int16, folder)
+        rows = _array((count, places.width), np.int16, folder)
         all_boxes = _array((count, most, 4), np.float32, folder)
         all_labels = _array((count, most), np.int32, folder)
         for position in range(count):
             boxes, labels, ignored = pictures.placed(position, placement(position))
-            rows[position] = assign(places, boxes, ignored)
+            rows[position] = places.assign(boxes, ignored)
             all_boxes[position : position + 1], all_labels[position : position + 1] = padded([(boxes, labels)], most)
         return cls(rows, all_boxes, all_labels)
 
@@ -231,7 +231,7 @@ class PictureFeed:
     Args:
         pictures: The pictures.
         contract: The input contract.
-        places: Of the detector.
+        places: What its outputs learn.
         changes: How pictures are changed.
         most: The most boxes of one input.
         seed: Of the changes; with the epoch and the place in the order it decides them.
@@ -243,7 +243,7 @@ class PictureFeed:
         self,
         pictures: LabelledPictures,
         contract: InputSpec,
-        places: Places,
+        places: Assigner,
         changes: PictureChanges,
         most: int,
         *,
@@ -300,7 +300,7 @@ class PictureFeed:
         if len(boxes) > self._most:
             ignored = np.concatenate([ignored, boxes[self._most :]])
             boxes, labels = boxes[: self._most], labels[: self._most]
-        return image, assign(self._places, boxes, ignored), boxes, labels
+        return image, self._places.assign(boxes, ignored), boxes, labels
 
     def _drawn(
         self, position: int, contract: InputSpec, random: np.random.Generator

@@ -24,19 +24,20 @@ from resfit.quality.checking import leaks_between
 from resfit.storage.atomic import write_text
 from resfit.storage.locks import USERS, folder_of, is_writable, keep, scratch
 from resfit.tasks.base import FitRun
-from resfit.tasks.detection import calibration, network, validation
+from resfit.tasks.detection import calibration, network, pretrained, validation
 from resfit.tasks.detection.detector import Detector
 from resfit.tasks.detection.feeds import PictureChanges, PictureFeed, StoredMapFeed
 from resfit.tasks.detection.fit_plan import DetectionPlan, make_plan
 from resfit.tasks.detection.material import Material, prepare, stored_views
+from resfit.tasks.detection.objectives import Objective, objective_of
 from resfit.tasks.detection.results import DetectorRecipe
-from resfit.tasks.detection.targets import Places
 from resfit.tasks.detection.tiles import Tiling, cut_set, sides_of
 from resfit.tasks.detection.training import DetectorTrainer, History, Phase, PhaseSettings
 from resfit.tasks.preparation import package_versions
 from resfit.tasks.timings import Timings
 from resfit.training import loop
 from resfit.training.recipes import parse_minutes
+from resfit.weights.detectors import DetectorSource
 from resfit.wording import counted
 
 if TYPE_CHECKING:
@@ -87,7 +88,9 @@ def fit(
 
     Args:
         source: As :func:`resfit.data.boxes.scan_boxes` takes it, or a :class:`resfit.data.boxes.BoxSet`.
-        model: A name of the zoo or a source that :func:`resfit.load` takes, or a model of its. It is not changed.
+        model: A name of the zoo or a source that :func:`resfit.load` takes, or a model of its. It is not changed. Of a
+            published dense detector or RT-DETR all is kept but the class layer, which is fresh, unless the classes are
+            its own; of a residual network a pyramid and head are made.
         out: Folder to write the detector to; ``None`` keeps it in memory.
         force: As :func:`resfit.artifact.check_target` takes it.
         strategy: What learns: ``"head"``, pyramid and head alone; ``"last"``, the last stages as well; ``"full"``, the
@@ -101,7 +104,8 @@ def fit(
             :class:`resfit.tasks.detection.training.PhaseSettings`.
         head: Fields of the pyramid and head that overrule those chosen, such as ``{"head_width": 128}``
             (:class:`resfit.networks.detection.spec.DetectorSpec`). ``{"pretrained": False}`` begins with fresh weights
-            where there are pretrained ones: those in the package for ``resnet10_tiny``, trained on drawn scenes.
+            where there are pretrained ones: those in the package for ``resnet10_tiny``, trained on drawn scenes, and
+            those of a published detector, of which it takes the residual network alone.
         seed: Seed of the split, the fresh weights and all changes.
         engine: As :func:`resfit.engines.create` takes it, for the frozen body.
         cache: Where maps and checkpoints are kept: ``True`` for resfit's own cache, ``False`` for nowhere, or a folder.
@@ -154,9 +158,10 @@ def fit(
         timings.note(
             f"{len(pictures)} pictures are cut into {len(boxes)} tiles of {tiling.side[1]}x{tiling.side[0]} pixels"
         )
+    published = None if (head or {}).get("pretrained") is False else pretrained.source_of(model)
     plan = make_plan(
         boxes,
-        network.architecture_of(model),
+        network.architecture_of(model) if published is None else published.spec,
         strategy=strategy,
         minutes=parse_minutes(budget),
         size=size,
@@ -171,15 +176,20 @@ def fit(
         timings.note(reason)
     timings.lap("scan")
     with stack:
-        made = network.build(
-            model,
-            len(boxes.classes),
-            plan.size,
-            channels=channels,
-            seed=seed,
-            pretrained_head=plan.pretrained_head,
-            **plan.head,
-        )
+        if published is not None:
+            whole = pretrained.with_classes(published, boxes.classes, channels, seed)
+            made = network.of_detector(whole, plan.size, **plan.head)
+            timings.note(_kept(published, boxes.classes))
+        else:
+            made = network.build(
+                model,
+                len(boxes.classes),
+                plan.size,
+                channels=channels,
+                seed=seed,
+                pretrained_head=plan.pretrained_head,
+                **plan.head,
+            )
         if made.pretrained_head:
             timings.note(
                 "pyramid and head begin with the weights in the package, which were trained on drawn scenes "
@@ -192,8 +202,8 @@ def fit(
         if check:
             _look(material, timings, allow_leakage=allow_leakage)
         timings.lap("maps")
-        places = Places.of(made.spec, plan.size)
-        work = _Work(made, rows_of, shapes, places, material, plan, timings, clock, began)
+        objective = objective_of(made.spec, plan.size)
+        work = _Work(made, rows_of, shapes, objective, material, plan, timings, clock, began)
         history = work.train(
             model, options, seed=seed, tuning=dict(tuning or {}), target=target, cache=cache, stop=stop
         )
@@ -209,6 +219,17 @@ def fit(
         work.forget()
     timings.lap("saving")
     return detector
+
+
+def _kept(source: DetectorSource, classes: tuple[str, ...]) -> str:
+    """What of a published detector is kept, as a sentence."""
+    if tuple(source.class_names or ()) == classes:
+        return f"{source.name} learns further, with its own classes"
+    fresh = counted(len(classes), "class", "classes")
+    return (
+        f"of {source.name} all is kept but the class layer, which is fresh for {fresh} "
+        "(head={'pretrained': False} takes its residual network alone)"
+    )
 
 
 def _look(material: Material, timings: Timings, *, allow_leakage: bool) -> None:
@@ -247,9 +268,10 @@ def plan(source: Any, *, model: str | keras.Model = DEFAULT_MODEL, **options: An
     """
     scan_options = {key: value for key, value in options.items() if key not in _FIT_OPTIONS}
     boxes = _scanned(source, None, options.get("max_skipped", 0.10), scan_options)
+    detector = None if (options.get("head") or {}).get("pretrained") is False else pretrained.spec_of(model)
     return make_plan(
         boxes,
-        network.architecture_of(model),
+        network.architecture_of(model) if detector is None else detector,
         strategy=options.get("strategy", "auto"),
         minutes=parse_minutes(options.get("budget")),
         size=options.get("size") or options.get("tiles"),
@@ -285,7 +307,7 @@ class _Work:
     made: network.DetectorNetwork
     rows_of: Any
     shapes: network.MapShapes
-    places: Places
+    objective: Objective
     material: Material
     plan: DetectionPlan
     timings: Timings
@@ -308,12 +330,13 @@ class _Work:
         """Runs the phases of the plan."""
         import tensorflow as tf
 
-        made, material, plan, places = self.made, self.material, self.plan, self.places
+        made, material, plan, places = self.made, self.material, self.plan, self.objective.places
         size = made.contract.size
         unpack = lambda rows: self.shapes.maps(tf.cast(rows, tf.float32))  # noqa: E731
         plain = lambda images: tf.cast(images, tf.float32)  # noqa: E731
+        learning_head = network.learning_model(made, network.taps_of(made))
         pictures = material.pictures(material.parts.train)
-        head_layers = frozenset(layer.name for layer in made.head.layers if layer.trainable_variables) - frozenset(
+        head_layers = frozenset(layer.name for layer in learning_head.layers if layer.trainable_variables) - frozenset(
             layer.name for layer in made.body.layers
         )
         phases = []
@@ -330,18 +353,18 @@ class _Work:
         self.timings.lap("views")
         left = self._left()
         settings = self._settings("head", seed, tuning, left)
-        phases.append(Phase(settings, made.head, unpack, feed, head_layers))
+        phases.append(Phase(settings, network.called(learning_head), unpack, feed, head_layers))
         learning = network.learning_layers(made, plan.strategy)
         if learning:
             changes = PictureChanges(zoom=plan.zoom, colour=plan.colour, mosaic=plan.mosaic)
             most = pictures.most * (4 if plan.mosaic else 1)
             body_settings = self._settings("body", seed, tuning, left)
             running: engines.Engine | None = None
-            forward, taken = network.forward_of(made), plain
+            forward, taken = network.forward_of(made, learning_head), plain
             if plan.strategy == "last":
                 before, own = network.row_model(made, network.frozen_stages(made.spec))
                 running = engines.create(before, options["engine"])
-                forward = network.suffix_of(made)
+                forward = network.called(network.suffix_of(made))
                 taken = lambda rows: own.maps(tf.cast(rows, tf.float32))  # noqa: E731
             again = PictureFeed(pictures, made.contract, places, changes, most, seed=seed + 1, frozen=running)
             phases.append(Phase(body_settings, forward, taken, again, head_layers | learning))
@@ -349,7 +372,7 @@ class _Work:
         self.folder = _run_folder(target, key, cache)
         trainer = DetectorTrainer(
             made.whole,
-            places,
+            self.objective,
             phases,
             self._validator(unpack, plain, size),
             folder=self.folder,
@@ -359,6 +382,11 @@ class _Work:
             stop=stop,
         )
         return trainer.run()
+
+    @property
+    def _head(self) -> str:
+        """What learns on maps of the body."""
+        return "encoder and decoder" if self.made.extra else "head"
 
     def _left(self) -> float | None:
         """Seconds for training, once what comes after it is set aside; ``None`` for no limit."""
@@ -406,18 +434,18 @@ class _Work:
                 "'val' to the data."
             )
         some = material.boxes.subset(val)
-        spec = made.spec
-        on_maps = validation.scorer(made.head, unpack, self.places, spec, size)
-        on_pictures = validation.scorer(network.forward_of(made), plain, self.places, spec, size)
+        spec, counts = made.spec, self.objective.counts
+        on_maps = validation.scorer(network.called(made.head), unpack, self.objective)
+        on_pictures = validation.scorer(network.forward_of(made, made.head), plain, self.objective)
         images: dict[int, np.ndarray] = {}
 
         def validate() -> tuple[float, float]:
             if any(layer.trainable and layer.trainable_variables for layer in made.body.layers):
                 if not images:
                     images.update(enumerate(_decoded(some, made.contract)))
-                found = validation.predicted(on_pictures, images, some, self.places, spec, size)
+                found = validation.predicted(on_pictures, images, some, counts, spec, size)
             else:
-                found = validation.predicted(on_maps, _picked(material.rows, val), some, self.places, spec, size)
+                found = validation.predicted(on_maps, _picked(material.rows, val), some, counts, spec, size)
             figures = validation.matching_of(some, found).figures()
             return tuple(0.0 if np.isnan(figures[name]) else figures[name] for name in ("ap", "ap50"))  # type: ignore[return-value]
 
@@ -445,7 +473,9 @@ class _Work:
         phases = ("head", "body") if self.plan.strategy != "head" else ("head",)
         recipe = DetectorRecipe(
             model=str(model) if isinstance(model, str | os.PathLike) else model.name,
-            trained={"head": "head", "last": "head and last stages", "full": "whole network"}[self.plan.strategy],
+            trained={"head": self._head, "last": f"{self._head} and last stages", "full": "whole network"}[
+                self.plan.strategy
+            ],
             epochs=tuple(max([0, *(r["pass"] for r in history.rows if r["phase"] == name)]) for name in phases),
             best_epoch=history.best_epoch,
             views=self.views,

@@ -13,14 +13,17 @@ from resfit import processors
 from resfit.data.boxes import BoxSet
 from resfit.errors import ArgumentError
 from resfit.features import pixels
-from resfit.networks.detection import anchors
-from resfit.networks.detection import arithmetic as detection_arithmetic
-from resfit.networks.detection.build import tap_width
+from resfit.networks.detection import kinds
+from resfit.networks.detection.kinds import AnyDetectorSpec, QueryDetectorSpec
+from resfit.networks.detection.query_plan import tap_width
+from resfit.networks.detection.rtdetr_plan import check_places
+from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.networks.spec import ArchitectureSpec
 from resfit.storage.locks import cache_root
 from resfit.tasks.detection.network import detector_spec
 from resfit.training.loop import check_choice
+from resfit.weights import detectors
 
 _VIEWS = 5
 STRATEGIES = ("auto", "head", "last", "full")
@@ -42,6 +45,7 @@ class DetectionPlan:
         minutes: The budget.
         head_share: Share of the training's time that is the head's alone.
         pretrained_head: Whether pyramid and head begin with the weights in the package where they fit.
+        published: Whether a published detector is kept but for its class layer.
         batch_size: Pictures a step.
         learning_rate: Of the head's phase.
         body_learning_rate: Of the body's phase.
@@ -63,6 +67,7 @@ class DetectionPlan:
     minutes: float | None
     head_share: float
     pretrained_head: bool = True
+    published: bool = False
     batch_size: int = 4
     learning_rate: float = 3e-3
     body_learning_rate: float = 1e-3
@@ -88,7 +93,7 @@ class DetectionPlan:
 
 def make_plan(
     boxes: BoxSet,
-    backbone: ArchitectureSpec,
+    base: ArchitectureSpec | AnyDetectorSpec,
     *,
     strategy: str,
     minutes: float | None,
@@ -104,7 +109,7 @@ def make_plan(
 
     Args:
         boxes: The pictures.
-        backbone: The residual network.
+        base: The residual network, or the detector, that it begins with.
         strategy: As :func:`resfit.tasks.detection.fit.fit` takes it, like all that follow.
         minutes: The budget.
         size: Of the input.
@@ -130,20 +135,32 @@ def make_plan(
     # a narrow head makes more passes of a short time, and is what the package has weights of
     short = pretrained_head or (minutes is not None and minutes < _SHORT)
     narrow = {"pyramid_width": 64, "head_width": 64} if short else {}
-    fields = {**_HEAD, **narrow, **crowded, **head}
+    published = isinstance(base, AnyDetectorSpec)
+    if isinstance(base, AnyDetectorSpec):
+        fields = _published_fields(base, head, most, reasons)
+    else:
+        fields = {**_HEAD, **narrow, **crowded, **head}
     fields.pop("pretrained", None)
+    what = "encoder and decoder" if isinstance(base, QueryDetectorSpec) else "pyramid and head"
     train = max(1.0, 0.7 * len(boxes))
 
+    def spec_at(side: tuple[int, int]) -> AnyDetectorSpec:
+        if isinstance(base, AnyDetectorSpec):
+            return base.replace(classes=len(boxes.classes), input_size=side, **fields)
+        return detector_spec(base, len(boxes.classes), side, **fields)
+
     def costs_at(side: tuple[int, int]) -> _Costs:
-        return _Costs.of(detector_spec(backbone, len(boxes.classes), side, **fields), side)
+        return _Costs.of(spec_at(side), side)
 
     def fits(side: int) -> bool:
         return minutes is None or _rate(costs_at((side, side)).head) * _TRAINING * 60 * minutes / train >= _LEAST_PASSES
 
     chosen = _size(boxes, size, fits, reasons)
-    spec = detector_spec(backbone, len(boxes.classes), chosen, **fields)
+    spec = spec_at(chosen)
+    if isinstance(spec, RTDETRSpec):
+        check_places(spec, chosen)
     costs = costs_at(chosen)
-    grids = dict(zip(spec.levels, anchors.grid_sizes(spec, chosen), strict=True))
+    grids = kinds.count(spec, input_size=chosen).levels
     width = sum(grids[level][0] * grids[level][1] * tap_width(spec, tap) for level, tap in spec.taps.items())
     wanted = _VIEWS if views is None else views
     if views is None and minutes is not None:  # a view costs a pass of the body, and is seen once an epoch at most
@@ -162,7 +179,7 @@ def make_plan(
         strategy = "head"
         if minutes is not None:
             strategy = next((name for name in ("full", "last") if passes[name] >= _ENOUGH[name]), "head")
-        reasons.append(_why(strategy, minutes, passes))
+        reasons.append(_why(strategy, minutes, passes, what))
     share = 1.0 if strategy == "head" else share
     features = len(boxes) * (1 + 0.7 * max(wanted - 1, 0)) / _rate(costs.body / 2)  # an engine is twice as fast
     training = 30 * train / _rate(costs.head)
@@ -177,7 +194,9 @@ def make_plan(
         minutes=minutes,
         head_share=share,
         pretrained_head=pretrained_head,
-        learning_rate=2e-3 if pretrained_head else 3e-3,
+        learning_rate=_rate_of_learning(base) or (2e-3 if pretrained_head else 3e-3),
+        body_learning_rate=_rate_of_learning(base) or 1e-3,
+        published=published,
         batch_size=batch_size or _batch_size(costs, minutes, train),
         body_batch_size=batch_size or 8,
         map_bytes=len(boxes) * wanted * width * 2,
@@ -202,10 +221,11 @@ class _Costs:
     last: float
 
     @classmethod
-    def of(cls, spec: DetectorSpec, size: tuple[int, int]) -> _Costs:
+    def of(cls, spec: AnyDetectorSpec, size: tuple[int, int]) -> _Costs:
         """Counts them."""
-        counted = detection_arithmetic.count(spec, input_size=size)
-        body, head = counted.part("backbone")[1], 3.0 * (counted.part("pyramid")[1] + counted.part("head")[1])
+        counted = kinds.count(spec, input_size=size)
+        body = counted.part("backbone")[1]
+        head = 3.0 * (counted.macs - body)
         return cls(body, head, 3.0 * body + head, 2.2 * body + head)
 
 
@@ -230,19 +250,50 @@ def _batch_size(costs: _Costs, minutes: float | None, train: float) -> int:
     return 2 if seen < _FEW else 4 if seen < 5 * _FEW else 8
 
 
-def _why(strategy: str, minutes: float | None, passes: dict[str, float]) -> str:
+def _why(strategy: str, minutes: float | None, passes: dict[str, float], learns: str) -> str:
     """The choice of what learns as a sentence."""
     if minutes is None:
-        return "pyramid and head learn on stored maps: without a budget of time nothing more is tried (budget=)"
+        return f"{learns} learn on stored maps: without a budget of time nothing more is tried (budget=)"
     if strategy == "head":
         return (
-            f"pyramid and head learn on stored maps: in {minutes:g} minutes the last stages could make about "
+            f"{learns} learn on stored maps: in {minutes:g} minutes the last stages could make about "
             f"{passes['last']:.1f} passes over the pictures afterwards, too few to help"
         )
     what = "the whole network" if strategy == "full" else "the last stages"
-    return (
-        f"pyramid and head learn on stored maps, then {what} on changed pictures, about {passes[strategy]:.0f} passes"
-    )
+    return f"{learns} learn on stored maps, then {what} on changed pictures, about {passes[strategy]:.0f} passes"
+
+
+def _rate_of_learning(base: ArchitectureSpec | AnyDetectorSpec) -> float | None:
+    """The learning rate of a published detector, which is lower than that of a fresh pyramid and head."""
+    if isinstance(base, RTDETRSpec):
+        return 2e-4
+    return 5e-4 if isinstance(base, DetectorSpec) else None
+
+
+def _published_fields(spec: AnyDetectorSpec, head: dict[str, Any], most: int, reasons: list[str]) -> dict[str, Any]:
+    """The fields of a published detector that a fit changes: none that its weights depend on."""
+    if not isinstance(spec, DetectorSpec | RTDETRSpec):
+        raise ArgumentError(
+            "a detector that is trained further must be a dense one (RetinaNet, FCOS, ATSS, GFL) or an RT-DETR. "
+            f"Received: {detectors.name_of(spec)}. resfit.fit(..., head={{'pretrained': False}}) takes its residual "
+            "network alone."
+        )
+    free = {field.name for field in dataclasses.fields(spec)} & set(_FREE)
+    bound = sorted(set(head) - free - {"pretrained"})
+    if bound:
+        raise ArgumentError(
+            f"the head of a published detector is as it was published, but for {sorted(free)}. Received: {bound[0]!r}. "
+            "With 'pretrained': False in head= its residual network alone is taken."
+        )
+    own: dict[str, Any] = {"score_threshold": _HEAD["score_threshold"]}
+    if isinstance(spec, DetectorSpec) and most > 50:
+        own |= {"max_detections": max(spec.max_detections, min(1000, 2 * most))}
+    elif isinstance(spec, RTDETRSpec) and most > spec.queries:
+        reasons.append(
+            f"a picture has up to {most} boxes, and the detector's {spec.queries} queries find no more than as many "
+            "(tiles= cuts pictures into parts)"
+        )
+    return {**own, **head}
 
 
 # Multiply-accumulates a second and core in a training step, measured on two shared cores.
@@ -252,6 +303,7 @@ _HEAD_SHARE, _HEAD_PASSES = 0.3, 25  # of the training's time, and passes, befor
 _ENOUGH = {"full": 10.0, "last": 10.0}  # passes of the body under which it had better stay as it is
 _LEAST_PASSES = 12  # of the head, for which a smaller input is taken
 _SHORT = 6.0  # minutes
+_FREE = ("score_threshold", "nms_threshold", "candidates", "max_detections")  # no weight depends on them
 _FEW = 6000  # pictures that go through a step in the whole run
 _HEAD: dict[str, Any] = {
     "pyramid_width": 96,

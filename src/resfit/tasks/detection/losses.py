@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from keras import ops
@@ -71,17 +72,19 @@ def detection_loss(
     *,
     kind: str = "quality_focal",
     box_weight: float = 2.0,
+    decode: Callable[[Any, Any], Any] = box_rules.decode_distances,
 ) -> dict[str, Any]:
     """Returns the loss of a batch by part.
 
     Args:
-        outputs: Raw outputs of a detector of distances.
-        points: Shape ``(n, 4)``, the unit boxes of the places.
+        outputs: Raw outputs of a dense detector.
+        points: Shape ``(n, 4)``, the anchors, or the unit boxes of the points.
         rows: int32 ``(batch, n)``: the box that each place learns, -1 for background, -2 for what does not count.
         boxes: Shape ``(batch, most, 4)``, xyxy in pixels of the input, padded with anything.
         labels: int32 ``(batch, most)``.
         kind: Of the classes' loss: ``"focal"`` or ``"quality_focal"``.
         box_weight: Of the boxes' loss.
+        decode: From codes and ``points`` to boxes.
 
     Returns:
         Scalars ``class``, ``box``, with a quality output ``quality``, and ``total``, their sum.
@@ -94,7 +97,7 @@ def detection_loss(
     true = ops.take_along_axis(boxes, ops.expand_dims(which, -1), axis=1)
     # places without a box are given their own unit box, so that no loss of theirs is undefined
     true = ops.where(ops.expand_dims(positive, -1) > 0, true, points)
-    predicted = box_rules.decode_distances(codes, points)
+    predicted = decode(codes, points)
     kinds = ops.one_hot(ops.take_along_axis(labels, which, axis=1), logits.shape[-1], dtype="float32")
     kinds = kinds * ops.expand_dims(positive, -1)
     total = ops.maximum(ops.sum(positive), 1.0)

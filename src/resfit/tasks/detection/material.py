@@ -20,7 +20,7 @@ from resfit.preprocessing import InputSpec
 from resfit.quality import checking
 from resfit.storage.locks import folder_of
 from resfit.tasks.detection.feeds import LabelledPictures, ViewTargets
-from resfit.tasks.detection.targets import Places
+from resfit.tasks.detection.targets import Assigner
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,7 +144,7 @@ def stored_views(
     material: Material,
     rows_of: Any,
     contract: InputSpec,
-    places: Places,
+    places: Assigner,
     views: BoxViews | None,
     *,
     engine: str,
@@ -158,7 +158,7 @@ def stored_views(
         material: The pictures.
         rows_of: The frozen body with its maps in a row.
         contract: The input contract.
-        places: Of the detector.
+        places: What its outputs learn.
         views: Changed views; ``None`` for the plain one alone.
         engine: As :func:`resfit.engines.create` takes it.
         cache: Where maps are kept.

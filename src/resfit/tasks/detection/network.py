@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ import numpy as np
 from resfit.errors import ArgumentError
 from resfit.networks.detection import catalog
 from resfit.networks.detection.build import RawOutputs, boxes_and_scores, pyramid_and_head
+from resfit.networks.detection.kinds import AnyDetectorSpec
+from resfit.networks.detection.rtdetr_build import QueryDecoder
+from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.preprocessing import InputSpec
 
@@ -37,26 +41,37 @@ class DetectorNetwork:
         body: RGB 0..255 to the maps of the taps, by their names.
         head: Those maps, in the order of the taps, to raw outputs.
         pretrained_head: Whether pyramid and head began with the weights in the package.
+        learned: What training takes in place of the raw outputs of ``head``, tensors by name; empty for these.
+        extra: The inputs that only training has, such as denoising queries.
+        published: The detector that it was made of, a model of boxes and scores, or None.
     """
 
-    spec: DetectorSpec
+    spec: AnyDetectorSpec
     contract: InputSpec
     whole: keras.Model
     body: keras.Model
     head: keras.Model
     pretrained_head: bool = False
+    learned: dict[str, Any] = dataclasses.field(default_factory=dict)
+    extra: tuple[Any, ...] = ()
+    published: keras.Model | None = None
 
     def detector(self) -> keras.Model:
         """Returns the model that is kept: RGB 0..255 to ``boxes`` and ``scores`` before suppression."""
         import keras
 
-        found = boxes_and_scores(self.whole.inputs[0], self._raw(), self.spec)
-        model = keras.Model(self.whole.inputs[0], found, name=f"{self.body.name}_detector")
+        if self.published is not None:
+            model = self.published
+        else:
+            assert isinstance(self.spec, DetectorSpec)
+            found = boxes_and_scores(self.whole.inputs[0], self._raw(), self.spec)
+            model = keras.Model(self.whole.inputs[0], found, name=f"{self.body.name}_detector")
         model.architecture, model.input_spec = self.spec, self.contract
         return model
 
     def _raw(self) -> Any:
         outputs = self.whole.output
+        assert isinstance(self.spec, DetectorSpec)
         maps = tuple(self.whole.get_layer(name).output for name in level_layers(self.whole, self.spec))
         return RawOutputs(outputs["class_logits"], outputs["box_codes"], outputs.get("quality"), maps)
 
@@ -108,6 +123,78 @@ def build(
     return DetectorNetwork(spec, contract, whole, body, head, fitting and _fill_head(head, body))
 
 
+def of_detector(model: keras.Model, size: tuple[int, int], **fields: Any) -> DetectorNetwork:
+    """Takes a published detector apart for a fit. Its pyramid or encoder, its decoder and its head stay as they are.
+
+    Args:
+        model: RGB 0..255 to boxes and scores, with the classes that are to be found. It is changed by the fit.
+        size: Height and width of the input in pixels.
+        **fields: Fields of its spec that no weight depends on.
+    """
+    import keras
+
+    from resfit.engines import prefix
+
+    spec: AnyDetectorSpec = model.architecture
+    contract = dataclasses.replace(model.input_spec, size=size, resize_mode="letterbox", crop_fraction=1.0)
+    spec = spec.replace(input_size=size, **fields)
+    names = prefix.taps(types.SimpleNamespace(architecture=spec.backbone))
+    maps = {level: model.get_layer(names[tap]).output for level, tap in spec.taps.items()}
+    images = model.inputs[0]
+    body = keras.Model(images, {spec.taps[level]: output for level, output in maps.items()}, name=f"{model.name}_body")
+    body.architecture, body.input_spec = spec.backbone, contract
+    learned: dict[str, Any] = {}
+    extra: tuple[Any, ...] = ()
+    if isinstance(spec, RTDETRSpec):
+        raw, learned, extra = _query_outputs(model, spec, maps)
+    else:
+        raw = {name: model.get_layer(name).output for name in ("class_logits", "box_codes")}
+        if spec.quality is not None:
+            raw["quality"] = model.get_layer("quality").output
+    whole = keras.Model(images, raw, name=f"{model.name}_raw")
+    head = keras.Model(list(maps.values()), raw, name=f"{model.name}_head")
+    for layer in body.layers:
+        layer.trainable = False
+    return DetectorNetwork(spec, contract, whole, body, head, learned=learned, extra=extra, published=model)
+
+
+def _query_outputs(
+    model: keras.Model, spec: RTDETRSpec, maps: Mapping[int, Any]
+) -> tuple[dict[str, Any], dict[str, Any], tuple[Any, ...]]:
+    """What encoder and decoder of a model give, what they give in training, and what training adds."""
+    from keras import Input
+
+    decoder = QueryDecoder(spec)
+    decoder.layers.update({layer.name: layer for layer in model.layers})
+    extra = (
+        Input((None,), dtype="int32", name="classes"),
+        Input((None, 4), name="codes"),
+        Input((None,), name="mask"),  # of all images together: a matrix
+    )
+    return decoder(maps), decoder(maps, extra), extra
+
+
+def learning_model(made: DetectorNetwork, tensors: Sequence[Any]) -> keras.Model:
+    """Returns the model that a phase trains: tensors of the network, and what training adds, to what the loss takes.
+
+    Args:
+        made: The network.
+        tensors: Where the model begins.
+    """
+    import keras
+
+    return keras.Model([*tensors, *made.extra], made.learned or made.whole.output, name=f"{made.body.name}_learning")
+
+
+def called(model: keras.Model) -> Callable[..., Any]:
+    """Returns a model as a function of a list of inputs and what training adds to them. Norms keep their statistics.
+
+    Args:
+        model: As :func:`learning_model` returns it, or one without further inputs.
+    """
+    return lambda inputs, extra=(): model([*inputs, *extra], training=False)
+
+
 def _fill_head(head: keras.Model, body: keras.Model) -> bool:
     """Gives pyramid and head the weights in the package, and says whether they fit; what gives the classes stays."""
     from safetensors.numpy import load_file
@@ -152,6 +239,8 @@ def architecture_of(model: str | os.PathLike[str] | keras.Model) -> Architecture
     from resfit.errors import UnknownNameError
 
     if isinstance(model, str | os.PathLike):
+        if str(model) in catalog.rows():
+            return catalog.get(str(model)).spec.backbone
         try:
             return zoo.describe(str(model)).spec
         except UnknownNameError:
@@ -254,7 +343,7 @@ def _stage(network: DetectorNetwork, stage: str) -> Any:
     return network.body.get_layer(prefix.taps(network.body)[stage]).output
 
 
-def frozen_stages(spec: DetectorSpec) -> tuple[str, ...]:
+def frozen_stages(spec: AnyDetectorSpec) -> tuple[str, ...]:
     """Returns the stages whose maps decide everything behind them where the last two levels' stages learn.
 
     Args:
@@ -266,16 +355,18 @@ def frozen_stages(spec: DetectorSpec) -> tuple[str, ...]:
     return (*(tap for tap in taps if tap < cut), cut)
 
 
+def taps_of(made: DetectorNetwork) -> list[Any]:
+    """Returns the maps of the taps, the inputs of pyramid or encoder."""
+    return [made.body.output[tap] for tap in made.spec.taps.values()]
+
+
 def suffix_of(made: DetectorNetwork) -> keras.Model:
-    """Returns what learns where the last stages learn: the maps of :func:`frozen_stages` to raw outputs.
+    """Returns what learns where the last stages learn: a model from the maps of :func:`frozen_stages`.
 
     Args:
         made: The network.
     """
-    import keras
-
-    tensors = [_stage(made, stage) for stage in frozen_stages(made.spec)]
-    return keras.Model(tensors, made.whole.output, name=f"{made.body.name}_last")
+    return learning_model(made, [_stage(made, stage) for stage in frozen_stages(made.spec)])
 
 
 def level_layers(model: keras.Model, spec: DetectorSpec) -> list[str]:
@@ -293,22 +384,24 @@ def level_layers(model: keras.Model, spec: DetectorSpec) -> list[str]:
     ]
 
 
-def forward_of(made: DetectorNetwork) -> Callable[..., Any]:
+def forward_of(made: DetectorNetwork, head: keras.Model) -> Callable[..., Any]:
     """Returns the whole network as a function with the norms of the body inside its convolutions, which is faster.
 
     The norms keep the statistics of the checkpoint; their scales and shifts learn as in the network itself.
 
     Args:
         made: The network.
+        head: What follows the body: ``made.head``, or a :func:`learning_model` of the taps.
     """
     from resfit.training import bn_folding
 
     folded = bn_folding.fold(made.body, lambda norm: True)
     taps = tuple(made.spec.taps.values())
+    behind = called(head)
 
-    def forward(images: Any, training: bool = False) -> Any:
-        maps = folded(images, training=training)
-        return made.head([maps[tap] for tap in taps], training=training)
+    def forward(images: Any, extra: Sequence[Any] = ()) -> Any:
+        maps = folded(images, training=False)
+        return behind([maps[tap] for tap in taps], extra)
 
     return forward
 

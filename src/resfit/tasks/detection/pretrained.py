@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from resfit import zoo
 from resfit.errors import ArgumentError, CheckpointError, ResfitError
 from resfit.networks.detection import catalog
 from resfit.networks.detection.detr_spec import DETRSpec
+from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.preprocessing import InputSpec
@@ -77,6 +79,58 @@ def recognises(source: str | os.PathLike[str]) -> bool:
     return convention is not None and convention.is_larger
 
 
+def source_of(model: str | os.PathLike[str] | keras.Model) -> DetectorSource | None:
+    """Reads the detector that a fit begins with; ``None`` where the network is none.
+
+    Args:
+        model: A name, a handle or a file, as :func:`resfit.load` takes it, or a model of its.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    if isinstance(model, str | os.PathLike):
+        found = zoo.read_any(model) if "://" in str(model) or recognises(model) else None
+        return with_meaning(found) if isinstance(found, DetectorSource) else None
+    spec = getattr(model, "architecture", None)
+    if not isinstance(spec, AnyDetectorSpec):
+        return None
+    from resfit.weights import canonical
+
+    parts = of_model(model)
+    arrays = canonical.arrays(model)
+    return DetectorSource(None, model.name, spec, arrays, parts["input_spec"], parts["classes"], "resfit", ())
+
+
+def spec_of(model: str | os.PathLike[str] | keras.Model) -> AnyDetectorSpec | None:
+    """Returns what detector a fit begins with, without weights where a name says it; ``None`` where it is none.
+
+    Args:
+        model: As :func:`source_of` takes it.
+    """
+    if isinstance(model, str | os.PathLike) and str(model) in catalog.rows():
+        return catalog.get(str(model)).spec
+    found = source_of(model)
+    return None if found is None else found.spec
+
+
+def with_classes(source: DetectorSource, classes: Sequence[str], channels: int | None, seed: int) -> keras.Model:
+    """Returns a detector for other classes: its class layer is fresh, unless it finds these very classes already.
+
+    Args:
+        source: What was read.
+        classes: The names of the classes.
+        channels: Of the images, 1 or 3; ``None`` is what it was trained on.
+        seed: Of the fresh weights.
+    """
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    own = tuple(classes) == tuple(source.class_names or ())
+    if isinstance(source.spec, DETRSpec) and not own:
+        source = dataclasses.replace(source, spec=source.spec.replace(unreported=()))
+    return detectors.load(source, classes=len(classes), in_channels=channels, fresh_classes=not own)
+
+
 def of_model(model: keras.Model, *, name: str = "", threshold: float = THRESHOLD) -> dict[str, Any]:
     """Returns a Keras model of a detector as the arguments of :class:`resfit.tasks.detection.Detector`.
 
@@ -125,8 +179,9 @@ def with_meaning(source: DetectorSource) -> DetectorSource:
         return source
     kept = [number for number, name in enumerate(names) if detectors.has_meaning(name)]
     told = tuple(names[number] for number in kept)
-    if isinstance(source.spec, DETRSpec):  # the softmax is over all of them
-        left = tuple(number for number in range(len(names)) if number not in kept)
+    if isinstance(source.spec, DETRSpec | FasterRCNNSpec):  # the softmax is over all of them
+        hidden = {one for number, one in enumerate(source.spec.reported) if number not in kept}
+        left = tuple(sorted({*source.spec.unreported, *hidden}))
         spec = source.spec.replace(classes=len(kept), unreported=left)
         return dataclasses.replace(source, spec=spec, class_names=told)
     if not isinstance(source.spec, DetectorSpec):

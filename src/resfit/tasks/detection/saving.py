@@ -58,11 +58,9 @@ def read(folder: Path) -> dict[str, Any]:
         found = schema.read(description)
     except ArtifactError as error:
         raise ArtifactError(f"{folder / DETECTOR.description} cannot be read: {error} Fit it again.") from error
-    from resfit.networks import layers
-    from resfit.networks.detection import layers as detection_layers
-    from resfit.networks.detection import nms, rtdetr_build
+    from resfit.networks.detection import build
 
-    del layers, detection_layers, nms, rtdetr_build  # imported so that their layers are registered
+    del build  # imported so that the layers of all detectors are registered
     try:
         model = keras_models.load(folder / artifact.MODEL)
         outputs = getattr(model, "output", None)

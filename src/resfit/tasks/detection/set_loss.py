@@ -330,3 +330,14 @@ def denoising_queries(
     mask[:total, :total][group[:, None] != group[None, :]] = -1e9
     codes = np.log(shares / (1 - shares)).astype(np.float32)
     return DenoisingQueries(labels, codes, mask, groups)
+
+
+def no_queries(batch: int, queries: int) -> DenoisingQueries:
+    """Returns no denoising queries at all.
+
+    Args:
+        batch: Images.
+        queries: Other queries of the detector.
+    """
+    mask = np.zeros((queries, queries), np.float32)
+    return DenoisingQueries(np.zeros((batch, 0), np.int32), np.zeros((batch, 0, 4), np.float32), mask, 0)

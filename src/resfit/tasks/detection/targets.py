@@ -1,8 +1,12 @@
-"""Which place of a detector's maps learns which true box (ATSS), computed once for each picture and view."""
+"""Which place of a detector's maps learns which true box, computed once for each picture and view.
+
+Points, and anchors of one for each place, are assigned by ATSS; several anchors at a place by their overlap.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Protocol
 
 import numpy as np
 
@@ -15,6 +19,26 @@ BACKGROUND, IGNORED = -1, -2
 
 _CANDIDATES = 9  # places of each level that are closest to a box
 _ANCHOR = 8  # side of the square that stands for a place, in strides
+# Overlap from which an anchor learns a box, and under which it learns background (RetinaNet, arXiv:1708.02002).
+_LEARNS, _IS_BACKGROUND = 0.5, 0.4
+
+
+class Assigner(Protocol):
+    """What says which of a detector's outputs learns which true box."""
+
+    @property
+    def width(self) -> int:
+        """Numbers that it gives for a picture."""
+        ...
+
+    def assign(self, boxes: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+        """Returns int16 ``(width,)``.
+
+        Args:
+            boxes: Array ``(k, 4)``, xyxy in pixels of the input.
+            ignored: Array ``(m, 4)``: regions of which nothing is known.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,25 +49,40 @@ class Places:
         points: float32 array ``(n, 4)``: the unit box of each place, xyxy in pixels, as
             :func:`resfit.networks.detection.boxes.decode_distances` takes it.
         centres: float32 array ``(n, 2)``: x and y.
-        anchors: float32 array ``(n, 4)``: the squares that candidates are compared with.
-        counts: Places of each level.
+        anchors: float32 array ``(n, 4)``: the squares that candidates are compared with; with several anchors at a
+            place the anchors themselves.
+        counts: Places of each level, of each anchor one.
+        by_overlap: Whether there are several anchors at a place, which are assigned by their overlap.
     """
 
     points: np.ndarray
     centres: np.ndarray
     anchors: np.ndarray
     counts: tuple[int, ...]
+    by_overlap: bool = False
+
+    @property
+    def width(self) -> int:
+        """Places of all levels."""
+        return len(self.points)
+
+    def assign(self, boxes: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+        """Says which box each place learns; see :func:`assign` and :func:`assign_by_overlap`."""
+        return (assign_by_overlap if self.by_overlap else assign)(self, boxes, ignored)
 
     @classmethod
     def of(cls, spec: DetectorSpec, size: tuple[int, int]) -> Places:
-        """Returns the places of a detector of points.
+        """Returns the places of a dense detector.
 
         Args:
-            spec: The detector, with one point at each place.
+            spec: The detector.
             size: Height and width of the input in pixels.
         """
         levels = anchors.anchors(spec, size)
         points = np.concatenate(levels)
+        if spec.anchors_per_cell > 1:
+            centres = ((points[:, :2] + points[:, 2:]) / 2).astype(np.float32)
+            return cls(points, centres, points, tuple(len(one) for one in levels), by_overlap=True)
         centres = (points[:, :2] + points[:, 2:]) / 2
         half = np.concatenate(
             [np.full((len(one), 1), _ANCHOR * 2.0**level / 2) for one, level in zip(levels, spec.levels, strict=True)]
@@ -68,12 +107,7 @@ def assign(places: Places, boxes: np.ndarray, ignored: np.ndarray) -> np.ndarray
     Returns:
         int16 array ``(n,)``: number of the box, :data:`BACKGROUND` or :data:`IGNORED`.
     """
-    rows = np.full(len(places.points), BACKGROUND, np.int16)
-    if len(ignored):
-        x, y = places.centres[:, :1], places.centres[:, 1:]
-        rows[
-            ((x >= ignored[:, 0]) & (x <= ignored[:, 2]) & (y >= ignored[:, 1]) & (y <= ignored[:, 3])).any(axis=1)
-        ] = IGNORED
+    rows = _unassigned(places, ignored)
     if not len(boxes):
         return rows
     boxes = np.asarray(boxes, np.float32)
@@ -108,6 +142,50 @@ def assign(places: Places, boxes: np.ndarray, ignored: np.ndarray) -> np.ndarray
             if rows[place] < 0 or (rows == rows[place]).sum() > 1:
                 rows[place] = number
                 break
+    return rows
+
+
+def assign_by_overlap(places: Places, boxes: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+    """Says which box each anchor learns, as RetinaNet does (Lin et al. 2017, arXiv:1708.02002).
+
+    An anchor learns the box that it overlaps most, by 0.5 or more; between 0.4 and 0.5 it learns nothing. The anchors
+    that overlap a box most of all learn too, however little that is, so that every box is learned.
+
+    Args:
+        places: Of the detector.
+        boxes: As :func:`assign` takes them.
+        ignored: Likewise.
+
+    Returns:
+        As :func:`assign`.
+    """
+    rows = _unassigned(places, ignored)
+    if not len(boxes):
+        return rows
+    overlaps = overlap_matrix(places.anchors, np.asarray(boxes, np.float32))  # (n, k)
+    which, best = overlaps.argmax(axis=1), overlaps.max(axis=1)
+    rows[(best >= _IS_BACKGROUND) & (rows == BACKGROUND)] = IGNORED
+    learns = (best >= _LEARNS) | (overlaps == np.maximum(overlaps.max(axis=0), 1e-9)).any(axis=1)
+    rows[learns] = which[learns]
+    for number in np.setdiff1d(np.arange(len(boxes)), rows).tolist():
+        # another box overlaps its anchors more, or it lies between all of them: the best that can be spared
+        middle = (boxes[number, :2] + boxes[number, 2:]) / 2
+        near = ((places.centres - middle) ** 2).sum(axis=1)
+        for place in np.lexsort((near, -overlaps[:, number]))[: 10 * len(boxes)].tolist():
+            if rows[place] < 0 or (rows == rows[place]).sum() > 1:
+                rows[place] = number
+                break
+    return rows
+
+
+def _unassigned(places: Places, ignored: np.ndarray) -> np.ndarray:
+    """Background everywhere but where nothing is known."""
+    rows = np.full(len(places.points), BACKGROUND, np.int16)
+    if len(ignored):
+        x, y = places.centres[:, :1], places.centres[:, 1:]
+        rows[
+            ((x >= ignored[:, 0]) & (x <= ignored[:, 2]) & (y >= ignored[:, 1]) & (y <= ignored[:, 3])).any(axis=1)
+        ] = IGNORED
     return rows
 
 

@@ -15,16 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit.tasks.detection import feeds, losses
+from resfit.tasks.detection import feeds
 from resfit.training import loop
 
 if TYPE_CHECKING:
     import keras
 
-    from resfit.tasks.detection.targets import Places
+    from resfit.tasks.detection.objectives import Objective
 
-#: Largest norm of all gradients together.
-CLIP = 10.0
 #: Of the moving average of the weights, which is what is validated and kept.
 EMA_DECAY = 0.998
 _CHECKPOINT_SECONDS = 20.0
@@ -46,9 +44,10 @@ class PhaseSettings:
         weight_decay: On kernels; decoupled.
         warmup: Share of the phase in which the rate rises.
         body_rate: The learning rate's factor for the layers of the body.
-        loss: Of the classes: ``"quality_focal"`` or ``"focal"``.
+        loss: Of the classes of a dense detector: ``"quality_focal"`` or ``"focal"``.
         box_weight: Of the boxes' loss.
-        seed: Of the order.
+        denoising: Of RT-DETR: denoising queries at the true boxes, at most; 0 for none.
+        seed: Of the order, and of the noise of these queries.
     """
 
     name: str
@@ -62,6 +61,7 @@ class PhaseSettings:
     body_rate: float = 0.3
     loss: str = "quality_focal"
     box_weight: float = 2.0
+    denoising: int = 100
     seed: int = 0
 
 
@@ -71,7 +71,8 @@ class Phase:
 
     Attributes:
         settings: What decides it.
-        model: From what the feed gives to raw outputs; its layers are those of the whole network.
+        model: From what the feed gives, and what training adds to it, to raw outputs; its layers are those of the
+            whole network.
         unpack: From a batch's inputs, a tensor, to the model's.
         feed: Where batches come from.
         trainable: Names of the layers of the whole network that learn.
@@ -109,7 +110,7 @@ class DetectorTrainer:
 
     Args:
         whole: The network to raw outputs, with all layers.
-        places: Of the detector.
+        objective: What it learns.
         phases: The phases.
         validate: Returns ``(ap, ap50)`` of the network as it is.
         folder: Where checkpoints are kept; ``None`` for none.
@@ -123,7 +124,7 @@ class DetectorTrainer:
     def __init__(
         self,
         whole: keras.Model,
-        places: Places,
+        objective: Objective,
         phases: Sequence[Phase],
         validate: Callable[[], tuple[float, float]],
         *,
@@ -133,7 +134,7 @@ class DetectorTrainer:
         clock: Callable[[], float] = time.monotonic,
         stop: Callable[[int], bool] | None = None,
     ):
-        self._places, self._phases = places, list(phases)
+        self._objective, self._phases = objective, list(phases)
         self._validate, self._folder, self._key = validate, folder, key
         self._say, self._clock, self._stop = say, clock, stop
         learning = frozenset().union(*(phase.trainable for phase in phases))
@@ -284,33 +285,25 @@ class DetectorTrainer:
         """The graph of one training step."""
         import tensorflow as tf
 
-        points = tf.constant(self._places.points)
-        settings = phase.settings
+        settings, objective = phase.settings, self._objective
 
         @tf.function(reduce_retracing=True)
         def step(inputs: Any, rows: Any, boxes: Any, labels: Any, rate: Any, number: Any) -> Any:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 for variable in variables:
                     tape.watch(variable.value)
-                # norms of the body keep the statistics of the checkpoint
-                outputs = phase.model(phase.unpack(inputs), training=False)
-                found = losses.detection_loss(
-                    outputs,
-                    points,
-                    tf.cast(rows, tf.int32),
-                    boxes,
-                    labels,
-                    kind=settings.loss,
-                    box_weight=settings.box_weight,
-                )
-            gradients = tape.gradient(found["total"], [variable.value for variable in variables])
-            gradients, _ = tf.clip_by_global_norm(gradients, CLIP)
+                # norms keep the statistics of the checkpoint
+                total = objective.loss(phase.model, phase.unpack(inputs), rows, boxes, labels, number, settings)
+            gradients = tape.gradient(total, [variable.value for variable in variables])
+            # rows of a table come as slices
+            gradients = [None if one is None else tf.convert_to_tensor(one) for one in gradients]
+            gradients, _ = tf.clip_by_global_norm(gradients, objective.clip)
             optimizer.apply(gradients, rate, number)
             done = tf.cast(number, tf.float32) + 1.0
             decay = tf.minimum(EMA_DECAY, done / (done + 10.0))
             for average, variable in zip(averages, variables, strict=True):
                 average.assign_add((1.0 - decay) * (variable.value - average))
-            return found["total"]
+            return total
 
         return step
 

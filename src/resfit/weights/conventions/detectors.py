@@ -6,7 +6,14 @@ from typing import Any
 
 from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.weights import detectors
-from resfit.weights.conventions import dense_detection, detr, rtdetr, torchvision_detection
+from resfit.weights.conventions import (
+    deformable_detr,
+    dense_detection,
+    detr,
+    faster_rcnn,
+    rtdetr,
+    torchvision_detection,
+)
 from resfit.weights.conventions.base import register_convention
 from resfit.weights.detectors import DetectorSource
 from resfit.weights.formats.base import Tensors
@@ -34,10 +41,29 @@ def _torchvision(tensors: Tensors, **reading: Any) -> DetectorSource:
     return detectors.read(tensors, torchvision_detection, **reading)
 
 
+@register_convention(
+    "torchvision's Faster R-CNN",
+    recognises=lambda tensors: faster_rcnn.is_detector(tensors.arrays),
+    order=30,
+    is_larger=True,
+)
+def _faster_rcnn(tensors: Tensors, **reading: Any) -> DetectorSource:
+    """Translates the tensors of a Faster R-CNN of torchvision."""
+    return detectors.read(tensors, faster_rcnn, **reading)
+
+
 @register_convention("RT-DETR", recognises=lambda tensors: rtdetr.is_detector(tensors.arrays), order=30, is_larger=True)
 def _rtdetr(tensors: Tensors, **reading: Any) -> DetectorSource:
     """Translates the tensors of an RT-DETR."""
     return detectors.read(tensors, rtdetr, **reading)
+
+
+@register_convention(
+    "Deformable DETR", recognises=lambda tensors: deformable_detr.is_detector(tensors.arrays), order=30, is_larger=True
+)
+def _deformable_detr(tensors: Tensors, **reading: Any) -> DetectorSource:
+    """Translates the tensors of a Deformable DETR."""
+    return detectors.read(tensors, deformable_detr, **reading)
 
 
 @register_convention("DETR", recognises=lambda tensors: detr.is_detector(tensors.arrays), order=30, is_larger=True)

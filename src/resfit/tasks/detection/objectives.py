@@ -1,0 +1,217 @@
+"""What a detector of each kind learns: which outputs learn which box, the loss, and outputs as boxes and scores."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from resfit.networks.detection import boxes as box_rules
+from resfit.networks.detection.kinds import AnyDetectorSpec
+from resfit.networks.detection.rtdetr_spec import RTDETRSpec
+from resfit.networks.detection.spec import DetectorSpec
+from resfit.tasks.detection import losses, set_loss
+from resfit.tasks.detection.set_loss import BoxTargets, KnownTargets, SetLossSettings
+from resfit.tasks.detection.targets import Assigner, Places
+
+if TYPE_CHECKING:
+    from resfit.tasks.detection.training import PhaseSettings
+
+
+class Objective(Protocol):
+    """What a kind of detector learns.
+
+    Attributes:
+        places: Which of its outputs learns which box.
+        counts: Boxes of each level.
+        clip: Largest norm of all gradients together.
+    """
+
+    places: Assigner
+    counts: tuple[int, ...]
+    clip: float
+
+    def loss(
+        self,
+        model: Callable[..., Any],
+        inputs: Any,
+        rows: Any,
+        boxes: Any,
+        labels: Any,
+        number: Any,
+        settings: PhaseSettings,
+    ) -> Any:
+        """Returns the loss of a batch, a scalar.
+
+        Args:
+            model: From inputs, and what training adds to them, to raw outputs.
+            inputs: Maps or images.
+            rows: What :attr:`places` says of each picture.
+            boxes: ``(batch, most, 4)``, xyxy in pixels of the input, padded.
+            labels: int32 ``(batch, most)``.
+            number: Of the step, an integer scalar.
+            settings: Of the phase.
+        """
+        ...
+
+    def decode(self, outputs: Any) -> tuple[Any, Any]:
+        """Returns boxes ``(batch, n, 4)`` in pixels of the input, cut to it, and scores ``(batch, n, classes)``."""
+        ...
+
+
+def objective_of(spec: AnyDetectorSpec, size: tuple[int, int]) -> Objective:
+    """Returns what a detector learns.
+
+    Args:
+        spec: The detector.
+        size: Height and width of the input in pixels.
+    """
+    if isinstance(spec, RTDETRSpec):
+        return QueryObjective(spec, size)
+    assert isinstance(spec, DetectorSpec)
+    return DenseObjective(spec, size)
+
+
+class DenseObjective:
+    """Every place of the maps learns a box or background.
+
+    Args:
+        spec: The detector.
+        size: Height and width of the input in pixels.
+    """
+
+    clip = 10.0
+
+    def __init__(self, spec: DetectorSpec, size: tuple[int, int]):
+        self.spec, self.size = spec, size
+        self.places: Places = Places.of(spec, size)
+        self.counts = self.places.counts
+        self._decode = functools.partial(
+            box_rules.decode, coding=spec.box_coding, stds=spec.delta_stds, bins=spec.distribution_bins
+        )
+
+    def loss(
+        self,
+        model: Callable[..., Any],
+        inputs: Any,
+        rows: Any,
+        boxes: Any,
+        labels: Any,
+        number: Any,
+        settings: PhaseSettings,
+    ) -> Any:
+        """Returns the loss; see :class:`Objective`."""
+        import tensorflow as tf
+
+        return losses.detection_loss(
+            model(inputs),
+            tf.constant(self.places.points),
+            tf.cast(rows, tf.int32),
+            boxes,
+            labels,
+            kind=settings.loss,
+            box_weight=settings.box_weight,
+            decode=self._decode,
+        )["total"]
+
+    def decode(self, outputs: Any) -> tuple[Any, Any]:
+        """Returns boxes and scores; see :class:`Objective`."""
+        import tensorflow as tf
+
+        boxes = self._decode(outputs["box_codes"], tf.constant(self.places.points[None]))
+        scores = tf.sigmoid(outputs["class_logits"])
+        if self.spec.quality is not None:
+            scores = scores * tf.sigmoid(outputs["quality"])
+            scores = tf.sqrt(scores) if self.spec.quality_rule == "geometric_mean" else scores
+        return box_rules.clip_boxes(boxes, *self.size), scores
+
+
+class BoxCount:
+    """Queries are matched with boxes at each step: all that is kept of a picture is how many boxes it has."""
+
+    width = 1
+
+    def assign(self, boxes: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+        """Returns the number of boxes; regions of which nothing is known are learned as background."""
+        return np.array([len(boxes)], np.int16)
+
+
+class QueryObjective:
+    """Each box is given to one query, which learns it (RT-DETR, arXiv:2304.08069).
+
+    Args:
+        spec: The detector.
+        size: Height and width of the input in pixels.
+        settings: Weights of the loss; ``None`` is RT-DETR's.
+    """
+
+    clip = 0.1
+
+    def __init__(self, spec: RTDETRSpec, size: tuple[int, int], settings: SetLossSettings | None = None):
+        self.spec, self.size, self.settings = spec, size, settings or SetLossSettings()
+        self.places = BoxCount()
+        self.counts = (spec.queries,)
+
+    def loss(
+        self,
+        model: Callable[..., Any],
+        inputs: Any,
+        rows: Any,
+        boxes: Any,
+        labels: Any,
+        number: Any,
+        settings: PhaseSettings,
+    ) -> Any:
+        """Returns the loss; see :class:`Objective`."""
+        import tensorflow as tf
+
+        height, width = self.size
+        there = tf.range(tf.shape(labels)[1])[None] < tf.cast(rows, tf.int32)
+        classes = tf.where(there, labels, -1)
+        shares = boxes / tf.constant([width, height, width, height], tf.float32)
+        low, high = shares[..., :2], shares[..., 2:]
+        truth = BoxTargets(classes, tf.where(there[..., None], tf.concat([(low + high) / 2, high - low], -1), 0.0))
+        noise = functools.partial(self._noise, count=settings.denoising, seed=settings.seed)
+        kinds = [tf.int32, tf.float32, tf.float32, tf.int32, tf.float32, tf.int32, tf.float32]
+        made = tf.numpy_function(noise, [truth.classes, truth.boxes, number], kinds)
+        ranks = ((None, None), (None, None, 4), (None, None), (None, None), (None, None, 4), (None, None), ())
+        for tensor, shape in zip(made, ranks, strict=True):
+            tensor.set_shape(shape)
+        outputs, own = model(inputs, made[:3]), tf.shape(made[0])[1]
+        matches = {}
+        for name, pair in set_loss.layers(outputs, own).items():
+            matches[name] = tf.numpy_function(self._matched, [*pair, truth.classes, truth.boxes], tf.int32)
+            matches[name].set_shape((None, None))
+        known = KnownTargets(BoxTargets(made[3], made[4]), made[5], made[6]) if settings.denoising else None
+        parts = set_loss.set_loss(outputs, truth, matches, denoising=own, known=known, settings=self.settings)
+        return tf.add_n([tf.convert_to_tensor(value, tf.float32) for value in parts.values()])
+
+    def _matched(self, logits: np.ndarray, given: np.ndarray, classes: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        return set_loss.match(logits, given, BoxTargets(classes, boxes), self.settings)
+
+    def _noise(
+        self, classes: np.ndarray, boxes: np.ndarray, number: np.ndarray, *, count: int, seed: int
+    ) -> tuple[np.ndarray, ...]:
+        """Denoising queries and what they are to learn; no random state outlives a step, so that a run resumes."""
+        targets = BoxTargets(classes, boxes)
+        random = np.random.default_rng([seed, int(number)])
+        queries = self.spec.queries
+        noise = set_loss.denoising_queries(targets, self.spec.classes, queries, random, count=max(count, 1))
+        known = KnownTargets.of(targets, noise.groups)
+        if not count:
+            noise = set_loss.no_queries(len(classes), queries)
+        found = known.targets
+        return (
+            *(noise.classes, noise.codes, noise.mask, found.classes, found.boxes, known.queries),
+            np.float32(known.groups),
+        )
+
+    def decode(self, outputs: Any) -> tuple[Any, Any]:
+        """Returns boxes and scores; see :class:`Objective`."""
+        import tensorflow as tf
+
+        height, width = self.size
+        boxes = set_loss.corners(outputs["box_codes"]) * tf.constant([width, height, width, height], tf.float32)
+        return box_rules.clip_boxes(boxes, height, width), tf.sigmoid(outputs["class_logits"])
