@@ -17,9 +17,9 @@ import re
 import shutil
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from resfit import processors
 from resfit.errors import ArgumentError, ResfitWarning
@@ -36,6 +36,9 @@ _MOST_SECONDS = 10
 # kept in each step of a network's forward pass for an image of 224 x 224, generously
 _BYTES_AN_IMAGE, _AREA = 64 << 20, 224 * 224
 _LEAST_BATCH, _MOST_BATCH = 32, 256
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +102,8 @@ class Device:
         return {name: value for name, value in facts.items() if value}
 
 
+# what "auto" is in this process
+_default = "auto"
 _current: contextvars.ContextVar[Device | None] = contextvars.ContextVar("device", default=None)
 
 
@@ -121,6 +126,22 @@ def check(device: str) -> None:
         raise ArgumentError(f'device must be auto, cpu, gpu, "gpu:" and a number, or gpu:all. Received: {device!r}.')
 
 
+def choose(device: str) -> None:
+    """Sets what ``"auto"`` is in this process, for a program that has not used TensorFlow yet.
+
+    Other cards are hidden from TensorFlow then, so that networks are built on this device too.
+
+    Args:
+        device: As :func:`find` takes it.
+
+    Raises:
+        ArgumentError: It is written in another way.
+    """
+    global _default
+    check(device)
+    _default = device
+
+
 def find(device: str = "auto") -> Device:
     """Returns a device of this machine.
 
@@ -132,6 +153,7 @@ def find(device: str = "auto") -> Device:
         ArgumentError: It is written in another way, or there is no such card.
     """
     check(device)
+    device = _default if device == "auto" else device
     if device == "cpu":
         return cpu()
     cards = first_use()
@@ -181,6 +203,22 @@ def using(device: str | Device = "auto", *, deterministic: bool = False, seed: i
         _current.reset(token)
 
 
+def on_device(fit: _Function) -> _Function:
+    """Runs a function on the device of its keyword ``device``, with ``deterministic`` and ``seed`` beside it.
+
+    Args:
+        fit: A function that has these keywords, or takes them among its options.
+    """
+
+    @functools.wraps(fit)
+    def run(*arguments: Any, **options: Any) -> Any:
+        deterministic, seed = bool(options.get("deterministic")), options.get("seed") or 0
+        with using(options.get("device") or "auto", deterministic=deterministic, seed=seed):
+            return fit(*arguments, **options)
+
+    return cast(_Function, run)
+
+
 def placed(device: Device) -> contextlib.AbstractContextManager[Any]:
     """Returns the scope in which TensorFlow's operations run on a device; nothing where Keras runs on another backend.
 
@@ -189,7 +227,7 @@ def placed(device: Device) -> contextlib.AbstractContextManager[Any]:
     Args:
         device: The device.
     """
-    if not _on_tensorflow():
+    if not _on_tensorflow() or (device.kind == "cpu" and not first_use()):
         return contextlib.nullcontext()
     import tensorflow as tf
 
@@ -229,7 +267,12 @@ def first_use() -> tuple[Device, ...]:
 
     tf.config.experimental.enable_tensor_float_32_execution(False)
     cards = _cards()
-    if not cards and (sign := card_in_sight()) and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
+    if (
+        _default != "cpu"
+        and not cards
+        and (sign := card_in_sight())
+        and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+    ):
         warnings.warn(
             f"this machine has an NVIDIA card ({sign}), and TensorFlow cannot use it{_why_none()}. "
             "Going on with the processor, which --device cpu takes without this warning.",
@@ -269,11 +312,15 @@ def _cards() -> tuple[Device, ...]:
     """Asks TensorFlow for its cards and has their memory grow: what tests put in its place."""
     import tensorflow as tf
 
-    physical = tf.config.list_physical_devices("GPU")
+    physical = list(enumerate(tf.config.list_physical_devices("GPU")))
+    if _default == "cpu" or (_default.startswith("gpu:") and _default != "gpu:all"):
+        physical = [(index, card) for index, card in physical if _default == f"gpu:{index}"]
+        with contextlib.suppress(RuntimeError):  # TensorFlow has begun
+            tf.config.set_visible_devices([card for _, card in physical], "GPU")
     if not physical:
         return ()
     driver, memory, found = _driver(), _memory(), []
-    for index, card in enumerate(physical):
+    for place, (index, card) in enumerate(physical):
         with contextlib.suppress(RuntimeError, ValueError):  # TensorFlow has begun; let_memory_grow has said it
             tf.config.experimental.set_memory_growth(card, True)
         details = tf.config.experimental.get_device_details(card)
@@ -285,7 +332,7 @@ def _cards() -> tuple[Device, ...]:
                 driver,
                 details.get("compute_capability"),
                 memory,
-                f"/GPU:{index}",
+                f"/GPU:{place}",
             )
         )
     return tuple(found)

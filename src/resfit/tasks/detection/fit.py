@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit import artifact, engines
+from resfit import artifact, devices, engines
 from resfit.data.box_statistics import box_statistics
 from resfit.data.box_views import BoxViews
 from resfit.data.boxes import BoxSet, SkippedBoxesError, scan_boxes, skipped_table
+from resfit.devices import on_device
 from resfit.errors import ArgumentError, DataError, closest
 from resfit.features.progress import Progress
 from resfit.quality.checking import leaks_between
@@ -48,6 +49,7 @@ _MOST_VALIDATED = 500  # validation pictures that are looked at while it trains
 _MOST_TEST_FILES = 1000  # whose names are kept for the verification of exports
 
 
+@on_device
 def fit(
     source: Any,
     *,
@@ -63,6 +65,8 @@ def fit(
     head: Mapping[str, Any] | None = None,
     seed: int = 0,
     engine: str = "auto",
+    device: str = "auto",
+    deterministic: bool = False,
     cache: bool | str | Path = True,
     storage: int | None = None,
     max_skipped: float = 0.10,
@@ -104,6 +108,8 @@ def fit(
             where there are pretrained ones: those in the package for ``resnet10_tiny``, trained on drawn scenes.
         seed: Seed of the split, the fresh weights and all changes.
         engine: As :func:`resfit.engines.create` takes it, for the frozen body.
+        device: What computes, as :func:`resfit.devices.find` takes it.
+        deterministic: Whether a GPU gives the same bits each time, too.
         cache: Where maps and checkpoints are kept: ``True`` for resfit's own cache, ``False`` for nowhere, or a folder.
         storage: Bytes that stored maps may take up; ``None`` is 20 GB, and in any case no more than half of what is
             free. Above that the body runs in every epoch.
@@ -456,6 +462,7 @@ class _Work:
         matching = calibration.calibrate(detector, some, found)
         detector.metrics = {
             "images": {part: len(getattr(material.parts, part)) for part in ("train", "val", "test")},
+            "machine": devices.current().to_dict(),
             "validation": matching.figures(),
             "training": {
                 "epoch": history.best_epoch,
@@ -485,6 +492,7 @@ class _Work:
             computed=material.computed,
             reused=material.reused,
             engine=material.engine,
+            device=devices.current().to_dict(),
             history=history.rows,
             notes=tuple(self.timings.notes),
         )
