@@ -17,7 +17,7 @@ import re
 import shutil
 import subprocess
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -105,6 +105,16 @@ class Device:
 # what "auto" is in this process
 _default = "auto"
 _current: contextvars.ContextVar[Device | None] = contextvars.ContextVar("device", default=None)
+
+
+def told(device: Mapping[str, Any]) -> str:
+    """Returns a device for people, such as ``gpu:0 (NVIDIA H200, 550.54, CUDA 12.5.1, cuDNN 9)``.
+
+    Args:
+        device: As :meth:`Device.to_dict` tells it.
+    """
+    details = [str(device[name]) for name in ("name", "driver") if device.get(name)]
+    return f"{device.get('device', 'cpu')} ({', '.join(details)})" if details else str(device.get("device", "cpu"))
 
 
 def let_memory_grow() -> None:
@@ -267,12 +277,8 @@ def first_use() -> tuple[Device, ...]:
 
     tf.config.experimental.enable_tensor_float_32_execution(False)
     cards = _cards()
-    if (
-        _default != "cpu"
-        and not cards
-        and (sign := card_in_sight())
-        and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
-    ):
+    wanted = _default != "cpu" and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+    if wanted and not cards and (sign := card_in_sight()):
         warnings.warn(
             f"this machine has an NVIDIA card ({sign}), and TensorFlow cannot use it{_why_none()}. "
             "Going on with the processor, which --device cpu takes without this warning.",

@@ -33,7 +33,7 @@ from resfit.weights import download, fetch, registry, resolve, tfhub
 from tests.hub import saved_models
 from tests.weights import servers, tf_sources
 
-OWN = ("weights", "features", "engines", "pixels", "sources", "runs", "latency", "digests")
+OWN = ("weights", "features", "engines", "pixels", "sources", "runs", "latency", "speed", "digests")
 
 
 @pytest.fixture
@@ -96,6 +96,13 @@ def put_run(root: Path) -> Path:
     return folder
 
 
+def put_speed(root: Path) -> Path:
+    path = root / "speed" / "0.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"seconds": 0.001, "name": "resnet50", "what": "forward", "device": "gpu:0"}))
+    return path
+
+
 def put_latency(root: Path) -> Path:
     path = root / "latency" / "0.json"
     path.parent.mkdir(parents=True)
@@ -139,6 +146,7 @@ def put_all(root: Path, tmp_path: Path) -> dict[str, Path]:
         "sources": put_source(),
         "runs": put_run(root),
         "latency": put_latency(root),
+        "speed": put_speed(root),
         "digests": put_digests(root, tmp_path),
         "hub": put_module(tmp_path),
         "keras": put_keras(tmp_path),

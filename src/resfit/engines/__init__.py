@@ -21,7 +21,7 @@ import numpy as np
 
 from resfit import devices
 from resfit.devices import Device
-from resfit.engines import compiled
+from resfit.engines import compiled, speed
 from resfit.engines import litert as _litert  # noqa: F401  # these three register themselves
 from resfit.engines import onnxruntime as _onnxruntime  # noqa: F401
 from resfit.engines import openvino as _openvino  # noqa: F401
@@ -70,6 +70,8 @@ __all__ = [
 NAMES = ("auto", "keras", *RUNTIMES)
 #: Multiply-accumulates from which OpenVINO's start (about a second) pays for itself.
 WORTH_CONVERTING = 5e10
+#: Images from which on a GPU it is measured once whether XLA is faster.
+_LONG = 2000
 
 #: Smallest cosine between a row of an engine and Keras' own on a processor, in float32 and in half as many bits.
 AGREEMENT = 0.9999
@@ -209,7 +211,10 @@ def create(
         name = "openvino" if _openvino_pays(model, images) else "keras"
     plain = KerasEngine(model, device=resolved.device)
     if name == "keras":
-        return plain if resolved.key == "float32" else _on_card(model, plain, resolved)
+        if resolved.key == "float32":
+            return plain
+        long = images is not None and images >= _LONG and resolved.device.kind == "gpu"
+        return _on_card(model, resolved, compiled=long and speed.forward(model, resolved, cache or True).compiled)
     if precision == "int8" and samples is None and calibration is None:
         raise ArgumentError('precision="int8" is calibrated on images. Pass samples=, an array of some 48 of them.')
     folder = cache or cache_root()
@@ -427,13 +432,13 @@ def is_quantized(
     return entry_of(cut(model, until), name, "int8", calibration, cache=cache).exists()
 
 
-def _on_card(model: keras.Model, plain: Engine, resolved: Resolved) -> Engine:
+def _on_card(model: keras.Model, resolved: Resolved, *, compiled: bool) -> Engine:
     """Returns Keras on a card or in fewer bits, which proves itself against Keras in float32 on the processor."""
     from resfit.engines.keras import KerasEngine
 
-    if resolved.precision == "float32":
-        return _Checked(plain, KerasEngine(model, device=devices.cpu()))
-    return _Checked(KerasEngine(model, resolved.precision, resolved.device), plain)
+    fast = KerasEngine(model, resolved.precision, resolved.device, compiled=compiled)
+    exact = resolved.precision == "float32"
+    return _Checked(fast, KerasEngine(model, device=devices.cpu() if exact else resolved.device))
 
 
 class _Checked:

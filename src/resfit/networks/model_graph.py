@@ -54,7 +54,8 @@ def copy(
     if size is not None:
         inputs = keras.Input((*size, model.inputs[0].shape[-1]), dtype=model.inputs[0].dtype)
 
-    bare = {layer.name for layer in itertools.takewhile(lambda layer: not layer.weights, model.layers)}
+    layers: list[Any] = list(model.layers)
+    bare = {layer.name for layer in itertools.takewhile(lambda layer: not layer.weights, layers)}
 
     def cloned(operation: Any) -> Any:
         config = operation.get_config()

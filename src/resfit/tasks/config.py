@@ -147,9 +147,9 @@ class MachineOptions:
         device: What computes, as :func:`resfit.devices.find` takes it: ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"gpu:1"``.
         deterministic: Whether a GPU gives the same bits each time, too, which makes it slower. It stays so for the rest
             of the process.
-        precision: Of the arithmetic of a probe's features, as :func:`resfit.engines.create` takes it. The classifier computes in float32 and is measured so: test images
-            get features in float32 too, and where the head loses more than half a point of accuracy and more than one
-            image by the change, all images do.
+        precision: Of the arithmetic of a probe's features, as :func:`resfit.engines.create` takes it. The classifier
+            computes in float32 and is measured so: test images get features in float32 too, and where the head loses
+            more than half a point of accuracy and more than one image by the change, all images do.
         batch_size: Images in one pass of the frozen network, at least 1; ``None`` chooses by their size.
         cache: ``True`` for resfit's own cache folder, ``False`` for none, or a folder.
         storage: Bytes that outputs of the frozen part may take up on disk; ``None`` is 20 GB, and in any case no more

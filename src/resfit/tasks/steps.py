@@ -339,9 +339,7 @@ def decode(job: FitJob, pictured: Sequence[int] = ()) -> DecodedData:
         pixels = decoded(images.paths, plan.body.input_spec, running.cache, progress=running.progress, **shared)
         journal.lap("pixels")
         if options.precision != "float32":
-            journal.note(
-                f"the training reads the images, and features are computed in float32, not {options.precision}"
-            )
+            journal.note(f"features are computed in float32, not {options.precision}: the training reads the images")
         return DecodedData(UsableImages(pixels), "float32", pixels)
     extracted = job.extract(images, precision=options.precision, **shared)
     journal.lap("features")

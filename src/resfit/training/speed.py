@@ -1,4 +1,4 @@
-"""The machine as a recipe sees it: on a GPU real batches are timed, forward and training step, on a processor a product."""
+"""The machine as a recipe sees it: on a GPU real batches are timed, forward and training step."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import time
 import warnings
@@ -99,9 +100,9 @@ class Trainer:
         closing: Images that will be measured afterwards, within ``tuning.minutes``.
         optimizer: What takes the steps.
 
-    In float16 the loss is scaled, so that small gradients are not rounded to zero: by as much as they bear. A step whose
-    gradients are infinite moves nothing, and halves the scale. Where the device's memory does not suffice for a batch,
-    it goes through in parts whose gradients are added up.
+    In float16 the loss is scaled by as much as its gradients bear, so that small ones are not rounded to zero. A step
+    whose gradients are infinite moves nothing, and halves the scale. Where the device's memory does not suffice for a
+    batch, it goes through in parts whose gradients are added up.
 
     Attributes:
         measures_first: Whether the network is measured before it learns.
@@ -304,7 +305,7 @@ class Trainer:
         count = len(tf.nest.flatten(inputs)[0])
         found = []
         edges = np.linspace(0, count, self.parts + 1).astype(int).tolist()
-        for begin, end in zip(edges[:-1], edges[1:], strict=True):
+        for begin, end in itertools.pairwise(edges):
             some = whole if self.parts == 1 else _rows(whole, begin, end)
             figures = step(
                 *(_tensors(values) for values in some),
