@@ -53,7 +53,7 @@ class Device:
         capability: Compute capability of a card; ``None`` where it is not told.
         memory: Bytes of a card's memory; ``None`` where it is not told.
         place: What TensorFlow calls it.
-        count: Cards that are used together; more than 1 with ``"gpu:all"``.
+        count: Cards that ``"gpu:all"`` asks for, of which this is the first.
     """
 
     kind: str = "cpu"
@@ -67,8 +67,8 @@ class Device:
 
     @property
     def label(self) -> str:
-        """What ``device=`` calls it: ``"cpu"``, ``"gpu:0"``, or ``"gpu:all"`` of several."""
-        return "cpu" if self.kind == "cpu" else "gpu:all" if self.count > 1 else f"gpu:{self.index}"
+        """What ``device=`` calls it: ``"cpu"`` or ``"gpu:0"``."""
+        return "cpu" if self.kind == "cpu" else f"gpu:{self.index}"
 
     def computes(self, precision: str) -> bool:
         """Says whether TensorFlow has units for a number format here: a card by its compute capability.
@@ -172,6 +172,13 @@ def find(device: str = "auto") -> Device:
     if not cards:
         raise ArgumentError(f"there is no card that TensorFlow can use{_why_none()}. Received: device={device!r}.")
     if device == "gpu:all":
+        if len(cards) > 1:  # where training on several cards begins
+            warnings.warn(
+                f"this version computes on one card. Received: device='gpu:all', of {len(cards)} cards. Going on with "
+                f"{cards[0].label}.",
+                ResfitWarning,
+                stacklevel=2,
+            )
         return dataclasses.replace(cards[0], count=len(cards))
     index = int(device.partition(":")[2] or 0)
     if index >= len(cards):

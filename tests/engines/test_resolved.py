@@ -229,3 +229,23 @@ def test_tensorfloat_is_on_for_those_who_ask_for_it_alone(body, monkeypatch):
         engine.run(np.zeros((1, 16, 16, 3), np.uint8))
     assert seen == [False, True, False]
     assert not enabled()
+
+
+# servers
+
+
+def test_a_server_takes_what_answers_sooner_and_warms_what_it_is_asked(body, monkeypatch):
+    cards(monkeypatch, AMPERE)
+    times = {"keras": 1.0, "openvino": 2.0}
+    monkeypatch.setattr(engines, "_fastest", lambda engine, images: times[engine.name])
+    on_card = engines.for_server(body)
+    assert (on_card.name, on_card.device) == ("keras", AMPERE)
+    times["openvino"] = 0.5
+    assert engines.for_server(body).name == "openvino"
+    assert engines.for_server(body, "keras").name == "keras"
+    assert engines.batch_sizes(on_card, 24) == [1, 2, 4, 8, 16, 24]
+    assert engines.batch_sizes(on_card, 1) == [1]
+    assert engines.batch_sizes(engines.create(body, "openvino"), 24) == [1, 2, 24]
+    with devices.using("cpu"):
+        monkeypatch.setattr(engines, "_fastest", lambda *_: pytest.fail("measured without a card"))
+        assert engines.for_server(body).name == "openvino"

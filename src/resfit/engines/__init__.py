@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -51,12 +52,14 @@ __all__ = [
     "Engine",
     "Resolved",
     "agreement",
+    "batch_sizes",
     "check_installed",
     "check_name",
     "check_precision",
     "create",
     "cut",
     "fingerprint",
+    "for_server",
     "has_precision",
     "is_installed",
     "is_quantized",
@@ -70,6 +73,8 @@ __all__ = [
 NAMES = ("auto", "keras", *RUNTIMES)
 #: Multiply-accumulates from which OpenVINO's start (about a second) pays for itself.
 WORTH_CONVERTING = 5e10
+# images of a batch that rivals for a server are measured on
+_SERVED = 8
 #: Images from which on a GPU it is measured once whether XLA is faster.
 _LONG = 2000
 
@@ -232,6 +237,50 @@ def create(
         if not resolved.chosen:
             raise ArgumentError(f"{name} cannot convert this network ({error}). Use engine='keras'.") from error
         return plain
+
+
+def for_server(model: keras.Model, engine: str = "auto") -> Engine:
+    """Makes a model ready to answer whenever it is asked.
+
+    Args:
+        model: As :func:`create` takes it.
+        engine: As :func:`create` takes it; with ``"auto"`` on a machine with a GPU it is measured whether Keras there
+            or OpenVINO on the processor answers sooner.
+
+    Raises:
+        ArgumentError: As :func:`create`.
+    """
+    resolved = resolve(engine)
+    if engine != "auto" or resolved.device.kind == "cpu" or not is_installed("openvino"):
+        return create(model, resolved if engine == "auto" else engine)
+    rivals = [create(model, resolved), create(model, "openvino")]
+    images = np.zeros((_SERVED, *speed.input_size(model), model.inputs[0].shape[-1]), np.uint8)
+    times = [_fastest(rival, images) for rival in rivals]
+    return rivals[times.index(min(times))]
+
+
+def batch_sizes(engine: Engine, largest: int) -> list[int]:
+    """Returns the sizes of batches that an engine makes itself ready for apart, to be run once before a client waits.
+
+    Args:
+        engine: The engine.
+        largest: The largest batch.
+    """
+    device = getattr(engine, "device", None)
+    if device is None or device.kind == "cpu":
+        return sorted({1, min(2, largest), largest})
+    return sorted({*(1 << power for power in range(largest.bit_length()) if 1 << power <= largest), largest})
+
+
+def _fastest(engine: Engine, images: np.ndarray) -> float:
+    """Returns the seconds of the fastest of a few batches, after one that makes it ready."""
+    engine.run(images)
+    times = []
+    for _ in range(speed.BATCHES):
+        begin = time.perf_counter()
+        engine.run(images)
+        times.append(time.perf_counter() - begin)
+    return min(times)
 
 
 def stream(engine: Engine, batches: Iterable[tuple[_Tag, np.ndarray]]) -> Iterator[tuple[_Tag, np.ndarray]]:
