@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -17,3 +18,14 @@ def test_affinity_counts():
     found = subprocess.run([sys.executable, "-c", code + "print(p.available())"], capture_output=True, text=True)
     assert found.stdout.strip() == "1", found.stderr
     assert 1 <= processors.available() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(("own", "then"), [(None, "1"), ("0", "0")])
+def test_tensorflow_takes_onednns_kernels_unless_the_user_decided_it(own, then):
+    variables = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
+    if own is not None:
+        variables["TF_ENABLE_ONEDNN_OPTS"] = own
+    code = "import os, resfit, sys; print(os.environ.get('TF_ENABLE_ONEDNN_OPTS'), 'tensorflow' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables)
+    expected = then if own or platform.machine().lower() in ("x86_64", "amd64") else "None"
+    assert found.stdout.split() == [expected, "False"], found.stderr

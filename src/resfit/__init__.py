@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from resfit import _moved, devices, telemetry
+from resfit import _moved, devices, processors, telemetry
 from resfit.storage import locks
 
 __version__ = "0.1.0"
@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 telemetry.switch_off()
 devices.let_memory_grow()
 telemetry.keep_fonts_in(locks.cache_root())
+processors.use_onednn()
 
 _EXPORTS = {
     "load": "resfit.zoo",

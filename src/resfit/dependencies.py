@@ -36,6 +36,7 @@ EXTRAS = {
     "tensorboard": "pretrain",
     "tensorflow": "cpu",
     "tensorflow_datasets": "tfds",
+    "tf2onnx": "onnx",
     "timm": "timm",
     "torch": "torch",
     "uvicorn": "serve",

@@ -55,6 +55,10 @@ class InputWarning(ResfitWarning):
     """Images were handed over in a form that needed an assumption; the text says which, and what avoids it."""
 
 
+class AssumptionWarning(ResfitWarning):
+    """A source of weights leaves open what changes the numbers; the text says what is assumed and what changes it."""
+
+
 class ArtifactWarning(ResfitWarning):
     """A saved classifier could be read, but not all of it could be verified."""
 

@@ -10,12 +10,13 @@ import fnmatch
 import functools
 import inspect
 import os
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resfit.errors import ArgumentError, CheckpointError, UnknownNameError, closest
+from resfit.errors import ArgumentError, AssumptionWarning, CheckpointError, UnknownNameError, closest
 from resfit.networks import arithmetic, catalog
 from resfit.networks.arithmetic import StageCount
 from resfit.networks.detection import catalog as detector_catalog
@@ -203,7 +204,8 @@ def load(
         pixels of the input and scores in [0, 1], before non-maximum suppression. It has the attributes
         ``architecture`` (ArchitectureSpec; of a detector DetectorSpec), ``input_spec`` (InputSpec),
         ``class_names`` (a tuple of labels, or None where they are not known) and ``assumptions``
-        (what the source leaves open and was assumed, one sentence each).
+        (what the source leaves open and was assumed, one sentence each). What changes the numbers of the network is a
+        :class:`resfit.errors.AssumptionWarning` too.
 
     Raises:
         UnknownNameError: No table has this name.
@@ -250,7 +252,7 @@ def load(
                 "include_top=False for its backbone."
             )
         with convert.building(dtype, seed):
-            return detectors.load(
+            detector = detectors.load(
                 found,
                 classes=classes,
                 preprocess=preprocess,
@@ -258,7 +260,8 @@ def load(
                 in_channels=in_channels,
                 name=name,
             )
-    return convert.load_source(
+        return _with_warning(detector, source, preprocess)
+    model = convert.load_source(
         found,
         include_top=include_top,
         classes=classes,
@@ -272,6 +275,19 @@ def load(
         seed=seed,
         name=name,
     )
+    return _with_warning(model, source, preprocess)
+
+
+def _with_warning(model: keras.Model, source: object, preprocess: bool) -> keras.Model:
+    """Warns of what was assumed and changes the numbers, and returns the model."""
+    from resfit.weights.load import OF_IMAGES
+
+    open_points = [text for text in model.assumptions if text.endswith(("changes it)", "change it)"))]
+    if not preprocess:  # the contract is told, and not part of the network
+        open_points = [text for text in open_points if not text.startswith(OF_IMAGES)]
+    if open_points:
+        warnings.warn(f"{source}: assumed {'; '.join(open_points)}.", AssumptionWarning, stacklevel=3)
+    return model
 
 
 def _as_saved(path: Path) -> keras.Model:

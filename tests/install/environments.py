@@ -100,7 +100,13 @@ def _variables(more: Mapping[str, str]) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("RESFIT_", "KERAS_", "PYTHON", "XDG_", "MPLCONFIGDIR"))
     }
-    offline = {"RESFIT_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    offline = {
+        "RESFIT_OFFLINE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "WANDB_MODE": "offline",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     return {**own, **offline, **more}
 
 

@@ -2,7 +2,9 @@
 
 What it prints is ``{"ways": {what was done: outcome}, "left": {what was done: [what it wrote, if it failed]}}``. An
 outcome is ``"ok"`` or ``"Type: message"`` of the error. Called as ``python tour.py FOLDER``, with class folders of
-pictures in ``FOLDER/photos`` and of DICOM files in ``FOLDER/scans``.
+pictures in ``FOLDER/photos``, of DICOM files in ``FOLDER/scans``, of HEIC files in ``FOLDER/phone`` and pictures with
+boxes in ``FOLDER/boxes``. Further words: ``names`` tries the public names too, ``brief`` leaves out what takes long,
+and ``only=JSON`` runs the listed commands alone.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 
 ways: dict[str, str] = {}
 left: dict[str, list[str]] = {}
+only = [way for word in sys.argv[2:] if word.startswith("only=") for way in json.loads(word[5:])]
 
 
 def tried(what: str, function: Callable[[], Any]) -> None:
@@ -43,6 +46,8 @@ def command(*arguments: object, writes: Path | None = None) -> None:
     from resfit.cli import main
 
     what = " ".join(str(argument) for argument in arguments)
+    if only and what not in only:
+        return
     tried(what, lambda: main.run([*map(str, arguments), "--debug"]))
     if writes is not None and ways[what] != "ok" and writes.exists():
         left[what] = sorted(str(path) for path in [writes, *writes.rglob("*")])
@@ -62,6 +67,20 @@ def commands() -> None:
     if "brief" not in sys.argv[2:]:
         command("fit", "photos", "-o", "tuned.resfit", "--strategy", "finetune", "--set", "epochs=1", "--lr-find")
     command("fit", "scans", "-o", "scans.resfit", "--max-skipped", "0.5", writes=Path("scans.resfit"))
+    command("fit", "phone", "-o", "phone.resfit", "--max-skipped", "0.5", writes=Path("phone.resfit"))
+    for tracker in ("mlflow", "wandb", "tensorboard"):
+        target = Path(f"{tracker}.resfit")
+        command("fit", "photos", "-o", target, "--log", tracker, writes=target)
+    for source in ("s3://bucket/photos", "hf://datasets/owner/photos", "tfds://mnist"):
+        command("check", source)
+    command("fit", "boxes", "-o", "boxes.resfit", "--size", "96", "--budget", "10s")
+    command("predict", "boxes.resfit", "boxes/test", "--draw", "drawn")
+    command("export", "boxes.resfit", "--format", "openvino", "-o", "boxes-as-openvino")
+    if "brief" not in sys.argv[2:]:
+        command("evaluate", "boxes.resfit", "boxes", "--allow-leakage")
+        command("explain", "boxes.resfit", "boxes/test/0000.jpg", "-o", "why-boxes")
+        command("export", "boxes.resfit", "--format", "onnx", "-o", "boxes-as-onnx", writes=Path("boxes-as-onnx"))
+    command("fit", "numbers.csv", "--task", "regression", "-o", "numbers.resfit")
     command("predict", "out.resfit", "photos/red/000.png")
     for engine in ("openvino", "onnxruntime", "litert"):
         command("predict", "out.resfit", "photos", "--engine", engine)
@@ -98,6 +117,8 @@ def serve() -> None:
     """Starts the server, asks whether it lives, and ends it; without its packages the command is tried."""
     from resfit import dependencies
 
+    if only and "serve out.resfit --port 0" not in only:
+        return
     if not dependencies.is_installed("fastapi", "uvicorn"):
         command("serve", "out.resfit", "--port", "0")
         return

@@ -1,6 +1,8 @@
 """Records of a fit: parameters, every epoch, figures with intervals, report and model."""
 
+import json
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -61,8 +63,8 @@ def test_tensorboard_has_every_epoch_and_figure(fitted):
 
 def test_mlflow_has_parameters_epochs_figures_report_and_model(fitted, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    mlflow.set_tracking_uri((tmp_path / "runs").as_uri())
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(None)  # its own choice: a file of SQLite where it runs
     model, out = fitted
     figures = tracking.log_fit(model, "mlflow", out, {"seed": 3}, source="colours")
     (run,) = mlflow.MlflowClient().search_runs(["0"])
@@ -75,13 +77,44 @@ def test_mlflow_has_parameters_epochs_figures_report_and_model(fitted, tmp_path,
     assert names == {"model", "report.html"}
 
 
-def test_wandb_offline(fitted, tmp_path, monkeypatch):
+def records_of(data, block=32768):
+    """Yields the records of a run's file: LevelDB's log, behind a header of 7 bytes."""
+    at, parts = 7, []
+    while at + 7 <= len(data):
+        if block - at % block < 7:
+            at += block - at % block
+            continue
+        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        parts.append(data[at + 7 : at + 7 + length])
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield b"".join(parts)
+            parts = []
+
+
+def test_wandb_has_parameters_epochs_and_figures(fitted, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
+    from wandb.proto import wandb_internal_pb2
+
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DIR", os.fspath(tmp_path))
     model, out = fitted
-    tracking.log_fit(model, "wandb", out, {"seed": 3})
-    assert list(tmp_path.rglob("*.wandb"))
+    figures = tracking.log_fit(model, "wandb", out, {"seed": 3})
+    (file,) = tmp_path.rglob("*.wandb")
+    losses, told, artifacts = {}, {}, 0
+    for data in records_of(file.read_bytes()):
+        record = wandb_internal_pb2.Record.FromString(data)
+        row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        told |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+        told |= {item.key: json.loads(item.value_json) for item in record.config.update} | row
+        artifacts += record.request.HasField("log_artifact") or record.HasField("artifact")
+        if "epoch/val_loss" in row:
+            losses[row["epoch"]] = row["epoch/val_loss"]
+    assert losses == pytest.approx({row["epoch"]: row["val_loss"] for row in model.run.history})
+    assert str(told["seed"]) == "3"
+    assert told["test/accuracy.low"] == pytest.approx(figures["test/accuracy.low"])
+    assert artifacts >= 1
 
 
 def test_unknown_and_missing_ones_are_named():

@@ -204,6 +204,7 @@ def test_damage_is_named_in_every_kind(root, tmp_path):
     (paths["sources"] / "content" / "a.png").write_bytes(b"a pict")
     damage(paths["runs"] / "checkpoint.npz")
     paths["latency"].write_text("{")
+    paths["speed"].write_text('{"seconds": 0}')
     damage(paths["digests"] / "rows.u8")
     damage(paths["hub"] / "variables" / "variables.data-00000-of-00001")
     told = {item.kind: "; ".join(cache_kinds.faults(item)) for item in cache_kinds.find()}
@@ -215,6 +216,7 @@ def test_damage_is_named_in_every_kind(root, tmp_path):
         ("sources", "a.png has 6 bytes in place of 9"),
         ("runs", "checkpoint.npz is damaged"),
         ("latency", "state seconds"),
+        ("speed", "state seconds"),
         ("digests", "1 of 1 rows"),
         ("hub", "checksum"),
     ):

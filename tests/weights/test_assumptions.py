@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import warnings
 
 import numpy as np
 import pytest
 
 from resfit import zoo
-from resfit.errors import ArgumentError
+from resfit.errors import ArgumentError, AssumptionWarning
 from resfit.networks.build import build
 from resfit.networks.spec import ArchitectureSpec, StemConv
 from resfit.preprocessing import TF, TORCH, changed
@@ -199,3 +200,29 @@ def test_detectors_name_the_fields_of_detector_and_backbone():
     assert (changed_spec.backbone.norm_epsilon, changed_spec.backbone.activation) == (0.5, "tanh")
     assert changed_spec.score_threshold == 0.5
     assert not [text for text in again if re.search(r"norm_epsilon|activation|score_threshold", text)]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, ["images of", "classifier_activation='softmax'"]),
+        ({"include_top": False, "taps": ("stage4",)}, ["images of"]),
+        ({"preprocess": False, "classifier_activation": None}, []),
+        ({"input_spec": "torch", "classifier_activation": None}, []),
+    ],
+    ids=["all", "body", "no contract", "answered"],
+)
+def test_what_is_assumed_and_changes_the_numbers_is_a_warning(options, told, tmp_path):
+    path = written(tmp_path, "timm", BASIC.replace(in_channels=3))
+    others = {"activation": "relu", "antialias": None, "norm_epsilon": 1e-5, "output_stride": 32, "stem_pool": "max"}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        zoo.load(path, **others, **options)
+    texts = [str(one.message) for one in caught if issubclass(one.category, AssumptionWarning)]
+    assert [one.filename for one in caught if issubclass(one.category, AssumptionWarning)] == [__file__] * len(texts)
+    assert len(texts) == bool(told), texts
+    for what in told:
+        assert f"{path}: assumed " in texts[0]
+        assert what in texts[0]
+    for what in {"images of", "classifier_activation='softmax'"} - set(told):
+        assert what not in "".join(texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from resfit.cli import console
 from resfit.cli.options import Json
+from resfit.errors import AssumptionWarning
 
 if TYPE_CHECKING:
     from resfit.networks.detection.kinds import AnyDetectorSpec
@@ -90,7 +92,9 @@ def convert(
     for sentence in model.assumptions:
         console.message(f"Assumed: {console.printable(sentence)}")
     write.write(model, destination, naming=naming)
-    difference = _difference(model, destination, preprocess) if check else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AssumptionWarning)  # of the own file: said above of the source
+        difference = _difference(model, destination, preprocess) if check else None
     compared = (
         verify.compare(model, read, preprocess=preprocess, unsafe=_unsafe(read.path))
         if check and not isinstance(read, DetectorSource)

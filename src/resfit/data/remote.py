@@ -84,7 +84,9 @@ def _of_hugging_face(handle: str) -> Path:
     repository, revision, inside = found.groups()
     below = "/".join(parts(inside)) if inside else ""
     patterns = [below, f"{below}/*"] if below else None
-    folder = snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=patterns)
+    folder = snapshot_download(
+        repository, repo_type="dataset", revision=revision, allow_patterns=patterns, local_files_only=is_offline()
+    )
     return Path(folder) / below
 
 
@@ -94,6 +96,8 @@ def _of_tfds(handle: str) -> Path:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(handle.partition("://")[2].strip("/"))
+    if is_offline() and not os.path.isdir(builder.data_path):
+        raise DownloadError(f"{handle} is not prepared yet. Received: no network is allowed (RESFIT_OFFLINE).")
     builder.download_and_prepare()
     return Path(os.fspath(builder.data_path))
 

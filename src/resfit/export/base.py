@@ -160,7 +160,7 @@ def int8_note(job: ExportJob, kept: int) -> str:
     )
 
 
-def usage(job: ExportJob, *, head: str, load: str, run: str, more: str = "", refuses_none: bool = False) -> str:
+def usage(job: ExportJob, *, head: str, load: str, run: str, more: str = "") -> str:
     """Returns code that classifies a photo with Pillow and numpy.
 
     Args:
@@ -169,7 +169,9 @@ def usage(job: ExportJob, *, head: str, load: str, run: str, more: str = "", ref
         load: A statement that loads the network.
         run: An expression that gives the scores ``(batch, labels)`` of ``images``.
         more: Further lines at the end.
-        refuses_none: Whether the runtime itself takes no empty batch.
+
+    The code answers for an empty batch itself: no runtime promises to. onnxruntime's group normalisation refuses one,
+    and TensorFlow's convolutions give shapes of their own where oneDNN computes them.
     """
     spec = job.subject.input_spec
     height, width = spec.size
@@ -189,9 +191,8 @@ left, top = (photo.width - {width}) // 2, (photo.height - {height}) // 2
 photo = photo.crop((left, top, left + {width}, top + {height}))
 """
     grey = "[..., None]" if spec.channels == 1 else ""
-    body = f"    return {run}\n"
-    if refuses_none:
-        body = f"    if not len(images):\n        return np.zeros((0, {len(job.subject.labels)}), np.float32)\n{body}"
+    none = f"np.zeros((0, {len(job.subject.labels)}), np.float32)"
+    body = f"    if not len(images):\n        return {none}\n    return {run}\n"
     output, function = job.subject.output, job.subject.function
     if output == "values":
         shown = "print(dict(zip(labels, values.tolist())))"

@@ -74,7 +74,6 @@ interpreter = Interpreter("{_FILE}")
 network = interpreter.get_signature_runner("serving_default")
 """,
             run=f'network(images=images)["{job.subject.output}"]',
-            refuses_none=True,
         ),
         notes=(FOLDED, *notes),
         facts={"signatures": {litert_metadata.SIGNATURE: {"inputs": ["images"], "outputs": [job.subject.output]}}},

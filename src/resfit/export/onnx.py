@@ -9,7 +9,7 @@ from resfit.engines import int8
 from resfit.export.base import FOLDED, ExportJob, Written, image_input, int8_note, scores_output, usage
 
 PRECISIONS = ("float32", "int8")
-MODULES = ("onnx", "onnxruntime")
+MODULES = ("onnx", "onnxruntime", "tf2onnx")
 INT8_MODULES = ("nncf",)
 RUNTIME = "onnxruntime"
 
@@ -53,7 +53,6 @@ def write(job: ExportJob, folder: Path) -> Written:
             head="import onnxruntime\n",
             load=f'session = onnxruntime.InferenceSession("{_FILE}", providers=["CPUExecutionProvider"])\n',
             run=f'session.run(["{given}"], {{"{taken}": images}})[0]',
-            refuses_none=True,  # onnxruntime's group normalisation does
         ),
         notes=tuple(notes),
         facts={"conversion": way},

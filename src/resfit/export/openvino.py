@@ -75,7 +75,6 @@ def write(job: ExportJob, folder: Path) -> Written:
             head="import openvino\n",
             load=f'network = openvino.Core().compile_model("{_FILE}", "CPU", {json.dumps(CONFIG)})\n',
             run=f'np.array(network({{"images": images}})["{subject.output}"])',
-            refuses_none=True,
         ),
         notes=tuple(notes),
         facts={"conversion": way},

@@ -42,7 +42,11 @@ def write(job: ExportJob, folder: Path) -> Written:
 
     def run(batch: Any) -> Any:
         # a signature's shape is not checked when it is called, and the network would take any
-        return network(tf.ensure_shape(batch, images.shape), training=False)
+        batch = tf.ensure_shape(batch, images.shape)
+        count = tf.shape(batch)[0]
+        # TensorFlow's convolutions give wrong shapes of no images where oneDNN computes them: one stands in for none
+        some = tf.cond(count > 0, lambda: batch, lambda: tf.zeros(tf.concat([[1], tf.shape(batch)[1:]], 0)))
+        return [output[:count] for output in network(tf.ensure_shape(some, images.shape), training=False)]
 
     def answer(batch: Any) -> dict[str, Any]:
         scores = tf.cast(run(batch)[0], tf.float32)
