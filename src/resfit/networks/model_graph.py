@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -54,8 +53,8 @@ def copy(
     if size is not None:
         inputs = keras.Input((*size, model.inputs[0].shape[-1]), dtype=model.inputs[0].dtype)
 
-    layers: list[Any] = list(model.layers)
-    bare = {layer.name for layer in itertools.takewhile(lambda layer: not layer.weights, layers)}
+    weighted = next((place for place, layer in enumerate(model.layers) if layer.weights), 0)
+    bare = {layer.name for layer in model.layers[:weighted]}
 
     def cloned(operation: Any) -> Any:
         config = operation.get_config()
