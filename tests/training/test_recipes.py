@@ -120,7 +120,7 @@ CARD = dataclasses.replace(
 
 
 def test_a_cards_measured_speed_decides_what_there_is_time_for():
-    """50,000 images in ten minutes: a product on the processor says that there is no time, real batches that there is."""
+    """50,000 images in ten minutes: too many by a product on the processor, few enough by real batches."""
     assert recipe(facts(50_000), MACHINE, minutes=10).strategy == "probe"
     found = recipe(facts(50_000), CARD, minutes=10)
     assert (found.strategy, found.tuning.precision) == ("full", "mixed_bfloat16")
