@@ -13,7 +13,7 @@ import numpy as np
 # a store syncs each time it is written: this often, unless so many bytes are waiting
 _SECONDS, _MOST_BYTES = 1.0, 64 << 20
 # batches that may wait before whoever adds them does
-_DEPTH = 64
+_DEPTH = 8
 
 #: Owners of rows, and the rows ``(n, width)``.
 Write = Callable[[list[Any], np.ndarray], None]
