@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+if os.environ.get("RESFIT_TEST_GPU") != "1":  # with it the tests see the card
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import pytest
 

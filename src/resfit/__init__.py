@@ -8,12 +8,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from resfit import _moved, processors, telemetry
+from resfit import _moved, devices, processors, telemetry
 from resfit.storage import locks
 
 __version__ = "0.1.0"
 
 telemetry.switch_off()
+devices.let_memory_grow()
 telemetry.keep_fonts_in(locks.cache_root())
 processors.use_onednn()
 

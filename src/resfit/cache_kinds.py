@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from resfit.data import remote
-from resfit.engines import compiled
+from resfit.engines import compiled, speed
 from resfit.errors import CheckpointError, DownloadError
 from resfit.features import store as features
 from resfit.storage.cache import KINDS, CacheEntry, CacheKind, faults, find, prune, register
@@ -171,14 +171,14 @@ def _run_faults(item: CacheEntry) -> list[str]:
     return found
 
 
-def _latency_item(path: Path) -> CacheEntry | None:
+def _timing_item(kind: str, path: Path, *names: str) -> CacheEntry | None:
     if path.suffix != ".json":
         return None
     facts = _facts(path)
-    return _item("latency", path, _of(facts, "architecture", "engine"), about={"seconds": facts.get("seconds")})
+    return _item(kind, path, _of(facts, *names), about={"seconds": facts.get("seconds")})
 
 
-def _latency_faults(item: CacheEntry) -> list[str]:
+def _timing_faults(item: CacheEntry) -> list[str]:
     seconds = item.about.get("seconds")
     return [] if isinstance(seconds, float) and seconds > 0 else ["it must state seconds"]
 
@@ -280,7 +280,18 @@ for _kind in (
         lambda item: remote.faults(item.path),
     ),
     CacheKind("runs", _run_item, _run_faults),
-    CacheKind("latency", _latency_item, _latency_faults, _always_unused),
+    CacheKind(
+        "latency",
+        lambda path: _timing_item("latency", path, "architecture", "engine"),
+        _timing_faults,
+        _always_unused,
+    ),
+    CacheKind(
+        speed.FOLDER,
+        lambda path: _timing_item(speed.FOLDER, path, "name", "what", "device", "precision"),
+        _timing_faults,
+        _always_unused,
+    ),
     CacheKind(
         "digests",
         lambda path: _noted_item("digests", path, features.ABOUT, "name"),

@@ -274,8 +274,8 @@ def test_int8_is_refused_without_images_and_without_nncf(body, monkeypatch, tmp_
         engines.create(body, "openvino", precision="int8")
     with pytest.raises(ArgumentError, match="calibration='unknown'"):
         engines.create(body, "openvino", precision="int8", calibration="unknown")
-    with pytest.warns(UserWarning, match="keras has no int8 on this machine"):
-        assert engines.create(body, "keras", precision="int8").precision == "float32"
+    with pytest.raises(ArgumentError, match="keras does not compute in int8 on cpu"):
+        engines.create(body, "keras", precision="int8")
     import importlib.util
 
     find = importlib.util.find_spec
@@ -300,8 +300,8 @@ def test_bfloat16_is_close_and_noted(larger, tmp_path):
     entry.note(agreement_bfloat16=0.9)
     with pytest.warns(UserWarning, match=r"in bfloat16 \(cosine at least 0.999\). Received: 0.900000"):
         assert engines.create(larger, "openvino", precision="bfloat16", cache=tmp_path).name == "keras"
-    with pytest.warns(UserWarning, match="onnxruntime has no bfloat16 on this machine"):
-        assert engines.create(larger, "onnxruntime", precision="bfloat16", cache=tmp_path).precision == "float32"
+    with pytest.raises(ArgumentError, match="onnxruntime does not compute in bfloat16"):
+        engines.create(larger, "onnxruntime", precision="bfloat16", cache=tmp_path)
 
 
 def test_samples_are_parted():

@@ -346,13 +346,15 @@ def test_killed_run_goes_on_where_it_was(body, tmp_path):
     folder, cache = write_folder(tmp_path / "images", each=8), tmp_path / "cache"
     program = textwrap.dedent(
         """
-        import os, signal, sys
+        import os, signal, sys, time
         from pathlib import Path
         from resfit.features.extract import extract
         from tests.pictures import tiny_body
 
         def kill(what, done, total):
             if what == "network" and done >= 10:
+                while not sum(path.stat().st_size for path in Path(sys.argv[2]).rglob("index.bin")) // 40 >= 10:
+                    time.sleep(0.05)  # rows reach the disk about once a second
                 os.kill(os.getpid(), signal.SIGKILL)
 
         paths = sorted(Path(sys.argv[1]).rglob("*.png"))

@@ -33,7 +33,7 @@ from resfit.weights import download, fetch, registry, resolve, tfhub
 from tests.hub import saved_models
 from tests.weights import servers, tf_sources
 
-OWN = ("weights", "features", "engines", "pixels", "sources", "runs", "latency", "digests")
+OWN = ("weights", "features", "engines", "pixels", "sources", "runs", "latency", "speed", "digests")
 
 
 @pytest.fixture
@@ -96,6 +96,13 @@ def put_run(root: Path) -> Path:
     return folder
 
 
+def put_speed(root: Path) -> Path:
+    path = root / "speed" / "0.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"seconds": 0.001, "name": "resnet50", "what": "forward", "device": "gpu:0"}))
+    return path
+
+
 def put_latency(root: Path) -> Path:
     path = root / "latency" / "0.json"
     path.parent.mkdir(parents=True)
@@ -139,6 +146,7 @@ def put_all(root: Path, tmp_path: Path) -> dict[str, Path]:
         "sources": put_source(),
         "runs": put_run(root),
         "latency": put_latency(root),
+        "speed": put_speed(root),
         "digests": put_digests(root, tmp_path),
         "hub": put_module(tmp_path),
         "keras": put_keras(tmp_path),
@@ -196,6 +204,7 @@ def test_damage_is_named_in_every_kind(root, tmp_path):
     (paths["sources"] / "content" / "a.png").write_bytes(b"a pict")
     damage(paths["runs"] / "checkpoint.npz")
     paths["latency"].write_text("{")
+    paths["speed"].write_text('{"seconds": 0}')
     damage(paths["digests"] / "rows.u8")
     damage(paths["hub"] / "variables" / "variables.data-00000-of-00001")
     told = {item.kind: "; ".join(cache_kinds.faults(item)) for item in cache_kinds.find()}
@@ -207,6 +216,7 @@ def test_damage_is_named_in_every_kind(root, tmp_path):
         ("sources", "a.png has 6 bytes in place of 9"),
         ("runs", "checkpoint.npz is damaged"),
         ("latency", "state seconds"),
+        ("speed", "state seconds"),
         ("digests", "1 of 1 rows"),
         ("hub", "checksum"),
     ):

@@ -435,7 +435,7 @@ def test_a_killed_fit_under_a_budget_goes_the_way_that_it_had_decided(network, p
             fit(patterns, out=tmp_path / "out", progress=interrupt, **options)
     decided = json.loads((tmp_path / "out.run" / "plan.json").read_text())["decisions"]
     settings = json.loads((tmp_path / "out.run" / "run.json").read_text())["tuning"]
-    assert decided.keys() == {"training reads pixels"}
+    assert decided.keys() == {"hardware", "training reads pixels"}
 
     monkeypatch.setattr(fit_plan.FitPlan, "minutes_left", lambda *_: 0.01)
     fresh = fit(patterns, out=tmp_path / "fresh", **options).metrics["plan"]

@@ -114,6 +114,42 @@ def test_what_there_is_time_to_look_at():
     assert one == 2 * two > 2 * sum(macs for _, macs in facts(900).stages) / 1e11
 
 
+CARD = dataclasses.replace(
+    MACHINE, cores=16, gpu=True, device="gpu:0", forward=1 / 3000, training=1 / 900, training_precision="mixed_bfloat16"
+)
+
+
+def test_a_cards_measured_speed_decides_what_there_is_time_for():
+    """50,000 images in ten minutes: too many by a product on the processor, few enough by real batches."""
+    assert recipe(facts(50_000), MACHINE, minutes=10).strategy == "probe"
+    found = recipe(facts(50_000), CARD, minutes=10)
+    assert (found.strategy, found.tuning.precision) == ("full", "mixed_bfloat16")
+    assert found.total <= 601
+    assert any("measured on gpu:0: 900 images a second in training, 3000 through" in text for text in found.reasons)
+    # an epoch of the whole network takes what was measured, whatever the processor's product
+    slow = dataclasses.replace(CARD, gflops=1.0)
+    assert recipes._epoch_seconds(facts(9000), slow, "stage1", 0) == pytest.approx(10.0)
+    later = recipes._epoch_seconds(facts(9000), slow, "stage5", 6)
+    share = facts(1).stages[-1][1] / sum(macs for _, macs in facts(1).stages)
+    assert later == pytest.approx(10.0 * share)
+    through = recipes._epoch_seconds(facts(9000), slow, "stage5", 0)  # the frozen part runs in each epoch
+    assert through == pytest.approx(later + 3.0 * (1 - share))
+
+
+def test_what_a_card_leaves_time_to_look_at():
+    """It computes while the processors decode: the slower of the two counts. 160,000 photos stay in ten minutes."""
+    known = facts(160_000)
+    decoding = recipes.seconds_an_image(known, 110e3, 16, dataclasses.replace(CARD, forward=1e-9))
+    assert decoding == pytest.approx((1 / 2e3 + 110e3 / 2.5e7) / 16)
+    assert recipes.seconds_an_image(known, 110e3, 16, CARD) == max(decoding, 1 / 3000)
+    assert recipes.seconds_an_image(known, 110e3, 1, CARD) == pytest.approx(16 * decoding)
+    slow = dataclasses.replace(CARD, forward=0.5)
+    assert recipes.seconds_an_image(known, 110e3, 16, slow) == 0.5
+    assert recipes.share_in_time(160_000, 0, recipes.seconds_an_image(known, 110e3, 16, CARD), 10) == 1.0
+    assert recipes.share_in_time(160_000, 0, recipes.seconds_an_image(known, 110e3, 2), 10) < 0.5
+    assert recipes.seconds_an_image(known, 110e3, 2, MACHINE) == recipes.seconds_an_image(known, 110e3, 2)
+
+
 def test_json():
     import json
 

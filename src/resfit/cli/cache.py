@@ -22,8 +22,8 @@ Kinds = Annotated[
     list[str] | None,
     typer.Option(
         "--kind",
-        help="weights, features, engines, pixels, runs, latency, digests; hub and keras, which other libraries use "
-        "too. Repeatable.",
+        help="weights, features, engines, pixels, runs, latency, speed, digests; hub and keras, which other libraries "
+        "use too. Repeatable.",
     ),
 ]
 

@@ -11,6 +11,7 @@ from resfit.cli import console
 from resfit.cli.formatting import ignored_text, report_notes
 from resfit.cli.options import (
     BatchSize,
+    Device,
     Engine,
     GroupColumn,
     ImageRoot,
@@ -58,6 +59,7 @@ def check(
     cleanlab: Annotated[bool, typer.Option("--cleanlab", help="Let cleanlab judge the labels.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the folds.")] = 0,
     engine: Engine = "auto",
+    device: Device = "auto",
     batch_size: BatchSize = None,
     no_cache: NoCache = False,
     path_column: PathColumn = None,

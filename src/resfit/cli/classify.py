@@ -19,6 +19,7 @@ from resfit.cli.formatting import (
 )
 from resfit.cli.options import (
     BatchSize,
+    Device,
     Engine,
     GroupColumn,
     ImageRoot,
@@ -91,6 +92,7 @@ def predict(
         Path | None, typer.Option(help="Of detectors: folder for the pictures with their boxes, as PNG.")
     ] = None,
     engine: Engine = "auto",
+    device: Device = "auto",
     batch_size: BatchSize = None,
     as_json: Json = False,
 ) -> None:
@@ -188,6 +190,7 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the intervals and corruptions.")] = 0,
     engine: Engine = "auto",
+    device: Device = "auto",
     batch_size: BatchSize = None,
     no_cache: NoCache = False,
     path_column: PathColumn = None,
@@ -306,6 +309,7 @@ def embed(
         str, typer.Option(help="Network, as `resfit models` lists it, or a folder that `resfit fit` wrote.")
     ] = "resnet10_tiny",
     engine: Engine = "auto",
+    device: Device = "auto",
     batch_size: BatchSize = None,
     no_cache: NoCache = False,
     path_column: PathColumn = None,

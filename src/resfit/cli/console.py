@@ -184,3 +184,6 @@ def load_tensorflow() -> None:
         os.dup2(kept, 2)
         os.close(nowhere)
         os.close(kept)
+    from resfit import devices
+
+    devices.first_use()

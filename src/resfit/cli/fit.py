@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from resfit import devices
 from resfit.cli import console, medical
-from resfit.cli.formatting import accuracy, ignored_text, mean_average_precision, report_skipped, skipped_json
+from resfit.cli.formatting import (
+    accuracy,
+    ignored_text,
+    mean_average_precision,
+    report_skipped,
+    skipped_json,
+)
 from resfit.cli.medical import Frame, Plane, Series, Spacing, Window
 from resfit.cli.options import (
     SOURCE,
     BatchSize,
+    Device,
     Engine,
     GroupColumn,
     ImageRoot,
@@ -158,9 +166,17 @@ def fit(
         bool, typer.Option("--allow-leakage", help="Continue although images are in both training and test set.")
     ] = False,
     engine: Engine = "auto",
+    device: Device = "auto",
     precision: Annotated[
-        str, typer.Option(help="Of a probe's features: float32, bfloat16 (processors with matrix units) or int8.")
+        str,
+        typer.Option(
+            help="Of a probe's features: float32, int8, bfloat16 (processors with matrix units, GPUs from Ampere on), "
+            "or on a GPU tf32 or float16."
+        ),
     ] = "float32",
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Have a GPU give the same bits each time, too. It is slower.")
+    ] = False,
     batch_size: BatchSize = None,
     size: Annotated[
         int | None, typer.Option(min=32, help="Of a detector: height and width of its input in pixels.")
@@ -235,6 +251,8 @@ def fit(
         "lr_find": lr_find or None,
         "storage": None if storage is None else int(storage * 2**30),
         "engine": engine if engine != "auto" else None,
+        "device": device if device != "auto" else None,
+        "deterministic": deterministic or None,
         "cache": False if no_cache else None,
         "max_skipped": max_skipped,
         "check": check,
@@ -347,6 +365,7 @@ def _print_plainly(fitted: FittedModel, out: Path) -> None:
         rows += [("images", ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in images.items()))]
     if run.engine != "none":
         rows.append(("features", f"{run.computed} computed ({run.engine}), {run.reused} from the cache"))
+    rows.append(("device", devices.told(run.device)))
     rows.append(("seconds", ", ".join(f"{name} {value:.1f}" for name, value in run.seconds.items())))
     rows += [("found", finding) for finding in (fitted.metrics.get("checks") or {}).get("findings", ())]
     rows.append(("written to", out))
@@ -369,6 +388,7 @@ def _print_fit(fitted: Classifier, out: Path) -> None:
         ("skipped", images["skipped"]),
         ("split", _split(images) + (", by group" if fitted.recipe.grouped else "")),
         *_work(fitted),
+        ("device", devices.told(run.device)),
         *([("regularisation", regularisation)] if regularisation else []),
         ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in run.seconds.items())),
         *(("found", finding) for finding in fitted.metrics.get("checks", {}).get("findings", ())),
@@ -468,6 +488,7 @@ def _fit_json(fitted: FittedModel, out: Path) -> dict[str, Any]:
         **({"recipe": dataclasses.asdict(recipe)} if dataclasses.is_dataclass(recipe) else {}),  # type: ignore[arg-type]
         **fitted.metrics,
         "features": {"computed": run.computed, "reused": run.reused, "engine": run.engine},
+        "machine": fitted.metrics.get("machine", dict(run.device)),
         "seconds": run.seconds,
         "skipped": skipped_json(run.skipped),
         "warnings": list(run.warnings),

@@ -45,9 +45,11 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = _take_flag(given, "--debug")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's greetings
+    # TensorFlow's greetings; with --debug also why it cannot use a card
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if debug else "3")
     if not debug:
         warnings.showwarning = _show_warning
+    from resfit import devices
     from resfit.errors import ArgumentError, ResfitError
 
     try:
@@ -64,6 +66,13 @@ def run(arguments: Sequence[str] | None = None) -> None:
         if debug:
             raise
         _flush()
+        if devices.is_out_of_memory(error):
+            print(
+                f"Error: the device has not enough memory: {_one_line(error)[:300]}\n"
+                "Close other programs that use it, or take a smaller --batch-size, a smaller network or --device cpu.",
+                file=sys.stderr,
+            )
+            sys.exit(1)
         print(
             f"Error: unexpected {type(error).__name__}: {_one_line(error)}\n"
             "This is a fault of resfit. Run the command again with --debug and report what it prints.",

@@ -186,19 +186,26 @@ def _detector(name: str, as_json: bool) -> None:
 
 def info(
     name: Annotated[
-        str, typer.Argument(help="A name that `resfit models` lists, a checkpoint's, a file or folder, or a handle.")
-    ],
+        str | None,
+        typer.Argument(
+            help="A name that `resfit models` lists, a checkpoint's, a file or folder, or a handle. Without it this "
+            "machine is described: device, driver, precisions."
+        ),
+    ] = None,
     assume: Annotated[
         list[str] | None,
         typer.Option("--set", help="Of a file: ARGUMENT=VALUE of what an assumption names. Repeatable."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Describe a network, a file of weights or a classifier, without building it.
+    """Describe a network, a file of weights or a classifier, without building it; or this machine.
 
     Of a name: stages, shapes, parameters, MACs, input contract, published weights. Of a file or folder: its format, the
     networks in it, its head, its input contract, and what is assumed or left out. Of a classifier: its card.
     """
+    if name is None:
+        _machine(as_json)
+        return
     from resfit import zoo
     from resfit.errors import UnknownNameError
     from resfit.networks.detection import catalog
@@ -221,6 +228,37 @@ def info(
     own = next((row for row in found.checkpoints if row.name == name), None)
     parts = [_heading(found), *([_checkpoint(own)] if own else []), _stages_table(found)]
     typer.echo("\n\n".join([*parts, _checkpoints_table(found)] if found.checkpoints else parts))
+
+
+def _machine(as_json: bool) -> None:
+    """Describes what computes here."""
+    from resfit.cli import console
+
+    console.load_tensorflow()
+    import tensorflow as tf
+
+    from resfit import devices, engines
+    from resfit.engines.base import RUNTIMES
+
+    device = devices.current()
+    found = {
+        **device.to_dict(),
+        "cards": [card.to_dict() for card in devices.first_use()],
+        "tensorflow": tf.__version__,
+        "engines": {
+            name: [precision for precision in engines.PRECISIONS if engines.has_precision(name, precision, device)]
+            for name in ("keras", *RUNTIMES)
+            if engines.is_installed(name)
+        },
+    }
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    rows: list[tuple[str, object]] = [("device", devices.told(found))]
+    rows += [("card", devices.told(card)) for card in found["cards"]]
+    rows += [("TensorFlow", tf.__version__)]
+    rows += [(f"engine {name}", ", ".join(precisions)) for name, precisions in found["engines"].items()]
+    console.print_table("", ("", ""), rows)
 
 
 def _file(path: Path, assume: list[str], as_json: bool) -> None:

@@ -8,6 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
+
+def _choose_device(device: str) -> str:
+    """Sets the device of this process, before TensorFlow is used."""
+    from resfit import devices
+
+    devices.choose(device)
+    return device
+
+
 Artifact = Annotated[Path, typer.Argument(help="A folder that `resfit fit` wrote.", metavar="OUT")]
 Images = Annotated[
     list[Path], typer.Argument(help="Images, folders and patterns; - reads an image, or a list of paths.")
@@ -31,6 +40,14 @@ LabelledOrFeatures = Annotated[
 ]
 
 Engine = Annotated[str, typer.Option("--engine", help="auto, keras, openvino, onnxruntime or litert.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="auto, cpu, gpu, gpu:1 or gpu:all. auto is a GPU where TensorFlow can use one.",
+        callback=_choose_device,
+    ),
+]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images in one pass. Default: by their size.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither use nor keep features on disk.")]
 Task = Annotated[

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from resfit.cli import console
-from resfit.cli.options import Engine
+from resfit.cli.options import Device, Engine
 from resfit.serving.settings import ServerSettings, read_token
 
 _MODULES = ("fastapi", "h11", "prometheus_client", "python_multipart", "starlette", "uvicorn")
@@ -41,6 +41,7 @@ def serve(
     ] = ServerSettings.host,
     port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes a free one.")] = ServerSettings.port,
     engine: Engine = ServerSettings.engine,
+    device: Device = "auto",
     name: Annotated[str, typer.Option("--name", help="Name of the model, where one is served.")] = ServerSettings.name,
     token_file: Annotated[
         Path | None,

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -20,14 +20,25 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import numpy as np
 
-from resfit import dependencies
-from resfit.engines import compiled
+from resfit import devices
+from resfit.devices import Device
+from resfit.engines import compiled, speed
 from resfit.engines import litert as _litert  # noqa: F401  # these three register themselves
 from resfit.engines import onnxruntime as _onnxruntime  # noqa: F401
 from resfit.engines import openvino as _openvino  # noqa: F401
 from resfit.engines.base import RUNTIMES, Runtime, register_engine
 from resfit.engines.prefix import cut
-from resfit.errors import ArgumentError, MissingDependencyError, closest
+from resfit.engines.resolved import (
+    PRECISIONS,
+    Resolved,
+    check_installed,
+    check_name,
+    check_precision,
+    has_precision,
+    is_installed,
+    resolve,
+)
+from resfit.errors import ArgumentError, MissingDependencyError, ResfitWarning
 from resfit.storage.locks import cache_root, is_writable, report_unusable, scratch
 
 if TYPE_CHECKING:
@@ -39,30 +50,35 @@ __all__ = [
     "NAMES",
     "PRECISIONS",
     "Engine",
+    "Resolved",
     "agreement",
+    "batch_sizes",
     "check_installed",
     "check_name",
     "check_precision",
     "create",
     "cut",
     "fingerprint",
+    "for_server",
     "has_precision",
     "is_installed",
     "is_quantized",
     "macs_per_image",
     "register_engine",
+    "resolve",
     "stream",
 ]
 
 #: What ``engine=`` accepts, beside engines that other programs register.
 NAMES = ("auto", "keras", *RUNTIMES)
-#: What ``precision=`` accepts.
-PRECISIONS = ("float32", "bfloat16", "int8")
-
 #: Multiply-accumulates from which OpenVINO's start (about a second) pays for itself.
 WORTH_CONVERTING = 5e10
+# images of a batch that rivals for a server are measured on
+_SERVED = 8
+#: Images from which on a GPU it is measured once whether XLA is faster.
+_LONG = 2000
 
-#: Smallest cosine between a row of an engine and Keras' own, in float32 and in bfloat16.
+#: Smallest cosine between a row of an engine and Keras' own on a processor, in float32 and in half as many bits.
 AGREEMENT = 0.9999
 BFLOAT16_AGREEMENT = 0.999
 _CHECKED_IMAGES = 4
@@ -79,14 +95,18 @@ class _Agreement:
     def warn(self, name: str, found: float) -> None:
         warnings.warn(
             f"{name} must agree with Keras on this network{self.form} (cosine at least {self.least}). "
-            f"Received: {found:.6f}. Going on with Keras.",
+            f"Received: {found:.6f}. Going on with Keras in float32.",
+            ResfitWarning,
             stacklevel=4,
         )
 
 
 _AGREEMENTS = {
     "float32": _Agreement("agreement", AGREEMENT, ""),
-    "bfloat16": _Agreement("agreement_bfloat16", BFLOAT16_AGREEMENT, " in bfloat16"),
+    **{
+        name: _Agreement(f"agreement_{name}", BFLOAT16_AGREEMENT, f" in {name}")
+        for name in ("tf32", "bfloat16", "float16")
+    },
 }
 
 _Tag = TypeVar("_Tag")
@@ -123,7 +143,7 @@ class Engine(Protocol):
 
 def create(
     model: keras.Model,
-    engine: str | Engine = "auto",
+    engine: str | Engine | Resolved = "auto",
     *,
     images: int | None = None,
     threads: int | None = None,
@@ -135,23 +155,25 @@ def create(
 ) -> Engine:
     """Makes a Keras model, or the first part of one, ready to run.
 
-    An engine that is not Keras is compared with Keras on real images, the ``samples`` or the first batch it runs. The
-    result is kept beside the converted network. Where an engine disagrees, resfit falls back to Keras with a warning.
+    What is not Keras in float32 on the processor is compared with it on real images, the ``samples`` or the first batch
+    it runs. Of a converted network the result is kept beside it. Where an engine disagrees, resfit falls back to Keras
+    in float32 with a warning.
 
     An int8 network is compared with its float32 form on samples that it was not calibrated on, and given up for
     that, with a warning, below a cosine of 0.99.
 
     Args:
         model: A network with one input ``(batch, height, width, channels)`` and one output.
-        engine: ``"keras"``, ``"openvino"``, ``"onnxruntime"``, ``"litert"``, or ``"auto"``: OpenVINO if it is
-            installed, no GPU is in sight and the work is long enough to repay its start, otherwise Keras. An engine is
-            passed through.
+        engine: ``"keras"``, ``"openvino"``, ``"onnxruntime"``, ``"litert"``, or ``"auto"``: Keras on a GPU; on a
+            processor OpenVINO if it is installed and the work is long enough to repay its start, otherwise Keras. An
+            engine is passed through. What :func:`resolve` has decided is taken, and ``precision`` is not read.
         images: Number of images that are coming, for ``"auto"``; ``None`` is many.
         threads: Number of threads; ``None`` is the runtime's own choice. Keras takes none.
         until: Where to stop, as :func:`resfit.engines.prefix.cut` takes it: a stage, ``"features"`` or a layer.
         precision: ``"float32"``; ``"bfloat16"``, which OpenVINO has, some four times as fast where the processor has
-            matrix units for it; or ``"int8"``, which all but Keras have. What does not have it goes on in float32 and
-            says so.
+            matrix units for it, and Keras; ``"float16"`` and ``"tf32"`` on cards that have them; or ``"int8"``, which
+            all but Keras have. An engine that is named and does not have it is refused; ``"auto"`` takes what has it,
+            or goes on in float32 with a warning.
         samples: For int8, images of the kind that are coming, of the size that the network gets; 48 are enough. Or a
             function that returns them, called if they are needed.
         calibration: A name for the samples; an int8 network that was calibrated under it is used again, without
@@ -159,8 +181,9 @@ def create(
         cache: Folder for converted networks, in its ``engines``; ``None`` is resfit's own cache.
 
     Raises:
-        ArgumentError: ``engine`` or ``precision`` is unknown, the runtime cannot convert the network, the model has
-            more than one input or output, there is no such layer, or int8 is asked for without samples.
+        ArgumentError: ``engine`` or ``precision`` is unknown, the engine does not have the precision, the runtime
+            cannot convert the network, the model has more than one input or output, there is no such layer, or int8 is
+            asked for without samples.
         MissingDependencyError: The runtime, or NNCF for int8, is not installed.
 
     Example:
@@ -170,11 +193,11 @@ def create(
         >>> create(body, "openvino", until="stage3").run(np.zeros((2, 64, 64, 3), "uint8")).shape
         (2, 8, 8, 80)
     """
-    check_name(engine)
     check_precision(precision)
-    if not isinstance(engine, str):
+    check_name("auto" if isinstance(engine, Resolved) else engine)
+    if not isinstance(engine, str | Resolved):
         return engine
-    check_installed(engine)
+    check_installed(engine if isinstance(engine, str) else engine.engine)
     model = cut(model, until)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ArgumentError(
@@ -183,14 +206,20 @@ def create(
         )
     from resfit.engines.keras import KerasEngine
 
-    plain = KerasEngine(model)
-    name = engine if engine != "auto" else ("openvino" if _openvino_pays(model, images, precision) else "keras")
-    if not has_precision(name, precision):
-        if engine != "auto" or not has_precision("auto", precision):  # a few images do not need it
-            warnings.warn(f"{name} has no {precision} on this machine. Going on in float32.", stacklevel=2)
-        precision = "float32"
+    resolved = engine
+    if isinstance(resolved, str):
+        resolved = resolve(resolved, precision)
+        if resolved.note:
+            warnings.warn(resolved.note, ResfitWarning, stacklevel=2)
+    precision, name = resolved.precision, resolved.engine
+    if name == "auto":
+        name = "openvino" if _openvino_pays(model, images) else "keras"
+    plain = KerasEngine(model, device=resolved.device)
     if name == "keras":
-        return plain
+        if resolved.key == "float32":
+            return plain
+        long = images is not None and images >= _LONG and resolved.device.kind == "gpu"
+        return _on_card(model, resolved, compiled=long and speed.forward(model, resolved, cache or True).compiled)
     if precision == "int8" and samples is None and calibration is None:
         raise ArgumentError('precision="int8" is calibrated on images. Pass samples=, an array of some 48 of them.')
     folder = cache or cache_root()
@@ -205,9 +234,53 @@ def create(
     except (ArgumentError, MissingDependencyError):
         raise
     except Exception as error:
-        if engine != "auto":
+        if not resolved.chosen:
             raise ArgumentError(f"{name} cannot convert this network ({error}). Use engine='keras'.") from error
         return plain
+
+
+def for_server(model: keras.Model, engine: str = "auto") -> Engine:
+    """Makes a model ready to answer whenever it is asked.
+
+    Args:
+        model: As :func:`create` takes it.
+        engine: As :func:`create` takes it; with ``"auto"`` on a machine with a GPU it is measured whether Keras there
+            or OpenVINO on the processor answers sooner.
+
+    Raises:
+        ArgumentError: As :func:`create`.
+    """
+    resolved = resolve(engine)
+    if engine != "auto" or resolved.device.kind == "cpu" or not is_installed("openvino"):
+        return create(model, resolved if engine == "auto" else engine)
+    rivals = [create(model, resolved), create(model, "openvino")]
+    images = np.zeros((_SERVED, *speed.input_size(model), model.inputs[0].shape[-1]), np.uint8)
+    times = [_fastest(rival, images) for rival in rivals]
+    return rivals[times.index(min(times))]
+
+
+def batch_sizes(engine: Engine, largest: int) -> list[int]:
+    """Returns the sizes of batches that an engine makes itself ready for apart, to be run once before a client waits.
+
+    Args:
+        engine: The engine.
+        largest: The largest batch.
+    """
+    device = getattr(engine, "device", None)
+    if device is None or device.kind == "cpu":
+        return sorted({1, min(2, largest), largest})
+    return sorted({*(1 << power for power in range(largest.bit_length()) if 1 << power <= largest), largest})
+
+
+def _fastest(engine: Engine, images: np.ndarray) -> float:
+    """Returns the seconds of the fastest of a few batches, after one that makes it ready."""
+    engine.run(images)
+    times = []
+    for _ in range(speed.BATCHES):
+        begin = time.perf_counter()
+        engine.run(images)
+        times.append(time.perf_counter() - begin)
+    return min(times)
 
 
 def stream(engine: Engine, batches: Iterable[tuple[_Tag, np.ndarray]]) -> Iterator[tuple[_Tag, np.ndarray]]:
@@ -222,66 +295,6 @@ def stream(engine: Engine, batches: Iterable[tuple[_Tag, np.ndarray]]) -> Iterat
     """
     own = getattr(engine, "stream", None)
     return own(batches) if own is not None else ((tag, engine.run(images)) for tag, images in batches)
-
-
-def check_name(engine: str | Engine) -> None:
-    """Makes sure that :func:`create` knows the engine, where it may not be needed or only later.
-
-    Raises:
-        ArgumentError: It does not.
-    """
-    known = ("auto", "keras", *RUNTIMES)
-    if isinstance(engine, str) and engine not in known:
-        raise ArgumentError(f"engine must be one of {known}. Received: {engine!r}.{closest(engine, known)}")
-
-
-def check_installed(engine: str | Engine, precision: str = "float32") -> None:
-    """Makes sure that the packages of an engine and a precision are installed, before any work is done.
-
-    Args:
-        engine: As :func:`create` takes it.
-        precision: As :func:`create` takes it.
-
-    Raises:
-        MissingDependencyError: The runtime, or NNCF for int8, is not installed.
-    """
-    if isinstance(engine, str) and engine in RUNTIMES:
-        dependencies.require(f'engine="{engine}"', *RUNTIMES[engine].modules)
-    if precision == "int8" and engine in ("auto", "openvino", "onnxruntime"):  # LiteRT has its own converter
-        from resfit.engines import int8
-
-        int8.check_installed()
-
-
-def has_precision(engine: str, precision: str) -> bool:
-    """Says whether an engine can compute in a precision on this machine; for ``"auto"`` whether any can.
-
-    Args:
-        engine: One of :data:`NAMES`.
-        precision: One of :data:`PRECISIONS`.
-    """
-    names = RUNTIMES if engine == "auto" else [engine] if engine in RUNTIMES else []
-    found = any(precision in RUNTIMES[name].precisions and is_installed(name) for name in names)
-    return precision == PRECISIONS[0] or (found and (precision != "bfloat16" or _computes_bfloat16()))
-
-
-@functools.cache
-def _computes_bfloat16() -> bool:
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
-def check_precision(precision: str) -> None:
-    """Makes sure that :func:`create` knows the precision.
-
-    Raises:
-        ArgumentError: It does not.
-    """
-    if precision not in PRECISIONS:
-        raise ArgumentError(
-            f"precision must be one of {PRECISIONS}. Received: {precision!r}.{closest(precision, PRECISIONS)}"
-        )
 
 
 def fingerprint(model: keras.Model) -> str:
@@ -468,8 +481,23 @@ def is_quantized(
     return entry_of(cut(model, until), name, "int8", calibration, cache=cache).exists()
 
 
+def _on_card(model: keras.Model, resolved: Resolved, *, compiled: bool) -> Engine:
+    """Returns Keras on a card or in fewer bits, which proves itself against Keras in float32 on the processor."""
+    from resfit.engines.keras import KerasEngine
+
+    fast = KerasEngine(model, resolved.precision, resolved.device, compiled=compiled)
+    exact = resolved.precision == "float32"
+    return _Checked(fast, KerasEngine(model, device=devices.cpu() if exact else resolved.device))
+
+
 class _Checked:
-    """An engine that proves itself against Keras on its first batch, once for all programs to come."""
+    """An engine that proves itself against Keras on its first batch; for a converted network once for all programs.
+
+    Args:
+        fast: The engine.
+        plain: What takes its place where it does not agree.
+        entry: Where the result is kept.
+    """
 
     def __init__(self, fast: Engine, plain: Engine, entry: compiled.CompiledEntry | None = None):
         self._fast = fast
@@ -484,6 +512,10 @@ class _Checked:
     @property
     def precision(self) -> str:
         return self._fast.precision
+
+    @property
+    def device(self) -> Device:
+        return getattr(self._fast, "device", None) or devices.cpu()
 
     def run(self, images: Any) -> np.ndarray:
         rows = self._fast.run(images)
@@ -526,15 +558,6 @@ def agreement(rows: np.ndarray, expected: np.ndarray) -> float:
     return float(cosines.min())
 
 
-def is_installed(name: str) -> bool:
-    """Says whether the packages of an engine are there.
-
-    Args:
-        name: An engine other than ``"auto"``.
-    """
-    return name not in RUNTIMES or dependencies.is_installed(*RUNTIMES[name].modules)
-
-
 def macs_per_image(model: keras.Model, size: tuple[int, int] | None = None) -> float | None:
     """Returns the multiply-accumulates of the convolutions for one image; ``None`` for a network not of resfit's.
 
@@ -553,23 +576,13 @@ def macs_per_image(model: keras.Model, size: tuple[int, int] | None = None) -> f
     return float(arithmetic.count(architecture, input_size=size or own, include_top=False).macs)
 
 
-def _openvino_pays(model: keras.Model, images: int | None, precision: str) -> bool:
-    if _has_gpu():
+def _openvino_pays(model: keras.Model, images: int | None) -> bool:
+    if not is_installed("openvino"):
         return False
-    if precision == "int8" or images is None:
+    if images is None:
         return True
     macs = macs_per_image(model)
     return macs is None or macs * images >= WORTH_CONVERTING
-
-
-def _has_gpu() -> bool:
-    import keras
-
-    if keras.backend.backend() != "tensorflow":
-        return False
-    import tensorflow as tf
-
-    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def _number_names(value: Any, names: dict[str, str]) -> None:

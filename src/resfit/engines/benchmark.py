@@ -121,6 +121,8 @@ def measure(
             raise ArgumentError(f"{what} must be positive. Received: {list(numbers)}.")
     if not precisions:
         without = () if importlib.util.find_spec("nncf") is not None else ("int8",)
+        if engines.resolve("auto", "bfloat16").precision != "bfloat16":  # Keras has it, slowly
+            without = (*without, "bfloat16")
         precisions = tuple(precision for precision in engines.PRECISIONS if precision not in without)
     return _measurements(models, names, precisions, sorted(set(batches)), size, seconds, threads, seed)
 

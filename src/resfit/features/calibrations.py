@@ -13,6 +13,7 @@ import numpy as np
 
 from resfit import engines
 from resfit.data import decode
+from resfit.devices import Device
 from resfit.engines import int8
 from resfit.errors import DataError
 from resfit.features.digests import FileDigest, digest_files
@@ -36,10 +37,30 @@ class _Calibration:
     digests: list[str]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class PreparedEngine:
+    """What computes the rows.
+
+    Attributes:
+        resolved: Engine, device and precision.
+        key: What of them decides the numbers, for int8 with its calibration.
+        running: The engine, where it took one to find out; ``None`` makes it when the first image comes.
+    """
+
+    resolved: engines.Resolved
+    key: str
+    running: engines.Engine | None = None
+
+    def in_float32(self) -> PreparedEngine:
+        """Returns what computes the rows of a network that loses too much in fewer bits."""
+        resolved = self.resolved.in_float32()
+        return PreparedEngine(resolved, resolved.key, self.running)
+
+
 def prepared_engine(
     job: ExtractionJob, known: list[FileDigest | None], root: Path, memory: Path | None
-) -> tuple[engines.Engine | None, str]:
-    """Returns the precision that the rows have, for int8 with its calibration, and an engine if that took one.
+) -> PreparedEngine:
+    """Returns what computes the rows, for int8 with the network that was calibrated.
 
     Args:
         job: What is asked for.
@@ -47,45 +68,55 @@ def prepared_engine(
         root: The cache folder.
         memory: Where digests are remembered; ``None`` keeps nothing.
     """
+    resolved = job.resolved
+    exactly = PreparedEngine(resolved.in_float32(), resolved.in_float32().key)
     if not isinstance(job.engine, str):
-        return job.engine, job.engine.precision
-    if job.precision != "int8":
-        return None, job.precision if engines.has_precision(job.engine, job.precision) else "float32"
+        return PreparedEngine(resolved, resolved.key, job.engine)
+    if resolved.precision != "int8":
+        return PreparedEngine(resolved, resolved.key)
     chosen = _calibration(job, known, root, memory)
     if chosen is None:
-        return None, "float32"
-    name = "openvino" if job.engine == "auto" else job.engine
-    kept = f"int8:{name}:{chosen.name[:32]}"
+        return exactly
+    narrow = f"int8:{resolved.engine}:{chosen.name[:32]}"
     facts = _record(chosen.record).get(chosen.name, {})
-    if facts.get("precision") == "float32":
-        return None, "float32"
-    if facts.get("precision") == "int8" and engines.is_quantized(job.model, job.engine, chosen.name):
-        return _Lazily(job, chosen.name), kept
-    samples = _samples(job, chosen)
+    # what is noted of a network counts while the int8 network is there that it was found with
+    if facts and engines.is_quantized(job.model, resolved.engine, chosen.name):
+        if facts.get("precision") == "float32":
+            return exactly
+        return PreparedEngine(resolved, narrow, _Lazily(job, chosen.name))
     running = engines.create(
-        job.model, job.engine, precision="int8", samples=samples, calibration=chosen.name, threads=job.threads
+        job.model, resolved, samples=_samples(job, chosen), calibration=chosen.name, threads=job.threads
     )
-    if chosen.record is not None:
+    # a network that could not be converted, or a runtime that is missing, says nothing about int8
+    if chosen.record is not None and engines.is_quantized(job.model, resolved.engine, chosen.name):
         entry = {"precision": running.precision, "digests": chosen.digests}
         try:
             write_json(chosen.record, {**_record(chosen.record), chosen.name: entry})
         except OSError as error:
             report_unusable(root, error)
-    return running, kept if running.precision == "int8" else "float32"
+    if running.precision == "int8":
+        return PreparedEngine(resolved, narrow, running)
+    return dataclasses.replace(exactly, running=running)
 
 
 class _Lazily:
     """An int8 engine that is kept on disk, and is made when the first image comes."""
-
-    precision = "int8"
 
     def __init__(self, job: ExtractionJob, calibration: str):
         self._job, self._calibration = job, calibration
         self._engine: engines.Engine | None = None
 
     @property
+    def precision(self) -> str:
+        return "int8" if self._engine is None else self._engine.precision
+
+    @property
     def name(self) -> str:
         return self._made().name
+
+    @property
+    def device(self) -> Device:
+        return self._job.resolved.device
 
     def run(self, images: Any) -> np.ndarray:
         return self._made().run(images)
@@ -97,8 +128,7 @@ class _Lazily:
         if self._engine is None:
             self._engine = engines.create(
                 self._job.model,
-                self._job.engine,
-                precision="int8",
+                self._job.resolved,
                 calibration=self._calibration,
                 threads=self._job.threads,
             )
@@ -111,8 +141,7 @@ def _calibration(
     """Chooses the int8 network: one that was calibrated on these images, or a new one."""
     if not job.files:
         return None
-    engine = "openvino" if job.engine == "auto" else job.engine
-    text = json.dumps([engines.fingerprint(job.model), job.contract.to_dict(), engine], sort_keys=True)
+    text = json.dumps([engines.fingerprint(job.model), job.contract.to_dict(), job.resolved.engine], sort_keys=True)
     record = root / "calibrations" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json" if memory else None
     earlier = _record(record)
     if earlier:

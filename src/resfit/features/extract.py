@@ -7,23 +7,26 @@ import dataclasses
 import itertools
 import math
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit import engines
+from resfit import devices, engines
 from resfit.data import decode, image_statistics
 from resfit.data.dataset import ImageSet, Skipped
 from resfit.data.views import Views, plain
-from resfit.errors import ArgumentError, DataError, ImageError
+from resfit.devices import Device
+from resfit.errors import ArgumentError, DataError, ImageError, ResfitWarning
 from resfit.features import calibrations
 from resfit.features.digests import DigestMemory, FileDigest, digest_bytes, file_state, unreadable
 from resfit.features.job import ExtractionJob
 from resfit.features.progress import Progress
 from resfit.features.records import DecodeStatistics
 from resfit.features.store import FeatureStore, StoreKey, check_dtype
+from resfit.features.writer import RowWriter
 from resfit.storage.locks import opened
 
 if TYPE_CHECKING:
@@ -50,11 +53,13 @@ class Features:
         computed: Number of images that went through the network now.
         reused: Number of different images whose rows were there already.
         engine: What computed them; ``"cache"`` if nothing had to be.
-        precision: Number format of the arithmetic: ``"float32"`` or ``"int8"``.
+        precision: Number format of the arithmetic in which the rows were computed, whatever was asked for; one of
+            :data:`resfit.engines.PRECISIONS`.
         views: For each augmented view that was asked for, its rows, as ``rows``.
         records: For each row what was measured of the image, of dtype :data:`resfit.data.image_statistics.RECORD`;
             empty where
             that was not asked for.
+        device: What they were computed on, as :meth:`resfit.devices.Device.to_dict` tells it.
     """
 
     rows: np.ndarray
@@ -67,6 +72,7 @@ class Features:
     precision: str = "float32"
     views: tuple[np.ndarray, ...] = ()
     records: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, image_statistics.RECORD))
+    device: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def extract(
@@ -91,8 +97,9 @@ def extract(
     """Runs images through a network, except those whose row is on disk already.
 
     The rows are kept under the content of the image (SHA-256 of the file), of the network (its layers, weights and
-    input contract), the precision and the view. A file whose size and times have not changed is not even read again;
-    another is read once. A kill at any moment loses at most two batches.
+    input contract), the precision and the view; in fewer bits than float32 and on a GPU under engine and device, too.
+    A file whose size and times have not changed is not even read again; another is read once. A kill at any moment
+    loses what was computed in the last second or two.
 
     Args:
         model: A network with one input ``(batch, height, width, 3)``, RGB 0..255, and one output
@@ -130,11 +137,14 @@ def extract(
     engines.check_name(engine)
     engines.check_precision(precision)
     engines.check_installed(engine, precision)
+    resolved = engines.resolve(engine, precision)
+    if resolved.note:
+        warnings.warn(resolved.note, ResfitWarning, stacklevel=2)
     check_dtype(dtype)
     contract = _contract(model, input_spec)
     model = engines.cut(model, until)
     shape = _row_shape(model, contract, feature_maps)
-    if pixels is not None and (views is not None or precision == "int8"):
+    if pixels is not None and (views is not None or resolved.precision == "int8"):
         raise ArgumentError("views and int8 are made from image files. Received: pixels=.")
     if batch_size is not None and batch_size < 1:
         raise ArgumentError(f"batch_size must be at least 1. Received: {batch_size}.")
@@ -144,11 +154,11 @@ def extract(
         contract=contract,
         shape=shape,
         engine=engine,
-        precision=precision,
+        resolved=resolved,
         dtype=dtype,
         views=views,
         threads=threads,
-        batch_size=batch_size or default_batch_size(contract.size),
+        batch_size=batch_size or default_batch_size(contract.size, resolved.device),
         progress=progress,
         records=records,
         thumbnails=thumbnails,
@@ -166,15 +176,20 @@ def store_key(
     Args:
         model: The network.
         input_spec: How images become its input.
-        precision: Number format of the engine's arithmetic; for int8 with its calibration.
+        precision: What decides the numbers, as :attr:`resfit.engines.Resolved.key` has it.
         view: The augmented view, as :meth:`resfit.data.views.Views.describe` gives it; ``None`` is the image as it is.
     """
     return _keys(model, input_spec, precision, [view])[0]
 
 
-def default_batch_size(size: tuple[int, int]) -> int:
-    """Returns how many images of this height and width go through the network at once."""
-    return int(np.clip(32 * 224 * 224 // (size[0] * size[1]), 1, 128))
+def default_batch_size(size: tuple[int, int], device: Device | None = None) -> int:
+    """Returns how many images go through the network at once.
+
+    Args:
+        size: Their height and width in pixels.
+        device: What the network runs on; ``None`` is the processor.
+    """
+    return (device or devices.cpu()).batch_size(size)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -230,18 +245,10 @@ def _extract(job: ExtractionJob, root: Path, memory: Path | None) -> Features:
     with DigestMemory(memory if job.decoded is None else None) as digests:
         known = digests.recall(job.files) if job.decoded is None else _told(job.decoded, len(job.files))
         job.report("reading", total, total)
-        running, precision = calibrations.prepared_engine(job, known, root, memory)
-        stores = _open_stores(job, root, precision)
-        sights = DecodeStatistics(root, records=job.records and job.decoded is None, thumbnails=job.thumbnails)
-        present: set[bytes] = set()
-        for store in stores:
-            there = _present(store, known)
-            store.drop_damaged(list(there))
-            present |= there
-        sights.drop_damaged([entry.digest for entry in known if entry is not None and not entry.reason])
-        filled = _Filling(job, stores, digests, known, running, sights)
+        prepared = calibrations.prepared_engine(job, known, root, memory)
+        filled = _Filling(job, digests, known, root, prepared)
         filled.run()
-    return _result(job, stores, sights, filled, precision)
+    return _result(job, filled)
 
 
 def _told(decoded: DecodedPixels, total: int) -> list[FileDigest | None]:
@@ -256,9 +263,7 @@ def _told(decoded: DecodedPixels, total: int) -> list[FileDigest | None]:
     ]
 
 
-def _result(
-    job: ExtractionJob, stores: list[FeatureStore], sights: DecodeStatistics, filled: _Filling, precision: str
-) -> Features:
+def _result(job: ExtractionJob, filled: _Filling) -> Features:
     total = len(job.files)
     reasons = {position: entry.reason for position, entry in enumerate(filled.known) if entry and entry.reason}
     for position, entry in enumerate(filled.known):
@@ -267,8 +272,9 @@ def _result(
     kept = [position for position in range(total) if position not in reasons]
     found = [entry.digest for position in kept if (entry := filled.known[position]) is not None]
     shape = (len(kept), *job.shape)
-    rows = [store.rows(found).reshape(shape) for store in stores]
-    records = np.zeros(0, image_statistics.RECORD) if sights.records is None else sights.records.rows(found)
+    rows = [store.rows(found).reshape(shape) for store in filled.stores]
+    records = filled.sights.records
+    measured = np.zeros(0, image_statistics.RECORD) if records is None else records.rows(found)
     return Features(
         rows=rows[0],
         indices=np.asarray(kept, np.int64),
@@ -277,23 +283,36 @@ def _result(
         computed=len(filled.computed),
         reused=len(set(found) - filled.computed),
         engine=filled.engine_name,
-        precision=precision.split(":")[0],
+        precision=filled.prepared.resolved.precision,
         views=tuple(rows[1:]),
-        records=job.decoded.records if job.decoded is not None else records,
+        records=job.decoded.records if job.decoded is not None else measured,
+        device=filled.prepared.resolved.device.to_dict(),
     )
 
 
-def _open_stores(job: ExtractionJob, root: Path, precision: str) -> list[FeatureStore]:
+def _open_stores(job: ExtractionJob, root: Path, key: str) -> list[FeatureStore]:
     """Opens the store of the images as they are, and one for each view."""
     views = [None, *(job.views.describe(number) for number in range(job.views.count))] if job.views else [None]
     width = math.prod(job.shape)
-    keys = _keys(job.model, job.contract, f"{precision} {job.dtype}" if job.dtype != "float32" else precision, views)
-    return [FeatureStore(root / "features", key, width, job.dtype) for key in keys]
+    keys = _keys(job.model, job.contract, f"{key} {job.dtype}" if job.dtype != "float32" else key, views)
+    return [FeatureStore(root / "features", found, width, job.dtype) for found in keys]
 
 
 def _present(store: FeatureStore, known: Sequence[FileDigest | None]) -> set[bytes]:
     digests = [entry.digest for entry in known if entry is not None and not entry.reason]
     return {digest for digest, position in zip(digests, store.find(digests), strict=True) if position >= 0}
+
+
+def _check_finite(rows: np.ndarray) -> None:
+    if not np.isfinite(rows).all():
+        raise DataError(
+            "the network gives infinite or undefined features on these images; its weights are damaged, or it "
+            "expects another input."
+        )
+
+
+class _PrecisionGivenUpError(Exception):
+    """The engine goes on in float32: rows from here on are others than the stores are for."""
 
 
 class _Filling:
@@ -304,27 +323,37 @@ class _Filling:
         failed: For the digest of each image that cannot be decoded, the reason.
         computed: Digests of the images that went through the network.
         engine_name: What ran it; ``"cache"`` if nothing had to.
+        prepared: Engine, device and precision of the rows.
+        stores: Where they are: the images as they are, then each view.
+        sights: What is measured of the images.
     """
 
     def __init__(
         self,
         job: ExtractionJob,
-        stores: list[FeatureStore],
         digests: DigestMemory,
         known: list[FileDigest | None],
-        running: engines.Engine | None,
-        sights: DecodeStatistics,
+        root: Path,
+        prepared: calibrations.PreparedEngine,
     ):
         self.known = list(known)
         self.failed: dict[bytes, str] = {}
         self.computed: set[bytes] = set()
         self.engine_name = "cache"
-        self._job, self._stores, self._digests, self._running = job, stores, digests, running
-        self._sights = sights
+        self._job, self._digests, self._root, self._running = job, digests, root, prepared.running
+        self.sights = DecodeStatistics(root, records=job.records and job.decoded is None, thumbnails=job.thumbnails)
         places = () if job.decoded is None else job.decoded.indices.tolist()
         self._places = {position: place for place, position in enumerate(places)}
         self._claimed: set[bytes] = set()
         self._lock = threading.Lock()
+        self._open(prepared)
+
+    def _open(self, prepared: calibrations.PreparedEngine) -> None:
+        """Opens the stores for the rows that an engine computes."""
+        self.prepared, self.stores = prepared, _open_stores(self._job, self._root, prepared.key)
+        for store in self.stores:
+            store.drop_damaged(list(_present(store, self.known)))
+        self.sights.drop_damaged([entry.digest for entry in self.known if entry is not None and not entry.reason])
 
     def run(self) -> None:
         """Reads, decodes and computes until every file has its rows or a reason."""
@@ -335,8 +364,10 @@ class _Filling:
             self._claimed.clear()
             try:
                 self._pass(candidates)
+            except _PrecisionGivenUpError:
+                self._open(self.prepared.in_float32())
             finally:
-                self._sights.flush()
+                self.sights.flush()
             # a file that changed meanwhile may have been the one that stood for its copies
             candidates = self._candidates()
 
@@ -344,9 +375,9 @@ class _Filling:
         """Returns the files that must be read: their content is not known, or has no row; of copies the first."""
         digests = [entry.digest if entry else b"\0" * 32 for entry in self.known if entry is None or entry.digest]
         complete = np.ones(len(digests), bool)
-        for store in self._stores:
+        for store in self.stores:
             complete &= store.find(digests) >= 0
-        complete &= ~self._sights.missing(digests)
+        complete &= ~self.sights.missing(digests)
         rows = iter(complete.tolist())
         candidates, seen = [], set()
         for position, entry in enumerate(self.known):
@@ -369,20 +400,23 @@ class _Filling:
                 self._job.report("network", total, total)
                 return
             if self._running is None:
-                self._running = engines.create(
-                    self._job.model,
-                    self._job.engine,
-                    images=total,
-                    threads=self._job.threads,
-                    precision="bfloat16" if self._job.precision == "bfloat16" else "float32",
-                )
+                resolved = self.prepared.resolved
+                self._running = engines.create(self._job.model, resolved, images=total, threads=self._job.threads)
+            self._check_precision()
             self.engine_name = self._running.name
-            for (owners, done), rows in engines.stream(self._running, itertools.chain([first], batches)):
-                self._keep(owners, rows)
-                self.engine_name = self._running.name  # it may have been given up
-                self._job.report("network", done, total)
+            with RowWriter(self._write) as writer:
+                for (owners, done), rows in engines.stream(self._running, itertools.chain([first], batches)):
+                    self._check_precision()  # it may have been given up
+                    _check_finite(rows)
+                    writer.add(owners, rows.reshape(len(rows), -1))
+                    self.engine_name = self._running.name
+                    self._job.report("network", done, total)
             if done < total:
                 self._job.report("network", total, total)
+
+    def _check_precision(self) -> None:
+        if self._running is not None and self._running.precision != self.prepared.resolved.precision:
+            raise _PrecisionGivenUpError
 
     def _batches(self, decoded: Iterator[_Read]) -> Iterator[tuple[tuple[list[tuple[int, bytes]], int], np.ndarray]]:
         """Yields batches of pixels with whose they are (store and digest), and how many files are done by then."""
@@ -407,16 +441,11 @@ class _Filling:
         self._digests.note(self._job.files[item.position], item.entry)
         if item.reason:
             self.failed[item.entry.digest] = item.reason
-        self._sights.keep()
+        self.sights.keep()
 
-    def _keep(self, owners: list[tuple[int, bytes]], rows: np.ndarray) -> None:
-        if not np.isfinite(rows).all():
-            raise DataError(
-                "the network gives infinite or undefined features on these images; its weights are damaged, or it "
-                "expects another input."
-            )
-        rows = rows.reshape(len(rows), -1)
-        for number, store in enumerate(self._stores):
+    def _write(self, owners: list[tuple[int, bytes]], rows: np.ndarray) -> None:
+        """Adds rows to the stores that they are for; in the writer's thread."""
+        for number, store in enumerate(self.stores):
             mine = [place for place, (view, _) in enumerate(owners) if view == number]
             if mine:
                 store.append([owners[place][1] for place in mine], rows if len(mine) == len(rows) else rows[mine])
@@ -428,7 +457,7 @@ class _Filling:
         if decoded is not None:
             entry = self.known[position]
             assert entry is not None
-            if not self._claim(entry) or entry.digest in self._stores[0]:
+            if not self._claim(entry) or entry.digest in self.stores[0]:
                 return _Read(position, entry, {})
             return _Read(position, entry, {0: np.asarray(decoded.images[self._places[position]])})
         path = self._job.files[position]
@@ -442,8 +471,8 @@ class _Filling:
         entry = digest_bytes(data, state)
         if not self._claim(entry):
             return _Read(position, entry, {})
-        missing = [number for number, store in enumerate(self._stores) if entry.digest not in store]
-        if not missing and not self._sights.missing([entry.digest])[0]:
+        missing = [number for number, store in enumerate(self.stores) if entry.digest not in store]
+        if not missing and not self.sights.missing([entry.digest])[0]:
             return _Read(position, entry, {})
         contract, views = self._job.contract, self._job.views
         renderings = [
@@ -451,7 +480,7 @@ class _Filling:
             for number in missing
         ]
         try:
-            look = self._sights.look(position, entry.digest)
+            look = self.sights.look(position, entry.digest)
             arrays = decode.decode_renderings(data, contract, renderings, look=look)
             for array in arrays:
                 decode.check_size(array, contract)

@@ -26,7 +26,7 @@ class ExtractionJob:
     contract: InputSpec
     shape: tuple[int, ...]
     engine: str | engines.Engine
-    precision: str
+    resolved: engines.Resolved
     dtype: str
     views: Views | BoxViews | None
     threads: int | None

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from resfit import processors
+from resfit import devices, processors
 from resfit.evaluation.figures import Figures
 from resfit.report.findings import Findings
 from resfit.report.templates import plain
@@ -80,6 +80,7 @@ def run_card(findings: Findings) -> Rows:
     rows = [
         ("written", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())),
         ("machine", f"{platform.system()} {platform.machine()}, {processors.available()} processors"),
+        ("device", devices.told(devices.current().to_dict())),
         ("engine", f"{findings.judged.engine}; {findings.judged.computed} images computed now, the others cached"),
         ("seed", str(findings.seed)),
         ("resamples", f"{findings.figures.resamples} of {findings.figures.units} "

@@ -87,7 +87,7 @@ class Served:
         self.fitted = fitted
         self.folder = folder
         engines.check_name(engine)
-        self._body: Any = engines.create(fitted.body(), engine, images=None)
+        self._body: Any = engines.for_server(fitted.body(), engine)
 
     @classmethod
     def load(cls, folder: Path, engine: str) -> Served:
@@ -158,6 +158,8 @@ class Served:
         Raises:
             ArtifactError: There are weights that are not finite, or answers that are not.
         """
+        from resfit import engines
+
         _ = self.features  # worked out once, and not while a client waits
         for variable in self.fitted.model.variables:  # an engine may hide a NaN behind a maximum with 0
             if not np.isfinite(np.asarray(variable, np.float32)).all():
@@ -166,7 +168,7 @@ class Served:
                     "Fit the model again."
                 )
         noise = np.random.default_rng(0).integers(0, 256, (batch, *self.shape), dtype=np.uint8)
-        for count in sorted({1, min(2, batch), batch}):
+        for count in engines.batch_sizes(self._body, batch):
             for found in (*self.predict(list(noise[:count])), *self.embed(list(noise[:count]))):
                 if isinstance(found, Problem):
                     raise ArtifactError(f"a model must give finite answers. Received: NaN or infinity ({found}).")

@@ -51,6 +51,18 @@ def body_of(
     return body, name
 
 
+def untrained(spec: ArchitectureSpec, size: tuple[int, int]) -> keras.Model:
+    """Returns a network that gives one vector an image with fresh weights, which cost as much time as any.
+
+    Args:
+        spec: The architecture.
+        size: Height and width of its input in pixels.
+    """
+    from resfit.networks.build import build
+
+    return build(spec, input_shape=(*size, spec.in_channels), include_top=False, pooling="avg")
+
+
 def has_statistics(body: keras.Model) -> bool:
     """Says whether the batch norms of a network have seen images; those of a new one stand at 0 and 1.
 

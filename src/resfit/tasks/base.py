@@ -173,6 +173,7 @@ class FitRun:
         engine: What ran the network; ``"none"`` if nothing had to.
         history: A row for each epoch of training, epoch 0 being the network before it learned.
         notes: What was decided on the way, one sentence each.
+        device: What computed, as :meth:`resfit.devices.Device.to_dict` tells it.
     """
 
     test: Any
@@ -184,6 +185,7 @@ class FitRun:
     engine: str
     history: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    device: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -140,14 +140,16 @@ class TrainingOptions:
 
 @dataclasses.dataclass(frozen=True)
 class MachineOptions:
-    """How it is run; nothing of it changes the result but ``precision``. ``None`` is the default.
+    """How it is run; of it ``precision`` changes the result, and ``device`` its last digits. ``None`` is the default.
 
     Attributes:
         engine: As :func:`resfit.engines.create` takes it.
-        precision: Of the arithmetic of a probe's features, ``"float32"``, ``"bfloat16"`` or ``"int8"``, as
-            :func:`resfit.engines.create` takes it. The classifier computes in float32 and is measured so: test images
-            get features in float32 too, and where the head loses more than half a point of accuracy and more than one
-            image by the change, all images do.
+        device: What computes, as :func:`resfit.devices.find` takes it: ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"gpu:1"``.
+        deterministic: Whether a GPU gives the same bits each time, too, which makes it slower. It stays so for the rest
+            of the process.
+        precision: Of the arithmetic of a probe's features, as :func:`resfit.engines.create` takes it. The classifier
+            computes in float32 and is measured so: test images get features in float32 too, and where the head loses
+            more than half a point of accuracy and more than one image by the change, all images do.
         batch_size: Images in one pass of the frozen network, at least 1; ``None`` chooses by their size.
         cache: ``True`` for resfit's own cache folder, ``False`` for none, or a folder.
         storage: Bytes that outputs of the frozen part may take up on disk; ``None`` is 20 GB, and in any case no more
@@ -156,6 +158,8 @@ class MachineOptions:
     """
 
     engine: str | None = None
+    device: str | None = None
+    deterministic: bool | None = None
     precision: str | None = None
     batch_size: int | None = None
     cache: bool | str | None = None
@@ -199,6 +203,8 @@ class FitOptions:
     callbacks: Sequence[Any] = ()
     seed: int = 0
     engine: str = "auto"
+    device: str = "auto"
+    deterministic: bool = False
     precision: str = "float32"
     cache: bool | str | Path = True
     max_skipped: float = 0.10

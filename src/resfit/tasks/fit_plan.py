@@ -23,7 +23,7 @@ from resfit.storage.atomic import write_json
 from resfit.tasks import backbone
 from resfit.tasks.config import FitOptions
 from resfit.tasks.timings import Timings
-from resfit.training import loop, recipes, runs
+from resfit.training import loop, recipes, runs, speed
 from resfit.training.settings import Tuning
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def subsample_to_budget(
     size: tuple[int, int],
     minutes: float | None,
     seed: int,
+    hardware: recipes.Hardware | None = None,
 ) -> tuple[ImageSet, str]:
     """Returns the images that there is time to look at, and in words what was left out.
 
@@ -63,6 +64,7 @@ def subsample_to_budget(
         size: Height and width of the network's input.
         minutes: Time for everything; ``None`` is no limit.
         seed: Of the choice.
+        hardware: The machine, if a GPU's speed was measured.
     """
     if minutes is None or not len(images):
         return images, ""
@@ -72,7 +74,7 @@ def subsample_to_budget(
         members.size(path) for path in images.paths[:: max(1, len(images) // 64)] if members.container(path).is_file()
     ]
     known = facts(images, max(1, len(others)), spec, size)
-    seconds = recipes.seconds_an_image(known, float(np.mean(looked or [0])), processors.available())
+    seconds = recipes.seconds_an_image(known, float(np.mean(looked or [0])), processors.available(), hardware)
     share = recipes.share_in_time(len(others), int(tested.sum()), seconds, minutes)
     if share == 1.0:
         return images, ""
@@ -180,6 +182,8 @@ class FitPlan:
         options: Settings that :func:`resfit.fit` takes as arguments of their own; ``tuning`` overrules them.
         taught: Whether there is a teacher.
         defaults: Settings of the task, in place of the recipe's.
+        precision: In which features are computed.
+        cache: Where measurements are kept.
         record: What was decided by the clock.
     """
 
@@ -194,6 +198,8 @@ class FitPlan:
     options: dict[str, Any]
     taught: bool
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    precision: str = "float32"
+    cache: bool | str | Path = True
     record: PlanRecord = dataclasses.field(default_factory=PlanRecord)
 
     @property
@@ -289,8 +295,13 @@ class FitPlan:
         }
 
     @functools.cached_property
-    def _hardware(self) -> recipes.Hardware:
-        return recipes.measure_hardware()
+    def hardware(self) -> recipes.Hardware:
+        """The machine: the network's speed on it, measured once, and the same where a fit goes on."""
+
+        def measure() -> dict[str, Any]:
+            return dataclasses.asdict(speed.hardware(self.body, self.precision, self.cache))
+
+        return recipes.Hardware(**self.record.decide("hardware", measure))
 
     def _left(self, journal: Timings) -> float | None:
         return None if self.minutes is None else max(1e-3, self.minutes_left(journal))
@@ -302,7 +313,7 @@ class FitPlan:
         left = self._left(journal)
         return recipes.recipe(
             dataclasses.replace(known, statistics=backbone.has_statistics(self.body)),
-            self._hardware,
+            self.hardware,
             strategy=self.strategy,
             minutes=None if left is None else share * left,
             probed=probed,

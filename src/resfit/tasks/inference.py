@@ -70,7 +70,8 @@ class BodyRunner:
         sources = inputs.listed(images, contract)
         count, paths, done = len(sources), sources.paths, 0
         running = self._engine(engine, count * views)
-        for batch in inputs.batches(sources, contract, batch_size or feature_store.default_batch_size(contract.size)):
+        size = batch_size or feature_store.default_batch_size(contract.size, getattr(running, "device", None))
+        for batch in inputs.batches(sources, contract, size):
             errors = dict(batch.failures)
             rows = []
             if len(batch.indices):

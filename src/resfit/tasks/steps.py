@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from resfit import artifact, dependencies, engines
+from resfit import artifact, dependencies, devices, engines
 from resfit.data import dataset
 from resfit.data import split as splits
 from resfit.data.dataset import ImageSet, Skipped
@@ -32,7 +32,7 @@ from resfit.tasks.base import FitRun, FittedModel
 from resfit.tasks.config import FitOptions
 from resfit.tasks.fit_plan import FitPlan, check_scan_options, facts, subsample_to_budget
 from resfit.tasks.timings import Timings
-from resfit.training import callbacks, frozen, recipes, runs
+from resfit.training import callbacks, frozen, recipes, runs, speed
 from resfit.training.loop import check_choice
 from resfit.training.settings import Tuning
 
@@ -226,6 +226,10 @@ def scan(
     engines.check_name(options.engine)
     engines.check_precision(options.precision)
     engines.check_installed(options.engine, options.precision)
+    resolved = engines.resolve(options.engine, options.precision)
+    if resolved.note:
+        journal.warn(resolved.note)
+    options = dataclasses.replace(options, precision=resolved.precision)
     if options.folder is not None and (replaced := artifact.check_target(options.folder, force=options.force)):
         journal.warn(replaced)
     images, settled, changed = _scanned(source, task, options, scan_options)
@@ -236,12 +240,6 @@ def scan(
     journal.lap("scan")
     body, name = backbone.body_of(options.model, options.channels, options.reading)
     journal.lap("load network")
-    some, left_out = subsample_to_budget(
-        images, getattr(body, "architecture", None), body.input_spec.size, minutes, options.seed
-    )
-    for text in (left_out, scans.NOTICE if images.medical else ""):
-        if text:
-            journal.note(text)
     plan = FitPlan(
         body=body,
         strategy=options.strategy,
@@ -254,10 +252,19 @@ def scan(
         options=dict(head_options or {}),
         taught=teaches,
         defaults=task.defaults,
+        precision=options.precision,
+        cache=options.cache,
     )
     if plan.tunes:
         dependencies.require_tensorflow_backend(f"strategy={options.strategy!r}")
-    plan.open_record(some, options.out, options.cache)
+    plan.open_record(images, options.out, options.cache)
+    hardware = plan.hardware if minutes is not None and devices.current().kind == "gpu" else None
+    some, left_out = subsample_to_budget(
+        images, getattr(body, "architecture", None), body.input_spec.size, minutes, options.seed, hardware
+    )
+    for text in (left_out, scans.NOTICE if images.medical else ""):
+        if text:
+            journal.note(text)
     running = runs.RunOptions(
         folder=Path(),
         cache=options.cache,
@@ -293,12 +300,15 @@ def planned(
     minutes = _checked(options)
     images, settled, _ = _scanned(source, task, options, scan_options)
     spec, size = backbone.described(options.model)
-    images, left_out = subsample_to_budget(images, spec, size, minutes, options.seed)
+    if hardware is None:
+        body = None if spec is None or devices.current().kind == "cpu" else backbone.untrained(spec, size)
+        hardware = speed.hardware(body, options.precision, options.cache)
+    images, left_out = subsample_to_budget(images, spec, size, minutes, options.seed, hardware)
     parts = split(images, options.val_share, options.test_share, options.seed)
     known = facts(images, len(parts.train), spec, size)
     found = recipes.recipe(
         known,
-        hardware or recipes.measure_hardware(),
+        hardware,
         strategy=options.strategy,
         minutes=minutes,
         seed=options.seed,
@@ -325,12 +335,14 @@ def decode(job: FitJob, pictured: Sequence[int] = ()) -> DecodedData:
         running = dataclasses.replace(running, thumbnails=pictured)
         prepared = frozen.prepare(plan.body, images.paths, settings, running)
         journal.lap("frozen part")
-        return DecodedData(UsableImages(prepared), options.precision, None, prepared, settings, folder)
+        return DecodedData(UsableImages(prepared), "float32", None, prepared, settings, folder)
     shared: dict[str, Any] = {"records": running.records, "thumbnails": pictured}
     if plan.reads_pixels(images, count, journal):
         pixels = decoded(images.paths, plan.body.input_spec, running.cache, progress=running.progress, **shared)
         journal.lap("pixels")
-        return DecodedData(UsableImages(pixels), options.precision, pixels)
+        if options.precision != "float32":
+            journal.note(f"features are computed in float32, not {options.precision}: the training reads the images")
+        return DecodedData(UsableImages(pixels), "float32", pixels)
     extracted = job.extract(images, precision=options.precision, **shared)
     journal.lap("features")
     return DecodedData(UsableImages(extracted, extracted.rows), extracted.precision)
@@ -448,6 +460,7 @@ def metrics(
             "ignored": len(job.ignored),
         },
         **({"ignored": rules} if rules else {}),
+        "machine": machine(job, tuned),
         **own,
         **({} if tuned is None else {"training": _trained(tuned.learned, metric)}),
         **({} if data.checks is None else {"checks": data.checks.to_dict()}),
@@ -455,6 +468,17 @@ def metrics(
         "test": None if test is None else test.to_dict(),
         **({"notice": scans.NOTICE} if data.images.medical else {}),
     }
+
+
+def machine(job: FitJob, tuned: TunedBody | None) -> dict[str, Any]:
+    """Returns what computed a fit and in which number formats, JSON-ready.
+
+    Args:
+        job: The fit.
+        tuned: The fine-tuning, if there was one.
+    """
+    precisions = {"features": job.options.precision, **({} if tuned is None else {"training": tuned.tuning.precision})}
+    return {**devices.current().to_dict(), "precision": precisions, "deterministic": job.options.deterministic}
 
 
 def package(
@@ -490,6 +514,7 @@ def package(
         computed=used.computed,
         reused=used.reused,
         engine=used.engine,
+        device=devices.current().to_dict(),
         history=() if tuned is None else tuned.learned.history,
         notes=tuple(job.journal.notes),
     )

@@ -8,14 +8,12 @@ differs.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
 
-from resfit.networks.layers import StandardizedConv2D
-from resfit.training import boundary
+from resfit.networks import model_graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,19 +37,8 @@ class FoldedConvolution(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         """Applies both layers to ``(batch, height, width, channels)``."""
-        conv, norm = self.convolution, self.norm
-        scale = ops.rsqrt(ops.cast(norm.moving_variance, "float32") + norm.epsilon)
-        if norm.scale:
-            scale = scale * ops.cast(norm.gamma, "float32")
-        shift = -ops.cast(norm.moving_mean, "float32")
-        if conv.use_bias:
-            shift = shift + ops.cast(conv.bias, "float32")
-        shift = shift * scale
-        if norm.center:
-            shift = shift + ops.cast(norm.beta, "float32")
-        kernel = conv.standardized_kernel if isinstance(conv, StandardizedConv2D) else conv.kernel
-        kernel = ops.cast(ops.cast(kernel, "float32") * scale, self.compute_dtype)
-        shift = ops.cast(shift, self.compute_dtype)
+        conv = self.convolution
+        kernel, shift = (ops.cast(value, self.compute_dtype) for value in model_graph.folded_weights(conv, self.norm))
         if keras.backend.backend() == "tensorflow" and conv.groups == 1 and set(conv.dilation_rate) == {1}:
             from resfit.training.convolution import convolve
 
@@ -82,41 +69,4 @@ def fold(model: keras.Model, fixed: Callable[[Any], bool]) -> keras.Model:
     Returns:
         A model that computes the same; its layers are those of ``model`` wherever nothing was folded.
     """
-    layers = {layer.name: layer for layer in model.layers}
-    above = boundary.parents(model)
-    readers = Counter(parent for names in above.values() for parent in names)
-    ends = {tensor._keras_history.operation.name for tensor in model.outputs}
-    pairs: dict[str, str] = {}  # norm -> convolution
-    for name, names in above.items():
-        norm = layers.get(name)
-        if not isinstance(norm, keras.layers.BatchNormalization) or len(names) != 1 or not fixed(norm):
-            continue
-        source = layers.get(names[0])
-        if _is_plain(source) and readers[names[0]] == 1 and names[0] not in ends and norm.axis in (-1, 3):
-            pairs[name] = names[0]
-    relus: dict[str, str] = {}  # activation -> norm
-    for name, names in above.items():
-        if len(names) == 1 and names[0] in pairs and readers[names[0]] == 1 and names[0] not in ends:
-            layer = layers.get(name)
-            if isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.relu:
-                relus[name] = names[0]
-    absorbed = set(relus.values()) | set(pairs.values())
-
-    def call(operation: Any, *arguments: Any, **options: Any) -> Any:
-        name = operation.name
-        if name in absorbed:  # the layer that absorbs it gets its input
-            return arguments[0]
-        norm = relus.get(name, name)
-        if norm in pairs:
-            return FoldedConvolution(layers[pairs[norm]], layers[norm], relu=name in relus)(arguments[0])
-        return operation(*arguments, **options)
-
-    return keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
-
-
-def _is_plain(layer: Any) -> bool:
-    return (
-        type(layer) in (keras.layers.Conv2D, StandardizedConv2D)
-        and layer.activation is keras.activations.linear
-        and layer.data_format == "channels_last"
-    )
+    return model_graph.fold(model, fixed, lambda conv, norm, relu: FoldedConvolution(conv, norm, relu=relu))

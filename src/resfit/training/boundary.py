@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from resfit.errors import ArgumentError, closest
+from resfit.networks.model_graph import copy as copy
+from resfit.networks.model_graph import parents as parents
 
 if TYPE_CHECKING:
     import keras
@@ -169,43 +171,6 @@ def set_trainable(model: keras.Model, boundary: Boundary) -> None:
             layer.trainable = False
 
 
-def copy(model: keras.Model, *, size: tuple[int, int] | None = None, dtype: Any = None) -> keras.Model:
-    """Returns a network of the same layers and weights that shares nothing with the first.
-
-    Args:
-        model: A functional network.
-        size: Height and width in pixels that the copy's input is fixed to; ``None`` leaves it as it is.
-        dtype: Dtype policy of the copy's layers; ``None`` keeps that of each.
-    """
-    import keras
-
-    inputs = None
-    if size is not None:
-        inputs = keras.Input((*size, model.inputs[0].shape[-1]), dtype=model.inputs[0].dtype)
-
-    def cloned(operation: Any) -> Any:
-        config = operation.get_config()
-        if dtype is not None and operation.weights and "dtype" in config:
-            config["dtype"] = keras.dtype_policies.get(dtype)
-        return operation.__class__.from_config(config)
-
-    def plain(operation: Any) -> Any:
-        return operation.__class__.from_config(operation.get_config())
-
-    twin = keras.models.clone_model(
-        model,
-        input_tensors=inputs,
-        clone_function=lambda layer: cloned(layer) if isinstance(layer, keras.layers.Layer) else plain(layer),
-    )
-    twin.set_weights(model.get_weights())
-    for layer, original in zip(twin.layers, model.layers, strict=True):
-        layer.trainable = original.trainable
-    for attribute in ("architecture", "input_spec", "class_names"):
-        if hasattr(model, attribute):
-            setattr(twin, attribute, getattr(model, attribute))
-    return twin
-
-
 def groups(names: Sequence[str]) -> list[int]:
     """Returns the depth of each layer, counted in residual blocks from the output.
 
@@ -222,30 +187,6 @@ def groups(names: Sequence[str]) -> list[int]:
     found: dict[str, int] = {}
     order = [found.setdefault(_block(name), len(found)) for name in names]
     return [len(found) - 1 - number for number in order]
-
-
-def parents(model: keras.Model) -> dict[str, tuple[str, ...]]:
-    """Returns for each operation of a functional network those whose output it reads, in an order that runs.
-
-    Args:
-        model: A network of which each layer is called once.
-
-    Raises:
-        ArgumentError: A layer is called more than once.
-    """
-    import keras
-
-    # a graph of its own, in which only the calls that lead from its input to its output are nodes
-    graph = keras.Model(list(model.inputs), list(model.outputs))
-    found: dict[str, tuple[str, ...]] = {}
-    for entry in graph.get_config()["layers"]:
-        calls = entry["inbound_nodes"]
-        if len(calls) > 1:
-            raise ArgumentError(
-                f"each layer must be called once. Received: {entry['name']!r}, called {len(calls)} times."
-            )
-        found[entry["name"]] = tuple(dict.fromkeys(_histories(calls)))
-    return found
 
 
 def _crossings(model: keras.Model, learning: set[str]) -> Iterator[tuple[str, int]]:
@@ -271,22 +212,6 @@ def _crossings(model: keras.Model, learning: set[str]) -> Iterator[tuple[str, in
         count += name in weighted
         if len(waiting) == 1:
             yield name, count
-
-
-def _histories(value: Any) -> Iterator[str]:
-    """Yields the operations whose outputs stand in a serialised call."""
-    if isinstance(value, dict):
-        history = (
-            value.get("config", {}).get("keras_history") if value.get("class_name") == "__keras_tensor__" else None
-        )
-        if history:
-            yield str(history[0])
-            return
-        for inner in value.values():
-            yield from _histories(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _histories(inner)
 
 
 def _operation(model: keras.Model, name: str) -> Any:

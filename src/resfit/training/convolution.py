@@ -12,6 +12,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from resfit import devices
+
 # positions of a map up to which a kernel larger than 1x1 is worth a copy of the map for each of its positions
 _SMALL_MAP = 64
 
@@ -60,7 +62,7 @@ def convolve(inputs: Any, kernel: Any, bias: Any, *, strides: tuple[int, int], p
 
 def _as_product(inputs: Any, kernel: Any, strides: tuple[int, int], padding: str) -> bool:
     """Whether the gradient to the kernel is faster as a matrix product."""
-    if inputs.dtype != tf.bfloat16 or tf.config.list_physical_devices("GPU"):
+    if inputs.dtype != tf.bfloat16 or devices.current().kind == "gpu":
         return False  # float32 gains nothing, and a GPU has better kernels
     height, width = kernel.shape[:2]
     if (height, width) == (1, 1):

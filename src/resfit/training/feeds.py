@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from resfit import devices
 from resfit.training import augment
 
 if TYPE_CHECKING:
@@ -118,7 +119,11 @@ def changer(tuning: Tuning) -> Callable[[np.ndarray, tuple[int, int], tuple[int,
             values = augment.random_erasing(values, tuning.erasing, seeds[3])
         return values
 
-    return lambda images, size, seed: change(tf.constant(images), tf.constant(seed, tf.int32), *size)
+    def on_host(images: np.ndarray, size: tuple[int, int], seed: tuple[int, int]) -> Any:
+        with devices.on_host():  # a card would send them down again, only to get them back in the step
+            return change(tf.constant(images), tf.constant(seed, tf.int32), *size)
+
+    return on_host
 
 
 def mixed(values: Any, targets: Any, tuning: Tuning, step: int) -> tuple[Any, Any]:
@@ -135,5 +140,6 @@ def mixed(values: Any, targets: Any, tuning: Tuning, step: int) -> tuple[Any, An
         return values, targets
     name, alpha = kinds[step % len(kinds)]
     blend = augment.mixup if name == "mixup" or np.ndim(values) != 4 else augment.cutmix
-    values, targets = blend(values, targets, alpha, (tuning.seed + 1, step))
+    with devices.on_host():
+        values, targets = blend(values, targets, alpha, (tuning.seed + 1, step))
     return np.asarray(values), np.asarray(targets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import tempfile
 import weakref
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resfit import engines
+from resfit import devices, engines
 from resfit.data import image_statistics
 from resfit.data.dataset import Skipped
 from resfit.data.views import Views
+from resfit.engines import speed
 from resfit.features import pixels as storage
 from resfit.features.extract import extract
 from resfit.storage.locks import cache_root
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     import keras
 
 _BATCH = 64
+# bytes a second that a good disk is expected to give where rows are read in any order
+_READ = 1.5e9
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,6 +96,7 @@ def prepare(
         shape = first.compute_output_shape((1, *body.input_spec.size, body.input_spec.channels))[1:]
         fresh = bool(tuning.sizes or tuning.rand_augment or tuning.erasing)
         room = storage.plan(len(files), 0 if fresh else tuning.views, shape, folder, budget=running.storage)
+        room = _worth_reading(room, first, shape, running)
         running.say(room.reason)
     if first is not None and room is not None and room.stored:
         outputs = extract(
@@ -160,6 +165,24 @@ def features(prepared: FrozenOutputs, rows: np.ndarray, running: RunOptions) -> 
         running: How it is run.
     """
     return Suffix(prepared, prepared.second, len(rows), running)(rows)
+
+
+def _worth_reading(
+    room: storage.Storage, first: keras.Model, shape: Sequence[int], running: RunOptions
+) -> storage.Storage:
+    """Stores nothing where a GPU computes the frozen part's outputs faster than they are read from a disk."""
+    device = devices.current()
+    if not room.stored or device.kind == "cpu" or running.engine not in ("auto", "keras"):
+        return room
+    found = speed.forward(first, engines.resolve("keras", device=device), running.cache)
+    size = math.prod(shape) * np.dtype(room.dtype).itemsize
+    if size / _READ <= found.seconds:
+        return room
+    reason = (
+        f"outputs of the frozen part are computed in every epoch: {device.label} takes {1e6 * found.seconds:.0f} us "
+        f"for an image, and reading {size / 1e6:.2f} MB from a disk {1e6 * size / _READ:.0f} us"
+    )
+    return dataclasses.replace(room, stored=False, reason=reason)
 
 
 def _views(tuning: Tuning) -> Views | None:

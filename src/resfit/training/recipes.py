@@ -36,7 +36,8 @@ _NARROW = 1.5
 # seconds that a fast engine and a training step take to start
 _START = 4.0
 _LEAST_EPOCHS, _LEAST_STEPS = 2, 150
-_BATCH = 32
+#: Images a step.
+BATCH = 32
 # epochs from which a run of many images bears larger batches
 _LONG = 12
 # from how many epochs on crops are random, and the least share of the area that they keep; less cost accuracy
@@ -61,8 +62,12 @@ class Hardware:
         cores: Processor cores.
         gflops: Billions of float32 operations a second in a matrix product.
         memory: Bytes of main memory.
-        gpu: Whether there is an NVIDIA GPU.
-        bfloat16: Whether products in bfloat16 are faster than in float32.
+        gpu: Whether a GPU computes.
+        bfloat16: Whether the processor multiplies faster in bfloat16 than in float32.
+        device: What computes, as ``device=`` calls it.
+        forward: Seconds that a GPU takes for an image through the whole network, measured; 0 where nothing was.
+        training: The same of a training step, in ``training_precision``.
+        training_precision: Dtype policy in which a GPU trains fastest; empty for a processor.
     """
 
     cores: int
@@ -70,6 +75,15 @@ class Hardware:
     memory: int
     gpu: bool = False
     bfloat16: bool = False
+    device: str = "cpu"
+    forward: float = 0.0
+    training: float = 0.0
+    training_precision: str = ""
+
+    @property
+    def policy(self) -> str:
+        """Dtype policy of a training."""
+        return self.training_precision or ("mixed_bfloat16" if self.bfloat16 else "float32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +173,7 @@ def recipe(
     training.check_choice("strategy", strategy, STRATEGIES)
     if minutes is not None and not minutes > 0:
         raise ArgumentError(f"minutes must be positive, or None. Received: {minutes!r}.")
-    seconds = {"features": _engine_seconds(facts.images, _macs(facts), hardware), "head": _head_seconds(facts)}
+    seconds = {"features": _engine_seconds(facts, facts.images, _macs(facts), hardware), "head": _head_seconds(facts)}
     alone = _probe_alone(facts, strategy, minutes)
     if alone:
         return Recipe("probe", None, seconds, (alone,))
@@ -183,7 +197,7 @@ def recipe(
     tuning = Tuning(
         trainable_from=0.0 if start == "stage1" else start,
         epochs=epochs,
-        batch_size=_BATCH if not long or facts.images < MEDIUM else 4 * _BATCH,
+        batch_size=BATCH if not long or facts.images < MEDIUM else 4 * BATCH,
         optimizer="adamw",
         learning_rate=1e-3,
         weight_decay=0.05,
@@ -196,7 +210,7 @@ def recipe(
         flip=True,
         views=views,
         batch_norm="frozen" if facts.statistics else "auto",
-        precision="mixed_bfloat16" if hardware.bfloat16 else "float32",
+        precision=hardware.policy,
         seed=seed,
     )
     reasons.append(f"random crops of at least {crop:.0%} of the area" if crop < 1 else "no random crops: few epochs")
@@ -209,8 +223,14 @@ def recipe(
             f"the largest class has {facts.imbalance:.0f} times the images of the smallest: look at the recall of each "
             "class, and at balance=True if the rare ones matter as much"
         )
-    if hardware.bfloat16:
-        reasons.append("bfloat16, which this machine multiplies faster")
+    if hardware.policy != "float32":
+        what = hardware.device if hardware.gpu else "this machine"
+        reasons.append(f"{hardware.policy.removeprefix('mixed_')}, which {what} multiplies faster")
+    if hardware.training:
+        reasons.append(
+            f"measured on {hardware.device}: {1 / hardware.training:.0f} images a second in training"
+            + (f", {1 / hardware.forward:.0f} through the frozen network" if hardware.forward else "")
+        )
     store = _store_seconds(facts, hardware, start, views)
     loop = epochs * _epoch_seconds(facts, hardware, start, views) + _START
     return Recipe(
@@ -244,17 +264,22 @@ def share_in_time(images: int, always: int, seconds: float, minutes: float) -> f
     return share
 
 
-def seconds_an_image(facts: Facts, size: float, cores: int) -> float:
-    """Returns about how long it takes to decode an image and run it through the network, on a typical machine.
+def seconds_an_image(facts: Facts, size: float, cores: int, hardware: Hardware | None = None) -> float:
+    """Returns about how long it takes to decode an image and run it through the network.
 
-    Nothing is measured, so that it is the same in each run.
+    A GPU computes while the processors decode, so that the slower of the two counts. On a processor both share the
+    cores, and a typical machine is assumed, so that it is the same in each run.
 
     Args:
         facts: The data and the network.
         size: Bytes of the image file.
         cores: Processors.
+        hardware: The machine, if a GPU's speed was measured.
     """
-    return (1 / _FILES + size / _BYTES + 2 * _macs(facts) / _OPERATIONS) / cores
+    decoding = (1 / _FILES + size / _BYTES) / cores
+    if hardware is not None and hardware.gpu and hardware.forward:
+        return max(decoding, hardware.forward)
+    return decoding + 2 * _macs(facts) / _OPERATIONS / cores
 
 
 def facts_of(
@@ -324,7 +349,6 @@ def measure_hardware() -> Hardware:
         cores=cores,
         gflops=cores * 2 * side**3 / best / 1e9,
         memory=int(pages),
-        gpu=os.path.isdir("/proc/driver/nvidia/gpus"),
         bfloat16=_multiplies_bfloat16(),
     )
 
@@ -369,19 +393,19 @@ def _views(facts: Facts, start: str) -> int:
 
 def _least(facts: Facts) -> float:
     """Returns the passes over the images under which fine-tuning is not worth beginning."""
-    return min(_LEAST_EPOCHS, _LEAST_STEPS * _BATCH / facts.images)
+    return min(_LEAST_EPOCHS, _LEAST_STEPS * BATCH / facts.images)
 
 
 def _epochs(facts: Facts, hardware: Hardware, start: str, left: float, views: int) -> tuple[int, str]:
     steps = _STEPS[0] if facts.images < SMALL else _STEPS[1] if facts.images < MEDIUM else _STEPS[2]
-    wanted = int(min(40, max(_LEAST_EPOCHS, math.ceil(steps / max(1, facts.images // _BATCH)))))
+    wanted = int(min(40, max(_LEAST_EPOCHS, math.ceil(steps / max(1, facts.images // BATCH)))))
     if left == math.inf:
-        return wanted, f"{wanted} epochs of {max(1, facts.images // _BATCH)} steps"
+        return wanted, f"{wanted} epochs of {max(1, facts.images // BATCH)} steps"
     room = left - _store_seconds(facts, hardware, start, views) - _START
     possible = math.ceil(room / max(_epoch_seconds(facts, hardware, start, views), 1e-9))
     if possible < wanted:
         return max(1, possible), f"{max(1, possible)} epochs, as far as the time allows"
-    return wanted, f"{wanted} epochs of {max(1, facts.images // _BATCH)} steps"
+    return wanted, f"{wanted} epochs of {max(1, facts.images // BATCH)} steps"
 
 
 def _macs(facts: Facts, start: str | None = None) -> int:
@@ -391,21 +415,27 @@ def _macs(facts: Facts, start: str | None = None) -> int:
     return sum(macs for _, macs in facts.stages[first:])
 
 
-def _engine_seconds(images: int, macs: float, hardware: Hardware) -> float:
+def _engine_seconds(facts: Facts, images: int, macs: float, hardware: Hardware) -> float:
+    """Returns what the frozen network takes, or a part of it; on a GPU as measured, and decoding beside it."""
+    if hardware.forward:
+        share = macs / max(1, _macs(facts))
+        return images * max(hardware.forward * share, 1 / (_FILES * hardware.cores)) + _START
     return images * 2 * macs / (_ENGINE * hardware.gflops * 1e9) + (_START if macs * images > 5e10 else 1.0)
 
 
 def _store_seconds(facts: Facts, hardware: Hardware, start: str, views: int) -> float:
     frozen = _macs(facts) - _macs(facts, start)
-    return _engine_seconds(views * facts.images, frozen, hardware) if frozen and views else 0.0
+    return _engine_seconds(facts, views * facts.images, frozen, hardware) if frozen and views else 0.0
 
 
 def _epoch_seconds(facts: Facts, hardware: Hardware, start: str, views: int) -> float:
+    share = _macs(facts, start) / max(1, _macs(facts))
     # forwards, and backwards to the inputs and to the weights
     speed = _TRAINING * hardware.gflops * 1e9 * (_NARROW if hardware.bfloat16 else 1.0)
-    seconds = facts.images * 2 * 3 * _macs(facts, start) / speed
+    seconds = facts.images * (hardware.training * share or 2 * 3 * _macs(facts, start) / speed)
     if not views:  # the frozen part runs in every epoch
-        seconds += facts.images * 2 * (_macs(facts) - _macs(facts, start)) / (_ENGINE * hardware.gflops * 1e9)
+        frozen = 2 * (_macs(facts) - _macs(facts, start)) / (_ENGINE * hardware.gflops * 1e9)
+        seconds += facts.images * (hardware.forward * (1 - share) or frozen)
     return seconds
 
 

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from resfit import devices
+from resfit.errors import ResfitWarning
 from resfit.training import boundary, loop
 from resfit.training.callbacks import Callbacks
 
@@ -34,6 +38,10 @@ _PREDICT = 64
 _NOTICEABLE = 1e-3
 # what is kept of the time for the end of a run: times that an image takes in float32 against fewer bits, and seconds
 _SLOWER_IN_FLOAT32, _SECONDS_TO_END = 2.0, 2.0
+# steps after which loss and metric are read from a card, which has to wait for it
+_READ_EVERY = 20
+# what a loss in float16 is multiplied by at first, and after how many steps without an infinite gradient it is doubled
+_FIRST_SCALE, _STEADY = 2.0**15, 2000.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,9 +102,16 @@ class Trainer:
         optimizer: What takes the steps.
         replicas: The workers that take shares of each batch, of which this process is one; ``None`` for this one alone.
 
+    In float16 the loss is scaled by as much as its gradients bear, so that small ones are not rounded to zero. A step
+    whose gradients are infinite moves nothing, and halves the scale. Where the device's memory does not suffice for a
+    batch, it goes through in parts whose gradients are added up.
+
     Attributes:
         measures_first: Whether the network is measured before it learns.
         closed_at: Seconds of the run when the last epoch ended.
+        device: What computes.
+        read_every: Steps after which loss and metric are read.
+        parts: Parts in which a batch goes through.
     """
 
     measures_first = True
@@ -121,6 +136,9 @@ class Trainer:
         import tensorflow as tf
 
         self.model, self.tuning, self.feed, self.objective = model, tuning, feed, objective
+        self.device = devices.current()
+        self.read_every = _READ_EVERY if self.device.kind == "gpu" else 1
+        self.parts = 1
         self.head = [layer.name for layer in layers]
         self.targets, self.train, self.val = np.asarray(targets, np.float32), np.asarray(train), np.asarray(val)
         self.teacher = None if teacher is None else np.asarray(teacher, np.float32)
@@ -147,12 +165,17 @@ class Trainer:
             if tuning.accumulate > 1
             else []
         )
+        self._part_sums: list[Any] = []
+        scaled = tuning.precision == "mixed_float16"
+        # the scale of the loss, and the steps since it was changed
+        self.scale = [tf.Variable(start, trainable=False) for start in (_FIRST_SCALE, 0.0)] if scaled else []
         self.best = [v.numpy() for v in self.state]
         self.score: dict[str, Any] = {"epoch": 0, "score": None, "loss": None}
         self.step, self.epoch, self.position, self.seconds, self.closed_at = 0, 0, 0, 0.0, 0.0
         self.waited, self.ending = 0, ""
         self.closing, self.pace = closing, math.inf  # seconds an image, the least that was seen
         self._totals = np.zeros(3)
+        self._unread: list[tuple[int, Any]] = []
         self._phases = [boundary.find(body_of(model, layers), start) for _, start in sorted(tuning.unfreeze)]
         self._steps: dict[int, Any] = {}
         self._forward: Any = None
@@ -215,20 +238,47 @@ class Trainer:
             for rows, inputs, targets, teacher in ready:
                 if self.progress >= 1.0:  # the time is up inside an epoch
                     break
-                loss, score = self.learn(inputs, targets, teacher)
-                if not math.isfinite(loss):
-                    self.ending = "diverged"
+                self._unread.append((len(rows), self.take(inputs, targets, teacher)))
+                if (len(self._unread) >= self.read_every or not self._totals[2]) and not self.read():
                     return
-                count = len(rows)
-                self._totals += (loss * count, score, count)
                 self.position += 1
                 self.seconds += time.perf_counter() - started
-                loss, score = self._totals[:2] / self._totals[2]
-                yield {"loss": loss, self.objective.metric: score}
+                count = max(self._totals[2], 1.0)
+                yield {"loss": self._totals[0] / count, self.objective.metric: self._totals[1] / count}
                 started = time.perf_counter()
 
+    def read(self) -> bool:
+        """Waits for the steps that were taken, and counts their loss and metric.
+
+        Returns:
+            Whether the loss is still a number; otherwise the run is at its end.
+        """
+        unread, self._unread = self._unread, []
+        for count, figures in unread:
+            loss, score, state = (float(value) for value in figures.numpy())
+            if state < 0 or (state > 0 and not math.isfinite(loss)):
+                self.ending = "diverged"
+                return False
+            if state > 0:  # otherwise the step was skipped
+                self._totals += (loss * count, score, count)
+        return True
+
     def learn(self, inputs: Any, targets: Any, teacher: Any = None) -> tuple[float, float]:
-        """Takes one step on a batch.
+        """Takes one step on a batch and waits for it.
+
+        Args:
+            inputs: As :meth:`take` takes them.
+            targets: As :meth:`take` takes them.
+            teacher: As :meth:`take` takes it.
+
+        Returns:
+            The loss before the step, and the sum over the images of what the metric averages.
+        """
+        loss, score, _ = self.take(inputs, targets, teacher).numpy()
+        return float(loss), float(score)
+
+    def take(self, inputs: Any, targets: Any, teacher: Any = None) -> Any:
+        """Takes one step on a batch; on a card this returns before it is done.
 
         Args:
             inputs: What the part behind the cut reads, ``(batch, ...)``, or several such.
@@ -236,8 +286,22 @@ class Trainer:
             teacher: Outputs of the teacher, a row for each image.
 
         Returns:
-            The loss before the step, and the sum over the images of what the metric averages.
+            A float32 tensor of three: the loss before the step, the sum over the images of what the metric averages,
+            and 1; 0 for a step that was skipped, -1 for one that no scale of the loss makes finite.
         """
+        # several workers place their shares themselves
+        with devices.using(self.device) if self.replicas is None else contextlib.nullcontext():
+            while True:
+                try:
+                    figures = self._taken(inputs, targets, teacher)
+                except Exception as error:
+                    if not devices.is_out_of_memory(error) or not self._take_smaller_parts(inputs):
+                        raise
+                    continue
+                self.step += 1
+                return figures
+
+    def _taken(self, inputs: Any, targets: Any, teacher: Any) -> Any:
         import tensorflow as tf
 
         tuning = self.tuning
@@ -245,20 +309,57 @@ class Trainer:
         step = self._step_function(self._phase())
         if self.replicas is not None:
             inputs, targets, teacher = self.replicas.share((inputs, targets, teacher))
-        teacher = np.zeros((1, 1), np.float32) if teacher is None else teacher
-        loss, score = step(
-            _tensors(inputs),
-            _tensors(targets),
-            tf.constant(teacher, tf.float32),
-            tf.constant(rate, tf.float32),
-            tf.constant(self.step // tuning.accumulate, tf.int32),
-            tf.constant((self.step + 1) % tuning.accumulate == 0),
+        whole = (inputs, targets, np.zeros((1, 1), np.float32) if teacher is None else teacher)
+        last = (self.step + 1) % tuning.accumulate == 0
+        count = len(tf.nest.flatten(inputs)[0])
+        found = []
+        edges = np.linspace(0, count, self.parts + 1).astype(int).tolist()
+        for begin, end in itertools.pairwise(edges):
+            some = whole if self.parts == 1 else _rows(whole, begin, end)
+            figures = step(
+                *(_tensors(values) for values in some),
+                tf.constant(rate, tf.float32),
+                tf.constant(self.step // tuning.accumulate, tf.int32),
+                tf.constant(last and end == count),
+                # what a gradient is divided by before it is added up
+                tf.constant(tuning.accumulate * (count / (end - begin)), tf.float32),
+            )
+            found.append((figures, (end - begin) / count))
+        if len(found) == 1:
+            return found[0][0]
+        loss = tf.add_n([figures[0] * share for figures, share in found])
+        return tf.stack([loss, tf.add_n([figures[1] for figures, _ in found]), found[-1][0][2]])
+
+    def _take_smaller_parts(self, inputs: Any) -> bool:
+        """Halves what goes through at once; returns whether it can be halved."""
+        import tensorflow as tf
+
+        count = len(tf.nest.flatten(inputs)[0])
+        if self.replicas is not None or 2 * self.parts > count:  # the other workers would wait for the other halves
+            return False
+        self._set_parts(2 * self.parts)
+        warnings.warn(
+            f"{self.device.label} has not enough memory for {count * 2 // self.parts} images a step at once: going on "
+            f"with {count // self.parts}, whose gradients are added up to the same step.",
+            ResfitWarning,
+            stacklevel=4,
         )
-        self.step += 1
-        return float(loss), float(score)
+        return True
+
+    def _set_parts(self, parts: int) -> None:
+        """Sets the parts in which a batch goes through; the graphs are made anew."""
+        import tensorflow as tf
+
+        self.parts = parts
+        if parts > 1 and not self.sums and not self._part_sums:
+            self._part_sums = [tf.Variable(tf.zeros_like(v.value), trainable=False) for v in self.learned]
+        for total in self._part_sums:  # of a step that was not finished
+            total.assign(tf.zeros_like(total))
+        self._steps.clear()
 
     def close_epoch(self) -> dict[str, Any]:
         """Ends the epoch: measures, keeps the weights if they are the best so far, and returns the row of the log."""
+        self.read()
         count = max(self._totals[2], 1.0)
         self.epoch += 1
         tuning = self.tuning
@@ -333,7 +434,8 @@ class Trainer:
     def _outputs(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Any]]:
         if self._forward is None:
             self._forward = forward_of(self.second)
-        return outputs_of(self._forward, self.feed, rows)
+        with devices.using(self.device):
+            yield from outputs_of(self._forward, self.feed, rows)
 
     def find_rate(self, *, low: float = 1e-6, high: float = 1.0, steps: int = 60) -> RateCurve:
         """Raises the learning rate from step to step and watches the loss; the network is left as it was.
@@ -374,6 +476,7 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """Writes a checkpoint; of several workers one does."""
+        self.read()
         if self.replicas is not None and not self.replicas.writes:
             return
         state = {
@@ -387,6 +490,7 @@ class Trainer:
             "ending": self.ending,
             "score": self.score,
             "totals": self._totals.tolist(),
+            "parts": self.parts,
         }
         loop.save_checkpoint(folder, state, self._arrays())
 
@@ -405,6 +509,8 @@ class Trainer:
         self.seconds, self.waited, self.ending = state["seconds"], state["waited"], state["ending"]
         self.score, self._totals = state["score"], np.array(state["totals"])
         self.pace, self.closed_at = state.get("pace") or math.inf, state.get("closed_at", 0.0)
+        if state.get("parts", 1) != self.parts:
+            self._set_parts(state["parts"])
         return True
 
     def _arrays(self) -> dict[str, Any]:
@@ -413,6 +519,7 @@ class Trainer:
             "slot": self.optimizer.slots,
             "average": self.average,
             "sum": self.sums,
+            "scale": self.scale,
             "best": self.best,
         }
         return {f"{name}/{index}": v for name, values in named.items() for index, v in enumerate(values)}
@@ -457,51 +564,83 @@ class Trainer:
         moving = [v for v in self.learned if id(v) in live]
         trainable = {layer.name: layer.trainable for layer in self.model.layers}
         averages = list(zip(self.average, self.state, strict=True)) if self.average else []
-        scaled = tuning.precision == "mixed_float16"
+        sums = self.sums or self._part_sums
+        own = {id(v): total for v, total in zip(self.learned, sums, strict=True)} if sums else {}
         replicas = self.replicas
+        statistics = [] if fixed or not self.scale else [v for v in self.state if id(v) not in live]
 
         def forward(inputs: Any) -> Any:
             outputs = program(inputs, training=not fixed)
             return tf.nest.map_structure(lambda output: tf.cast(output, tf.float32), outputs)
 
-        def apply(gradients: list[Any], rate: Any, number: Any) -> None:
+        def apply(gradients: list[Any], rate: Any, number: Any) -> Any:
             if tuning.clip is not None:
                 gradients, _ = tf.clip_by_global_norm(gradients, tuning.clip)
             by_variable = {id(v): gradient for v, gradient in zip(moving, gradients, strict=True)}
-            self.optimizer.apply([by_variable.get(id(v)) for v in self.learned], rate, number)
+            with tf.control_dependencies(gradients):  # memory that runs out leaves all variables as they were
+                self.optimizer.apply([by_variable.get(id(v)) for v in self.learned], rate, number)
+            return tf.constant(1.0)
 
-        def step(inputs: Any, targets: Any, teacher: Any, rate: Any, number: Any, last: Any) -> Any:
+        def apply_if_finite(gradients: list[Any], rate: Any, number: Any) -> Any:
+            """Takes the step and lets the scale of the loss grow now and then, or halves it."""
+            if not self.scale:
+                return apply(gradients, rate, number)
+            scale, steady = self.scale
+
+            def taken() -> Any:
+                apply(gradients, rate, number)
+                grows = steady + 1.0 >= _STEADY
+                scale.assign(tf.where(grows, scale * 2.0, scale))
+                steady.assign(tf.where(grows, 0.0, steady + 1.0))
+                return tf.constant(1.0)
+
+            def skipped() -> Any:
+                at_its_end = scale <= 1.0
+                scale.assign(tf.maximum(scale / 2.0, 1.0))
+                steady.assign(0.0)
+                return tf.where(at_its_end, -1.0, 0.0)
+
+            return tf.cond(_all_finite(gradients), taken, skipped)
+
+        def step(inputs: Any, targets: Any, teacher: Any, rate: Any, number: Any, last: Any, divisor: Any) -> Any:
+            before = [tf.identity(v.value) for v in statistics]
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch([v.value for v in moving])
                 outputs = forward(inputs)
                 losses = self.objective.loss(outputs, targets, teacher)
                 loss = tf.reduce_mean(losses) if replicas is None else tf.reduce_sum(losses) / replicas.size
-                target = loss * 1024.0 if scaled else loss
+                target = loss * self.scale[0] if self.scale else loss
             gradients = tape.gradient(target, [v.value for v in moving], unconnected_gradients="zero")
-            if scaled:
-                gradients = [gradient / 1024.0 for gradient in gradients]
-            score = self.objective.score(outputs, targets)
+            if self.scale:
+                gradients = [gradient / self.scale[0] for gradient in gradients]
+            score = tf.cast(self.objective.score(outputs, targets), tf.float32)
             if replicas is not None:
                 loss, score, gradients = replicas.total([loss, score, gradients])
-            if self.sums:
-                own = {id(v): total for v, total in zip(self.learned, self.sums, strict=True)}
-                for variable, gradient in zip(moving, gradients, strict=True):
-                    own[id(variable)].assign_add(gradient / tuning.accumulate)
+            if statistics:  # an image that overflowed must not stay in them
+                finite = _all_finite(gradients)
+                for variable, value in zip(statistics, before, strict=True):
+                    variable.assign(tf.where(finite, variable.value, value))
+            if sums:
+                with tf.control_dependencies(gradients):
+                    for variable, gradient in zip(moving, gradients, strict=True):
+                        own[id(variable)].assign_add(gradient / divisor)
 
                 def flush() -> Any:
-                    apply([own[id(v)].read_value() for v in moving], rate, number)
+                    state = apply_if_finite([own[id(v)].read_value() for v in moving], rate, number)
                     for v in moving:
                         own[id(v)].assign(tf.zeros_like(own[id(v)]))
-                    return tf.constant(0)
+                    return state
 
-                tf.cond(last, flush, lambda: tf.constant(0))
+                state = tf.cond(last, flush, lambda: tf.constant(1.0))
             else:
-                apply(gradients, rate, number)
+                state = apply_if_finite(gradients, rate, number)
             done = tf.cast(number, tf.float32)
             keep = tf.minimum(tuning.ema_decay, (1 + done) / (10 + done))
+            if self._part_sums:  # a part is no step
+                keep = tf.where(last, keep, 1.0)
             for mean, variable in averages:
                 mean.assign(keep * mean + (1 - keep) * variable.value)
-            return loss, score
+            return tf.stack([loss, score, state])
 
         # a graph for each size of images: one for all sizes rounds otherwise, and a run that goes on may see one alone
         graph = tf.function(step, autograph=False) if replicas is None else replicas.step(step)
@@ -654,7 +793,34 @@ def outputs_of(
     parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
     with loop.prefetch(((part, feed.plain(part)) for part in parts), 2) as ready:
         for part, inputs in ready:
-            yield part, tf.nest.map_structure(lambda output: output.numpy(), forward(_tensors(inputs)))
+            yield part, tf.nest.map_structure(lambda output: output.numpy(), _in_memory(forward, inputs))
+
+
+def _in_memory(forward: Callable[[Any], Any], inputs: Any) -> Any:
+    """Runs a batch, or where the device's memory does not suffice, its halves."""
+    import tensorflow as tf
+
+    try:
+        return forward(_tensors(inputs))
+    except Exception as error:
+        count = len(tf.nest.flatten(inputs)[0])
+        if not devices.is_out_of_memory(error) or count < 2:
+            raise
+    halves = [_in_memory(forward, _rows(inputs, *edges)) for edges in ((0, count // 2), (count // 2, count))]
+    return tf.nest.map_structure(lambda *parts: tf.concat(parts, axis=0), *halves)
+
+
+def _rows(values: Any, begin: int, end: int) -> Any:
+    """Returns some rows of arrays, however they are nested; one that has a single row for all is passed on."""
+    import tensorflow as tf
+
+    return tf.nest.map_structure(lambda value: value[begin:end] if len(value) > 1 else value, values)
+
+
+def _all_finite(tensors: Sequence[Any]) -> Any:
+    import tensorflow as tf
+
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in tensors])
 
 
 def _tensors(values: Any) -> Any:

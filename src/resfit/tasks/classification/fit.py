@@ -14,6 +14,7 @@ from resfit.data import class_names, dataset
 from resfit.data import rare as rare_classes
 from resfit.data.dataset import ImageSet
 from resfit.data.inputs import takes_arrays
+from resfit.devices import on_device
 from resfit.errors import ArgumentError
 from resfit.evaluation import reference_images
 from resfit.evaluation import reference_selection as kept_images
@@ -33,6 +34,7 @@ from resfit.training.loop import check_choice
 
 
 @takes_arrays
+@on_device
 def fit(
     source: Any,
     *,
@@ -180,6 +182,7 @@ def fit(
 
 
 @takes_arrays
+@on_device
 def plan(
     source: Any, *, rare: str = "drop", hardware: recipes.Hardware | None = None, **options: Any
 ) -> recipes.Recipe:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit import artifact, dependencies, engines
+from resfit import artifact, dependencies, devices, engines
 from resfit.data.box_statistics import box_statistics
 from resfit.data.box_views import BoxViews
 from resfit.data.boxes import BoxSet, SkippedBoxesError, scan_boxes, skipped_table
+from resfit.devices import on_device
 from resfit.errors import ArgumentError, DataError, closest
 from resfit.features.progress import Progress
 from resfit.quality.checking import leaks_between
@@ -49,6 +50,7 @@ _MOST_VALIDATED = 500  # validation pictures that are looked at while it trains
 _MOST_TEST_FILES = 1000  # whose names are kept for the verification of exports
 
 
+@on_device
 def fit(
     source: Any,
     *,
@@ -64,6 +66,8 @@ def fit(
     head: Mapping[str, Any] | None = None,
     seed: int = 0,
     engine: str = "auto",
+    device: str = "auto",
+    deterministic: bool = False,
     cache: bool | str | Path = True,
     storage: int | None = None,
     max_skipped: float = 0.10,
@@ -108,6 +112,8 @@ def fit(
             those of a published detector, of which it takes the residual network alone.
         seed: Seed of the split, the fresh weights and all changes.
         engine: As :func:`resfit.engines.create` takes it, for the frozen body.
+        device: What computes, as :func:`resfit.devices.find` takes it.
+        deterministic: Whether a GPU gives the same bits each time, too.
         cache: Where maps and checkpoints are kept: ``True`` for resfit's own cache, ``False`` for nowhere, or a folder.
         storage: Bytes that stored maps may take up; ``None`` is 20 GB, and in any case no more than half of what is
             free. Above that the body runs in every epoch.
@@ -487,6 +493,7 @@ class _Work:
         matching = calibration.calibrate(detector, some, found)
         detector.metrics = {
             "images": {part: len(getattr(material.parts, part)) for part in ("train", "val", "test")},
+            "machine": devices.current().to_dict(),
             "validation": matching.figures(),
             "training": {
                 "epoch": history.best_epoch,
@@ -516,6 +523,7 @@ class _Work:
             computed=material.computed,
             reused=material.reused,
             engine=material.engine,
+            device=devices.current().to_dict(),
             history=history.rows,
             notes=tuple(self.timings.notes),
         )

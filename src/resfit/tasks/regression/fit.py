@@ -13,6 +13,7 @@ from resfit.data.dataset import ImageSet
 from resfit.data.inputs import takes_numbers
 from resfit.data.medical import privacy
 from resfit.data.split import Split
+from resfit.devices import on_device
 from resfit.errors import ArgumentError, DataError
 from resfit.tasks import preparation, steps
 from resfit.tasks.config import FitOptions
@@ -52,6 +53,7 @@ class LearnedNumbers:
 
 
 @takes_numbers
+@on_device
 def fit(source: Any, *, loss: str = "huber", **options: Any) -> Regressor:
     """Fits a regressor: ridge regression on the features of a frozen network, fine-tuning where there is time.
 
@@ -148,6 +150,7 @@ def fit(source: Any, *, loss: str = "huber", **options: Any) -> Regressor:
 
 
 @takes_numbers
+@on_device
 def plan(source: Any, *, hardware: recipes.Hardware | None = None, **options: Any) -> recipes.Recipe:
     """Says what :func:`fit` would do and how long it would take; see :func:`resfit.tasks.classification.fit.plan`."""
     return steps.planned(source, _TASK, *FitOptions.taken(options), hardware)

@@ -1,0 +1,160 @@
+"""How fast this machine runs a network: real batches on the device that will be used, timed once and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resfit import processors
+from resfit.engines.keras import KerasEngine
+from resfit.storage.atomic import write_json
+from resfit.storage.locks import folder_of, report_unusable
+
+if TYPE_CHECKING:
+    import keras
+
+    from resfit.engines.resolved import Resolved
+
+#: Folder in the cache.
+FOLDER = "speed"
+#: Batches that are timed.
+BATCHES = 3
+#: Times that a network compiled by XLA must be as fast, to be worth the minute that compiling takes.
+WORTH_COMPILING = 1.05
+
+_FORMAT = 1
+# what was measured in this process, where nothing is kept on disk
+_known: dict[str, dict[str, Any]] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardSpeed:
+    """How fast a network runs.
+
+    Attributes:
+        seconds: Of an image, while batches follow one another.
+        batch: Images in a batch.
+        compiled: Whether that is with XLA, which is then the faster way.
+    """
+
+    seconds: float
+    batch: int
+    compiled: bool
+
+
+def forward(model: keras.Model, resolved: Resolved, cache: bool | str | Path = True) -> ForwardSpeed:
+    """Returns how fast Keras runs a network on a device, measured once for each machine, network and precision.
+
+    Args:
+        model: The network, with a fixed input size or an ``input_spec``.
+        resolved: Device and precision.
+        cache: Where it is kept: ``True`` for resfit's own cache, ``False`` for nowhere, or a folder.
+    """
+    size = input_size(model)
+
+    def measure() -> dict[str, Any]:
+        batch = resolved.device.batch_size(size)
+        images = np.random.default_rng(0).integers(0, 256, (batch, *size, model.inputs[0].shape[-1]), np.uint8)
+        plain = _seconds(KerasEngine(model, resolved.precision, resolved.device), images)
+        compiled = math.inf
+        if resolved.device.kind == "gpu":
+            try:
+                compiled = _seconds(KerasEngine(model, resolved.precision, resolved.device, compiled=True), images)
+            except Exception:  # XLA cannot compile every layer
+                compiled = math.inf
+        best = compiled * WORTH_COMPILING < plain
+        return {"seconds": compiled if best else plain, "batch": batch, "compiled": best}
+
+    found = kept("forward", model, {**resolved.to_dict(), "size": list(size)}, measure, cache)
+    return ForwardSpeed(float(found["seconds"]), int(found["batch"]), bool(found["compiled"]))
+
+
+def kept(
+    what: str,
+    model: keras.Model,
+    about: Mapping[str, Any],
+    measure: Callable[[], dict[str, Any]],
+    cache: bool | str | Path = True,
+) -> dict[str, Any]:
+    """Returns a measurement that was made before on this machine, or makes and keeps it.
+
+    Args:
+        what: Was measured.
+        model: The network; its weights play no part where its architecture is known.
+        about: What else decides, JSON-ready.
+        measure: Returns figures, JSON-ready, with ``"seconds"`` among them.
+        cache: As :func:`forward` takes it.
+    """
+    import tensorflow as tf
+
+    spec = getattr(model, "architecture", None)
+    described = {
+        "format": _FORMAT,
+        "what": what,
+        "network": _structure(model) if spec is None else repr(spec),
+        "output": model.layers[-1].name,
+        "cores": processors.available(),
+        "tensorflow": tf.__version__,
+        **about,
+    }
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    root = folder_of(cache)
+    path = None if root is None else root / FOLDER / f"{digest}.json"
+    if digest in _known:
+        return _known[digest]
+    found = _read(path)
+    if found is None:
+        found = measure()
+        if path is not None and root is not None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, {**found, "name": model.name, **described})
+            except OSError as error:
+                report_unusable(root, error)
+    _known[digest] = found
+    return found
+
+
+def input_size(model: keras.Model) -> tuple[int, int]:
+    """Returns height and width in pixels of what a network gets.
+
+    Args:
+        model: The network, with a fixed input size or an ``input_spec``.
+    """
+    height, width = model.inputs[0].shape[1:3]
+    if height and width:
+        return int(height), int(width)
+    size: tuple[int, int] = getattr(model, "input_spec").size  # noqa: B009
+    return size
+
+
+def _seconds(engine: KerasEngine, images: np.ndarray) -> float:
+    engine.run(images)  # what it takes to begin is no part of it
+    begin = time.perf_counter()
+    for _ in engine.stream((None, images) for _ in range(BATCHES)):
+        pass
+    return (time.perf_counter() - begin) / (BATCHES * len(images))
+
+
+def _structure(model: keras.Model) -> str:
+    layers = [(type(layer).__name__, [list(weight.shape) for weight in layer.weights]) for layer in model.layers]
+    return json.dumps(layers)
+
+
+def _read(path: Path | None) -> dict[str, Any] | None:
+    """Returns what is kept; ``None`` where nothing is, or it is damaged and measured again."""
+    if path is None:
+        return None
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        return found if 0 < float(found["seconds"]) < math.inf else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
