@@ -194,7 +194,7 @@ def test_a_loss_that_is_no_number_ends_a_run_that_reads_it_late(body):
     trainer = trainer_of(body, Tuning(epochs=1, batch_size=4, trainable_from="stage3"))
     trainer.read_every = 5
     taken = trainer.take
-    trainer.take = lambda inputs, targets, teacher: taken(inputs * (np.nan if trainer.step == 2 else 1.0), targets)
+    trainer.take = lambda inputs, targets, teacher: taken(inputs, targets * (np.nan if trainer.step == 2 else 1.0))
     assert len(list(trainer.epoch_steps())) < 8
     assert trainer.ending == "diverged"
 
