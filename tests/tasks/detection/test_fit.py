@@ -191,6 +191,39 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(folder, tmp_path
     assert not (tmp_path / "killed.run").exists()
 
 
+def test_callbacks_see_every_validation_and_end_the_training(folder, tmp_path):
+    import keras
+
+    class Told(keras.callbacks.Callback):
+        def __init__(self):
+            super().__init__()
+            self.calls = []
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.calls.append(("batch", batch))
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.calls.append(("end", epoch, logs))
+            self.model.stop_training = True
+
+        def on_train_end(self, logs=None):
+            self.calls.append(("over", [float(v.numpy().sum()) for v in self.model.trainable_variables]))
+
+    told = Told()
+    tuning = {"epochs": 4, "batch_size": 8}
+    found = fit(folder, **{**FAST, "strategy": "last", "tuning": tuning, "cache": tmp_path, "callbacks": [told]})
+    rows = found.run.history
+    assert [(row["epoch"], row["phase"]) for row in rows] == [(0, "head"), (1, "head")]  # the body's did not begin
+    batches = [call[1] for call in told.calls if call[0] == "batch"]
+    assert batches == list(range(rows[1]["step"]))  # how many epochs pass before a validation is the clock's choice
+    assert [call[1] for call in told.calls if call[0] == "end"] == [0]
+    (logs,) = (call[2] for call in told.calls if call[0] == "end")
+    assert (logs["loss"], logs["val_ap"]) == (rows[1]["train_loss"], rows[1]["val_ap"])
+    assert told.calls[-1][0] == "over"
+    with pytest.raises(ArgumentError, match="callbacks must be keras"):
+        fit(folder, **{**FAST, "callbacks": [print]})
+
+
 def test_the_budget_is_kept_and_what_was_better_before_is_kept(folder, tmp_path):
     ticks = iter(range(10**9))
     found = fit(

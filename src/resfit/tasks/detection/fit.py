@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ from resfit.tasks.detection.training import DetectorTrainer, History, Phase, Pha
 from resfit.tasks.preparation import package_versions
 from resfit.tasks.timings import Timings
 from resfit.training import loop
+from resfit.training.callbacks import check as check_callbacks
 from resfit.training.recipes import parse_minutes
 from resfit.weights.detectors import DetectorSource
 from resfit.wording import counted
@@ -77,6 +78,7 @@ def fit(
     batch_size: int | None = None,
     check: bool = True,
     allow_leakage: bool = False,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -124,6 +126,8 @@ def fit(
         batch_size: Pictures a training step; ``None`` chooses 2 to 8 by the time there is.
         check: Whether the data is looked at for duplicates and leaks.
         allow_leakage: Whether to go on although test pictures are in the training set too.
+        callbacks: Keras' callbacks, told of each step, and of each validation as the end of an epoch, with ``loss``,
+            ``val_ap`` and ``val_ap50``; ``EarlyStopping`` and its kind may end the training.
         progress: Called as pictures get done.
         say: Called with lines for people.
         clock: Seconds for the budget.
@@ -155,6 +159,7 @@ def fit(
     if boxes.skipped_counts:
         listed = ", ".join(f"{count} {reason}" for reason, count in boxes.skipped_counts.items())
         timings.note(f"left out of boxes and pictures: {listed}; all are listed in {artifact.SKIPPED}")
+    check_callbacks(callbacks)
     tiling = None if tiles is None else Tiling(sides_of(tiles))
     stack = contextlib.ExitStack()
     pictures, owners = boxes, np.arange(len(boxes))
@@ -211,7 +216,14 @@ def fit(
         objective = objective_of(made.spec, plan.size)
         work = _Work(made, rows_of, shapes, objective, material, plan, timings, clock, began)
         history = work.train(
-            model, options, seed=seed, tuning=dict(tuning or {}), target=target, cache=cache, stop=stop
+            model,
+            options,
+            seed=seed,
+            tuning=dict(tuning or {}),
+            target=target,
+            cache=cache,
+            stop=stop,
+            callbacks=callbacks,
         )
         timings.lap("training")
         detector = work.calibrated(history, model, seed)
@@ -332,6 +344,7 @@ class _Work:
         target: Path | None,
         cache: bool | str | Path,
         stop: Callable[[int], bool] | None,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
     ) -> History:
         """Runs the phases of the plan."""
         import tensorflow as tf
@@ -386,6 +399,7 @@ class _Work:
             say=self.timings.note,
             clock=self.clock,
             stop=stop,
+            callbacks=callbacks,
         )
         return trainer.run()
 

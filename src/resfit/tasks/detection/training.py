@@ -17,6 +17,7 @@ import numpy as np
 
 from resfit.tasks.detection import feeds
 from resfit.training import loop
+from resfit.training.callbacks import Callbacks
 
 if TYPE_CHECKING:
     import keras
@@ -119,6 +120,8 @@ class DetectorTrainer:
         clock: Seconds; another one than the wall's makes runs comparable on a busy machine.
         stop: Called after each step with the number of steps so far; where it returns True the run ends as if it had
             been killed.
+        callbacks: Keras' callbacks (:mod:`resfit.training.callbacks`). An epoch of theirs ends with a validation; where
+            one ends the training, no further phase begins.
     """
 
     def __init__(
@@ -133,7 +136,10 @@ class DetectorTrainer:
         say: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         stop: Callable[[int], bool] | None = None,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
     ):
+        self._told = Callbacks(callbacks, whole, sum(phase.settings.epochs or 0 for phase in phases), 0, "ap")
+        self._batches = 0  # since the last validation
         self._objective, self._phases = objective, list(phases)
         self._validate, self._folder, self._key = validate, folder, key
         self._say, self._clock, self._stop = say, clock, stop
@@ -167,7 +173,10 @@ class DetectorTrainer:
         if restored is None:
             started = self._clock()
             self._judge(0.0, started)
+        self._told.begin()
         for number in range(state["phase"], len(self._phases)):
+            if state.get("stopped"):
+                break
             if restored is None or state["phase"] != number:
                 state.update(phase=number, epoch=0, step=0, done=0.0)
                 self._set(self._best)
@@ -175,6 +184,7 @@ class DetectorTrainer:
             self._run_phase(number, restored)
             restored = None
         self._set(self._best)
+        self._told.end()
         return History(
             tuple(state["rows"]), state["best_ap"], state["best_epoch"], state["passes"], sum(state["seconds"])
         )
@@ -212,10 +222,14 @@ class DetectorTrainer:
             for one in phase.feed.batches(order, state["epoch"]):
                 rate = loop.rate("cosine", settings.learning_rate, settings.warmup, state["done"])
                 inputs = tf.constant(one.inputs)
+                if not self._batches:
+                    self._told.begin_epoch(len(state["rows"]) - 1)
                 total += float(
                     step_function(inputs, one.rows, one.boxes, one.labels, np.float32(rate), np.int64(state["step"]))
                 )
                 seen += 1
+                self._told.end_step(self._batches, {"loss": total / seen})
+                self._batches += 1
                 now = self._clock()
                 state["step"] += 1
                 state["steps"] += 1
@@ -225,6 +239,8 @@ class DetectorTrainer:
                 last = now
                 if self._stop is not None and self._stop(state["steps"]):
                     raise KeyboardInterrupt
+                if self._told.stopped:
+                    state.update(done=1.0, stopped=True)
                 if state["done"] >= 1.0:
                     break
             state["epoch"] += 1
@@ -236,6 +252,8 @@ class DetectorTrainer:
             if state["done"] >= 1.0 or waited:
                 with self._averaged():
                     self._judge(total / max(seen, 1), started)
+                if self._told.stopped:
+                    state.update(done=1.0, stopped=True)
                 state["seconds"][number] = before + self._clock() - began
             if self._clock() - saved >= _CHECKPOINT_SECONDS or self._stop is not None:
                 self._save()
@@ -270,6 +288,10 @@ class DetectorTrainer:
             "passes": state["passes"],
         }
         state["rows"].append(row)
+        if epochs:
+            told = {name: row[name] for name in ("epoch", "step", "train_loss", "val_ap", "val_ap50", "seconds")}
+            self._told.end_epoch(epochs - 1, told)
+            self._batches = 0
         if self._say is not None and epochs:
             self._say(
                 f"{name}, epoch {row['pass']}: loss {loss:.3f}, validation AP {ap:.3f}, AP50 {ap50:.3f}, "
