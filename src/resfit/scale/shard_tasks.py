@@ -74,7 +74,7 @@ class EmbedShard:
         return {"features": self.rows.shape[1]}
 
 
-class CheckShard(Embed):
+class CheckShard(EmbedShard):
     """Features, SHA-256 and what is measured of each image (:mod:`resfit.data.image_statistics`)."""
 
     def __init__(self, plan: Plan, network: LoadedNetwork, engine: engines.Engine | None, count: int):
@@ -104,7 +104,7 @@ class CheckShard(Embed):
         }
 
 
-class EvaluateShard(Embed):
+class EvaluateShard(EmbedShard):
     """Probabilities of all classes, and the sums that figures over all images are made of."""
 
     def __init__(self, plan: Plan, network: LoadedNetwork, engine: engines.Engine | None, count: int):
