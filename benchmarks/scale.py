@@ -2,7 +2,7 @@
 
 Pictures of noise are written once. One process embeds them with all processors, then workers with the same processors
 in all, through a network of random weights; of each the rate between its first and last shard is taken, so that what it
-takes to start has no part in it, and the processor time of all its processes from beginning to end.
+takes to start has no part in it, and the processor time of all its processes, less that of a run of one image a worker.
 
     python benchmarks/scale.py [--images 600] [--model resnet50] [--workers 2]
 """
@@ -35,8 +35,8 @@ def write_pictures(folder: Path, count: int) -> Path:
     return folder
 
 
-def measured(run: str, workers: int, threads: int) -> dict[str, float]:
-    """Does a run in a process of its own; returns its steady rate and its processor time."""
+def processor_time(run: str, workers: int, threads: int) -> float:
+    """Does a run in a process of its own; returns the processor time of all its processes."""
     program = "import sys; from resfit.cli import main; main.run(sys.argv[1:])"
     options = ["--workers", str(workers), "--threads", str(threads), "--json"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -44,13 +44,19 @@ def measured(run: str, workers: int, threads: int) -> dict[str, float]:
         [sys.executable, "-c", program, "scale", "run", run, *options], check=True, stdout=subprocess.DEVNULL
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return sum(getattr(after, name) - getattr(before, name) for name in ("ru_utime", "ru_stime"))
+
+
+def measured(run: str, workers: int, threads: int, begin: str) -> dict[str, float]:
+    """Returns the steady rate of a run, and its processor time without that of a run of hardly any images."""
+    seconds = processor_time(run, workers, threads) - processor_time(begin, workers, threads)
     plan = scale.load(run)
     ends = sorted(os.stat(Path(run) / "shards" / name).st_mtime for name in plan.folder.names("shards"))
     steady = ends[workers:]  # the first shards wait for the network
     shard = plan.images / plan.shards
     return {
         "rate": shard * (len(steady) - 1) / (steady[-1] - steady[0]),
-        "processor": sum(getattr(after, name) - getattr(before, name) for name in ("ru_utime", "ru_stime")),
+        "processor": seconds,
     }
 
 
@@ -71,8 +77,13 @@ def main() -> None:
             scale.plan(photos, Path(place) / name, model=network, engine="openvino", shard_images=size)
             for name in ("one", "several")
         )
-        alone = measured(one.url, 1, there)
-        together = measured(several.url, given.workers, there // given.workers)
+        few = write_pictures(Path(place) / "few", given.workers)
+        begins = [
+            scale.plan(few, Path(place) / f"begin{workers}", model=network, engine="openvino", shard_images=1)
+            for workers in (1, given.workers)
+        ]
+        alone = measured(one.url, 1, there, begins[0].url)
+        together = measured(several.url, given.workers, there // given.workers, begins[1].url)
         same = all(
             one.folder.read(f"shards/{name}") == several.folder.read(f"shards/{name}")
             for name in one.folder.names("shards")
