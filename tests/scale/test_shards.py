@@ -277,6 +277,7 @@ def test_two_culprits_are_found_by_halves():
     assert len(asked) < 16
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_while_it_decodes_is_seen(folder, tmp_path, monkeypatch):
     """In a child process, whose decoder is made to crash by a file that Python reads when it begins."""
     (tmp_path / "sitecustomize.py").write_text(

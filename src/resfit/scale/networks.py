@@ -29,7 +29,7 @@ TASKS = ("embed", "predict", "evaluate", "check")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Network:
+class LoadedNetwork:
     """A loaded network.
 
     Attributes:
@@ -60,7 +60,7 @@ def check_task(task: str) -> None:
         raise ArgumentError(f"task must be one of {TASKS}. Received: {task!r}.{closest(task, TASKS)}")
 
 
-def load(model: str, task: str) -> Network:
+def load(model: str, task: str) -> LoadedNetwork:
     """Loads a network as a task needs it.
 
     Args:
@@ -74,7 +74,7 @@ def load(model: str, task: str) -> Network:
     check_task(task)
     if task == "predict":
         fitted = dispatch.load_or_pretrained(model)
-        return Network(None, fitted.input_spec, _fingerprint(fitted.model, fitted.input_spec, fitted), fitted)
+        return LoadedNetwork(None, fitted.input_spec, _fingerprint(fitted.model, fitted.input_spec, fitted), fitted)
     if artifact.is_artifact(Path(model)):
         fitted = dispatch.load(model)
         if task == "evaluate" and fitted.task != "classification":
@@ -83,14 +83,14 @@ def load(model: str, task: str) -> Network:
                 "measure its predictions."
             )
         body = fitted.body()
-        return Network(body, fitted.input_spec, _fingerprint(fitted.model, fitted.input_spec, fitted), fitted)
+        return LoadedNetwork(body, fitted.input_spec, _fingerprint(fitted.model, fitted.input_spec, fitted), fitted)
     if task == "evaluate":
         raise ArgumentError(f"task='evaluate' needs the folder of a classifier. Received: model={model!r}.")
     body, _ = backbone.body_of(model)
-    return Network(body, body.input_spec, _fingerprint(body, body.input_spec))
+    return LoadedNetwork(body, body.input_spec, _fingerprint(body, body.input_spec))
 
 
-def engine_name(network: Network, engine: str) -> str:
+def engine_name(network: LoadedNetwork, engine: str) -> str:
     """Returns the engine that all workers use.
 
     Args:

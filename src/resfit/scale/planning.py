@@ -33,7 +33,7 @@ _IN_FILE = 100  # shards whose items are in one file, a row group each
 _ITEMS = "items/{:06}.parquet"
 
 
-class Shard(NamedTuple):
+class PlannedShard(NamedTuple):
     """A shard, as drivers know it.
 
     Attributes:
@@ -99,7 +99,7 @@ class Plan:
             "keys": np.frombuffer(keys, np.uint8).reshape(-1, 32),
         }
 
-    def shard(self, number: int) -> Shard:
+    def shard(self, number: int) -> PlannedShard:
         """Returns a shard.
 
         Args:
@@ -112,7 +112,7 @@ class Plan:
             raise ArgumentError(f"the plan has the shards 0 to {self.shards - 1}. Received: {number}.")
         columns = self._columns
         key = columns["keys"][number].tobytes().hex()
-        return Shard(number, int(columns["images"][number]), int(columns["bytes"][number]), key)
+        return PlannedShard(number, int(columns["images"][number]), int(columns["bytes"][number]), key)
 
     def images_of(self) -> np.ndarray:
         """Returns the number of images of each shard, int64."""
@@ -267,7 +267,7 @@ def plan(
     return _write(folder, found, _shards(items, shard_images, shard_bytes))
 
 
-def _scanned(source: Any, task: str, network: networks.Network, part: str | None, given: dict[str, Any]) -> Any:
+def _scanned(source: Any, task: str, network: networks.LoadedNetwork, part: str | None, given: dict[str, Any]) -> Any:
     """Returns the images as the command of the same name finds them on one machine."""
     if task in ("embed", "predict"):
         return embedding.scan_any(source, reading=network.contract.reading, **given)
@@ -305,7 +305,7 @@ def _write(folder: RunFolder, begun: Plan, shards: Iterable[list[Item]]) -> Plan
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows: list[Shard] = []
+    rows: list[PlannedShard] = []
     with tempfile.TemporaryDirectory(prefix="resfit-plan-") as place:
         work = Path(place)
         writer: pq.ParquetWriter | None = None
@@ -316,7 +316,7 @@ def _write(folder: RunFolder, begun: Plan, shards: Iterable[list[Item]]) -> Plan
             columns = dict(zip(Item._fields, map(list, zip(*items, strict=True)), strict=True))
             writer.write_table(pa.table(columns, schema=_schema()), row_group_size=len(items))
             key = _key(items, begun.task, begun.options, begun.version)
-            rows.append(Shard(number, len(items), sum(item.size for item in items), key))
+            rows.append(PlannedShard(number, len(items), sum(item.size for item in items), key))
             if number % _IN_FILE == _IN_FILE - 1:
                 writer.close()
         if writer is not None:
@@ -338,7 +338,7 @@ def _write(folder: RunFolder, begun: Plan, shards: Iterable[list[Item]]) -> Plan
     return found
 
 
-def _is_there(folder: RunFolder, found: Plan, rows: list[Shard]) -> bool:
+def _is_there(folder: RunFolder, found: Plan, rows: list[PlannedShard]) -> bool:
     """Says whether the same plan is in the folder; another one is refused."""
     if not folder.has(_PLAN):
         return False

@@ -11,7 +11,7 @@ import numpy as np
 from resfit import engines
 from resfit.data import decode, image_statistics
 from resfit.errors import DataError
-from resfit.scale.networks import Network
+from resfit.scale.networks import LoadedNetwork
 from resfit.storage.bounded_json import without_nan
 
 if TYPE_CHECKING:
@@ -40,12 +40,12 @@ class ShardTask(Protocol):
         """Returns what is merged over all shards, JSON-ready."""
 
 
-class Embed:
+class EmbedShard:
     """Features, as :func:`resfit.embed` computes them."""
 
     decodes = True
 
-    def __init__(self, plan: Plan, network: Network, engine: engines.Engine | None, count: int):
+    def __init__(self, plan: Plan, network: LoadedNetwork, engine: engines.Engine | None, count: int):
         assert engine is not None
         self._engine, self._count = engine, count
         self._dtype = np.dtype(plan.options["dtype"])
@@ -74,10 +74,10 @@ class Embed:
         return {"features": self.rows.shape[1]}
 
 
-class Check(Embed):
+class CheckShard(EmbedShard):
     """Features, SHA-256 and what is measured of each image (:mod:`resfit.data.image_statistics`)."""
 
-    def __init__(self, plan: Plan, network: Network, engine: engines.Engine | None, count: int):
+    def __init__(self, plan: Plan, network: LoadedNetwork, engine: engines.Engine | None, count: int):
         super().__init__(plan, network, engine, count)
         self._digests = [b""] * count
         self._records = np.zeros(count, image_statistics.RECORD)
@@ -104,10 +104,10 @@ class Check(Embed):
         }
 
 
-class Evaluate(Embed):
+class EvaluateShard(EmbedShard):
     """Probabilities of all classes, and the sums that figures over all images are made of."""
 
-    def __init__(self, plan: Plan, network: Network, engine: engines.Engine | None, count: int):
+    def __init__(self, plan: Plan, network: LoadedNetwork, engine: engines.Engine | None, count: int):
         super().__init__(plan, network, engine, count)
         self._fitted = network.fitted
 
@@ -135,12 +135,12 @@ class Evaluate(Embed):
         return found
 
 
-class Predict:
+class PredictShard:
     """What :meth:`resfit.tasks.base.FittedModel.predict` says, as JSON, and of classifiers the class."""
 
     decodes = False
 
-    def __init__(self, plan: Plan, network: Network, engine: engines.Engine | None, count: int):
+    def __init__(self, plan: Plan, network: LoadedNetwork, engine: engines.Engine | None, count: int):
         self._fitted, self._options = network.fitted, plan.options
         self._found: list[dict[str, Any] | None] = [None] * count
 
@@ -198,4 +198,9 @@ def _lists(rows: np.ndarray, usable: np.ndarray) -> pa.Array:
 
 
 #: By name.
-SHARD_TASKS: dict[str, Any] = {"embed": Embed, "predict": Predict, "evaluate": Evaluate, "check": Check}
+SHARD_TASKS: dict[str, Any] = {
+    "embed": EmbedShard,
+    "predict": PredictShard,
+    "evaluate": EvaluateShard,
+    "check": CheckShard,
+}

@@ -24,7 +24,7 @@ from resfit.data import decode, remote
 from resfit.errors import ArtifactError, CheckpointError, DataError, ImageError, ResfitError
 from resfit.scale import isolation, networks, planning
 from resfit.scale.listing import REQUESTS, ChangedError, Item, Reader
-from resfit.scale.networks import Network
+from resfit.scale.networks import LoadedNetwork
 from resfit.scale.planning import Plan
 from resfit.scale.shard_tasks import SHARD_TASKS
 from resfit.training.loop import prefetch
@@ -85,7 +85,7 @@ class Unit:
         self._ahead: dict[int, _Reading] = {}
 
     @functools.cached_property
-    def network(self) -> Network:
+    def network(self) -> LoadedNetwork:
         """The network of the plan.
 
         Raises:

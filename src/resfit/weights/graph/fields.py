@@ -9,7 +9,7 @@ from resfit.networks import arithmetic
 from resfit.networks.spec import ArchitectureSpec, StemConv
 from resfit.weights.assumption import sentence
 from resfit.weights.graph.steps import Pads, Step, same_pads
-from resfit.weights.graph.structure import Block, Network, Unit, UnsupportedGraphError
+from resfit.weights.graph.structure import Block, ConvUnit, Network, UnsupportedGraphError
 
 _OPEN = "the graph leaves the size of images open, and maps of odd sides come out otherwise"
 
@@ -31,7 +31,7 @@ def stages(network: Network) -> list[list[Block]]:
     return found
 
 
-def named(network: Network) -> dict[str, Unit]:
+def named(network: Network) -> dict[str, ConvUnit]:
     """Returns every convolution with a kernel by its canonical name, without ``_conv``.
 
     Args:
@@ -152,7 +152,7 @@ def _check_groups(network: Network) -> None:
                 raise UnsupportedGraphError(unit.conv, f"{groups} groups, where the first block has {expected}")
 
 
-def _stem(network: Network) -> list[Unit]:
+def _stem(network: Network) -> list[ConvUnit]:
     return network.stem[:-1] if _pools_by_convolution(network) else network.stem
 
 
@@ -406,7 +406,7 @@ def _padding(network: Network) -> dict[str, Any]:
     return {"padding": found, "stem_padding": None if of_stem == found else of_stem}
 
 
-def _pads_of(units: Sequence[Unit], prefers: str = "symmetric") -> str:
+def _pads_of(units: Sequence[ConvUnit], prefers: str = "symmetric") -> str:
     choices = {"symmetric": _is_symmetric, "same": _is_same}
     for name in sorted(choices, key=lambda name: name != prefers):
         if all(choices[name](unit.conv) for unit in units):

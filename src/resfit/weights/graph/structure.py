@@ -26,7 +26,7 @@ class UnsupportedGraphError(Exception):
 
 
 @dataclasses.dataclass
-class Unit:
+class ConvUnit:
     """A convolution and what follows it.
 
     Attributes:
@@ -67,7 +67,7 @@ class BlockShortcut:
         shapes: Subsampling and channels of zeros, where they stand in place of it.
     """
 
-    projection: Unit | None
+    projection: ConvUnit | None
     pool: Step | None
     shapes: tuple[Step, ...]
 
@@ -100,7 +100,7 @@ class Block:
         raw: Whether the shortcut reads the block's input, and not what norm and activation made of it.
     """
 
-    units: list[Unit]
+    units: list[ConvUnit]
     shortcut: BlockShortcut
     attention: Step | None
     preact: Step | None
@@ -144,7 +144,7 @@ class Network:
     """
 
     before: list[Step] = dataclasses.field(default_factory=list)
-    stem: list[Unit] = dataclasses.field(default_factory=list)
+    stem: list[ConvUnit] = dataclasses.field(default_factory=list)
     pools: list[Step] = dataclasses.field(default_factory=list)
     blocks: list[Block] = dataclasses.field(default_factory=list)
     preactivated: bool = False
@@ -287,10 +287,10 @@ class _Walk:
             network.pools.append(rest.pop(0))
         return rest
 
-    def _unit(self, units: list[Unit], step: Step) -> None:
+    def _unit(self, units: list[ConvUnit], step: Step) -> None:
         """Puts a step behind the last convolution, or begins a new one."""
         if step.kind == "conv":
-            units.append(Unit(step))
+            units.append(ConvUnit(step))
             return
         last = units[-1] if units else None
         if step.kind in _NORMS and last and last.norm is None and last.act is None:
@@ -319,7 +319,7 @@ class _Walk:
             readers = self.readers(first_sum)
             network.preactivated = not (len(readers) == 1 and readers[0].kind == "act")
         preact, act, rest, raw = self._preactivation(list(waiting), branch, fork)
-        units: list[Unit] = []
+        units: list[ConvUnit] = []
         attention = None
         for step in rest:
             if attention is not None:
@@ -393,7 +393,7 @@ class _Walk:
 
     def _shortcut(self, path: Sequence[Step]) -> BlockShortcut:
         pool: Step | None = None
-        units: list[Unit] = []
+        units: list[ConvUnit] = []
         shapes: list[Step] = []
         for step in path:
             if step.kind == "avg" and pool is None and not units:

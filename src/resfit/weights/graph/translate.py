@@ -27,7 +27,7 @@ from resfit.weights.graph import fields, lift_onnx, simplify, structure
 from resfit.weights.graph.onnx_constants import UnsupportedOperationError
 from resfit.weights.graph.simplify import scaled_by
 from resfit.weights.graph.steps import Step
-from resfit.weights.graph.structure import Network, Unit, UnsupportedGraphError
+from resfit.weights.graph.structure import ConvUnit, Network, UnsupportedGraphError
 from resfit.weights.heads import End
 from resfit.weights.identify import nearest
 
@@ -243,7 +243,7 @@ def _kind(step: Step) -> str:
     return "affine" if step.kind == "affine" else "group" if "groups" in step.values else "batch"
 
 
-def _folded(unit: Unit) -> Step:
+def _folded(unit: ConvUnit) -> Step:
     if unit.norm is None:
         return unit.conv
     values = unit.norm.values
@@ -287,7 +287,7 @@ def _of_norms(
     return arrays, told
 
 
-def _width(name: str, units: dict[str, Unit], found: dict[str, structure.Block]) -> int:
+def _width(name: str, units: dict[str, ConvUnit], found: dict[str, structure.Block]) -> int:
     """Channels that a norm normalises."""
     if name == "post":
         return list(found.values())[-1].width
@@ -324,7 +324,9 @@ def _group_norm(step: Step | None, epsilon: float) -> dict[str, np.ndarray]:
     return {"gamma": step.values["gamma"], "beta": step.values["beta"]}
 
 
-def _of_convolutions(units: dict[str, Unit], behind: dict[str, Unit], told: dict[str, Any]) -> dict[str, np.ndarray]:
+def _of_convolutions(
+    units: dict[str, ConvUnit], behind: dict[str, ConvUnit], told: dict[str, Any]
+) -> dict[str, np.ndarray]:
     """Kernels, and biases where the architecture has them; ``conv_bias`` is added to the fields."""
     biased = {name for name, unit in units.items() if unit.conv.values["bias"] is not None}
     normalized = set() if told["folded"] else biased & set(behind)
