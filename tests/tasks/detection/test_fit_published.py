@@ -129,17 +129,17 @@ FEW = {"size": SIZE, "views": 1, "batch_size": 4, "seed": 1}
 
 @pytest.mark.slow
 def test_a_small_rtdetr_learns_drawn_pictures_and_is_a_detector(tmp_path):
-    folder = write_set(tmp_path / "set", {"train": 48, "val": 10, "test": 10})
+    folder = write_set(tmp_path / "set", {"train": 32, "val": 8, "test": 8})
     file = write.write(queries(), tmp_path / "small.safetensors", naming="resfit")
     said: list[str] = []
-    tuning = {"head": {"epochs": 40, "learning_rate": 2e-3, "denoising": 20}, "body": {"epochs": 2}}
+    tuning = {"head": {"epochs": 30, "learning_rate": 2e-3, "denoising": 20}, "body": {"epochs": 1}}
     found = resfit.fit(
         folder, model=str(file), strategy="last", tuning=tuning, say=said.append, out=tmp_path / "own", **FEW
     )
     assert any("all is kept but the class layer, which is fresh for 2 classes" in line for line in said)
     history = found.run.history
     assert history[0]["val_ap"] < 0.05
-    assert found.metrics["validation"]["ap"] > 0.3
+    assert found.metrics["validation"]["ap"] > 0.2
     assert found.metrics["training"]["epoch"] > 0
     assert {row["phase"] for row in history} == {"head", "body"}
     assert history[-1]["train_loss"] < 0.5 * history[1]["train_loss"]

@@ -21,17 +21,22 @@ if TYPE_CHECKING:
 
 
 class Objective(Protocol):
-    """What a kind of detector learns.
+    """What a kind of detector learns."""
 
-    Attributes:
-        places: Which of its outputs learns which box.
-        counts: Boxes of each level.
-        clip: Largest norm of all gradients together.
-    """
+    @property
+    def places(self) -> Assigner:
+        """Which of its outputs learns which box."""
+        ...
 
-    places: Assigner
-    counts: tuple[int, ...]
-    clip: float
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Boxes of each level."""
+        ...
+
+    @property
+    def clip(self) -> float:
+        """Largest norm of all gradients together."""
+        ...
 
     def loss(
         self,
@@ -193,7 +198,7 @@ class QueryObjective:
 
     def _noise(
         self, classes: np.ndarray, boxes: np.ndarray, number: np.ndarray, *, count: int, seed: int
-    ) -> tuple[np.ndarray, ...]:
+    ) -> tuple[Any, ...]:
         """Denoising queries and what they are to learn; no random state outlives a step, so that a run resumes."""
         targets = BoxTargets(classes, boxes)
         random = np.random.default_rng([seed, int(number)])
