@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,14 +13,12 @@ from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.tasks.detection import losses, set_loss
+from resfit.tasks.detection.phases import PhaseSettings
 from resfit.tasks.detection.set_loss import BoxTargets, KnownTargets, SetLossSettings
 from resfit.tasks.detection.targets import Assigner, Places
 
-if TYPE_CHECKING:
-    from resfit.tasks.detection.training import PhaseSettings
 
-
-class Objective(Protocol):
+class DetectionObjective(Protocol):
     """What a kind of detector learns."""
 
     @property
@@ -66,7 +64,7 @@ class Objective(Protocol):
         ...
 
 
-def objective_of(spec: AnyDetectorSpec, size: tuple[int, int]) -> Objective:
+def objective_of(spec: AnyDetectorSpec, size: tuple[int, int]) -> DetectionObjective:
     """Returns what a detector learns.
 
     Args:
@@ -107,7 +105,7 @@ class DenseObjective:
         number: Any,
         settings: PhaseSettings,
     ) -> Any:
-        """Returns the loss; see :class:`Objective`."""
+        """Returns the loss; see :class:`DetectionObjective`."""
         import tensorflow as tf
 
         return losses.detection_loss(
@@ -122,7 +120,7 @@ class DenseObjective:
         )["total"]
 
     def decode(self, outputs: Any) -> tuple[Any, Any]:
-        """Returns boxes and scores; see :class:`Objective`."""
+        """Returns boxes and scores; see :class:`DetectionObjective`."""
         import tensorflow as tf
 
         boxes = self._decode(outputs["box_codes"], tf.constant(self.places.points[None]))
@@ -169,7 +167,7 @@ class QueryObjective:
         number: Any,
         settings: PhaseSettings,
     ) -> Any:
-        """Returns the loss; see :class:`Objective`."""
+        """Returns the loss; see :class:`DetectionObjective`."""
         import tensorflow as tf
 
         height, width = self.size
@@ -214,7 +212,7 @@ class QueryObjective:
         )
 
     def decode(self, outputs: Any) -> tuple[Any, Any]:
-        """Returns boxes and scores; see :class:`Objective`."""
+        """Returns boxes and scores; see :class:`DetectionObjective`."""
         import tensorflow as tf
 
         height, width = self.size
