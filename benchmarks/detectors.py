@@ -3,8 +3,8 @@
     python benchmarks/detectors.py [--images 8] [--rounds 3] [--batch 1] [--size 640] [--no-compile]
 
 RT-DETRv2 with a ResNet-18 and RetinaNet of the second form, weights at random: resfit on its fast engine against
-transformers and torchvision on torch, eager and compiled, in float32 and bfloat16. Every side runs the network on images
-that are in memory, to boxes and scores (resfit) or raw outputs (the others), before any suppression. Rounds take turns,
+transformers and torchvision on torch, eager and compiled, in float32 and bfloat16. Every side runs the network on
+images in memory, to boxes and scores (resfit) or raw outputs (the others), before any suppression. Rounds take turns,
 and the best of each counts.
 """
 
