@@ -186,6 +186,8 @@ def test_registry_rows_are_torchvisions():
         "retinanet_resnet50": detection.RetinaNet_ResNet50_FPN_Weights,
         "retinanet_resnet50_v2": detection.RetinaNet_ResNet50_FPN_V2_Weights,
         "fcos_resnet50": detection.FCOS_ResNet50_FPN_Weights,
+        "faster_rcnn_resnet50": detection.FasterRCNN_ResNet50_FPN_Weights,
+        "faster_rcnn_resnet50_v2": detection.FasterRCNN_ResNet50_FPN_V2_Weights,
     }
     own = {name for name, row in registry.detectors().items() if row.source == "torchvision"}
     assert own == published.keys()
@@ -196,7 +198,8 @@ def test_registry_rows_are_torchvisions():
         assert row.ap == meta["_metrics"]["COCO-val2017"]["box_map"]
         assert (row.params_m, row.gmacs) == (meta["num_params"] / 1e6, meta["_ops"])
         assert row.megabytes == meta["_file_size"]
-        assert row.class_names == tuple(meta["categories"])
+        # Faster R-CNN never reports the background
+        assert row.class_names == tuple(meta["categories"][1 if name.startswith("faster") else 0 :])
         assert row.loadable
         assert (row.classes, row.licence) == (catalog.get(name).spec.classes, "")
         spec = row.input_spec
@@ -226,10 +229,14 @@ def test_listing_and_suggestions():
     assert (best.ap, best.evaluated_on, best.evaluation_size) == (41.5, "COCO val2017", (800, 1333))
     assert (best.backbone, best.loadable, found["fcos_light_resnet18"].loadable) == ("resnet50v1.5", True, False)
     own = [row for row in detectors.ordered(list(found.values()), "ap") if row.url.startswith("https://download")]
-    assert [row.name for row in own] == ["retinanet_resnet50_v2", "fcos_resnet50", "retinanet_resnet50"]
+    assert [row.name for row in own] == [
+        *("faster_rcnn_resnet50_v2", "retinanet_resnet50_v2", "fcos_resnet50"),
+        *("faster_rcnn_resnet50", "retinanet_resnet50"),
+    ]
     assert [row.name for row in detectors.suggest(max_gmacs=130, source="torchvision")] == ["fcos_resnet50"]
     chosen = detectors.suggest(source="torchvision")
-    assert {row.name for row in chosen if row.pareto} == {"retinanet_resnet50_v2", "fcos_resnet50"}
+    best_ones = {"faster_rcnn_resnet50_v2", "retinanet_resnet50_v2", "fcos_resnet50"}
+    assert {row.name for row in chosen if row.pareto} == best_ones
     assert detectors.suggest(max_gmacs=20) == []
     assert detectors.suggest(licence="permissive", source="torchvision") == []  # none is stated for the weights
     small = detectors.suggest(max_gmacs=40, licence="permissive")

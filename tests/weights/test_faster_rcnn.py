@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
 import numpy as np
 import pytest
 
+from resfit import zoo
 from resfit.errors import ArgumentError, CheckpointError
 from resfit.networks import catalog as networks
 from resfit.networks.detection import build, catalog, kinds
-from resfit.weights import canonical
+from resfit.tasks.detection import pretrained
+from resfit.weights import canonical, describe
 from resfit.weights.conventions import faster_rcnn, torchvision_detection
+from resfit.weights.formats import safetensors
 from tests.networks.detection import peers
 from tests.weights.test_torchvision_detection import images, matched
 
@@ -119,6 +123,19 @@ def test_old_files_and_those_of_mask_rcnn_are_read():
     assert all(np.array_equal(found.arrays[name], usual.arrays[name]) for name in usual.arrays)
     assert "left out the branch of masks (1 tensors)" in found.left_out
     assert not found.leftover
+
+
+def test_a_file_is_described_and_loaded(tmp_path):
+    _, tensors = source("v2")
+    path = tmp_path / "own.safetensors"
+    safetensors.write_arrays(path, tensors, {"format": "pt"})
+    about = describe.text(describe.describe(path))
+    assert "a detector of 4 classes in two stages: levels 2 to 6 of 256 channels, 1000 proposals" in about
+    found = zoo.read_any(path)
+    assert (found.name, found.spec.unreported) == ("faster_rcnn", (0,))
+    gaps = dataclasses.replace(found, class_names=("person", "N/A", "dog", "N/A"))
+    assert pretrained.with_meaning(gaps).spec.unreported == (0, 2, 4)
+    assert pretrained.with_meaning(gaps).class_names == ("person", "dog")
 
 
 def test_refusals_name_the_cause():

@@ -10,7 +10,9 @@ from typing import Any
 from resfit.errors import ResfitError
 from resfit.networks import arithmetic
 from resfit.networks.detection import kinds
+from resfit.networks.detection.deformable_detr_spec import DeformableDETRSpec
 from resfit.networks.detection.detr_spec import DETRSpec
+from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.weights import load
 from resfit.weights.detectors import DetectorSource
@@ -139,10 +141,16 @@ def _head(source: load.Source | DetectorSource) -> str:
                 f"{spec.levels[0]} to {spec.levels[-1]}, a decoder of {spec.decoder_depth} layers, "
                 f"{spec.queries} queries"
             )
-        if isinstance(spec, DETRSpec):
+        if isinstance(spec, DETRSpec | DeformableDETRSpec):
             return (
                 f"a detector of {spec.classes} classes: an encoder of {spec.encoder_depth} layers and {spec.width} "
                 f"channels, a decoder of {spec.decoder_depth} layers, {spec.queries} queries"
+            )
+        if isinstance(spec, FasterRCNNSpec):
+            head = f"{len(spec.box_convs)} convolutions and {spec.box_dense} dense layers"
+            return (
+                f"a detector of {spec.classes} classes in two stages: levels {spec.levels[0]} to {spec.levels[-1]} of "
+                f"{spec.pyramid_width} channels, {spec.proposals} proposals, {head} for each"
             )
         anchors = f"{spec.anchors_per_cell} anchors" if spec.box_coding == "deltas" else "points"
         quality = f", {spec.quality}" if spec.quality else ""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.networks.plan import stem_stride
 
@@ -56,7 +57,7 @@ def strides(spec: DetectorSpec, image_size: tuple[int, int], grids: Sequence[tup
     return [(image_size[0] // rows, image_size[1] // columns) for rows, columns in grids]
 
 
-def grid_sizes(spec: DetectorSpec, image_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+def grid_sizes(spec: DetectorSpec | FasterRCNNSpec, image_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
     """Returns height and width of the map of each level.
 
     Args:
@@ -67,7 +68,7 @@ def grid_sizes(spec: DetectorSpec, image_size: tuple[int, int]) -> tuple[tuple[i
     return tuple(zip(rows, columns, strict=True))
 
 
-def _map_sides(spec: DetectorSpec, side: int) -> list[int]:
+def _map_sides(spec: DetectorSpec | FasterRCNNSpec, side: int) -> list[int]:
     """One side of the maps of all levels. Every stride rounds up, but that of an average pooling in the stem."""
     backbone, stride = spec.backbone, 1
     if backbone.stem_pool == "avg":

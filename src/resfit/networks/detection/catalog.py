@@ -146,14 +146,14 @@ def _detr_rows() -> list[DetectorRow]:
         for suffix, stride in (("", 32), ("_dc5", 16)):
             backbone = catalog.get(body).spec.replace(output_stride=stride)
             rows.append(DetectorRow(f"detr_{name}{suffix}", "DETR", DETRSpec(backbone=backbone), DETR))
-    body = catalog.get("resnet50v1.5").spec
+    resnet50 = catalog.get("resnet50v1.5").spec
     forms: dict[str, dict[str, Any]] = {
         "": {},
         "_refine": {"refines": True},
         "_two_stage": {"refines": True, "proposes": True},
     }
     for suffix, fields in forms.items():
-        spec = DeformableDETRSpec(backbone=body, **fields)
+        spec = DeformableDETRSpec(backbone=resnet50, **fields)
         rows.append(DetectorRow(f"deformable_detr_resnet50{suffix}", "Deformable DETR", spec, DEFORMABLE_DETR))
     return rows
 

@@ -54,7 +54,8 @@ class DeformableTransformer(PlannedLayers):
 
     def _maps(self, taps: list[Any]) -> list[Any]:
         """All maps with as many channels."""
-        spec, found = self.spec, []
+        spec: DeformableDETRSpec = self.spec
+        found: list[Any] = []
         for place in range(len(spec.all_levels)):
             name, extra = f"encoder_input_{place + 1}", place >= len(taps)
             x = found[-1] if place > len(taps) else taps[min(place, len(taps) - 1)]

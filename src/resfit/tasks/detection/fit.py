@@ -30,10 +30,11 @@ from resfit.tasks.detection.detector import Detector
 from resfit.tasks.detection.feeds import PictureChanges, PictureFeed, StoredMapFeed
 from resfit.tasks.detection.fit_plan import DetectionPlan, make_plan
 from resfit.tasks.detection.material import Material, prepare, stored_views
-from resfit.tasks.detection.objectives import Objective, objective_of
+from resfit.tasks.detection.objectives import DetectionObjective, objective_of
+from resfit.tasks.detection.phases import PhaseSettings
 from resfit.tasks.detection.results import DetectorRecipe
 from resfit.tasks.detection.tiles import Tiling, cut_set, sides_of
-from resfit.tasks.detection.training import DetectorTrainer, History, Phase, PhaseSettings
+from resfit.tasks.detection.training import DetectorTrainer, History, Phase
 from resfit.tasks.preparation import package_versions
 from resfit.tasks.timings import Timings
 from resfit.training import loop
@@ -107,7 +108,7 @@ def fit(
         tiles: Height and width in pixels of overlapping tiles that pictures are cut into, for training and for all
             predictions of the detector; one number for both. ``None`` takes each picture as a whole.
         tuning: Settings that overrule those of the phases: fields of
-            :class:`resfit.tasks.detection.training.PhaseSettings`.
+            :class:`resfit.tasks.detection.phases.PhaseSettings`.
         head: Fields of the pyramid and head that overrule those chosen, such as ``{"head_width": 128}``
             (:class:`resfit.networks.detection.spec.DetectorSpec`). ``{"pretrained": False}`` begins with fresh weights
             where there are pretrained ones: those in the package for ``resnet10_tiny``, trained on drawn scenes, and
@@ -325,7 +326,7 @@ class _Work:
     made: network.DetectorNetwork
     rows_of: Any
     shapes: network.MapShapes
-    objective: Objective
+    objective: DetectionObjective
     material: Material
     plan: DetectionPlan
     timings: Timings

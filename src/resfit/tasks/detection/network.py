@@ -149,7 +149,7 @@ def of_detector(model: keras.Model, size: tuple[int, int], **fields: Any) -> Det
         raw, learned, extra = _query_outputs(model, spec, maps)
     else:
         raw = {name: model.get_layer(name).output for name in ("class_logits", "box_codes")}
-        if spec.quality is not None:
+        if getattr(spec, "quality", None) is not None:
             raw["quality"] = model.get_layer("quality").output
     whole = keras.Model(images, raw, name=f"{model.name}_raw")
     head = keras.Model(list(maps.values()), raw, name=f"{model.name}_head")

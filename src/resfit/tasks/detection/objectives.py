@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,25 +13,28 @@ from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.tasks.detection import losses, set_loss
+from resfit.tasks.detection.phases import PhaseSettings
 from resfit.tasks.detection.set_loss import BoxTargets, KnownTargets, SetLossSettings
 from resfit.tasks.detection.targets import Assigner, Places
 
-if TYPE_CHECKING:
-    from resfit.tasks.detection.training import PhaseSettings
 
+class DetectionObjective(Protocol):
+    """What a kind of detector learns."""
 
-class Objective(Protocol):
-    """What a kind of detector learns.
+    @property
+    def places(self) -> Assigner:
+        """Which of its outputs learns which box."""
+        ...
 
-    Attributes:
-        places: Which of its outputs learns which box.
-        counts: Boxes of each level.
-        clip: Largest norm of all gradients together.
-    """
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Boxes of each level."""
+        ...
 
-    places: Assigner
-    counts: tuple[int, ...]
-    clip: float
+    @property
+    def clip(self) -> float:
+        """Largest norm of all gradients together."""
+        ...
 
     def loss(
         self,
@@ -61,7 +64,7 @@ class Objective(Protocol):
         ...
 
 
-def objective_of(spec: AnyDetectorSpec, size: tuple[int, int]) -> Objective:
+def objective_of(spec: AnyDetectorSpec, size: tuple[int, int]) -> DetectionObjective:
     """Returns what a detector learns.
 
     Args:
@@ -102,7 +105,7 @@ class DenseObjective:
         number: Any,
         settings: PhaseSettings,
     ) -> Any:
-        """Returns the loss; see :class:`Objective`."""
+        """Returns the loss; see :class:`DetectionObjective`."""
         import tensorflow as tf
 
         return losses.detection_loss(
@@ -117,7 +120,7 @@ class DenseObjective:
         )["total"]
 
     def decode(self, outputs: Any) -> tuple[Any, Any]:
-        """Returns boxes and scores; see :class:`Objective`."""
+        """Returns boxes and scores; see :class:`DetectionObjective`."""
         import tensorflow as tf
 
         boxes = self._decode(outputs["box_codes"], tf.constant(self.places.points[None]))
@@ -164,7 +167,7 @@ class QueryObjective:
         number: Any,
         settings: PhaseSettings,
     ) -> Any:
-        """Returns the loss; see :class:`Objective`."""
+        """Returns the loss; see :class:`DetectionObjective`."""
         import tensorflow as tf
 
         height, width = self.size
@@ -193,7 +196,7 @@ class QueryObjective:
 
     def _noise(
         self, classes: np.ndarray, boxes: np.ndarray, number: np.ndarray, *, count: int, seed: int
-    ) -> tuple[np.ndarray, ...]:
+    ) -> tuple[Any, ...]:
         """Denoising queries and what they are to learn; no random state outlives a step, so that a run resumes."""
         targets = BoxTargets(classes, boxes)
         random = np.random.default_rng([seed, int(number)])
@@ -209,7 +212,7 @@ class QueryObjective:
         )
 
     def decode(self, outputs: Any) -> tuple[Any, Any]:
-        """Returns boxes and scores; see :class:`Objective`."""
+        """Returns boxes and scores; see :class:`DetectionObjective`."""
         import tensorflow as tf
 
         height, width = self.size

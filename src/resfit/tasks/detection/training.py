@@ -16,54 +16,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit.tasks.detection import feeds
+from resfit.tasks.detection.phases import PhaseSettings
 from resfit.training import loop
 from resfit.training.callbacks import Callbacks
 
 if TYPE_CHECKING:
     import keras
 
-    from resfit.tasks.detection.objectives import Objective
+    from resfit.tasks.detection.objectives import DetectionObjective
 
 #: Of the moving average of the weights, which is what is validated and kept.
 EMA_DECAY = 0.998
 _CHECKPOINT_SECONDS = 20.0
 #: Share of the training's time that validations may take.
 _VALIDATION_SHARE = 0.15
-
-
-@dataclasses.dataclass(frozen=True)
-class PhaseSettings:
-    """What decides a phase of the training, apart from its data.
-
-    Attributes:
-        name: Of the phase, such as ``"head"``.
-        epochs: Passes over the pictures; ``None`` takes as many as fit into ``seconds``.
-        seconds: Longest time by the clock; ``None`` is no limit.
-        batch_size: Pictures a step.
-        learning_rate: Peak of the schedule: a linear rise, then half a cosine.
-        optimizer: ``"adamw"`` or ``"sgd"``.
-        weight_decay: On kernels; decoupled.
-        warmup: Share of the phase in which the rate rises.
-        body_rate: The learning rate's factor for the layers of the body.
-        loss: Of the classes of a dense detector: ``"quality_focal"`` or ``"focal"``.
-        box_weight: Of the boxes' loss.
-        denoising: Of RT-DETR: denoising queries at the true boxes, at most; 0 for none.
-        seed: Of the order, and of the noise of these queries.
-    """
-
-    name: str
-    epochs: int | None = 10
-    seconds: float | None = None
-    batch_size: int = 8
-    learning_rate: float = 1e-3
-    optimizer: str = "adamw"
-    weight_decay: float = 0.02
-    warmup: float = 0.05
-    body_rate: float = 0.3
-    loss: str = "quality_focal"
-    box_weight: float = 2.0
-    denoising: int = 100
-    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,7 +93,7 @@ class DetectorTrainer:
     def __init__(
         self,
         whole: keras.Model,
-        objective: Objective,
+        objective: DetectionObjective,
         phases: Sequence[Phase],
         validate: Callable[[], tuple[float, float]],
         *,

@@ -13,12 +13,12 @@ from resfit.evaluation.detection import Matching
 from resfit.networks.detection.kinds import AnyDetectorSpec
 from resfit.tasks.detection.detections import Detections
 from resfit.tasks.detection.evaluation import matched
-from resfit.tasks.detection.objectives import Objective
+from resfit.tasks.detection.objectives import DetectionObjective
 from resfit.tasks.detection.postprocess import suppress
 
 
 def scorer(
-    model: Callable[..., Any], unpack: Callable[[Any], Any], objective: Objective
+    model: Callable[..., Any], unpack: Callable[[Any], Any], objective: DetectionObjective
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Returns a function from inputs to boxes and scores in one array ``(batch, n, 4 + classes)``.
 
