@@ -23,6 +23,7 @@ from resfit.data import containers, decode, members, parquet_rows
 from resfit.data.dataset import scan, scan_images
 from resfit.errors import DataError, ImageError
 from resfit.features.extract import extract
+from resfit.preprocessing import InputSpec
 from tests.pictures import COLOURS, tiny_body, write_folder
 
 NAMES = list(COLOURS)
@@ -565,3 +566,67 @@ def test_every_command_takes_them_and_says_what_the_folder_gives(samples, folder
     table = pq.read_table(tmp_path / "a.parquet")
     assert table.num_rows == 18
     assert set(table["label"].to_pylist()) == set(NAMES)
+
+
+# boxes in archives
+
+
+@pytest.mark.parametrize("kind", ["zip", "gztar", "tar"])
+@pytest.mark.parametrize("labels", ["csv", "voc", "yolo"])
+def test_boxes_in_an_archive_are_those_of_the_folder(kind, labels, tmp_path):
+    from resfit.data import drawn_boxes
+    from resfit.data.boxes import find_box_formats, scan_boxes
+
+    drawn_boxes.write_set(tmp_path / "set", {"train": 4, "test": 2})
+    plain = scan_boxes(tmp_path / "set")
+    if labels != "csv":
+        (tmp_path / "set" / "labels.csv").unlink()
+        for row, path in enumerate(plain.paths):
+            write = {"voc": as_voc, "yolo": as_yolo}[labels]
+            write(path, *plain.boxes_of(row)[:2], plain.sizes[row], plain.classes)
+        if labels == "yolo":
+            (tmp_path / "set" / "data.yaml").write_text(f"names: {list(plain.classes)}\ntrain: train\ntest: test\n")
+        plain = scan_boxes(tmp_path / "set")
+    archive = Path(shutil.make_archive(str(tmp_path / "packed"), kind, tmp_path / "set"))
+    assert find_box_formats(archive) == find_box_formats(tmp_path / "set")
+    packed = scan_boxes(archive)
+    assert np.array_equal(packed.boxes, plain.boxes)
+    assert np.array_equal(packed.labels, plain.labels)
+    assert (packed.classes, packed.splits) == (plain.classes, plain.splits)
+    assert len(packed.boxes) > 5
+    contract = InputSpec(size=(32, 32))
+    for one, other in zip(packed.paths, plain.paths, strict=True):
+        assert np.array_equal(decode.decode_image(one, contract), decode.decode_image(other, contract))
+
+
+def as_voc(path, boxes, labels, size, classes):
+    edges = ("xmin", "ymin", "xmax", "ymax")
+    objects = ""
+    for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
+        inside = "".join(f"<{edge}>{value}</{edge}>" for edge, value in zip(edges, box, strict=True))
+        objects += f"<object><name>{classes[label]}</name><bndbox>{inside}</bndbox></object>"
+    height, width = size
+    path.with_suffix(".xml").write_text(
+        f"<annotation><filename>{path.name}</filename><size><width>{width}</width><height>{height}</height></size>"
+        f"{objects}</annotation>"
+    )
+
+
+def as_yolo(path, boxes, labels, size, classes):
+    sides = size[::-1].tolist() * 2
+    rows = [
+        (label, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
+        for label, (x1, y1, x2, y2) in zip(labels.tolist(), (boxes / sides).tolist(), strict=True)
+    ]
+    path.with_suffix(".txt").write_text("".join(" ".join(map(str, row)) + "\n" for row in rows))
+
+
+def test_an_archive_without_annotations_holds_no_boxes(tmp_path):
+    from resfit.data.boxes import find_box_formats, scan_boxes
+
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as file:
+        file.writestr("red/a.png", b"x")
+        file.writestr("notes.txt", "hello")
+    assert find_box_formats(tmp_path / "photos.zip") == []
+    with pytest.raises(DataError, match=r"source must hold boxes.*photos\.zip"):
+        scan_boxes(tmp_path / "photos.zip")

@@ -6,6 +6,7 @@ pixels of the image as it is displayed, that is, after the rotation that its EXI
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -13,13 +14,13 @@ import io
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from resfit.data import decode
+from resfit.data import containers, decode, members
 from resfit.data.annotations import coco, create_ml, cvat, label_studio, tabular, voc, yolo
 from resfit.data.annotations.files import FileList
 from resfit.data.annotations.table import (
@@ -56,6 +57,8 @@ REASONS = {
     "doubled": "another box of the same image has the same class and the same edges, to 0.01 pixels",
     "no usable box": "all boxes of the image were left out, which does not make it an image without objects",
 }
+# endings of annotation files
+_ANNOTATIONS = containers.TABLES | {".json", ".xml", ".yaml", ".yml", ".names", ".data"}
 #: Largest share of boxes, and of images, that may be left out.
 MAX_SKIPPED = 0.1
 #: Shortest side of a box in pixels.
@@ -208,8 +211,14 @@ def find_box_formats(source: str | os.PathLike[str]) -> list[str]:
     path = Path(source)
     if not path.exists():
         return []
-    files = _files(path, None)
-    return [kind.name for kind in formats() if kind.find(files)]
+    try:
+        with _as_files(path) as (place, _):
+            files = _files(place, None)
+            return [kind.name for kind in formats() if kind.find(files)]
+    except DataError:
+        if path.is_dir():
+            raise
+        return []  # a damaged archive
 
 
 def format_title(name: str) -> str:
@@ -238,8 +247,8 @@ def scan_boxes(
     """Finds images and the boxes in them.
 
     Args:
-        source: A folder as a labelling tool exports it; or its annotation file (COCO or Label Studio JSON, CVAT XML,
-            ``data.yaml``, CSV); or a pandas DataFrame with the columns of the CSV file.
+        source: A folder as a labelling tool exports it, or a zip or tar file of one; or its annotation file (COCO or
+            Label Studio JSON, CVAT XML, ``data.yaml``, CSV); or a pandas DataFrame with the columns of the CSV file.
         format: ``"coco"``, ``"voc"``, ``"cvat"``, ``"yolo"``, ``"label-studio"``, ``"csv"``, ``"create-ml"`` or
             ``"labelme"``; ``"auto"`` takes the first of these that the folder holds, and warns of others.
         images: Folder in which the images are looked for. Default: the source, or the folder around the file.
@@ -287,7 +296,29 @@ def scan_boxes(
         _one_of("format", format, tuple(kind.name for kind in formats()))
     table = AnnotationTable()
     if isinstance(source, (str, os.PathLike)):
-        files, name = _read(Path(source), format, None if images is None else Path(images), table, options)
+        path = Path(source)
+        with _as_files(path) as (place, held):
+            try:
+                files, name = _read(place, format, None if images is None else Path(images), table, options)
+            except DataError as error:
+                if held is None:
+                    raise
+                text = str(error).replace(str(place), str(path)).replace(place.name, path.name)
+                raise DataError(text) from None
+            _add_unlisted(files, table, name, options)
+            if held is not None:
+                table.images[:] = [
+                    dataclasses.replace(image, path=image.path and held.real(image.path)) for image in table.images
+                ]
+                table.notes[:] = [*(note.replace(str(place), str(path)) for note in table.notes), *held.notes]
+                if held.skipped:
+                    first = held.skipped[0]
+                    table.notes.append(
+                        f"{len(held.skipped)} files in {path.name} cannot be read, such as {first.path.name} "
+                        f"({first.reason})"
+                    )
+                files.root = path.parent
+        return _box_set(files, table, name, options, orientation, max_skipped)
     else:
         files, name = FileList(Path(images) if images is not None else Path.cwd()), "dataframe"
         tabular.read_frame(files, source, Path(files.root, "DataFrame"), table, options)
@@ -348,6 +379,16 @@ def _one_of(name: str, value: Any, known: Sequence[str]) -> None:
         raise ArgumentError(
             f"{name} must be one of {', '.join(map(repr, known))}. Received: {value!r}.{closest(str(value), known)}"
         )
+
+
+@contextlib.contextmanager
+def _as_files(source: Path) -> Iterator[tuple[Path, containers.OpenedSource | None]]:
+    """A source as a folder or file; an archive as a temporary folder with its names and whole annotation files."""
+    if not source.is_file():
+        yield source, None
+        return
+    with containers.unfolded(source, _ANNOTATIONS) as held:
+        yield source if held is None or held.folder is None else held.folder, held
 
 
 def _files(source: Path, images: Path | None) -> FileList:
@@ -457,7 +498,7 @@ def _box_set(
         raise SkippedBoxesError(
             f"source must hold images that can be used. Received: none.{_counted(table)}", table.skipped
         )
-    order = sorted(kept_images.tolist(), key=lambda image: str(table.images[image].path))
+    order = sorted(kept_images.tolist(), key=lambda image: str(members.unfolded(table.images[image].path or "")))
     position = np.full(total_images, -1)
     position[order] = np.arange(len(order))
     rows = np.flatnonzero(~wrong & (position[images] >= 0))
@@ -740,7 +781,10 @@ def _fingerprint(found: BoxSet) -> str:
     """SHA-256 over all that the set says."""
     digest = hashlib.sha256()
     for row, path in enumerate(found.paths):
-        size = path.stat().st_size if path.exists() else -1
+        try:
+            size = members.size(path)
+        except OSError:
+            size = -1
         fields = (os.path.relpath(path, found.root), str(size), found.splits[row] or "", found.groups[row] or "")
         digest.update(("\0".join(fields) + "\n").encode("utf-8", "surrogateescape"))
     for array in (found.sizes, found.offsets, found.boxes, found.labels, found.crowd):

@@ -12,14 +12,15 @@ from pathlib import Path
 
 from resfit.data import members, walk
 from resfit.data.folders import part_of, some
-from resfit.data.sources import base
+from resfit.data.sources import archives, base
 from resfit.data.sources.base import ImageRecords, SourceFormat, Tree
 from resfit.data.tables import Table
 from resfit.errors import DataError
 
 _DEPTH = 4  # folders below the source in which such files are looked for
 _SHARDS = re.compile(r"([-_.]?\d+)?([-_]of[-_]\d+)?$")
-_COPIED = frozenset({".csv", ".tsv", ".txt", ".lst", ".jsonl", ".ndjson"})  # tables that are read from an archive
+#: Endings of tables, which are read from an archive.
+TABLES = frozenset({".csv", ".tsv", ".txt", ".lst", ".jsonl", ".ndjson"})
 _MOST_TABLE = 1 << 28
 _BEGINNING = 1024
 _MOST_FILES = 20_000_000
@@ -128,7 +129,11 @@ def _split_of(file: Path, root: Path) -> str | None:
 
 @contextlib.contextmanager
 def opened(
-    root: Path, files: Sequence[Shard], image: str | None, *, needs_labels: bool = True
+    root: Path,
+    files: Sequence[Shard],
+    image: str | None,
+    *,
+    needs_labels: bool = True,
 ) -> Iterator[OpenedSource]:
     """Reads what files hold.
 
@@ -155,19 +160,54 @@ def opened(
         notes = tuple(dict.fromkeys(note for _, found in tables for note in found.notes))
         yield OpenedSource(root, table, label, skipped=skipped, notes=notes)
         return
+    with _as_folder(root, [(shard.path, shard.split, tree) for shard, tree in trees], skipped, TABLES) as held:
+        yield held
+
+
+@contextlib.contextmanager
+def unfolded(path: Path, copied: frozenset[str]) -> Iterator[OpenedSource | None]:
+    """Gives an archive as a folder, whatever its files mean; ``None`` for other files, and where no file is copied.
+
+    Args:
+        path: Any file.
+        copied: Endings of files that the temporary folder has whole; of others it has the beginning, images are empty.
+
+    Raises:
+        DataError: It is damaged at its beginning.
+    """
+    try:
+        tree = archives.tree_of(path)
+    except OSError as error:
+        raise DataError(f"{path.name} cannot be read: {error.strerror or error}.") from error
+    if tree is None or not any(Path(name).suffix.lower() in copied for name in tree.files):
+        yield None
+        return
+    skipped = tuple(walk.Skipped(item.path, item.reason) for item in tree.skipped)
+    with _as_folder(path.parent, [(path, None, tree)], skipped, copied) as held:
+        yield held
+
+
+@contextlib.contextmanager
+def _as_folder(
+    root: Path,
+    trees: Sequence[tuple[Path, str | None, Tree]],
+    skipped: tuple[walk.Skipped, ...],
+    copied: frozenset[str],
+) -> Iterator[OpenedSource]:
+    """Makes a temporary folder with the names of archives, each with the part of the split that its name says."""
     with tempfile.TemporaryDirectory(prefix="resfit-names-") as folder:
         places: dict[str, Path] = {}
-        for shard, tree in trees:
-            stem = shard.path.name.partition(".")[0]
-            prefix = "" if len(trees) == 1 and not shard.split else f"{shard.split or stem}/"
+        for path, split, tree in trees:
+            stem = path.name.partition(".")[0]
+            prefix = "" if len(trees) == 1 and not split else f"{split or stem}/"
             for name, place in tree.files.items():
                 whole = f"{prefix}{name}"
                 if whole in places:  # of several archives for one part
                     above, _, last = whole.rpartition("/")
                     whole = f"{above}/{stem}-{last}".lstrip("/")
                 places[whole] = place
-        _lay_out(Path(folder), places)
-        packed = [shard.path.name for shard, _ in trees if members.is_packed(shard.path)]
+        _lay_out(Path(folder), places, copied)
+        packed = [path.name for path, _, _ in trees if members.is_packed(path)]
         said = f"{some(packed)}: compressed as a whole, and unpacked to a temporary file (TMPDIR) for this run"
         yield OpenedSource(root, folder=Path(folder), places=places, skipped=skipped, notes=(said,) if packed else ())
 
@@ -205,7 +245,7 @@ def _at(path: str, folder: Path) -> Path:
     return Path(path) if members.member_of(path) is not None else folder / path
 
 
-def _lay_out(folder: Path, places: Mapping[str, Path]) -> None:
+def _lay_out(folder: Path, places: Mapping[str, Path], copied: frozenset[str]) -> None:
     """Makes a file of each name: empty, or with what tells its kind; tables with all that they hold."""
     if len(places) > _MOST_FILES:
         raise DataError(f"an archive may have {_MOST_FILES} files. Received: {len(places)}.")
@@ -218,7 +258,7 @@ def _lay_out(folder: Path, places: Mapping[str, Path]) -> None:
                 made.add(target.parent)
             with open(target, "wb") as file:
                 if not walk.is_image_name(target):
-                    whole = target.suffix.lower() in _COPIED and members.size(place) <= _MOST_TABLE
+                    whole = target.suffix.lower() in copied and members.size(place) <= _MOST_TABLE
                     file.write(members.beginning(place, _MOST_TABLE if whole else _BEGINNING))
         except OSError as error:  # a name that is a file and a folder, or longer than the disk allows
             raise DataError(f"an archive must have names for files. Received: {name[:200]!r} ({error}).") from error

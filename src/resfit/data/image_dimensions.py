@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from typing import Any, BinaryIO, NamedTuple
 
-from resfit.data import decode
+from resfit.data import decode, members
 from resfit.data.box_geometry import ORIENTATIONS, displayed_size
 from resfit.data.medical import scans
 from resfit.errors import ImageError
@@ -37,16 +38,17 @@ def read_dimensions(path: str | os.PathLike[str], *, max_pixels: int = decode.MA
     """Reads the header of an image file, of the formats that :mod:`resfit.data.decode` decodes.
 
     Args:
-        path: A regular file.
+        path: A regular file, or the address of an image inside another file (:mod:`resfit.data.members`).
         max_pixels: Most pixels, width times height, that will be decoded.
 
     Raises:
         ImageError: It is no such image, or has more pixels; the text is the reason.
     """
+    begin, member = b"", members.member_of(path)
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        if member is None and not stat.S_ISREG(os.stat(path).st_mode):
             raise ImageError("not a regular file")
-        with open(path, "rb") as file:
+        with open(path, "rb") if member is None else io.BytesIO(members.read(member)) as file:
             begin = file.read(4096)
             if not begin:
                 raise ImageError("empty file")

@@ -83,6 +83,17 @@ def member_of(path: str | os.PathLike[str]) -> Member | None:
     return Member(Path(text[: found.start()]), found[1], tuple(map(int, found[2].split("+"))))
 
 
+def unfolded(path: str | os.PathLike[str]) -> Path:
+    """Returns where an image would lie if the file around it were a folder.
+
+    Args:
+        path: Any path.
+    """
+    text = os.fspath(path)
+    found = _SIGN.search(text)
+    return Path(text) if found is None or member_of(text) is None else Path(text[: found.start()], text[found.end() :])
+
+
 def container(path: str | os.PathLike[str]) -> Path:
     """Returns the file on disk that holds an image: the path itself, or the file that its address leads into.
 

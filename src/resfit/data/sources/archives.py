@@ -80,6 +80,25 @@ def read_tar(path: Path, _: str | None = None) -> ImageRecords | Tree:
     return _tree(((entry.name, entry.path) for entry in entries), path, skipped)
 
 
+def tree_of(path: Path) -> Tree | None:
+    """Returns the folders and files of an archive, whatever its files mean; ``None`` for other files.
+
+    Args:
+        path: Any file.
+
+    Raises:
+        DataError: It is damaged at its beginning.
+        OSError: It cannot be read.
+    """
+    if path.suffix.lower() == ".zip":
+        return read_zip(path)
+    if not _is_tar(path):
+        return None
+    skipped: list[Unreadable] = []
+    entries = _tar_entries(path, members.unpacked(path), skipped)
+    return _tree(((entry.name, entry.path) for entry in entries), path, skipped)
+
+
 @register_source("zip", lambda path: path.suffix.lower() == ".zip")
 def read_zip(path: Path, _: str | None = None) -> Tree:
     """Reads the table of contents of a zip.
