@@ -231,6 +231,21 @@ def test_tensorfloat_is_on_for_those_who_ask_for_it_alone(body, monkeypatch):
     assert not enabled()
 
 
+@pytest.mark.parametrize("name", ["resnext50_32x4d", "resnetv2_50x1_bit", "seresnet50", "resnet50v2"])
+def test_what_is_folded_computes_the_same(monkeypatch, name):
+    """Groups, standardised kernels, squeeze-excite, and norms that come before the convolution."""
+    from resfit.networks import build, catalog
+    from tests.numeric import randomize
+    from tests.specs import shortened
+
+    body = randomize(build.build(shortened(catalog.get(name).spec), include_top=False, pooling="avg"))
+    some = random_images(2, 32, 32, 3)
+    expected = body.predict(some.astype(np.float32), verbose=0)
+    cards(monkeypatch, AMPERE)
+    np.testing.assert_allclose(KerasEngine(body).run(some), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    assert engines.agreement(KerasEngine(body, "bfloat16").run(some), expected) > 0.99
+
+
 # servers
 
 

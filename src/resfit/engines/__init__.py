@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from resfit.engines import compiled, speed
 from resfit.engines import litert as _litert  # noqa: F401  # these three register themselves
 from resfit.engines import onnxruntime as _onnxruntime  # noqa: F401
 from resfit.engines import openvino as _openvino  # noqa: F401
-from resfit.engines.base import RUNTIMES, Runtime, register_engine
+from resfit.engines.base import RUNTIMES, Engine, Runtime, register_engine
 from resfit.engines.prefix import cut
 from resfit.engines.resolved import (
     PRECISIONS,
@@ -114,31 +114,6 @@ _Tag = TypeVar("_Tag")
 _unchanged: contextvars.ContextVar[dict[int, str]] = contextvars.ContextVar("unchanged", default={})  # noqa: B039
 #: Images to calibrate int8 on, or what decodes them when they are needed.
 Samples = np.ndarray | Callable[[], np.ndarray]
-
-
-class Engine(Protocol):
-    """A network that is ready to run."""
-
-    @property
-    def name(self) -> str:
-        """Which runtime it is."""
-        ...
-
-    @property
-    def precision(self) -> str:
-        """Number format of its arithmetic, one of :data:`PRECISIONS`."""
-        ...
-
-    def run(self, images: Any) -> np.ndarray:
-        """Runs one batch.
-
-        Args:
-            images: Array of shape ``(batch, height, width, channels)``, RGB, values 0..255, any dtype. Not changed.
-
-        Returns:
-            A new float32 array of shape ``(batch, ...)``, as the network's output.
-        """
-        ...
 
 
 def create(

@@ -4,13 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
 
 from resfit.registries import Registry
 
 
 class Unsupported(Exception):
     """The network has a layer that the lowering does not know."""
+
+
+class Engine(Protocol):
+    """A network that is ready to run."""
+
+    @property
+    def name(self) -> str:
+        """Which runtime it is."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """Number format of its arithmetic, one of :data:`resfit.engines.PRECISIONS`."""
+        ...
+
+    def run(self, images: Any) -> np.ndarray:
+        """Runs one batch.
+
+        Args:
+            images: Array of shape ``(batch, height, width, channels)``, RGB, values 0..255, any dtype. Not changed.
+
+        Returns:
+            A new float32 array of shape ``(batch, ...)``, as the network's output.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

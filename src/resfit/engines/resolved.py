@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from resfit import dependencies, devices
 from resfit.devices import Device
-from resfit.engines.base import RUNTIMES
+from resfit.engines.base import RUNTIMES, Engine
 from resfit.errors import ArgumentError, closest
-
-if TYPE_CHECKING:
-    from resfit.engines import Engine
 
 #: What ``precision=`` accepts. float32 is float32: TensorFloat-32 has a name of its own.
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16", "int8")

@@ -53,12 +53,13 @@ def copy(
     if size is not None:
         inputs = keras.Input((*size, model.inputs[0].shape[-1]), dtype=model.inputs[0].dtype)
 
-    weighted = next((place for place, layer in enumerate(model.layers) if layer.weights), 0)
-    bare = {layer.name for layer in model.layers[:weighted]}
+    layers: Any = model.layers
+    weighted = next((place for place, layer in enumerate(layers) if layer.weights), 0)
+    bare = {layer.name for layer in layers[:weighted]}
 
     def cloned(operation: Any) -> Any:
         config = operation.get_config()
-        takes = operation.weights or (isinstance(operation, also) and operation.name not in bare)
+        takes = operation.weights or (operation.name not in bare and isinstance(operation, also))
         if dtype is not None and takes and "dtype" in config:
             config["dtype"] = keras.dtype_policies.get(dtype)
         return operation.__class__.from_config(config)

@@ -86,6 +86,8 @@ def run_card(findings: Findings) -> Rows:
         ("resamples", f"{findings.figures.resamples} of {findings.figures.units} "
                       f"{'groups' if findings.figures.grouped else 'images'}"),
     ]  # fmt: skip
+    if machine := findings.classifier.metrics.get("machine"):
+        rows.append(("fitted on", devices.told(machine)))
     rows += [(f"seconds: {name}", f"{value:.1f}") for name, value in findings.seconds.items()]
     for name, version in now.items():
         other = fitted.get(name)
