@@ -117,7 +117,7 @@ def toured(wheel, kept, folder, *arguments):
 def check(found, extras):
     """Asserts that every way ends well, or in the error that the extras explain, before anything was written."""
     had = {name for extra in extras for name in (extra, _SAME.get(extra, extra))}
-    had |= {"torch"} if "timm" in had else set()
+    had |= {"torch", "hub"} if "timm" in had else set()  # timm requires both
     for way, outcome in found["ways"].items():
         lacking = set(NEEDS.get(way, "").split(",")) - had - {""}
         if lacking:

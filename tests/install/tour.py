@@ -129,7 +129,7 @@ def serve() -> None:
         server = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
             assert server.stdout is not None
-            url = json.loads(server.stdout.readline())["url"]
+            url = json.loads("".join(server.stdout.readline() for _ in range(3)))["url"]
             with urllib.request.urlopen(f"{url}/v2/health/live", timeout=30) as answer:
                 assert answer.status == 200
             server.send_signal(signal.SIGTERM)
