@@ -44,7 +44,7 @@ NEEDS = {
 OF_FILES = ("fit phone -o phone.resfit --max-skipped 0.5",)
 
 #: What asks for the network, which the tests forbid.
-OFFLINE = re.compile(r"resnet50|applications\.|hub\.|published|://")
+OFFLINE = re.compile(r"resnet50|export resnet18|applications\.|hub\.|published|://")
 #: timm and its like have no stem like this network's; the right answer, and an error.
 REFUSED = (
     "convert resnet10_tiny network.safetensors",
