@@ -24,6 +24,8 @@ NEEDS = {
     "fit photos -o wandb.resfit --log wandb": "wandb",
     "fit photos -o tensorboard.resfit --log tensorboard": "pretrain",
     "check hf://datasets/owner/photos": "hub",
+    "scale run shards --on ray --workers 1 --threads 1": "ray",
+    "scale run shards --on spark --workers 1 --threads 1": "spark",
     "check tfds://mnist": "tfds",
     **{way.format("onnxruntime"): "onnx" for way in _ENGINES},
     **{way.format("litert"): "litert" for way in _ENGINES},
@@ -53,11 +55,15 @@ REFUSED = (
 )
 
 EXTRAS = ["checks", "cloud", "heif", "hub", "int8", "litert", "medical", "mlflow", "onnx", "onnxruntime", "plot"]
-EXTRAS += ["pretrain", "report", "serve", "tfds", "timm", "torch", "wandb"]
+EXTRAS += ["pretrain", "ray", "report", "serve", "spark", "tfds", "timm", "torch", "wandb"]
 _SAME = {"onnxruntime": "onnx"}
 
 #: What the others stand on.
-FIRST = ("fit photos -o out.resfit", "fit boxes -o boxes.resfit --size 96 --budget 10s")
+FIRST = (
+    "fit photos -o out.resfit",
+    "fit boxes -o boxes.resfit --size 96 --budget 10s",
+    "scale plan photos -o shards --shard-images 10",
+)
 #: What an extra brings beside what nothing else does without it: up to the first step that needs the network.
 OF_EXTRA = {
     "cloud": ["check s3://bucket/photos", "convert gs://bucket/net.h5 fetched.safetensors"],

@@ -81,6 +81,11 @@ def commands() -> None:
         command("explain", "boxes.resfit", "boxes/test/0000.jpg", "-o", "why-boxes")
         command("export", "boxes.resfit", "--format", "onnx", "-o", "boxes-as-onnx", writes=Path("boxes-as-onnx"))
     command("fit", "numbers.csv", "--task", "regression", "-o", "numbers.resfit")
+    command("scale", "plan", "photos", "-o", "shards", "--shard-images", "10")
+    for on in ("ray", "spark", "local"):
+        command("scale", "run", "shards", "--on", on, "--workers", "1", "--threads", "1")
+    command("scale", "status", "shards")
+    command("scale", "finish", "shards")
     command("predict", "out.resfit", "photos/red/000.png")
     for engine in ("openvino", "onnxruntime", "litert"):
         command("predict", "out.resfit", "photos", "--engine", engine)

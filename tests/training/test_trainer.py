@@ -111,7 +111,8 @@ def test_the_same_mathematics_as_keras(where, optimizer, statistics, preactivati
     trainer = class_trainer(model, layers, tuning, feed, one_hot(labels), rows, rows[:0], parts=parts)
     received = [trainer.learn(feed.plain(rows), one_hot(labels[rows]))[0] for rows in order]
 
-    np.testing.assert_allclose(received, expected, rtol=1e-3)
+    # losses begin near 1; in the end they are hundredths, and the roundings of 50 steps show in them
+    np.testing.assert_allclose(received, expected, rtol=1e-3, atol=1e-4)
     assert np.mean(expected[-10:]) < 0.95 * np.mean(expected[:10])
     moved = 0
     for one, two in zip(model.layers, plain.layers, strict=True):
