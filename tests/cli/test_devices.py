@@ -47,6 +47,12 @@ def test_a_device_that_is_none_is_wrong_usage(capsys, tmp_path, monkeypatch):
     assert "CUDA_VISIBLE_DEVICES" in err
 
 
+@pytest.mark.parametrize("command", ["predict", "evaluate", "explain", "embed", "check", "serve", "pretrain"])
+def test_every_command_that_computes_takes_a_device(command, capsys):
+    code, _, err = called(capsys, command, "--device", "cuda:0")
+    assert (code, "device must be auto, cpu, gpu" in err) == (2, True), err
+
+
 def test_memory_that_runs_out_is_no_fault_of_resfit(capsys, tmp_path, monkeypatch):
     import tensorflow as tf
 

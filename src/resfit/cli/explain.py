@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resfit.cli import console, inputs, medical
-from resfit.cli.options import Artifact, BatchSize, Images, Json
+from resfit.cli.options import Artifact, BatchSize, Device, Images, Json
 
 if TYPE_CHECKING:
     from resfit.explain import Explanation
@@ -49,6 +49,7 @@ def explain(
     references: Annotated[
         Path | None, typer.Option(help="Folder with the training images. Default: those that OUT holds.")
     ] = None,
+    device: Device = "auto",
     batch_size: BatchSize = None,
     as_json: Json = False,
 ) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from resfit.cli.options import Device
+
 
 def register(app: typer.Typer) -> None:
     """Adds the command to the app.
@@ -57,6 +59,7 @@ def pretrain_command(
     ] = 8,
     precision: Annotated[str, typer.Option(help="float32 or mixed_bfloat16.")] = "float32",
     seed: Annotated[int, typer.Option(help="Of weights, order and crops.")] = 0,
+    device: Device = "auto",
     labels: Annotated[
         Path | None, typer.Option(help="JSON file of {class folder: name}, kept beside the weights.")
     ] = None,
