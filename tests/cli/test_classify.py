@@ -279,7 +279,7 @@ def test_embed(resfit, out, folder, tmp_path, ending):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("fit",), 2, "Missing argument"),
+        (("fit",), 2, "required unless --features is given"),
         (("fit", "FOLDER"), 2, "needed unless --dry-run"),
         (("fit", "FOLDER", "-o", "NEW", "--set", "epoch=3"), 2, "Did you mean 'epochs'"),
         (("fit", "FOLDER", "-o", "NEW", "--strategy", "full", "--set", "epochs=-3"), 2, "epochs must be at least"),

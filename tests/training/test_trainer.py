@@ -61,10 +61,10 @@ def trainer_of(body, tuning, count=60, val=15, **options):
     ],
 )
 def test_the_same_mathematics_as_keras(where, optimizer, statistics, preactivation):
-    """50 steps of plain Keras training of the whole network with the same layers frozen, on the same batches."""
+    """40 steps of plain Keras training of the whole network with the same layers frozen, on the same batches."""
     import keras
 
-    steps, size = 50, 16
+    steps, size = 40, 16
     body = small_body(3, preactivation=preactivation)
     pixels, labels = coloured(96, seed=1)
     order = [np.random.default_rng(step).permutation(96)[:size] for step in range(steps)]
@@ -111,7 +111,7 @@ def test_the_same_mathematics_as_keras(where, optimizer, statistics, preactivati
     trainer = class_trainer(model, layers, tuning, feed, one_hot(labels), rows, rows[:0], parts=parts)
     received = [trainer.learn(feed.plain(rows), one_hot(labels[rows]))[0] for rows in order]
 
-    # losses begin near 1; in the end they are hundredths, and the roundings of 50 steps show in them
+    # losses begin near 1; in the end they are hundredths, and the roundings of 40 steps show in them
     np.testing.assert_allclose(received, expected, rtol=1e-3, atol=1e-4)
     assert np.mean(expected[-10:]) < 0.95 * np.mean(expected[:10])
     moved = 0

@@ -70,9 +70,11 @@ class KerasEngine:
     def run(self, images: Any) -> np.ndarray:
         """Runs one batch of shape ``(batch, height, width, channels)``; see :class:`resfit.engines.Engine`."""
         images = _plain(images)
+        if not len(images):  # TensorFlow's convolutions give wrong shapes of no images where oneDNN computes them
+            return self.run(np.zeros((1, *images.shape[1:]), images.dtype))[:0]
         parts: list[np.ndarray] = []
         start = 0
-        while start < len(images) or not parts:
+        while start < len(images):
             part = images[start : start + (self.most or len(images) or 1)]
             try:
                 parts.append(self._fetched(self._launched(part), len(part)))

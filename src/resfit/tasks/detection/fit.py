@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
 import time
@@ -583,4 +584,6 @@ def _run_folder(target: Path | None, key: str, cache: bool | str | Path) -> Path
     return folder
 
 
-_FIT_OPTIONS = frozenset(fit.__kwdefaults__ or {})
+_FIT_OPTIONS = frozenset(
+    name for name, one in inspect.signature(fit).parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY
+)
