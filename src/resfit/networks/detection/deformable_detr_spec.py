@@ -5,19 +5,17 @@ from __future__ import annotations
 import dataclasses
 
 from resfit.errors import ArgumentError
-from resfit.networks.detection.query_spec import QuerySpec
-from resfit.networks.detection.spec import taps_by_level
+from resfit.networks.detection.query_spec import LevelledQuerySpec
 from resfit.networks.spec import ArchitectureSpec
 
 _COUNTS = (
     *("width", "hidden", "heads", "encoder_points", "points", "decoder_depth", "queries", "norm_groups"),
     *("classes", "max_detections"),
 )
-_MOST = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
-class DeformableDETRSpec(QuerySpec):
+class DeformableDETRSpec(LevelledQuerySpec):
     """One Deformable DETR: a residual network, and a transformer that samples a few places of its maps.
 
     Zhu et al. 2020, arXiv:2010.04159. There is no suppression: of the pairs of a query and a class the best are the
@@ -77,9 +75,7 @@ class DeformableDETRSpec(QuerySpec):
         Raises:
             ArgumentError: A field is outside its choices, or two fields contradict each other.
         """
-        for field in _COUNTS:
-            if not 1 <= getattr(self, field) <= _MOST:
-                raise ArgumentError(f"{field} must lie in 1..{_MOST}. Received: {getattr(self, field)!r}.")
+        self.check_ranges(_COUNTS)
         if not 0 <= self.encoder_depth <= 100 or self.decoder_depth > 100 or not 0 <= self.extra_levels <= 5:
             raise ArgumentError("encoder_depth and decoder_depth must be at most 100, extra_levels at most 5.")
         if self.width % self.heads or self.width % 4 or self.width % self.norm_groups:
@@ -89,31 +85,9 @@ class DeformableDETRSpec(QuerySpec):
             )
         if self.proposes and not self.refines:
             raise ArgumentError("proposes=True needs refines=True. Received: refines=False.")
-        if not 0 <= self.score_threshold <= 1:
-            raise ArgumentError(f"score_threshold must lie in [0, 1]. Received: {self.score_threshold!r}.")
-        if self.norm_epsilon < 0:
-            raise ArgumentError(f"norm_epsilon must not be negative. Received: {self.norm_epsilon!r}.")
-        if min(self.input_size) < 1:
-            raise ArgumentError(f"input_size must be at least 1 pixel. Received: {self.input_size!r}.")
-        own, levels = taps_by_level(self.backbone), list(self.levels)
-        if (
-            not levels
-            or any(level not in own for level in levels)
-            or levels != list(range(levels[0], levels[0] + len(levels)))
-            or levels[-1] != max(own)
-        ):
-            raise ArgumentError(
-                f"levels must ascend by 1, be strides of the backbone and end with its last one ({sorted(own)}). "
-                f"Received: {self.levels!r}."
-            )
+        self.check_levels(least=1)
 
     @property
     def all_levels(self) -> tuple[int, ...]:
         """Levels of all maps that are sampled."""
         return tuple(range(self.levels[0], self.levels[-1] + self.extra_levels + 1))
-
-    @property
-    def taps(self) -> dict[int, str]:
-        """The stages of the backbone that maps are made of, by level."""
-        own = taps_by_level(self.backbone)
-        return {level: own[level] for level in self.levels}

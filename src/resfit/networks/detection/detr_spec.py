@@ -10,7 +10,6 @@ from resfit.networks.plan import stage_names
 from resfit.networks.spec import ArchitectureSpec
 
 _COUNTS = ("width", "hidden", "heads", "decoder_depth", "queries", "classes", "max_detections")
-_MOST = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,19 +62,11 @@ class DETRSpec(QuerySpec):
         Raises:
             ArgumentError: A field is outside its choices, or two fields contradict each other.
         """
-        for field in _COUNTS:
-            if not 1 <= getattr(self, field) <= _MOST:
-                raise ArgumentError(f"{field} must lie in 1..{_MOST}. Received: {getattr(self, field)!r}.")
+        self.check_ranges(_COUNTS)
         if not 0 <= self.encoder_depth <= 100 or self.decoder_depth > 100:
             raise ArgumentError("encoder_depth and decoder_depth must be at most 100.")
         if self.width % self.heads or self.width % 4:
             raise ArgumentError(f"width must divide by 4 and by heads={self.heads}. Received: {self.width}.")
-        if not 0 <= self.score_threshold <= 1:
-            raise ArgumentError(f"score_threshold must lie in [0, 1]. Received: {self.score_threshold!r}.")
-        if self.norm_epsilon < 0:
-            raise ArgumentError(f"norm_epsilon must not be negative. Received: {self.norm_epsilon!r}.")
-        if min(self.input_size) < 1:
-            raise ArgumentError(f"input_size must be at least 1 pixel. Received: {self.input_size!r}.")
         outputs = self.classes + len(self.unreported)
         if list(self.unreported) != sorted(set(self.unreported)) or not all(0 <= n < outputs for n in self.unreported):
             raise ArgumentError(

@@ -6,19 +6,17 @@ import dataclasses
 from typing import Literal
 
 from resfit.errors import ArgumentError
-from resfit.networks.detection.query_spec import QuerySpec
-from resfit.networks.detection.spec import taps_by_level
+from resfit.networks.detection.query_spec import LevelledQuerySpec
 from resfit.networks.spec import ArchitectureSpec
 
 _COUNTS = (
     *("encoder_width", "encoder_hidden", "encoder_heads", "fusion_width", "fusion_blocks", "decoder_width"),
     *("decoder_depth", "decoder_hidden", "decoder_heads", "points", "queries", "classes", "max_detections"),
 )
-_MOST = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
-class RTDETRSpec(QuerySpec):
+class RTDETRSpec(LevelledQuerySpec):
     """One RT-DETR: a residual network, a hybrid encoder, and a decoder that turns queries into boxes.
 
     By its fields this is RT-DETR (Zhao et al. 2023, arXiv:2304.08069) or RT-DETRv2 (Lv et al. 2024, arXiv:2407.17140).
@@ -95,9 +93,7 @@ class RTDETRSpec(QuerySpec):
             raise ArgumentError(f"sampling must be 'bilinear' or 'discrete'. Received: {self.sampling!r}.")
         if self.version not in (1, 2):
             raise ArgumentError(f"version must be 1 or 2. Received: {self.version!r}.")
-        for field in _COUNTS:
-            if not 1 <= getattr(self, field) <= _MOST:
-                raise ArgumentError(f"{field} must lie in 1..{_MOST}. Received: {getattr(self, field)!r}.")
+        self.check_ranges(_COUNTS)
         if not 0 <= self.encoder_depth <= 100 or self.decoder_depth > 100 or self.fusion_blocks > 100:
             raise ArgumentError("encoder_depth, decoder_depth and fusion_blocks must be at most 100.")
         for part in ("encoder", "decoder"):
@@ -106,23 +102,4 @@ class RTDETRSpec(QuerySpec):
                 raise ArgumentError(f"{part}_width must divide by {part}_heads={heads}. Received: {width}.")
         if self.encoder_width % 4:
             raise ArgumentError(f"encoder_width must divide by 4. Received: {self.encoder_width}.")
-        if not 0 <= self.score_threshold <= 1:
-            raise ArgumentError(f"score_threshold must lie in [0, 1]. Received: {self.score_threshold!r}.")
-        if self.norm_epsilon < 0:
-            raise ArgumentError(f"norm_epsilon must not be negative. Received: {self.norm_epsilon!r}.")
-        if min(self.input_size) < 1:
-            raise ArgumentError(f"input_size must be at least 1 pixel. Received: {self.input_size!r}.")
-        own = taps_by_level(self.backbone)
-        if len(self.levels) < 2 or any(level not in own for level in self.levels) or max(self.levels) != max(own):
-            raise ArgumentError(
-                f"levels must be strides of the backbone and end with its last one ({sorted(own)}). "
-                f"Received: {self.levels!r}."
-            )
-        if list(self.levels) != list(range(self.levels[0], self.levels[0] + len(self.levels))):
-            raise ArgumentError(f"levels must ascend by 1, such as (3, 4, 5). Received: {self.levels!r}.")
-
-    @property
-    def taps(self) -> dict[int, str]:
-        """The stages of the backbone that the encoder takes, by level."""
-        own = taps_by_level(self.backbone)
-        return {level: own[level] for level in self.levels}
+        self.check_levels(least=2)

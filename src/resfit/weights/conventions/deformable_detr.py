@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from resfit.errors import ArgumentError, CheckpointError
+from resfit.errors import CheckpointError
 from resfit.networks.detection import catalog
 from resfit.networks.detection.deformable_detr_spec import DeformableDETRSpec
 from resfit.networks.detection.spec import is_of_detector
-from resfit.weights import identify as architectures
 from resfit.weights.assumption import sentence
 from resfit.weights.completeness import is_of_its_own
 from resfit.weights.conventions import detector_names, pytorch
-from resfit.weights.conventions.detector_names import ARGUMENT, DetectorNames, Naming, highest
+from resfit.weights.conventions.detector_names import DetectorNames, Naming, backbone_of, built, highest
 from resfit.weights.formats.base import Tensors
 
 #: What :func:`identify` returns, and whether it takes a configuration.
@@ -213,13 +212,7 @@ def identify(
         raise CheckpointError(f"the tensors must be those of {architecture!r}. Received: those of a Deformable DETR.")
     stated = _stated(config or {})
     own = dict(body or {})
-    found = architectures.identify(
-        translation.body.arrays,
-        convention=translation.body.convention,
-        facts=translation.body.facts,
-        **{**_BACKBONE, **own},
-    )
-    assumptions = [f"backbone: {ARGUMENT.sub('backbone.', text)}" for text in found.assumptions]
+    backbone, assumptions = backbone_of(translation.body, **{**_BACKBONE, **own})
     fields = {"heads": usual.heads, "queries": usual.queries, **stated, **overrides}
     told = _told({name: tuple(np.shape(array)) for name, array in translation.arrays.items()}, fields["heads"])
     if not architecture and not stated:
@@ -228,12 +221,8 @@ def identify(
             for name in ("heads", "queries")
             if name not in overrides and name not in told
         ]
-    try:
-        return DeformableDETRSpec(**{"backbone": found.spec, **fields, **told, **overrides}), tuple(assumptions)
-    except ArgumentError as error:
-        if overrides:
-            raise
-        raise CheckpointError(f"the tensors must make a detector that can be built. Received: {error}") from error
+    fields = {"backbone": backbone, **fields, **told, **overrides}
+    return built(DeformableDETRSpec, fields, overrides), tuple(assumptions)
 
 
 def _stated(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from resfit.errors import ArgumentError, CheckpointError
+from resfit.errors import CheckpointError
 from resfit.networks.detection.anchors import octave_sizes
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.preprocessing import TORCH, InputSpec
-from resfit.weights import identify as architectures
 from resfit.weights.assumption import sentence
 from resfit.weights.conventions import detector_names
-from resfit.weights.conventions.detector_names import ARGUMENT, DetectorNames, Naming, highest
+from resfit.weights.conventions.detector_names import DetectorNames, Naming, backbone_of, built, highest
 from resfit.weights.formats.base import Tensors
 
 #: What :func:`identify` returns, and whether it takes a configuration.
@@ -236,27 +235,17 @@ def identify(
     caffe = not is_mmdet or family == "FCOS"
     own: dict[str, Any] = {"stride_in_block": "first" if caffe else "spatial", "activation": "relu"}
     own |= {"norm_epsilon": 1e-5, "stem_pool": "max", "antialias": None}
-    found = architectures.identify(
-        translation.body.arrays,
-        convention=translation.body.convention,
-        facts=translation.body.facts,
-        **{**own, **(body or {})},
-    )
+    backbone, assumptions = backbone_of(translation.body, **{**own, **(body or {})})
     shapes = {name: tuple(np.shape(array)) for name, array in translation.arrays.items()}
     fields = {"anchor_rounding": False, "anchor_stride": "nominal", **usual, **overrides}
     told = _told(shapes, fields)
     program = "mmdetection" if is_mmdet else "detectron2"
-    assumptions = [f"backbone: {ARGUMENT.sub('backbone.', text)}" for text in found.assumptions]
-    if "stride_in_block" not in (body or {}) and found.spec.block == "bottleneck":
+    if "stride_in_block" not in (body or {}) and backbone.block == "bottleneck":
         why = f"as {program}'s {family} has it; the tensors do not tell"
         name = "backbone.stride_in_block"
         assumptions.append(sentence(f"{name}={own['stride_in_block']!r}", why, name))
-    try:
-        spec = DetectorSpec(**{"backbone": found.spec, "classes": 80, "max_detections": 100, **told, **fields})
-    except ArgumentError as error:
-        if overrides:
-            raise
-        raise CheckpointError(f"the tensors must make a detector that can be built. Received: {error}") from error
+    fields = {"backbone": backbone, "classes": 80, "max_detections": 100, **told, **fields}
+    spec = built(DetectorSpec, fields, overrides)
     assumptions += [
         sentence(f"{name}={getattr(spec, name)}", f"{program}'s {family}; the tensors do not tell", name)
         for name in _SAID

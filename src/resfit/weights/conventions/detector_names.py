@@ -10,21 +10,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
 from resfit.errors import ArgumentError, CheckpointError
+from resfit.networks.spec import ArchitectureSpec
+from resfit.weights import identify as architectures
 from resfit.weights.conventions import pytorch
 from resfit.weights.formats.base import Tensors
 
 COUNTER = "num_batches_tracked"
-#: Where the argument stands that an assumption about the backbone names.
-ARGUMENT = re.compile(r"(?=\b\w+= changes it)")
+# where the argument stands that an assumption about the backbone names
+_ARGUMENT = re.compile(r"(?=\b\w+= changes it)")
 _NUMBER = re.compile(r"\{(?P<same>=?)(?P<letter>\w)(?:\+(?P<shift>\d))?(?:\*(?P<step>\d))?\}")
 _NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 _DENSE = {"weight": "kernel", "bias": "bias"}
 _PARTS = ("query", "key", "value")
+_Spec = TypeVar("_Spec")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +87,44 @@ class DetectorNames:
     left_out: tuple[str, ...]
     constants: Mapping[str, np.ndarray]
     kind: str = ""
+
+
+def backbone_of(body: pytorch.Translation, **fields: Any) -> tuple[ArchitectureSpec, list[str]]:
+    """Recovers the backbone of a detector.
+
+    Args:
+        body: Its tensors, with what their names tell.
+        **fields: Fields of its ArchitectureSpec; they win over everything.
+
+    Returns:
+        The backbone, and what was assumed of it, one sentence each, which name arguments as ``backbone.NAME``.
+
+    Raises:
+        CheckpointError: The tensors do not make a residual network.
+        ArgumentError: A field does not fit.
+    """
+    found = architectures.identify(body.arrays, convention=body.convention, facts=body.facts, **fields)
+    return found.spec, [f"backbone: {_ARGUMENT.sub('backbone.', text)}" for text in found.assumptions]
+
+
+def built(make: Callable[..., _Spec], fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> _Spec:
+    """Makes a spec of fields, among them overrides of the user's.
+
+    Args:
+        make: The spec's class, or what makes one of its fields.
+        fields: All of them.
+        overrides: The user's.
+
+    Raises:
+        CheckpointError: What the tensors tell does not fit.
+        ArgumentError: It does not, and there are overrides, which may be why.
+    """
+    try:
+        return make(**fields)
+    except ArgumentError as error:
+        if overrides:
+            raise
+        raise CheckpointError(f"the tensors must make a detector that can be built. Received: {error}") from error
 
 
 def translate(

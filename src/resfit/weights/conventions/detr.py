@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from resfit.errors import ArgumentError, CheckpointError
+from resfit.errors import CheckpointError
 from resfit.networks.detection import catalog
 from resfit.networks.detection.detr_spec import DETRSpec
 from resfit.networks.detection.spec import is_of_detector
-from resfit.weights import identify as architectures
 from resfit.weights.assumption import sentence
 from resfit.weights.conventions import detector_names, pytorch
-from resfit.weights.conventions.detector_names import ARGUMENT, DetectorNames, Naming, highest
+from resfit.weights.conventions.detector_names import DetectorNames, Naming, backbone_of, built, highest
 from resfit.weights.formats.base import Tensors
 
 #: What :func:`identify` returns, and whether it takes a configuration.
@@ -161,13 +160,7 @@ def identify(
     stated = _stated(config or {})
     stride = {"output_stride": stated.pop("output_stride", usual.backbone.output_stride)}
     own = dict(body or {})
-    found = architectures.identify(
-        translation.body.arrays,
-        convention=translation.body.convention,
-        facts=translation.body.facts,
-        **{**_BACKBONE, **stride, **own},
-    )
-    assumptions = [f"backbone: {ARGUMENT.sub('backbone.', text)}" for text in found.assumptions]
+    backbone, assumptions = backbone_of(translation.body, **{**_BACKBONE, **stride, **own})
     told = _told({name: tuple(np.shape(array)) for name, array in translation.arrays.items()})
     if not architecture and not stated:
         untold = {"heads": usual.heads, "backbone.output_stride": stride["output_stride"]}
@@ -176,13 +169,8 @@ def identify(
             for name, value in untold.items()
             if name not in overrides and name.removeprefix("backbone.") not in own
         ]
-    try:
-        fields = {"heads": usual.heads, **stated, **told, **overrides}
-        return DETRSpec(**{"backbone": found.spec, **fields}), tuple(assumptions)
-    except ArgumentError as error:
-        if overrides:
-            raise
-        raise CheckpointError(f"the tensors must make a detector that can be built. Received: {error}") from error
+    fields = {"backbone": backbone, "heads": usual.heads, **stated, **told, **overrides}
+    return built(DETRSpec, fields, overrides), tuple(assumptions)
 
 
 def to_torch(spec: DETRSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -17,11 +17,10 @@ from resfit.errors import ArgumentError, CheckpointError, closest
 from resfit.networks.detection import catalog
 from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.spec import is_of_detector
-from resfit.weights import identify as architectures
 from resfit.weights.assumption import sentence
 from resfit.weights.completeness import is_of_its_own
 from resfit.weights.conventions import detector_names, pytorch
-from resfit.weights.conventions.detector_names import ARGUMENT, DetectorNames, Naming, highest
+from resfit.weights.conventions.detector_names import DetectorNames, Naming, backbone_of, built, highest
 from resfit.weights.formats.base import Tensors
 
 #: What :func:`identify` returns, and whether it takes a configuration.
@@ -148,11 +147,7 @@ def identify(
     if not isinstance(row.spec, FasterRCNNSpec):
         raise CheckpointError(f"the tensors must be those of {row.name!r} ({row.family}). Received: a Faster R-CNN's.")
     own = dict(body or {})
-    found = architectures.identify(
-        translation.body.arrays, convention=translation.body.convention, facts=translation.body.facts, **own
-    )
-    backbone = found.spec
-    assumptions = [f"backbone: {ARGUMENT.sub('backbone.', text)}" for text in found.assumptions]
+    backbone, assumptions = backbone_of(translation.body, **own)
     if "norm_epsilon" not in own:
         epsilon = row.spec.backbone.norm_epsilon
         backbone = backbone.replace(norm_epsilon=epsilon)
@@ -165,12 +160,8 @@ def identify(
         for field in _SAID
         if field not in overrides
     ]
-    try:
-        return row.spec.replace(**{"backbone": backbone, **told, **overrides}), tuple(assumptions)
-    except ArgumentError as error:
-        if overrides:
-            raise
-        raise CheckpointError(f"the tensors must make a detector that can be built. Received: {error}") from error
+    fields = {"backbone": backbone, **told, **overrides}
+    return built(row.spec.replace, fields, overrides), tuple(assumptions)
 
 
 def _told(

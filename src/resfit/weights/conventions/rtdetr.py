@@ -14,10 +14,9 @@ from resfit.errors import ArgumentError, CheckpointError
 from resfit.networks.detection import catalog
 from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.detection.spec import is_of_detector
-from resfit.weights import identify as architectures
 from resfit.weights.assumption import sentence
 from resfit.weights.conventions import detector_names, pytorch
-from resfit.weights.conventions.detector_names import ARGUMENT, DetectorNames, Naming, highest
+from resfit.weights.conventions.detector_names import DetectorNames, Naming, backbone_of, built, highest
 from resfit.weights.formats.base import Tensors
 
 #: What :func:`identify` returns, and whether it takes a configuration.
@@ -251,13 +250,7 @@ def identify(
     usual = catalog.get(architecture).spec if architecture else RTDETRSpec(catalog.get("rtdetr_r18vd").spec.backbone)
     if not isinstance(usual, RTDETRSpec):
         raise CheckpointError(f"the tensors must be those of {architecture!r}. Received: those of an RT-DETR.")
-    found = architectures.identify(
-        translation.body.arrays,
-        convention=translation.body.convention,
-        facts=translation.body.facts,
-        **{**_BACKBONE, **(body or {})},
-    )
-    assumptions = [f"backbone: {ARGUMENT.sub('backbone.', text)}" for text in found.assumptions]
+    backbone, assumptions = backbone_of(translation.body, **{**_BACKBONE, **(body or {})})
     stated = _stated(config or {})
     told_body = ((config or {}).get("backbone_config") or {}) if stated else {}
     if isinstance(told_body, Mapping) and told_body.get("hidden_act", "relu") != "relu":
@@ -271,12 +264,8 @@ def identify(
             for name in _SAID
             if name not in {**stated, **told, **overrides}
         ]
-    try:
-        return RTDETRSpec(**{"backbone": found.spec, **fields, **told, **overrides}), tuple(assumptions)
-    except ArgumentError as error:
-        if overrides:
-            raise
-        raise CheckpointError(f"the tensors must make a detector that can be built. Received: {error}") from error
+    fields = {"backbone": backbone, **fields, **told, **overrides}
+    return built(RTDETRSpec, fields, overrides), tuple(assumptions)
 
 
 def to_torch(spec: RTDETRSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -232,12 +232,7 @@ def identify(
         for field in assumed
         if field not in overrides
     ]
-    try:
-        return row.spec.replace(**values), tuple(assumptions)
-    except ArgumentError as error:
-        if overrides:
-            raise
-        raise CheckpointError(f"the tensors must make a detector that can be built. Received: {error}") from error
+    return detector_names.built(row.spec.replace, values, overrides), tuple(assumptions)
 
 
 def to_torch(spec: DetectorSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
