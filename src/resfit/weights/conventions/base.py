@@ -34,6 +34,7 @@ class Translation:
         end: What follows the body, where the source's graph says it.
         assumed: Those of ``facts`` that are not told by the source but done by the program that it is named after.
         program: What that program is called in sentences.
+        counts_batches: Whether its batch norms have counters. torch's own do; frozen ones have none.
         identify: Says what network the arrays are, where it is more than a classifier:
             takes overrides by keyword and returns an :class:`resfit.weights.identify.Identified`.
     """
@@ -52,6 +53,7 @@ class Translation:
     end: End | None = None
     assumed: tuple[str, ...] = ()
     program: str = ""
+    counts_batches: bool = False
     identify: Callable[..., Any] | None = None
 
 

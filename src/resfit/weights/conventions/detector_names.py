@@ -107,6 +107,16 @@ def backbone_of(body: pytorch.Translation, **fields: Any) -> tuple[ArchitectureS
     return found.spec, [f"backbone: {_ARGUMENT.sub('backbone.', text)}" for text in found.assumptions]
 
 
+def frozen(backbone: ArchitectureSpec, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the tensors of a backbone as torchvision saves them: norms with an epsilon of 0 are frozen, uncounted.
+
+    Args:
+        backbone: The residual network.
+        tensors: Its tensors, with counters.
+    """
+    return {name: a for name, a in tensors.items() if backbone.norm_epsilon or not name.endswith(f".{COUNTER}")}
+
+
 def built(make: Callable[..., _Spec], fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> _Spec:
     """Makes a spec of fields, among them overrides of the user's.
 

@@ -148,7 +148,7 @@ def identify(
         raise CheckpointError(f"the tensors must be those of {row.name!r} ({row.family}). Received: a Faster R-CNN's.")
     own = dict(body or {})
     backbone, assumptions = backbone_of(translation.body, **own)
-    if "norm_epsilon" not in own:
+    if "norm_epsilon" not in own and not translation.body.counts_batches:  # frozen norms, as the published ones are
         epsilon = row.spec.backbone.norm_epsilon
         backbone = backbone.replace(norm_epsilon=epsilon)
         assumptions = [text for text in assumptions if not text.startswith("backbone: norm_epsilon=")]
@@ -238,7 +238,7 @@ def to_torch(spec: FasterRCNNSpec, arrays: Mapping[str, np.ndarray]) -> dict[str
     own = {name: array for name, array in arrays.items() if is_of_detector(name)}
     own |= _pooled(own, to_torch=True)
     body = {name: array for name, array in arrays.items() if name not in own}
-    inside = pytorch.to_torch(spec.backbone, "torchvision", arrays=body)
+    inside = detector_names.frozen(spec.backbone, pytorch.to_torch(spec.backbone, "torchvision", arrays=body))
     written = detector_names.to_torch(_NAMING, own)
     if spec.box_convs:
         written = {re.sub(r"box_head\.fc6\.", "box_head.5.", name): array for name, array in written.items()}

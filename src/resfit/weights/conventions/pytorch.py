@@ -542,6 +542,7 @@ def translate(
         habits=_habits(chosen, tensors),
         assumed=tuple(_CLIP_FACTS) if chosen.convention in (CLIP, BYOB_CLIP) else (),
         program="CLIP",
+        counts_batches=any(name.endswith(".num_batches_tracked") for name in own),
     )
 
 

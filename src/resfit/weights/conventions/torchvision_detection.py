@@ -218,7 +218,8 @@ def identify(
         )
     backbone = found.spec
     assumptions = [f"backbone: {re.sub(_ARGUMENT, _IN_BACKBONE, text)}" for text in found.assumptions]
-    if (kind is None or architecture) and "backbone" not in overrides and "norm_epsilon" not in of_body:
+    is_frozen = not translation.body.counts_batches  # as the published ones of the first kind are
+    if (kind is None or architecture) and is_frozen and "backbone" not in overrides and "norm_epsilon" not in of_body:
         epsilon = row.spec.backbone.norm_epsilon
         backbone = backbone.replace(norm_epsilon=epsilon)
         assumptions = [text for text in assumptions if not text.startswith("backbone: norm_epsilon=")]
@@ -243,8 +244,8 @@ def to_torch(spec: DetectorSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, 
         arrays: Weights by canonical name, as :func:`resfit.weights.canonical.arrays` returns them.
 
     Returns:
-        Contiguous arrays, with the counters that torch's batch norm has, as torchvision's RetinaNet (without a quality
-        branch) or FCOS (with one) of today names them.
+        Contiguous arrays, with the counters that torch's batch norm has where it is not frozen, as torchvision's
+        RetinaNet (without a quality branch) or FCOS (with one) of today names them.
 
     Raises:
         ArgumentError: torchvision has no name for a layer of this detector.
@@ -252,9 +253,8 @@ def to_torch(spec: DetectorSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, 
     dialect = "fcos" if spec.quality else "retinanet"
     own = {name: a for name, a in arrays.items() if is_of_detector(name)}
     body = {name: a for name, a in arrays.items() if name not in own}
-    written = {
-        f"{_BODY}{name}": array for name, array in pytorch.to_torch(spec.backbone, "torchvision", arrays=body).items()
-    }
+    inside = detector_names.frozen(spec.backbone, pytorch.to_torch(spec.backbone, "torchvision", arrays=body))
+    written = {f"{_BODY}{name}": array for name, array in inside.items()}
     for name, array in own.items():
         layer, _, leaf = name.partition("/")
         base, _, ends = layer.rpartition("_")
