@@ -208,8 +208,8 @@ def test_no_progress_is_a_line_with_what_waits_for_what(plan):
         while not said and deadline:
             deadline -= 1
             __import__("time").sleep(0.01)
-    assert said[0].startswith("no shard has ended for 0 s. Waiting for: shard 3 in worker process 17 for 0 s.")
-    assert "a worker that has room" in running.waited_for(Job(plan, [0], 1, 1, print), 300)
+    assert said[0].startswith("no shard has finished for 0 s. Waiting for: shard 3 in worker process 17 for 0 s.")
+    assert "a free worker" in running.waited_for(Job(plan, [0], 1, 1, print), 300)
 
 
 @pytest.mark.parametrize(

@@ -100,9 +100,9 @@ def plan(
 
 def run(
     run: Run,
-    on: Annotated[str, typer.Option(help="local, ray, spark, or index: one job of several that know their number.")] = (
-        "local"
-    ),
+    on: Annotated[
+        str, typer.Option(help="local, ray, spark, or index: one of several numbered jobs (Slurm, Kubernetes).")
+    ] = ("local"),
     workers: Annotated[str, typer.Option(help="How many work at once; auto is as many as have room.")] = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Processors of each worker. Default: 4, or all where there are fewer.")

@@ -25,7 +25,7 @@ _MOST_LISTED = 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class FinishedRun:
-    """What a whole run came to.
+    """The merged results of a run.
 
     Attributes:
         task: Of the plan.
@@ -52,7 +52,7 @@ class FinishedRun:
 
 
 def finish(run: Plan | str | os.PathLike[str], *, seed: int = 0) -> FinishedRun:
-    """Makes sure that all shards are there, puts together what they say, and writes it into the folder of the run.
+    """Checks that all shards are complete, merges their results, and writes them into the folder of the run.
 
     ``finished.json`` is the result, ``errors.csv`` lists the images that cannot be used.
 
@@ -97,7 +97,7 @@ def _some(plan: Plan, missing: Sequence[int]) -> str:
 
 
 def _verified(plan: Plan, number: int) -> dict[str, Any]:
-    """Returns what a shard's file says of itself.
+    """Returns the metadata of a shard's file.
 
     Raises:
         DataError: It is damaged, or of something else.
@@ -123,7 +123,7 @@ def _errors(plan: Plan, number: int) -> Iterator[tuple[str, str]]:
 
 
 def check_done(plan: Plan) -> None:
-    """Makes sure that the files of all shards are there.
+    """Checks that the files of all shards are complete.
 
     Raises:
         DataError: Some are missing; the first ones are named.
@@ -137,7 +137,7 @@ def check_done(plan: Plan) -> None:
 
 
 def check_task(plan: Plan, task: str) -> None:
-    """Makes sure that a run is of a task.
+    """Checks that a run is of a task.
 
     Raises:
         ArgumentError: It is of another one.

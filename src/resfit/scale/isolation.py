@@ -1,4 +1,4 @@
-"""Which images bring a decoder down: halves of a shard are decoded in child processes, until one image is left."""
+"""Finds images that crash a decoder: halves of a shard are decoded in child processes until one image is left."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CRASHED = "crashed the decoder"
 
 
 def crashing(items: Sequence[Item | None], contract: InputSpec) -> list[int]:
-    """Returns the positions of images whose decoding ends the process.
+    """Returns the positions of images that crash the process when they are decoded.
 
     Args:
         items: Images; those that are ``None`` are left out.

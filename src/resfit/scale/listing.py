@@ -141,7 +141,7 @@ class Reader:
         return data
 
     def check(self, item: Item) -> None:
-        """Makes sure that a file on a disk is what the plan listed.
+        """Checks that a file has not changed since the plan was made.
 
         Raises:
             ChangedError: It is not.

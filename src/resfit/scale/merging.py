@@ -25,7 +25,7 @@ MOST_BYTES, MOST_CHECKED = 2 * 10**9, 100_000
 
 
 def merged(plan: Plan, sums: Sequence[dict[str, Any]], *, seed: int = 0) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Returns what a task says of all images, and notes of what it does not.
+    """Returns a task's results over all images, and notes about what was not computed.
 
     Args:
         plan: The plan, all of whose shards are there.

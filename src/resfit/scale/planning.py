@@ -34,7 +34,7 @@ _ITEMS = "items/{:06}.parquet"
 
 
 class PlannedShard(NamedTuple):
-    """A shard, as drivers know it.
+    """A shard without its images, as drivers see it.
 
     Attributes:
         number: From 0.
@@ -51,7 +51,7 @@ class PlannedShard(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """What will be done, and with what.
+    """The plan of a run: shards, task, network and options.
 
     Attributes:
         url: The folder of the run.
@@ -194,7 +194,7 @@ def plan(
     part: str | None = None,
     **scan_options: Any,
 ) -> Plan:
-    """Lists the images of a source, cuts them into shards, and writes what is to be done with them.
+    """Lists the images of a source, divides them into shards, and writes the plan.
 
     A source in an object store is listed and not copied, so that its images are files there. Everything else is found
     as :func:`resfit.embed` finds it. A model that is a file or folder is copied beside the plan.

@@ -36,7 +36,7 @@ ENGINES = ("local", "ray")
 
 
 class Known(NamedTuple):
-    """What a worker says of its rows.
+    """Sums and counts over a worker's rows.
 
     Attributes:
         labels: Number of rows for training, by class.

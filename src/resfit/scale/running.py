@@ -1,4 +1,4 @@
-"""A run: what is not there yet is done, by whichever engine, and whoever waits for nothing says so."""
+"""Runs the pending shards of a plan on an engine, and reports a run that makes no progress."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,6 @@ from resfit.scale.drivers import index, local, ray, spark
 from resfit.scale.drivers.base import Driver, Job
 from resfit.scale.planning import Plan
 
-#: Engines that :func:`run` knows.
-ENGINES = ("local", "ray", "spark", "index")
 _THREADS = 4
 _SHOWN = 5  # shards that are named in a line
 
@@ -66,7 +64,7 @@ def run(
     say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> RunResult:
-    """Does the shards of a plan whose files are not there yet.
+    """Processes the shards of a plan whose result files do not exist yet.
 
     A run that ended, or was killed, goes on with what is missing, on the same engine or another one.
 
@@ -127,17 +125,11 @@ def _driver(job: Job, on: str, rank: int | None, count: int | None) -> Driver:
         mine = index.place(rank, count)
         _check_here(1, job.threads)
         return lambda job: index.drive(job, *mine)
-    room = {
-        "local": lambda: processors.available() // job.threads,
-        "ray": lambda: sum(cpus // job.threads for cpus in ray.processors()),
-        "spark": lambda: spark.session().sparkContext.defaultParallelism // job.threads,
-    }[on]
-    asked = job.workers or 1
-    checks = {"local": _check_here, "ray": ray.check, "spark": spark.check}
-    checks[on](asked, job.threads)
+    engine = _ENGINES[on]
+    engine.check(job.workers or 1, job.threads)
     if job.workers is None:
-        job.workers = max(1, min(room(), len(job.pending)))
-    return {"local": local.drive, "ray": ray.drive, "spark": spark.drive}[on]
+        job.workers = max(1, min(engine.room(job.threads), len(job.pending)))
+    return engine.drive
 
 
 def _check_here(workers: int, threads: int) -> None:
@@ -148,9 +140,28 @@ def _check_here(workers: int, threads: int) -> None:
         )
 
 
+class _Engine(NamedTuple):
+    """How shards are driven, what refuses more workers than there is room for, and how many have room."""
+
+    drive: Driver
+    check: Callable[[int, int], None]
+    room: Callable[[int], int]
+
+
+_ENGINES = {
+    "local": _Engine(local.drive, _check_here, lambda threads: processors.available() // threads),
+    "ray": _Engine(ray.drive, ray.check, lambda threads: sum(cpus // threads for cpus in ray.processors())),
+    "spark": _Engine(
+        spark.drive, spark.check, lambda threads: spark.session().sparkContext.defaultParallelism // threads
+    ),
+}
+#: Engines that :func:`run` knows.
+ENGINES = (*_ENGINES, "index")
+
+
 @contextlib.contextmanager
 def _watch(job: Job, patience: float) -> Iterator[Callable[[], None]]:
-    """Says what is waited for where no result comes for a time; yields what is called when one comes."""
+    """Reports a run without progress; yields a function to call for each result."""
     last, ended = [time.monotonic()], threading.Event()
 
     def look() -> None:
@@ -172,7 +183,7 @@ def _watch(job: Job, patience: float) -> Iterator[Callable[[], None]]:
 
 
 def waited_for(job: Job, seconds: float) -> str:
-    """Returns the line that says what a run without progress waits for.
+    """Returns the message about a run without progress: the shards that it waits for.
 
     Args:
         job: The run.
@@ -182,8 +193,8 @@ def waited_for(job: Job, seconds: float) -> str:
     held = sorted(job.waiting.items(), key=lambda item: item[1][1])
     parts = [f"shard {shard} in {where} for {now - since:.0f} s" for shard, (where, since) in held[:_SHOWN]]
     more = f" and {len(held) - _SHOWN} more" if len(held) > _SHOWN else ""
-    waits = "; ".join(parts) + more if parts else "a worker that has room"
-    return f"no shard has ended for {seconds:.0f} s. Waiting for: {waits}."
+    waits = "; ".join(parts) + more if parts else "a free worker"
+    return f"no shard has finished for {seconds:.0f} s. Waiting for: {waits}."
 
 
 def _on_stderr(text: str) -> None:

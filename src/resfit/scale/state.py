@@ -1,4 +1,4 @@
-"""How far a run is, read from the names of its files."""
+"""The progress of a run, read from the names of its files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resfit.scale.planning import Plan
 
 @dataclasses.dataclass(frozen=True)
 class RunStatus:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
         task: Of the plan.
@@ -46,7 +46,7 @@ class RunStatus:
 
 
 def status(run: Plan | str | os.PathLike[str]) -> RunStatus:
-    """Says how far a run is. No result is opened.
+    """Returns the progress of a run. No result file is opened.
 
     Args:
         run: A plan, or the folder of a run.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def about(plan: Plan, number: int) -> dict[str, Any]:
-    """Returns what a shard's file says of itself.
+    """Returns the metadata of a shard's file.
 
     Args:
         plan: The plan.

@@ -26,7 +26,7 @@ def pretrain_on_ray(
     restarts: int = 3,
     **options: Any,
 ) -> PretrainResult:
-    """Does what :func:`resfit.pretrain` does on several workers of a Ray cluster.
+    """Runs :func:`resfit.pretrain` on several workers of a Ray cluster.
 
     Ray Train starts the workers, tells each of the others, and starts all of them again when one is lost; they go on
     from the checkpoint.

@@ -1,4 +1,4 @@
-"""The unit of work: one shard of a plan becomes one file, whoever asks for it."""
+"""The unit of work: one shard of a plan becomes one result file, on any engine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _AHEAD = 2  # batches that are decoded while the network is busy
 
 @dataclasses.dataclass(frozen=True)
 class ShardResult:
-    """What came of a shard.
+    """The result of a shard.
 
     Attributes:
         shard: Its number.
@@ -64,7 +64,7 @@ class _Batch(NamedTuple):
 
 
 class Unit:
-    """Does shards of a plan, one after the other. One thread asks; a process needs one alone.
+    """Processes the shards of a plan one after the other, for a single thread; a process needs only one.
 
     Everything that a driver has to know lies in the folder of the run: a shard is done when its file is there, and each
     file is written once, whole, under a name that says what is in it. Two that do the same shard write the same.
@@ -113,7 +113,7 @@ class Unit:
         return engines.create(body, self.plan.options["engine"], threads=self._threads)
 
     def run(self, shard: int, then: int | None = None) -> ShardResult:
-        """Does a shard, unless its file is there.
+        """Processes a shard, unless its result file exists.
 
         Args:
             shard: Its number.

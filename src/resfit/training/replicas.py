@@ -1,4 +1,4 @@
-"""One training on several workers: the only module that knows a strategy of TensorFlow.
+"""One training on several workers: the only module that uses a distribution strategy of TensorFlow.
 
 Each worker holds the whole network, and takes its share of every batch. Gradients are summed over the workers before
 they are clipped and applied, so that all hold the same weights after each step; the loss is divided by the size of the
@@ -52,7 +52,7 @@ class Replicas:
         return self.rank == 0
 
     def synchronise(self, model: Any) -> None:
-        """Lets the batch norms of a network that learn take their statistics over the batches of all workers.
+        """Synchronises the trainable batch norms of a network over the batches of all workers.
 
         Args:
             model: The network.
@@ -64,7 +64,7 @@ class Replicas:
                 layer.synchronized = True
 
     def share(self, values: Any) -> Any:
-        """Returns this worker's part of a batch, which all workers have made alike.
+        """Returns this worker's part of a global batch, which is equal on all workers.
 
         Args:
             values: Arrays or tensors ``(size, ...)``, however they are nested; ``None`` stays.

@@ -1,4 +1,4 @@
-"""One of several jobs that know their number: Slurm arrays, indexed jobs of Kubernetes, or anything that counts."""
+"""One of several jobs with a rank: Slurm arrays, indexed jobs of Kubernetes, or any other numbered jobs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def place(rank: int | None, count: int | None, environment: Mapping[str, str] = 
 
 
 def drive(job: Job, rank: int, count: int) -> Iterator[ShardResult]:
-    """Does the shards whose number divided by the count leaves the rank, in this process.
+    """Processes the shards whose number modulo the count is the rank, in this process.
 
     The numbers are those of the plan, so that ranks that begin at other times neither leave a shard out nor do one
     twice.

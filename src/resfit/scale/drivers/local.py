@@ -34,7 +34,7 @@ class _Worker:
 
     @property
     def answers(self) -> IO[bytes]:
-        """Where it says what came of a shard."""
+        """Where it prints the result of a shard."""
         assert self.process.stdout is not None
         return self.process.stdout
 
@@ -54,7 +54,7 @@ class _Worker:
 
 
 def drive(job: Job) -> Iterator[ShardResult]:
-    """Does the pending shards of a job in processes of this machine.
+    """Processes the pending shards of a job in processes of this machine.
 
     Args:
         job: The run.
@@ -105,8 +105,8 @@ def drive(job: Job) -> Iterator[ShardResult]:
                 ending = f"signal {-code}" if code < 0 else f"exit code {code}"
                 deaths[worker.shard] += 1
                 if deaths[worker.shard] > MOST_DEATHS:  # before it came to the shard at all
-                    raise ResfitError(f"workers end as soon as they begin ({ending}); the lines above may say why")
-                job.say(f"a worker ended ({ending}) in shard {worker.shard}, which is done again")
+                    raise ResfitError(f"workers die as soon as they start ({ending}); the lines above may say why")
+                job.say(f"a worker died ({ending}) while it processed shard {worker.shard}; the shard is retried")
                 todo.appendleft(worker.shard)
                 hire()
     finally:
@@ -116,7 +116,7 @@ def drive(job: Job) -> Iterator[ShardResult]:
 
 
 def work() -> None:
-    """Does shards whose numbers come on the standard input, and answers a line each; what a worker process runs."""
+    """Runs in the worker process: reads numbers of shards from standard input, prints a line of JSON for each."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever libraries print
     unit = Unit(planning.load(sys.argv[1]), threads=int(sys.argv[2]))

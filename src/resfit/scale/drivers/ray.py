@@ -1,4 +1,4 @@
-"""Actors on a Ray cluster: Ray places and replaces them, shards are handed out one at a time."""
+"""Actors on a Ray cluster: Ray places and replaces them, and each is assigned one shard at a time."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class ShardActor:
         self._unit = Unit(planning.load(url), threads=threads)
 
     def run(self, shard: int, then: int | None) -> ShardResult:
-        """Does a shard; see :meth:`resfit.scale.unit.Unit.run`."""
+        """Processes a shard; see :meth:`resfit.scale.unit.Unit.run`."""
         return self._unit.run(shard, then)
 
 
 def processors() -> list[int]:
-    """Returns the processors of each node of the cluster, which is joined or begun where that was not done.
+    """Returns the processors of each node of the cluster; joins or starts one if necessary.
 
     Raises:
         MissingDependencyError: Ray is not installed.
@@ -41,7 +41,7 @@ def processors() -> list[int]:
 
 
 def drive(job: Job) -> Iterator[ShardResult]:
-    """Does the pending shards of a job in actors.
+    """Processes the pending shards of a job in actors.
 
     Args:
         job: The run; its ``threads`` are the processors that each actor reserves.
@@ -76,8 +76,8 @@ def drive(job: Job) -> Iterator[ShardResult]:
             ends += 1
             todo.extendleft([number for number in (then, shard) if number is not None])
             if ends > _COST * len(job.pending) + MOST_DEATHS:
-                raise ResfitError(f"Ray's actors end again and again; the last one: {error}") from error
-            job.say(f"an actor ended in shard {shard}, which is done again")
+                raise ResfitError(f"Ray's actors die repeatedly; the last one: {error}") from error
+            job.say(f"an actor died while it processed shard {shard}; the shard is retried")
             del actor
             give(kind.remote(job.plan.url, job.threads), None)
             continue
@@ -89,7 +89,7 @@ def drive(job: Job) -> Iterator[ShardResult]:
 
 
 def check(needed: int, threads: int) -> None:
-    """Makes sure that so many actors have room.
+    """Checks that the cluster has room for a number of actors.
 
     Args:
         needed: Actors.

@@ -32,7 +32,7 @@ def session() -> Any:
 
 
 def check(needed: int, threads: int) -> None:
-    """Makes sure that so many tasks have room.
+    """Checks that the session has room for a number of tasks.
 
     Args:
         needed: Tasks at once.
@@ -57,7 +57,7 @@ def _unit(url: str, threads: int) -> Unit:
 
 
 def drive(job: Job) -> Iterator[ShardResult]:
-    """Does the pending shards of a job in tasks of the active session.
+    """Processes the pending shards of a job in tasks of the active session.
 
     Args:
         job: The run. How many tasks run at once is decided by the executors' cores and ``spark.task.cpus``.
