@@ -172,9 +172,10 @@ def fit(
             f"{len(pictures)} pictures are cut into {len(boxes)} tiles of {tiling.side[1]}x{tiling.side[0]} pixels"
         )
     published = None if (head or {}).get("pretrained") is False else pretrained.source_of(model)
+    base = model if published is not None else network.opened(model, channels)
     plan = make_plan(
         boxes,
-        network.architecture_of(model) if published is None else published.spec,
+        network.architecture_of(base) if published is None else published.spec,
         strategy=strategy,
         minutes=parse_minutes(budget),
         size=size,
@@ -195,7 +196,7 @@ def fit(
             timings.note(_kept(published, boxes.classes))
         else:
             made = network.build(
-                model,
+                base,
                 len(boxes.classes),
                 plan.size,
                 channels=channels,

@@ -226,6 +226,29 @@ def detector_spec(backbone: ArchitectureSpec, classes: int, size: tuple[int, int
     return catalog.light(backbone, **{"classes": classes, "input_size": size, **fields})
 
 
+def opened(model: str | os.PathLike[str] | keras.Model, channels: int | None = None) -> str | keras.Model:
+    """Returns a file or handle as the residual network in it, so that it is read once; names and models as they are.
+
+    Args:
+        model: As :func:`build` takes it.
+        channels: As :func:`build` takes them.
+
+    Raises:
+        CheckpointError: There is no such network.
+    """
+    from resfit import zoo
+    from resfit.errors import UnknownNameError
+
+    if not isinstance(model, str | os.PathLike):
+        return model
+    try:
+        if str(model) not in catalog.rows():
+            zoo.describe(str(model))
+    except UnknownNameError:
+        return zoo.load(model, include_top=False, preprocess=True, in_channels=channels)
+    return str(model)
+
+
 def architecture_of(model: str | os.PathLike[str] | keras.Model) -> ArchitectureSpec:
     """Returns the architecture of a network, without loading one of the catalog.
 
