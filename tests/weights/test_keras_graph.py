@@ -52,6 +52,13 @@ def test_networks_of_three_stages_whose_layers_are_only_numbered(library, versio
     assert (spec.stem_activation, spec.first_preactivation) == (version == 2, version == 1)
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_weights_alone_of_numbered_layers_say_to_save_the_model(version, tmp_path):
+    cifar(keras, version, blocks=2).save_weights(tmp_path / "net.weights.h5")
+    with pytest.raises(CheckpointError, match=r"do not state how layers .* are connected\. Save the whole model"):
+        resfit.load(tmp_path / "net.weights.h5")
+
+
 POOLS = {
     "max 3 same": (lambda: layers.MaxPooling2D(3, 2, padding="same"), 16, {"stem_pool_padding": "same"}),
     "max 3 valid": (lambda: layers.MaxPooling2D(3, 2), 15, {"stem_pool_padding": "valid"}),

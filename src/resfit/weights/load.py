@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from resfit.weights.assumption import sentence
 from resfit.weights.conventions import pytorch
 from resfit.weights.conventions.base import Translation, find_convention
 from resfit.weights.detectors import DetectorSource
+from resfit.weights.formats import keras_config
 from resfit.weights.formats.base import Tensors, all_formats, find_format
 from resfit.weights.heads import End
 from resfit.weights.identify import Identified, identify, nearest
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 _INCIDENTAL = ("classes", "in_channels", "input_size", "weight_standardization_epsilon")
 #: How sentences about the input contract begin, and those about the activation of the classifier.
 OF_IMAGES, OF_HEAD = "images ", "classifier_activation="
+_NAMED_BY_KERAS = re.compile(r"(?:.*/)?(?:conv2d|(?:batch|group|layer)_normalization)(?:_\d+)?/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +188,7 @@ def read_any(
         )
         _check(translation, identified)
     except CheckpointError as error:
-        raise CheckpointError(f"{read.path}: {error}") from error
+        raise CheckpointError(f"{read.path}: {error}{_whole_model(read)}") from error
     published = registry.default_for(_name(identified)) if translation.convention == "resfit" else None
     usual = published.input_spec if published else translation.input_spec
     contract, assumed = _contract(identified, read.input_spec or usual)
@@ -373,6 +376,17 @@ def _unnamed(read: Tensors) -> CheckpointError:
         "the arrays must be named as in torchvision, timm (resnet or resnetv2), transformers, detectron2, CIFAR's "
         "ResNets, TF-Slim, BiT, keras.applications, tensorpack or Haiku, under any prefix. Received: "
         f"{pytorch.described(read.arrays)}."
+    )
+
+
+def _whole_model(read: Tensors) -> str:
+    """What to do with weights alone of layers that Keras named itself."""
+    connected = not isinstance(read.graph, keras_config.Layers | None)
+    if connected or not any(_NAMED_BY_KERAS.match(name) for name in read.arrays):
+        return ""
+    return (
+        " Weights alone do not state how layers that Keras named itself (conv2d_7) are connected. Save the whole "
+        "model, model.save('network.keras'), and load that: its graph is read, whatever its layers are called."
     )
 
 
