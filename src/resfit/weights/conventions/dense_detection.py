@@ -191,6 +191,15 @@ def usual_contract(translation: DetectorNames) -> tuple[InputSpec, str]:
     """
     if translation.naming is _MMDET:
         return (_CAFFE, "mmdetection's for FCOS") if _kind(translation) == "FCOS" else (_RGB, "mmdetection's")
+    return detectron_contract(translation)
+
+
+def detectron_contract(translation: DetectorNames) -> tuple[InputSpec, str]:
+    """Returns the input contract of detectors of detectron2, and whose it is: the file's own means where it has some.
+
+    Args:
+        translation: As :func:`translate` returned it.
+    """
     mean, std = (translation.constants.get(f"pixel_{part}") for part in ("mean", "std"))
     if mean is None or std is None or np.size(mean) != 3 or np.size(std) != 3 or not np.all(np.asarray(std) > 0):
         return _BGR, "detectron2's"
