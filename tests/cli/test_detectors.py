@@ -33,7 +33,7 @@ def test_models(run):
     own = next(line for line in lines if line.startswith("retinanet_resnet50_v2 "))
     assert "41.5  800x1333  COCO val2017  none stated" in own
     assert "56.2   640x640  COCO val2017  apache-2.0" in lines[2]
-    assert "26 detectors, 25 with weights" in said
+    assert "39 detectors, 25 with weights" in said
     _, output, _ = run("models", "fcos_*", "--task", "detection", "--json")
     assert [row["ap"] for row in json.loads(output)] == [39.2, None]
 

@@ -90,6 +90,7 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "anchor_offset": 0.5,
             "box_coding": "distances",
             "distance_activation": "exp",
+            "quality_branch": "class",
             "quality_rule": "product",
         },
     ),
@@ -115,6 +116,7 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 _SAID = ("anchor_sizes", "anchor_ratios", "score_threshold", "nms_threshold", "extra_activation")
+_SAID_OF_FCOS = ("quality_branch", "distance_activation")
 
 #: mmdetection's contracts: of networks from torchvision's weights, and of those from Caffe's, as its FCOS is.
 _RGB = dataclasses.replace(TORCH, size=(800, 1333), resize_mode="fit", crop_fraction=1.0)
@@ -257,7 +259,7 @@ def identify(
     spec = built(DetectorSpec, fields, overrides)
     assumptions += [
         sentence(f"{name}={getattr(spec, name)}", f"{program}'s {family}; the tensors do not tell", name)
-        for name in _SAID
+        for name in (*_SAID, *(_SAID_OF_FCOS if family == "FCOS" else ()))
         if name not in overrides
     ]
     del architecture
