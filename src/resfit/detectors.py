@@ -162,6 +162,45 @@ def suggest(
 
 
 @dataclasses.dataclass(frozen=True)
+class SmallerInput:
+    """A published detector whose cost is within a limit at a smaller input than the one it was measured at.
+
+    Attributes:
+        info: Its line in the list, with cost and AP as they are published.
+        size: Height and width in pixels.
+        gmacs: Multiply-accumulates in billions for one image of this size.
+    """
+
+    info: DetectorInfo
+    size: tuple[int, int]
+    gmacs: float
+
+
+def at_smaller_sizes(max_gmacs: float, among: list[DetectorInfo]) -> list[SmallerInput]:
+    """Returns at which square size detectors are within a limit of cost, those first that need to shrink least.
+
+    What the AP is at that size is not published: it is lower, of small objects above all.
+
+    Args:
+        max_gmacs: Most multiply-accumulates for one image, in billions.
+        among: Lines of the list. Those that are within the limit as they are published, and those that are beyond it
+            even at 256 pixels, are left out.
+    """
+    found = []
+    for info in ordered([row for row in among if row.ap is not None and row.gmacs > max_gmacs], "ap"):
+        sides = range(_LEAST_SIDE, min(info.cost_size), 32)
+        costs = {side: kinds.count(catalog.get(info.name).spec, input_size=(side, side)).macs / 1e9 for side in sides}
+        within = [side for side, cost in costs.items() if cost <= max_gmacs]
+        if within:
+            found.append(SmallerInput(info, (within[-1], within[-1]), round(costs[within[-1]], 3)))
+    # equal ones stay in the order of their AP
+    return sorted(found, key=lambda one: -(one.size[0] ** 2) / (one.info.cost_size[0] * one.info.cost_size[1]))
+
+
+_LEAST_SIDE = 256
+
+
+@dataclasses.dataclass(frozen=True)
 class DetectorDescription:
     """What is known of one detector without building it.
 

@@ -33,7 +33,7 @@ def test_models(run):
     own = next(line for line in lines if line.startswith("retinanet_resnet50_v2 "))
     assert "41.5  800x1333  COCO val2017  none stated" in own
     assert "56.2   640x640  COCO val2017  apache-2.0" in lines[2]
-    assert "26 detectors, 25 with weights" in said
+    assert "39 detectors, 25 with weights" in said
     _, output, _ = run("models", "fcos_*", "--task", "detection", "--json")
     assert [row["ap"] for row in json.loads(output)] == [39.2, None]
 
@@ -43,7 +43,9 @@ def test_suggest(run):
     assert (status, [row["name"] for row in json.loads(output)]) == (0, ["rtdetr_r101vd_o365", "rtdetr_r50vd_o365"])
     status, _, said = run("suggest", "--task", "detection", "--max-gmacs", "20")
     assert status == 1
-    assert "The one of least cost is rtdetr_r18vd_o365: 30.8 GMACs, 49 AP" in said
+    assert "Of least cost are rtdetr_r18vd_o365 (30.8 GMACs at 640x640, 49 AP), rtdetrv2_r18vd" in said
+    assert "rtdetr_r18vd_o365 --size 480: 17.8 GMACs (49 AP at 640x640)" in said
+    assert "fcos_light_resnet18 (22.1 GMACs at 640x640)" in said
     assert run("suggest", "--task", "detection", "--measure")[0] == 2
     assert run("suggest", "--min-ap", "30")[0] == 2
 

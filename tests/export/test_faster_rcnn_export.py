@@ -16,8 +16,7 @@ from resfit.weights import detectors
 from tests.networks.detection.test_build import randomize
 
 
-@pytest.fixture(scope="module")
-def detector():
+def small(**changes):
     """A small Faster R-CNN of the second form with random weights, of which one class output means nothing."""
     spec = catalog.get("faster_rcnn_resnet50_v2").spec.replace(
         backbone=networks.get("resnet10_tiny").spec,
@@ -33,10 +32,16 @@ def detector():
         candidates=100,
         max_detections=30,
     )
+    spec = spec.replace(**changes)
     contract = dataclasses.replace(detectors.TORCHVISION, size=(64, 96), resize_mode="letterbox")
     model = randomize(build.build(spec, input_spec=contract, preprocess=True))
     model.class_names = tuple("abcd")
     return resfit.Detector.of_model(model, threshold=0.3)
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return small()
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +85,14 @@ def test_every_box_is_matched(detector, photos, tmp_path, format):
     assert found.boxes >= 60
     contract = json.loads((made.folder / "contract.json").read_text("utf-8"))
     assert contract["suppression"]["kind"] == "greedy, for each class"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["openvino", "onnx", "litert", "tf_saved_model"])
+def test_pooling_as_detectron2_has_it_is_exported(photos, tmp_path, format):
+    detector = small(aligned=True, samples=0, unreported=(3, 5), anchor_rounding=False, anchor_stride="nominal")
+    found = detector.export(tmp_path / "out", format=format, images=photos).verification
+    assert found.agreement == 1.0
+    assert found.difference < 1e-2
+    assert found.score_difference < 1e-4
+    assert found.boxes >= 60

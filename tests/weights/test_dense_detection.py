@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from resfit.errors import CheckpointError
-from resfit.networks.detection import build
-from resfit.weights import canonical
+from resfit.networks.detection import build, catalog
+from resfit.weights import canonical, registry
 from resfit.weights import detectors as reading
 from resfit.weights.conventions import dense_detection
 from resfit.weights.conventions.base import find_convention
@@ -83,7 +83,8 @@ def peer(kind: str) -> Any:
                 codes = self.reg(branches[1])
                 if self.scales is not None:
                     codes = codes * self.scales[level]
-                quality = self.quality(branches[1]) if self.quality is not None else None
+                # mmdetection's FCOS asks the branch of the classes how central a place is
+                quality = self.quality(branches[0 if kind == "conv" else 1]) if self.quality is not None else None
                 outputs.append([self.cls(branches[0]), codes, quality])
             return outputs
 
@@ -250,6 +251,97 @@ def test_contracts_and_licences_travel_along():
         said = " ".join(found.assumptions)
         assert "input_spec" in said
         assert ("CC BY-SA 3.0" in said) == (kind == "detectron2")
+
+
+def of_full_size(name: str) -> dict[str, np.ndarray]:
+    """Tensors of a published detector as its program names them, of its shapes; all are 0."""
+    torchside.library("torchvision")
+    import torch
+    from torchvision.models import resnet
+
+    detectron, two = "detectron2" in name, name.startswith("faster")
+    with torch.device("meta"):
+        body = (resnet.resnet101 if "101" in name else resnet.resnet50)().state_dict()
+    shapes: dict[str, tuple[int, ...]] = {}
+    for key, value in body.items():
+        if not key.startswith("fc"):
+            own = f"backbone.bottom_up.{detectron_body(key)}" if detectron else f"backbone.{key}"
+            shapes[own] = tuple(value.shape)
+
+    def layer(key: str, inputs: int, outputs: int, side: int = 3, *, bias: bool = True) -> None:
+        shapes[f"{key}.weight"] = (outputs, inputs, side, side) if side else (outputs, inputs)
+        if bias:
+            shapes[f"{key}.bias"] = (outputs,)
+
+    widths = {2: 256, 3: 512, 4: 1024, 5: 2048}
+    for place, level in enumerate(range(2 if two else 3, 6)):
+        if detectron:
+            layer(f"backbone.fpn_lateral{level}", widths[level], 256, 1)
+            layer(f"backbone.fpn_output{level}", 256, 256)
+        else:
+            layer(f"neck.lateral_convs.{place}.conv", widths[level], 256, 1)
+            layer(f"neck.fpn_convs.{place}.conv", 256, 256)
+    if two:
+        rpn = "proposal_generator.rpn_head"
+        layer(f"{rpn}.conv", 256, 256)
+        layer(f"{rpn}.objectness_logits", 256, 3, 1)
+        layer(f"{rpn}.anchor_deltas", 256, 12, 1)
+        for key, inputs, outputs in (
+            ("box_head.fc1", 12544, 1024),
+            ("box_head.fc2", 1024, 1024),
+            ("box_predictor.cls_score", 1024, 81),
+            ("box_predictor.bbox_pred", 1024, 320),
+        ):
+            layer(f"roi_heads.{key}", inputs, outputs, 0)
+    elif detectron:
+        layer("backbone.top_block.p6", 2048, 256)
+        layer("backbone.top_block.p7", 256, 256)
+        for number in (0, 2, 4, 6):
+            layer(f"head.cls_subnet.{number}", 256, 256)
+            layer(f"head.bbox_subnet.{number}", 256, 256)
+        layer("head.cls_score", 256, 720)
+        layer("head.bbox_pred", 256, 36)
+    else:
+        kind = {"retinanet": "retina", "fcos": "conv"}.get(name.split("_")[0], name.split("_")[0])
+        anchors, values = 9 if kind == "retina" else 1, 68 if kind == "gfl" else 4
+        layer("neck.fpn_convs.3.conv", 2048 if kind == "retina" else 256, 256)
+        layer("neck.fpn_convs.4.conv", 256, 256)
+        for branch in ("cls", "reg"):
+            for number in range(4):
+                layer(f"bbox_head.{branch}_convs.{number}.conv", 256, 256, bias=kind == "retina")
+                if kind != "retina":
+                    shapes |= {f"bbox_head.{branch}_convs.{number}.gn.{part}": (256,) for part in ("weight", "bias")}
+        layer(f"bbox_head.{kind}_cls", 256, 80 * anchors)
+        layer(f"bbox_head.{kind}_reg", 256, values * anchors)
+        if kind in ("conv", "atss"):
+            layer(f"bbox_head.{kind}_centerness", 256, 1)
+        if kind != "retina":
+            shapes |= {f"bbox_head.scales.{level}.scale": () for level in range(5)}
+    return {key: np.zeros(shape, np.float32) for key, shape in shapes.items()}
+
+
+OTHERS = [row for row in registry.detectors().values() if row.source in registry.FILES_ONLY]
+
+
+@pytest.mark.parametrize(
+    "row", [pytest.param(one, id=one.name, marks=pytest.mark.slow if "101" in one.name else ()) for one in OTHERS]
+)
+def test_rows_of_other_programs_are_what_their_files_are_read_as(row):
+    read = Tensors(None, of_full_size(row.name), {}, None, None, None)  # type: ignore[arg-type]
+    convention = find_convention(read)
+    assert convention is not None
+    found = convention.translate(read)
+    assert found.spec == catalog.get(row.name).spec
+    assert catalog.get(reading.name_of(found.spec)).spec == found.spec
+    assert found.convention == row.layout
+    assert found.input_spec == row.input_spec
+    assert not row.loadable
+    assert row.licence == {"mmdetection": "apache-2.0", "detectron2": "cc-by-sa-3.0"}[row.source]
+    assert len(row.sha256) == (8 if row.source == "mmdetection" else 0)
+    assert row.url.endswith(f"-{row.sha256}.pth" if row.sha256 else ".pkl")
+    named = reading.filled(reading.named(row.name), found)
+    assert named.class_names is not None
+    assert named.class_names[:2] == ("person", "bicycle")
 
 
 def test_what_no_rule_knows_is_refused():

@@ -11,7 +11,7 @@ import pytest
 from resfit import detectors, zoo
 from resfit.errors import ArgumentError, CheckpointError, UnknownNameError
 from resfit.network_summary import summary
-from resfit.networks.detection import arithmetic, catalog
+from resfit.networks.detection import arithmetic, catalog, kinds
 from resfit.weights import canonical, describe, labels, load, registry, write
 from resfit.weights import detectors as reading
 from resfit.weights.formats import safetensors
@@ -237,6 +237,14 @@ def test_listing_and_suggestions():
     best_ones = {"faster_rcnn_resnet50_v2", "retinanet_resnet50_v2", "fcos_resnet50"}
     assert {row.name for row in chosen if row.pareto} == best_ones
     assert detectors.suggest(max_gmacs=20) == []
+    smaller = detectors.at_smaller_sizes(30, list(found.values()))
+    assert [one.info.name for one in smaller[:3]] == ["rtdetr_r18vd_o365", "rtdetrv2_r18vd", "rtdetr_r18vd"]
+    for one in smaller:
+        spec, (side, _) = catalog.get(one.info.name).spec, one.size
+        costs = [kinds.count(spec, input_size=(more, more)).macs / 1e9 for more in (side, side + 32)]
+        assert costs[0] == pytest.approx(one.gmacs, abs=1e-3)
+        assert costs[0] <= 30 < costs[1]
+    assert "faster_rcnn_resnet50_v2" not in {one.info.name for one in smaller}  # its proposals cost as much at any size
     assert detectors.suggest(licence="permissive", source="torchvision") == []  # none is stated for the weights
     small = detectors.suggest(max_gmacs=40, licence="permissive")
     assert [(row.name, row.ap) for row in small] == [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,13 @@ from resfit.networks import catalog as networks
 from resfit.networks.detection import build, catalog, kinds
 from resfit.tasks.detection import pretrained
 from resfit.weights import canonical, describe
+from resfit.weights import detectors as reading
 from resfit.weights.conventions import faster_rcnn, torchvision_detection
+from resfit.weights.conventions.base import find_convention
 from resfit.weights.formats import safetensors
+from resfit.weights.formats.base import Tensors
 from tests.networks.detection import peers
+from tests.weights.test_dense_detection import detectron_body
 from tests.weights.test_torchvision_detection import images, matched
 
 KINDS = {"v1": "faster_rcnn_resnet50", "v2": "faster_rcnn_resnet50_v2"}
@@ -68,7 +73,7 @@ def test_both_stages_and_detections_are_torchvisions(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [(320, 416), (600, 600), (800, 1333)])
+@pytest.mark.parametrize("size", [(320, 416), (600, 600), (640, 640), (800, 1333)])
 @pytest.mark.parametrize("name", KINDS.values())
 def test_published_networks_say_what_torchvisions_say(name, size):
     model = peers.published(name)
@@ -76,6 +81,171 @@ def test_published_networks_say_what_torchvisions_say(name, size):
     spec, _ = faster_rcnn.identify(translation)
     assert spec == catalog.get(name).spec
     compare(model, spec, translation.arrays, size)
+
+
+def detectron() -> dict[str, np.ndarray]:
+    """The tensors of the first form as detectron2 names them: the background last, and no boxes of it."""
+    found: dict[str, np.ndarray] = {}
+    for name, array in source("v1")[1].items():
+        parts = name.split(".")
+        if name.startswith("backbone.body."):
+            renamed = f"backbone.bottom_up.{detectron_body(name.removeprefix('backbone.body.'))}"
+        elif name.startswith("backbone.fpn."):
+            own = {"inner_blocks": "fpn_lateral", "layer_blocks": "fpn_output"}[parts[2]]
+            renamed = f"backbone.{own}{int(parts[3]) + 2}.{parts[-1]}"
+        elif name.startswith("rpn."):
+            own = {"conv": "conv", "cls_logits": "objectness_logits", "bbox_pred": "anchor_deltas"}[parts[2]]
+            renamed = f"proposal_generator.rpn_head.{own}.{parts[-1]}"
+        else:
+            renamed = name.replace("fc6", "fc1").replace("fc7", "fc2")
+        if parts[-2] == "cls_score":
+            array = np.roll(array, -1, axis=0)
+        elif parts[-2] == "bbox_pred" and parts[0] == "roi_heads":
+            array = array[4:]
+        found[renamed] = np.ascontiguousarray(array)
+    found["pixel_mean"] = np.array([103.53, 116.28, 123.675], np.float32).reshape(3, 1, 1)
+    found["pixel_std"] = np.ones((3, 1, 1), np.float32)
+    found["proposal_generator.anchor_generator.cell_anchors.0"] = np.zeros((3, 4), np.float32)
+    return {name: array for name, array in found.items() if not name.endswith("num_batches_tracked")}
+
+
+def overlap(one: np.ndarray, others: np.ndarray) -> np.ndarray:
+    sides = np.maximum(np.minimum(one[2:], others[:, 2:]) - np.maximum(one[:2], others[:, :2]), 0)
+    shared = sides[:, 0] * sides[:, 1]
+    areas = [(box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1]) for box in (one, others)]
+    return shared / np.maximum(areas[0] + areas[1] - shared, 1e-9)
+
+
+def suppressed(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, threshold: float) -> np.ndarray:
+    """What a loop over boxes keeps, the best first."""
+    order, kept = np.argsort(-scores, kind="stable").tolist(), []
+    while order:
+        best = order.pop(0)
+        kept.append(best)
+        rest = np.array(order, int)
+        over = overlap(boxes[best], boxes[rest]) if len(rest) else np.zeros(0)
+        order = rest[~((over > threshold) & (groups[rest] == groups[best]))].tolist()
+    return np.array(kept, int)
+
+
+def moved(codes: np.ndarray, boxes: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
+    """Boxes of deltas, which detectron2 divides by weights, sizes cut at log(1000/16)."""
+    codes = codes.astype(np.float64) / weights
+    side = boxes[:, 2:] - boxes[:, :2]
+    middle = boxes[:, :2] + 0.5 * side + codes[:, :2] * side
+    size = side * np.exp(np.minimum(codes[:, 2:], math.log(1000 / 16)))
+    return np.concatenate([middle - size / 2, middle + size / 2], axis=1)
+
+
+def pooled(plane: np.ndarray, box: np.ndarray, stride: int) -> np.ndarray:
+    """What lies in a box, 7x7: pixels are points in the middle of their cells, as many samples as a cell is high."""
+    rows, columns, _ = plane.shape
+    left, top, right, bottom = box / stride - 0.5
+    found = np.zeros((7, 7, plane.shape[2]))
+    for axis_counts in [(math.ceil((bottom - top) / 7), math.ceil((right - left) / 7))]:
+        down, across = axis_counts
+        for i, j in np.ndindex(7, 7):
+            for k, m in np.ndindex(down, across):
+                y = top + (bottom - top) / 7 * (i + (k + 0.5) / down)
+                x = left + (right - left) / 7 * (j + (m + 0.5) / across)
+                if not (-1 <= y <= rows and -1 <= x <= columns):
+                    continue
+                y, x = min(max(y, 0), rows - 1), min(max(x, 0), columns - 1)
+                t, s = int(y), int(x)
+                b, e = min(t + 1, rows - 1), min(s + 1, columns - 1)
+                fy, fx = y - t, x - s
+                upper = plane[t, s] * (1 - fx) + plane[t, e] * fx
+                lower = plane[b, s] * (1 - fx) + plane[b, e] * fx
+                found[i, j] += (upper * (1 - fy) + lower * fy) / (down * across)
+    return found
+
+
+def as_detectron2(x: np.ndarray, kept: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Detections and proposals by detectron2's rules, written out in numpy over the layers of torchvision's network."""
+    import torch
+
+    model, limits = source("v1")[0], [x.shape[2], x.shape[1]] * 2
+    with torch.no_grad():
+        maps = list(model.backbone(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).values())
+        said = [[one[0].numpy() for one in pair] for pair in zip(*model.rpn.head(maps), strict=True)]
+    boxes, scores, groups = [], [], []
+    for level, (logits, codes) in enumerate(said):
+        stride, size = 4 * 2**level, 32 * 2**level
+        rows, columns = logits.shape[1:]
+        sides = np.array([[size / math.sqrt(r), size * math.sqrt(r)] for r in (0.5, 1.0, 2.0)])
+        y, x_ = (part.ravel() for part in np.mgrid[:rows, :columns])
+        centres = np.repeat(np.stack([x_, y], 1) * stride, 3, axis=0)
+        side = np.tile(sides, (rows * columns, 1))
+        anchors = np.concatenate([centres - side / 2, centres + side / 2], axis=1)
+        score = logits.transpose(1, 2, 0).reshape(-1)
+        order = np.argsort(-score, kind="stable")[:1000]
+        own = moved(codes.reshape(3, 4, rows, columns).transpose(2, 3, 0, 1).reshape(-1, 4), anchors, (1, 1, 1, 1))
+        clipped = own[order].clip(0, limits)
+        there = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)  # what clipping leaves empty is gone
+        boxes.append(clipped[there])
+        scores.append(score[order][there])
+        groups.append(np.full(there.sum(), level))
+    boxes, scores, groups = (np.concatenate(one) for one in (boxes, scores, groups))
+    proposals = boxes[suppressed(boxes, scores, groups, 0.7)[:kept]]
+    area = np.sqrt(np.prod(proposals[:, 2:] - proposals[:, :2], axis=1))
+    own = np.clip(np.floor(4 + np.log2(area / 224 + 1e-8)), 2, 5).astype(int)
+    planes = [one[0].numpy().transpose(1, 2, 0).astype(np.float64) for one in maps]
+    regions = [pooled(planes[level - 2], box, 2**level) for box, level in zip(proposals, own, strict=True)]
+    with torch.no_grad():
+        flat = torch.from_numpy(np.stack(regions).transpose(0, 3, 1, 2).astype(np.float32))
+        logits, codes = (one.numpy() for one in model.roi_heads.box_predictor(model.roi_heads.box_head(flat)))
+    logits, codes = np.roll(logits, -1, axis=1), codes[:, 4:]
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    shares = (shares / shares.sum(1, keepdims=True))[:, :-1]
+    rows, labels = np.nonzero(shares > 0.05)
+    chosen = moved(codes.reshape(len(codes), -1, 4)[rows, labels], proposals[rows], (10, 10, 5, 5)).clip(0, limits)
+    final = suppressed(chosen, shares[rows, labels], labels, 0.5)[:100]
+    detections = {"boxes": chosen[final], "scores": shares[rows, labels][final], "labels": labels[final]}
+    return detections, proposals
+
+
+def test_detectron2s_detections_are_those_of_its_rules():
+    read = Tensors(None, detectron(), {}, None, None, None)  # type: ignore[arg-type]
+    convention = find_convention(read)
+    assert convention is not None
+    assert convention.is_larger
+    spec = reading.read(read, faster_rcnn).spec
+    x = images(96, 128)[:1]
+    expected, proposals = as_detectron2(x, 60)
+    arrays = faster_rcnn.translate(detectron()).arrays
+    few = spec.replace(proposals=60)
+    raw, whole = (build.build(few, outputs=one) for one in ("raw", "detections"))
+    for model in (raw, whole):
+        canonical.fill(model, arrays)
+    own = np.asarray(raw(x)["proposals"])[0]
+    assert (np.abs(own[:, None] - proposals[None]).max(axis=2).min(axis=1) < 1e-2).all()
+    found = {name: np.asarray(value)[0] for name, value in whole(x).items()}
+    assert len(expected["boxes"]) > 10
+    assert int(found["count"]) == len(expected["boxes"])
+    assert matched(found, expected, int(found["count"])) >= 0.99
+    # with corners in place of middles, or a fixed number of samples, it is another detector
+    for change in ({"aligned": False}, {"samples": 2}):
+        other = build.build(few.replace(**change), outputs="raw")
+        canonical.fill(other, arrays)
+        assert np.abs(np.asarray(other(x)["class_logits"]) - np.asarray(raw(x)["class_logits"])).max() > 1e-2
+
+
+def test_detectron2s_files_are_read_with_their_contract():
+    found = reading.read(Tensors(None, detectron(), {}, None, None, None), faster_rcnn)  # type: ignore[arg-type]
+    spec = found.spec
+    assert (spec.classes, spec.unreported, spec.background, spec.reported) == (4, (4,), 4, (0, 1, 2, 3))
+    assert (spec.aligned, spec.samples, spec.anchor_rounding, spec.anchor_stride) == (True, 0, False, "nominal")
+    assert (found.input_spec.channel_order, found.input_spec.mean) == ("bgr", pytest.approx((103.53, 116.28, 123.675)))
+    said = " ".join(found.assumptions)
+    assert "CC BY-SA 3.0" in said
+    assert "samples=0 (detectron2's Faster R-CNN" in said
+    with pytest.raises(ArgumentError, match="background first"):
+        faster_rcnn.to_torch(spec, found.arrays)
+    masks = {**detectron(), "roi_heads.mask_head.predictor.weight": np.zeros((4, 256, 1, 1), np.float32)}
+    assert any("branch of masks" in text for text in faster_rcnn.translate(masks).left_out)
+    bare = {name: array for name, array in detectron().items() if "bbox_pred.bias" not in name}
+    with pytest.raises(CheckpointError, match="four codes for each class output"):
+        faster_rcnn.identify(faster_rcnn.translate(bare))
 
 
 @pytest.mark.parametrize(("kind", "frozen"), [*((kind, False) for kind in KINDS), ("v1", True)])

@@ -32,7 +32,7 @@ def shapes(name: str) -> tuple[list[tuple[str, tuple[int, ...]]], ...]:
         forms = [test_deformable_detr.source(form)[1] for form in test_deformable_detr.FORMS]
         found = [*forms, test_deformable_detr.old(forms[1]), test_deformable_detr.authors(forms[2])]
     elif name == "faster_rcnn":
-        found = [test_faster_rcnn.source(kind)[1] for kind in test_faster_rcnn.KINDS]
+        found = [*(test_faster_rcnn.source(kind)[1] for kind in test_faster_rcnn.KINDS), test_faster_rcnn.detectron()]
     else:
         found = [test_dense_detection.tensors(kind) for kind in _OTHERS]
     return tuple([(key, array.shape) for key, array in one.items()] for one in found)

@@ -16,12 +16,15 @@ import numpy as np
 import pytest
 
 import resfit
+from resfit import zoo
 from resfit.errors import CheckpointError, ResfitError
 from resfit.networks import catalog
 from resfit.networks.build import build
+from resfit.networks.detection.anchors import anchors as place_anchors
+from resfit.networks.detection.build import build as build_detector
 from resfit.networks.spec import ArchitectureSpec, StemConv
 from resfit.preprocessing import CAFFE, TF
-from resfit.weights import load, registry
+from resfit.weights import canonical, load, registry
 from resfit.weights.formats import keras_archive, keras_h5, keras_weights, kerashub
 from tests import fuzzing
 from tests.numeric import randomize, relative_error
@@ -214,6 +217,56 @@ def preset(info, folder: Path) -> tuple[keras.Model, int]:
     )
     randomize(task).save_to_preset(folder)
     return task, depth
+
+
+@pytest.mark.parametrize("second", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_retinanet_presets_compute_what_kerashub_computes(second, tmp_path):
+    hub = pytest.importorskip("keras_hub")
+    encoder = hub.models.ResNetBackbone(
+        input_conv_filters=[64],
+        input_conv_kernel_sizes=[7],
+        stackwise_num_filters=[64, 128, 256, 512],
+        stackwise_num_blocks=[1, 1, 1, 1],
+        stackwise_num_strides=[1, 2, 2, 2],
+        block_type="basic_block",
+        image_shape=(None, None, 3),
+    )
+    backbone = hub.models.RetinaNetBackbone(encoder, 3, 7, use_p5=second)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    converter = hub.layers.RetinaNetImageConverter(
+        image_size=(160, 160),
+        scale=[1 / 255 / value for value in std],
+        offset=[-one / value for one, value in zip(mean, std, strict=True)],
+    )
+    task = hub.models.RetinaNetObjectDetector(
+        backbone,
+        5,
+        bounding_box_format="xyxy",
+        use_prediction_head_norm=second,
+        preprocessor=hub.models.RetinaNetObjectDetectorPreprocessor(image_converter=converter),
+    )
+    randomize(task).save_to_preset(tmp_path / "preset")
+    # sides for which KerasHub's padding of the extra levels is torchvision's, and epsilons that are KerasHub's
+    x = np.random.default_rng(0).normal(size=(1, 160, 160, 3)).astype("float32")
+    expected = {name: np.asarray(value) for name, value in task(x).items()}
+    source = zoo.read_any(tmp_path / "preset", reading={"norm_epsilon": 1e-3, "backbone.norm_epsilon": 1e-5})
+    assert (source.spec.extra_input, source.spec.classes) == ("c5" if second else "p5", 5)
+    own = build_detector(source.spec, outputs="raw")
+    canonical.fill(own, source.arrays)
+    found = {name: np.asarray(value) for name, value in own(x).items()}
+    np.testing.assert_allclose(found["class_logits"], expected["cls_logits"], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(found["box_codes"], expected["bbox_regression"], rtol=0, atol=1e-3)
+    assert np.abs(expected["cls_logits"]).mean() > 0.1
+    anchors = np.concatenate(list(task.anchor_generator(x).values()))
+    np.testing.assert_allclose(np.concatenate(place_anchors(source.spec, (160, 160))), anchors, atol=1e-4)
+    usual = zoo.read_any(tmp_path / "preset")
+    assert usual.spec.norm_epsilon == 1e-5
+    assert (usual.input_spec.size, usual.input_spec.resize_mode) == ((160, 160), "letterbox")
+    assert usual.input_spec.mean == pytest.approx(mean, abs=1e-6)
+    assert any("run as torchvision's do" in text for text in usual.assumptions)
+    (tmp_path / "preset/task.weights.h5").unlink()
+    with pytest.raises(CheckpointError, match="its backbone alone"):
+        zoo.read_any(tmp_path / "preset")
 
 
 @pytest.mark.parametrize("info", presets())

@@ -128,19 +128,45 @@ def _detectors(
         console.print_json([row.to_dict() for row in found])
         return
     if not found:
-        every = detectors.suggest(**chosen)
-        least = min(every, key=lambda row: row.gmacs, default=None)
-        told = f" The one of least cost is {least.name}: {least.gmacs:.1f} GMACs, {least.ap:g} AP." if least else ""
-        own = [row.name for row in detectors.list_detectors() if not row.loadable]
-        console.message(
-            f"No published detector is within these limits.{told} Without published weights there are: "
-            f"{', '.join(own)}."
-        )
+        console.message(_instead(max_gmacs, {"max_params": most, "min_ap": min_ap, **chosen}, limit))
         raise typer.Exit(1)
     shown = [row for row in found if row.pareto]
     shown = [row for row in found if row.pareto or row in found[: max(limit, len(shown))]]
     typer.echo(detectors_table(shown))
     console.message(f"{len(found)} published detectors within the limits, the highest box AP first.")
+
+
+def _instead(max_gmacs: float | None, others: dict[str, Any], limit: int) -> str:
+    """What comes near limits that no published detector is within."""
+    from resfit import detectors
+
+    lines = ["No published detector is within these limits."]
+    every = detectors.suggest(**others) or detectors.suggest(**{**others, "max_params": None, "min_ap": None})
+    near = sorted(every, key=lambda row: (row.gmacs, -(row.ap or 0)))[:3]
+    if near:
+        told = ", ".join(
+            f"{row.name} ({row.gmacs:.1f} GMACs at {_sides(row.cost_size)}, {row.ap:g} AP)" for row in near
+        )
+        lines.append(f"Of least cost are {told}.")
+    smaller = detectors.at_smaller_sizes(max_gmacs, every)[: min(limit, 6)] if max_gmacs is not None else []
+    if smaller:
+        lines.append("Within the limit with a smaller input (--size of `resfit fit`), at which no AP is published:")
+        lines += [
+            f"  {one.info.name} --size {one.size[0]}: {one.gmacs:.1f} GMACs ({one.info.ap:g} AP at "
+            f"{_sides(one.info.evaluation_size or one.info.cost_size)})"
+            for one in smaller
+        ]
+    own = [row for row in detectors.list_detectors() if not row.loadable]
+    told = ", ".join(f"{row.name} ({row.gmacs:.1f} GMACs at {_sides(row.cost_size)})" for row in own)
+    lines.append(
+        f"Without published weights: {told}. `resfit fit DATA --model resnet18` puts such a light head on any residual "
+        "network."
+    )
+    return "\n".join(lines)
+
+
+def _sides(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 @contextlib.contextmanager

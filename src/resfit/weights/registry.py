@@ -28,6 +28,9 @@ SOURCES = (
     *("radimagenet", "self-supervised", "cifar"),
 )
 
+#: Who publishes detectors whose files are read but not brought: pass their path.
+FILES_ONLY = ("mmdetection", "detectron2")
+
 #: Sources whose files :mod:`resfit.weights.fetch` can bring and a reader can read, row by row: a row with an
 #: ``obstacle`` cannot be loaded whatever its source.
 LOADABLE = SOURCES
@@ -48,7 +51,7 @@ class CheckpointInfo:
     Attributes:
         name: Its name; a tag after a dot where one architecture has several (``"resnet50.a1_in1k"``).
         architecture: The catalog's name of its network, or ``""`` where the catalog lacks it.
-        source: Who publishes it, one of :data:`SOURCES`.
+        source: Who publishes it, one of :data:`SOURCES`, or of :data:`FILES_ONLY`.
         url: Where it is: a URL, a handle (``hf://``, ``kaggle://``, ``gs://``), or a path inside the package.
         mirror: Another place of the same weights, or ``""``.
         md5: Of the file with the classifier, or its first eight digits where only these are published; ``""`` where
@@ -307,7 +310,7 @@ def find(
         licence: ``"permissive"`` (Apache, MIT, BSD), or a shell pattern for the SPDX name such as ``"apache*"``.
         trained_on: Part of the training data's name, in any case and without regard to punctuation
             (``"imagenet21k"``).
-        source: One of :data:`SOURCES`.
+        source: One of :data:`SOURCES`, or of :data:`FILES_ONLY`.
         among: The rows to look through. Default: :func:`rows`.
 
     Returns:
@@ -316,8 +319,9 @@ def find(
     Raises:
         ArgumentError: There is no such source.
     """
-    if source is not None and source not in SOURCES:
-        raise ArgumentError(f"source must be one of {SOURCES}. Received: {source!r}.{closest(source, SOURCES)}")
+    known = (*SOURCES, *FILES_ONLY)
+    if source is not None and source not in known:
+        raise ArgumentError(f"source must be one of {known}. Received: {source!r}.{closest(source, known)}")
     return [
         info
         for info in (rows() if among is None else among).values()

@@ -52,6 +52,47 @@ def test_the_loss_is_transformers():
 _NAMES = (("", "_2"), ("", "_1"), ("proposal_", ""))
 
 
+@pytest.mark.parametrize("kind", ["detr", "deformable_detr"])
+def test_the_losses_of_detr_are_transformers(kind):
+    torchside.library("transformers")
+    import torch
+    from transformers.loss import loss_deformable_detr, loss_for_object_detection
+
+    targets, outputs = batch()
+    settings = set_loss.DETR if kind == "detr" else set_loss.DEFORMABLE_DETR
+    if kind == "detr":
+        matcher = loss_for_object_detection.HungarianMatcher(1, 5, 2)
+        theirs = loss_for_object_detection.ImageLoss(matcher, 3, 0.1, ["labels", "boxes"])
+        targets = set_loss.BoxTargets(np.minimum(targets.classes, 2), targets.boxes)  # the last is for no object
+    else:
+        matcher = loss_deformable_detr.DeformableDetrHungarianMatcher(2, 5, 2)
+        theirs = loss_deformable_detr.DeformableDetrImageLoss(matcher, 4, 0.25, ["labels", "boxes"])
+    labels = [
+        {"class_labels": torch.from_numpy(own[own >= 0].astype(np.int64)), "boxes": torch.from_numpy(boxes[own >= 0])}
+        for own, boxes in zip(targets.classes, targets.boxes, strict=True)
+    ]
+    if kind == "detr":
+        outputs = {name: value for name, value in outputs.items() if not name.startswith("proposal")}
+    expected = dict.fromkeys(("class", "box", "overlap"), 0.0)
+    for logits, boxes in (("", "_1"), ("", "_2"), ("proposal_", "")):
+        names = [f"{logits}{part}{boxes}" for part in ("logits", "boxes")]
+        if names[0] not in outputs:
+            continue
+        pair = dict(zip(("logits", "pred_boxes"), (torch.from_numpy(outputs[name]) for name in names), strict=True))
+        # the choice of queries learns whether there is an object
+        own = [{**one, "class_labels": one["class_labels"] * (0 if logits else 1)} for one in labels]
+        for part, value in theirs(pair, own).items():
+            weight = {"loss_ce": settings.class_weight, "loss_bbox": 5.0, "loss_giou": 2.0}[part]
+            expected[{"loss_ce": "class", "loss_bbox": "box", "loss_giou": "overlap"}[part]] += weight * float(value)
+    matches = {
+        name: set_loss.match(*pair, set_loss.targets_of(name, targets, settings), settings)
+        for name, pair in set_loss.layers(outputs).items()
+    }
+    received = set_loss.set_loss(outputs, targets, matches, settings=settings)
+    for part, value in expected.items():
+        assert float(received[part]) == pytest.approx(value, rel=1e-5)
+
+
 def test_every_box_has_a_query_of_its_own():
     targets, outputs = batch(1)
     found = set_loss.match(outputs["logits_1"], outputs["boxes_1"], targets)

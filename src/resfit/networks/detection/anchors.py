@@ -44,7 +44,9 @@ def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], *, rounding: b
     return np.round(corners) if rounding else corners
 
 
-def strides(spec: DetectorSpec, image_size: tuple[int, int], grids: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def strides(
+    spec: DetectorSpec | FasterRCNNSpec, image_size: tuple[int, int], grids: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]]:
     """Returns the distance of anchors on each level, vertically and horizontally, in pixels.
 
     Args:
@@ -77,7 +79,7 @@ def _map_sides(spec: DetectorSpec | FasterRCNNSpec, side: int) -> list[int]:
     return [max(-(-side * stride // 2**level), 1) for level in spec.levels]
 
 
-def anchors(spec: DetectorSpec, image_size: tuple[int, int]) -> list[np.ndarray]:
+def anchors(spec: DetectorSpec | FasterRCNNSpec, image_size: tuple[int, int]) -> list[np.ndarray]:
     """Returns the anchors of every level for an image.
 
     Args:

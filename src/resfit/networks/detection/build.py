@@ -278,16 +278,18 @@ def dense_head(maps: Sequence[Any], spec: DetectorSpec) -> RawOutputs:
     quality_output = _output(anchors, "quality_conv") if spec.quality else None
     classes, boxes, qualities = [], [], []
     for level, x in zip(spec.levels, maps, strict=True):
-        classes.append(_flat(class_output(class_branch(x)), spec.classes, f"p{level}_class_logits"))
-        branch = box_branch(x)
-        codes = box_output(branch)
+        named = class_branch(x)
+        classes.append(_flat(class_output(named), spec.classes, f"p{level}_class_logits"))
+        placed = box_branch(x)
+        codes = box_output(placed)
         if spec.level_scales:
             codes = LevelScale(name=f"p{level}_scale")(codes)
         if spec.box_coding == "distances":
             codes = PositiveDistances(spec.distance_activation, name=f"p{level}_distances")(codes)
         boxes.append(_flat(codes, spec.box_values, f"p{level}_box_codes"))
         if quality_output is not None:
-            qualities.append(_flat(quality_output(branch), 1, f"p{level}_quality"))
+            judged = quality_output(placed if spec.quality_branch == "box" else named)
+            qualities.append(_flat(judged, 1, f"p{level}_quality"))
     joined = [_joined(parts, name) for parts, name in ((classes, "class_logits"), (boxes, "box_codes"))]
     quality = _joined(qualities, "quality") if qualities else None
     return RawOutputs(joined[0], joined[1], quality, tuple(maps))

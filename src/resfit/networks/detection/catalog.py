@@ -23,6 +23,7 @@ FCOS = "Tian et al. 2019, arXiv:1904.01355"
 ATSS = "Zhang et al. 2019, arXiv:1912.02424"
 FASTER_RCNN = "Ren et al. 2015, arXiv:1506.01497"
 FASTER_RCNN_V2 = "Li et al. 2021, arXiv:2111.11429"
+GFL = "Li et al. 2020, arXiv:2006.04388"
 DETR = "Carion et al. 2020, arXiv:2005.12872"
 DEFORMABLE_DETR = "Zhu et al. 2020, arXiv:2010.04159"
 RTDETR = "Zhao et al. 2023, arXiv:2304.08069"
@@ -117,11 +118,68 @@ def rows() -> dict[str, DetectorRow]:
         ),
         DetectorRow("fcos_resnet50", "FCOS", fcos, FCOS),
         DetectorRow("fcos_light_resnet18", "FCOS", small, FCOS),
+        *_dense_rows_of_others(resnet50),
         *_faster_rcnn_rows(resnet50),
         *_rtdetr_rows(),
         *_detr_rows(),
     )
     return {row.name: row for row in table}
+
+
+def _dense_rows_of_others(resnet50: ArchitectureSpec) -> list[DetectorRow]:
+    """mmdetection's and detectron2's."""
+    resnet101 = catalog.get("resnet101v1.5").spec
+    plain = DetectorSpec(backbone=resnet50, anchor_rounding=False, anchor_stride="nominal", extra_activation=False)
+    sizes, strides = (32, 64, 128, 256, 512), tuple((2**level,) for level in range(3, 8))
+    anchored = plain.replace(
+        anchor_sizes=octave_sizes(sizes, truncated=False),
+        anchor_ratios=(0.5, 1.0, 2.0),
+        box_coding="deltas",
+        extra_input="c5",
+    )
+    normed = plain.replace(head_norm="group", head_bias=False, level_scales=True)
+    fcos = normed.replace(
+        backbone=_strided_first(resnet50),
+        anchor_sizes=((1,),) * 5,
+        anchor_offset=0.5,
+        distance_activation="exp",
+        extra_activation=True,
+        quality="centerness",
+        quality_branch="class",
+        quality_rule="product",
+    )
+    atss = normed.replace(
+        anchor_sizes=tuple((8 * stride,) for (stride,) in strides),
+        box_coding="deltas",
+        delta_stds=(0.1, 0.1, 0.2, 0.2),
+        quality="centerness",
+        quality_rule="product",
+        nms_threshold=0.6,
+    )
+    gfl = normed.replace(anchor_sizes=strides, box_coding="distribution", nms_threshold=0.6)
+    detectron = anchored.replace(backbone=_strided_first(resnet50), extra_activation=True)
+    return [
+        DetectorRow("retinanet_resnet50_mmdet", "RetinaNet", anchored, RETINANET),
+        DetectorRow("retinanet_resnet101_mmdet", "RetinaNet", anchored.replace(backbone=resnet101), RETINANET),
+        DetectorRow("fcos_resnet50_mmdet", "FCOS", fcos, FCOS),
+        DetectorRow("atss_resnet50", "ATSS", atss, ATSS),
+        DetectorRow("atss_resnet101", "ATSS", atss.replace(backbone=resnet101), ATSS),
+        DetectorRow("gfl_resnet50", "GFL", gfl, GFL),
+        DetectorRow("gfl_resnet50_2x", "GFL", gfl, GFL),
+        DetectorRow("retinanet_resnet50_detectron2", "RetinaNet", detectron, RETINANET),
+        DetectorRow("retinanet_resnet50_detectron2_3x", "RetinaNet", detectron, RETINANET),
+        DetectorRow(
+            "retinanet_resnet101_detectron2_3x",
+            "RetinaNet",
+            detectron.replace(backbone=_strided_first(resnet101)),
+            RETINANET,
+        ),
+    ]
+
+
+def _strided_first(backbone: ArchitectureSpec) -> ArchitectureSpec:
+    """A network whose blocks carry their stride in the first convolution, as Caffe's do."""
+    return backbone.replace(stride_in_block="first")
 
 
 def _faster_rcnn_rows(resnet50: ArchitectureSpec) -> list[DetectorRow]:
@@ -134,9 +192,26 @@ def _faster_rcnn_rows(resnet50: ArchitectureSpec) -> list[DetectorRow]:
         box_norm="batch",
         box_dense=1,
     )
+    detectron = FasterRCNNSpec(
+        backbone=_strided_first(resnet50),
+        anchor_rounding=False,
+        anchor_stride="nominal",
+        aligned=True,
+        samples=0,
+        classes=80,
+        unreported=(80,),
+    )
     return [
         DetectorRow("faster_rcnn_resnet50", "Faster R-CNN", first, FASTER_RCNN),
         DetectorRow("faster_rcnn_resnet50_v2", "Faster R-CNN", second, FASTER_RCNN_V2),
+        DetectorRow("faster_rcnn_resnet50_detectron2", "Faster R-CNN", detectron, FASTER_RCNN),
+        DetectorRow("faster_rcnn_resnet50_detectron2_3x", "Faster R-CNN", detectron, FASTER_RCNN),
+        DetectorRow(
+            "faster_rcnn_resnet101_detectron2_3x",
+            "Faster R-CNN",
+            detectron.replace(backbone=_strided_first(catalog.get("resnet101v1.5").spec)),
+            FASTER_RCNN,
+        ),
     ]
 
 

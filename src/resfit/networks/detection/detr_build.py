@@ -23,15 +23,17 @@ class Transformer(PlannedLayers):
     def __init__(self, spec: DETRSpec):
         super().__init__(spec, plan(spec))
 
-    def __call__(self, taps: Mapping[int, Any]) -> dict[str, Any]:
+    def __call__(self, taps: Mapping[int, Any], *, training: bool = False) -> dict[str, Any]:
         """Applies encoder and decoder.
 
         Args:
             taps: The map of the backbone by level.
+            training: Whether what only the loss takes is returned.
 
         Returns:
             ``"class_logits"`` ``(batch, queries, classes)``, the last for no object, and ``"box_codes"``
-            ``(batch, queries, 4)``: centres and sides in shares of the image.
+            ``(batch, queries, 4)``: centres and sides in shares of the image. For training in their place
+            ``"logits_1"`` and ``"boxes_1"`` on, for each layer of the decoder.
         """
         spec: DETRSpec = self.spec
         x = taps[next(iter(spec.taps))]
@@ -45,18 +47,29 @@ class Transformer(PlannedLayers):
         position, x = self._layer(
             QUERIES, lambda name: transformer.LearnedQueries(spec.queries, spec.width, name=name)
         )(memory)
+        outputs: dict[str, Any] = {}
         for number in range(1, spec.decoder_depth + 1):
             name = f"decoder_{number}"
             x = self._attention(x, self._added(x, position, f"{name}_placed"), name, spec.heads)
             looking = self._added(x, position, f"{name}_looking")
             x = self._attention(x, looking, f"{name}_seen", spec.heads, seen=seen)
             x = self._feed_forward(x, name, spec.activation)
+            if training:
+                logits, boxes = self._said(x)
+                outputs |= {f"logits_{number}": logits, f"boxes_{number}": boxes}
+        if training:
+            return outputs
+        logits, boxes = self._said(x)
+        return {"class_logits": logits, "box_codes": boxes}
+
+    def _said(self, x: Any) -> tuple[Any, Any]:
+        """Logits and boxes of what a layer of the decoder gives: the same heads for all of them."""
         x = self._normed(x, "decoder_norm")
         logits = self._dense(x, "decoder_class")
         logits = self._layer("class_logits", lambda name: layers.Activation("linear", dtype="float32", name=name))(
             logits
         )
-        return {"class_logits": logits, "box_codes": self._sigmoid(self._boxes(x, "decoder"), "box_codes")}
+        return logits, self._sigmoid(self._boxes(x, "decoder"), "box_codes")
 
     def _placed(self, x: Any, model: Any, name: str) -> Any:
         spec: DETRSpec = self.spec

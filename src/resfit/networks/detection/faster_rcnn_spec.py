@@ -11,7 +11,7 @@ from resfit.networks.detection.spec import fields_of, spec_of, taps_by_level
 from resfit.networks.spec import ArchitectureSpec
 
 _COUNTS = (
-    *("pyramid_width", "proposal_depth", "proposal_candidates", "proposals", "pool_size", "samples", "box_width"),
+    *("pyramid_width", "proposal_depth", "proposal_candidates", "proposals", "pool_size", "box_width"),
     *("classes", "candidates", "max_detections"),
 )
 _MOST = 100_000
@@ -40,7 +40,8 @@ class FasterRCNNSpec:
         proposal_threshold: Of two proposals of a level that overlap by more than this, the better stays.
         proposals: Proposals of an image that the head looks at.
         pool_size: Height and width of what is taken from the pyramid for each.
-        samples: Points along each side of a cell of it, whose mean it is.
+        samples: Points along each side of a cell of it, whose mean it is; 0 for as many as the cell is pixels of its
+            map high and wide, rounded up (detectron2).
         aligned: Whether pixels are taken for points in the middle of their cells (detectron2), or at their corners.
         box_convs: Widths of the head's convolutions.
         box_norm: Norm behind them. With one, they have no bias.
@@ -109,7 +110,11 @@ class FasterRCNNSpec:
                 raise ArgumentError(f"{field} must lie in 1..{_MOST}. Received: {getattr(self, field)!r}.")
         if not 0 <= self.box_dense <= 100 or self.proposal_depth > 100 or len(self.box_convs) > 100:
             raise ArgumentError("box_dense, proposal_depth and box_convs must be at most 100.")
-        if self.pool_size > 100 or self.samples > 100 or any(not 1 <= width <= _MOST for width in self.box_convs):
+        if (
+            self.pool_size > 100
+            or not 0 <= self.samples <= 100
+            or any(not 1 <= width <= _MOST for width in self.box_convs)
+        ):
             raise ArgumentError(f"pool_size and samples must be at most 100, box_convs lie in 1..{_MOST}.")
         for field in ("score_threshold", "nms_threshold", "proposal_threshold"):
             if not 0 <= getattr(self, field) <= 1:
@@ -173,6 +178,11 @@ class FasterRCNNSpec:
         """Class outputs that are reported, ascending."""
         hidden = set(self.unreported)
         return tuple(number for number in range(self.class_outputs) if number not in hidden)
+
+    @property
+    def background(self) -> int:
+        """The class output of what is no object: the first where that is not reported, else the last such one."""
+        return 0 if self.unreported[0] == 0 else self.unreported[-1]
 
     @property
     def in_channels(self) -> int:

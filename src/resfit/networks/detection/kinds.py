@@ -91,6 +91,19 @@ def class_weights(spec: AnyDetectorSpec) -> tuple[str, ...]:
     return ("class_logits_conv/*",)
 
 
+def with_classes(spec: AnyDetectorSpec, classes: int) -> AnyDetectorSpec:
+    """Returns a detector for other classes, without outputs that stand for none but the background's.
+
+    Args:
+        spec: The detector.
+        classes: How many.
+    """
+    hidden: dict[str, Any] = {}
+    if isinstance(spec, DETRSpec | FasterRCNNSpec):
+        hidden = {"unreported": () if isinstance(spec, DETRSpec) else (0,)}
+    return spec.replace(classes=classes, **hidden)
+
+
 def takes_best_class(spec: AnyDetectorSpec) -> bool:
     """Whether only the best class of a box counts.
 

@@ -88,6 +88,7 @@ class LevelledQuerySpec(QuerySpec):
     """One whose transformer takes maps of several levels: level ``n`` has a stride of ``2 ** n`` pixels."""
 
     levels: tuple[int, ...]
+    queries: int
 
     def check_levels(self, least: int) -> None:
         """Makes sure that the levels ascend by 1 and end with the backbone's last stride.

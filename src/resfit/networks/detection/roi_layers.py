@@ -6,6 +6,7 @@ None has weights. Sampling is written as gathers, which every runtime has. All a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -103,6 +104,123 @@ class ChooseProposals(keras.layers.Layer):
         return {**super().get_config(), **self.options}
 
 
+def drawn(positive: Any, negative: Any, noise: Any, count: int, share: float) -> Any:
+    """Returns keys by which the largest ``count`` are a random sample, of which at most a share is positive.
+
+    Args:
+        positive: Booleans ``(batch, n)``, ``n`` at least ``count``.
+        negative: Likewise.
+        noise: Random numbers in [0, 1) of this shape.
+        count: How many are drawn.
+        share: Of the positive ones, at most.
+
+    Returns:
+        Float32 ``(batch, n)``: at least 2 for positive ones that are drawn, 0 to 1 for negative ones, below 0 for the
+        others.
+    """
+    noise = ops.cast(noise, "float32")
+    own = ops.where(positive, noise, -1.0)
+    best, _ = ops.top_k(own, max(1, int(count * share)))
+    kept = ops.logical_and(positive, own >= best[:, -1:])
+    return ops.where(kept, noise + 2.0, ops.where(negative, noise, -1.0))
+
+
+@_register
+class SampleProposals(keras.layers.Layer):
+    """A random sample of proposals and true boxes, with what each is to learn (Ren et al. 2015, arXiv:1506.01497).
+
+    A box that overlaps a true one by at least ``overlap`` learns it; the others learn that they are background.
+
+    Args:
+        count: Boxes of an image in the sample; an image must have as many proposals.
+        background: The class output of what is no object.
+        share: Of those that learn a box, at most.
+        overlap: Intersection over union from which on one does.
+        **kwargs: As ``keras.layers.Layer`` takes them.
+    """
+
+    def __init__(self, count: int, background: int = 0, share: float = 0.25, overlap: float = 0.5, **kwargs: Any):
+        super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
+        self.options: dict[str, Any] = {
+            "count": count,
+            "background": background,
+            "share": share,
+            "overlap": overlap,
+        }
+
+    def call(self, inputs: Any) -> Any:
+        """Draws.
+
+        Args:
+            inputs: Proposals ``(batch, n, 4)``, xyxy in pixels, and 1 or 0 for each; true boxes ``(batch, most, 4)``,
+                their class outputs, int32 ``(batch, most)`` with -1 for none, and random numbers in [0, 1) of shape
+                ``(batch, n + most)``.
+
+        Returns:
+            Boxes ``(batch, count, 4)``, the true box of each, likewise, and its class output, int32 ``(batch, count)``:
+            -1 for those that fill up and learn nothing.
+        """
+        proposals, there, true, kinds, noise = inputs
+        own = self.options
+        known = kinds >= 0
+        boxes = ops.stop_gradient(ops.concatenate([proposals, true], axis=1))
+        usable = ops.concatenate([there > 0, known], axis=1)
+        overlap = box_rules.iou_matrix(boxes, true) * ops.cast(ops.expand_dims(known, 1), "float32")
+        which = ops.cast(ops.argmax(overlap, axis=2), "int32")
+        near = ops.max(overlap, axis=2) >= own["overlap"]
+        keys = drawn(
+            ops.logical_and(near, usable),
+            ops.logical_and(ops.logical_not(near), usable),
+            noise,
+            own["count"],
+            own["share"],
+        )
+        keys, chosen = ops.top_k(keys, own["count"])
+        chosen = ops.cast(chosen, "int32")
+        which = ops.take_along_axis(which, chosen, axis=1)
+        found = ops.take_along_axis(kinds, which, axis=1)
+        found = ops.where(keys >= 2.0, found, ops.where(keys >= 0.0, own["background"], -1))
+        return [rows_of(boxes, chosen), rows_of(true, which), ops.cast(found, "int32")]
+
+    def compute_output_spec(self, inputs: Any) -> list[Any]:
+        """Returns what is to come."""
+        batch, count = inputs[0].shape[0], self.options["count"]
+        boxes = [keras.KerasTensor((batch, count, 4), "float32") for _ in range(2)]
+        return [*boxes, keras.KerasTensor((batch, count), "int32")]
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        return {**super().get_config(), **self.options}
+
+
+@_register
+class ImageOfSize(keras.layers.Layer):
+    """Stands for an image of which only height and width matter, where a network begins with maps.
+
+    Args:
+        height: In pixels.
+        width: Likewise.
+        **kwargs: As ``keras.layers.Layer`` takes them.
+    """
+
+    def __init__(self, height: int, width: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.height, self.width = height, width
+
+    def call(self, inputs: Any) -> Any:
+        """Returns zeros ``(1, height, width, 1)``, whatever comes in."""
+        del inputs
+        return ops.zeros((1, self.height, self.width, 1), dtype=self.compute_dtype)
+
+    def compute_output_spec(self, inputs: Any) -> Any:
+        """Returns what is to come."""
+        return keras.KerasTensor((1, self.height, self.width, 1), self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        return {**super().get_config(), "height": self.height, "width": self.width}
+
+
 @_register
 class RoIAlign(keras.layers.Layer):
     """What the maps of a pyramid hold in boxes, interpolated (He et al. 2017, arXiv:1703.06870).
@@ -112,7 +230,8 @@ class RoIAlign(keras.layers.Layer):
     Args:
         levels: Levels of the maps: strides are powers of 2.
         size: Height and width of the result.
-        samples: Points along each side of a cell of it.
+        samples: Points along each side of a cell of it, whose mean it is; 0 for as many as the cell is pixels of its
+            map high and wide, rounded up (detectron2).
         aligned: Whether pixels are points in the middle of their cells, or at their corners.
         **kwargs: As ``keras.layers.Layer`` takes them.
     """
@@ -158,26 +277,47 @@ class RoIAlign(keras.layers.Layer):
         low, sides = corners[..., :2], corners[..., 2:] - corners[..., :2]
         if not own["aligned"]:
             sides = ops.maximum(sides, 1.0)
-        found: Any = 0.0
-        cells = np.arange(size, dtype=np.float32)
-        for down in range(samples):
-            y = self._places(low[..., 1], sides[..., 1], cells + (down + 0.5) / samples)
-            top, bottom, y_share = _neighbours(y, ops.reshape(rows, (-1, 1)))
-            for across in range(samples):
-                x = self._places(low[..., 0], sides[..., 0], cells + (across + 0.5) / samples)
-                left, right, x_share = _neighbours(x, ops.reshape(columns, (-1, 1)))
-                for row, row_share in ((top, y_share[0]), (bottom, y_share[1])):
-                    line = first + ops.expand_dims(row * ops.reshape(columns, (-1, 1)), 2)
-                    for column, share in ((left, x_share[0]), (right, x_share[1])):
-                        weight = ops.expand_dims(row_share, 2) * ops.expand_dims(share, 1) / samples**2
-                        values = ops.take(flat, line + ops.expand_dims(column, 1), axis=0)
-                        found = found + values * ops.cast(ops.expand_dims(weight, -1), values.dtype)
-        return found
+        cells = ops.convert_to_tensor(np.arange(size, dtype=np.float32)[None])
 
-    def _places(self, low: Any, side: Any, cells: np.ndarray) -> Any:
-        """Where samples lie along one side of each box, ``(batch * n, size)``."""
-        low, side = ops.reshape(low, (-1, 1)), ops.reshape(side, (-1, 1))
-        return low + side / self.options["size"] * ops.convert_to_tensor(cells.astype(np.float32)[None])
+        def along(axis: int, shares: Any, limit: Any) -> tuple[Any, Any, tuple[Any, Any]]:
+            """What lies around the points of each box along one side, one in each of its cells."""
+            start, side = (ops.reshape(one[..., axis], (-1, 1)) for one in (low, sides))
+            return _neighbours(start + side / size * (cells + shares), ops.reshape(limit, (-1, 1)))
+
+        def added(found: Any, down: Any, across: Any, scaled: Any) -> Any:
+            """One point of each cell more, ``scaled`` by one over their number."""
+            top, bottom, y_share = along(1, down, rows)
+            left, right, x_share = along(0, across, columns)
+            for row, row_share in ((top, y_share[0]), (bottom, y_share[1])):
+                line = first + ops.expand_dims(row * ops.reshape(columns, (-1, 1)), 2)
+                for column, share in ((left, x_share[0]), (right, x_share[1])):
+                    weight = ops.expand_dims(row_share, 2) * ops.expand_dims(share, 1) * scaled
+                    values = ops.take(flat, line + ops.expand_dims(column, 1), axis=0)
+                    found = found + values * ops.cast(ops.expand_dims(weight, -1), values.dtype)
+            return found
+
+        if samples:
+            found: Any = 0.0
+            for down, across in itertools.product(range(samples), repeat=2):
+                found = added(found, (down + 0.5) / samples, (across + 0.5) / samples, 1.0 / samples**2)
+            return found
+        counts = ops.maximum(ops.ceil(ops.reshape(sides, (-1, 2)) / size), 1.0)
+        most = ops.cast(ops.max(counts, axis=0), "int32")
+
+        def more(number: Any, found: Any) -> tuple[Any, Any]:
+            down, across = (ops.cast(one, "float32") for one in (number // most[0], number % most[0]))
+            inside = ops.logical_and(down < counts[:, 1], across < counts[:, 0])
+            scaled = ops.cast(inside, "float32") / (counts[:, 0] * counts[:, 1])
+            rows_at, columns_at = (
+                ops.reshape((one + 0.5) / counts[:, axis], (-1, 1)) for one, axis in ((down, 1), (across, 0))
+            )
+            return number + 1, added(found, rows_at, columns_at, ops.reshape(scaled, (-1, 1, 1)))
+
+        start = ops.zeros((ops.shape(counts)[0], size, size, channels), dtype=flat.dtype)
+        _, found = ops.while_loop(
+            lambda number, found: number < most[0] * most[1], more, (ops.zeros((), dtype="int32"), start)
+        )
+        return found
 
     def _level_of(self, boxes: Any) -> Any:
         """The position of each box's level, int32 ``(batch, n)``."""

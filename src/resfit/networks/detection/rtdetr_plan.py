@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from resfit.errors import ArgumentError
 from resfit.networks import arithmetic
 from resfit.networks.detection import query_plan
 from resfit.networks.detection.arithmetic import DetectorArithmetic
 from resfit.networks.detection.query_plan import PlannedLayer
+from resfit.networks.detection.query_spec import LevelledQuerySpec
 from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 
 #: What the decoder's heads for training alone are called.
@@ -85,17 +86,18 @@ def map_sizes(levels: Iterable[int], image_size: tuple[int, int]) -> dict[int, t
     return {level: (-(-image_size[0] // 2**level), -(-image_size[1] // 2**level)) for level in levels}
 
 
-def check_places(spec: RTDETRSpec, size: tuple[int, int]) -> None:
-    """Makes sure that images have as many places as there are queries.
+def check_places(spec: LevelledQuerySpec, size: tuple[int, int], levels: Sequence[int] | None = None) -> None:
+    """Makes sure that images have as many places as there are queries that are chosen among them.
 
     Args:
         spec: The detector.
         size: Height and width of the images in pixels.
+        levels: Of the maps. Default: those of the backbone.
 
     Raises:
         ArgumentError: They have fewer.
     """
-    places = sum(rows * columns for rows, columns in map_sizes(spec.levels, size).values())
+    places = sum(rows * columns for rows, columns in map_sizes(tuple(levels or spec.levels), size).values())
     if places < spec.queries:
         raise ArgumentError(
             f"an image must have at least as many places as there are queries ({spec.queries}). Received: {places} at "

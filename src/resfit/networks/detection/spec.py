@@ -21,6 +21,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "box_coding": ("deltas", "distances", "distribution"),
     "distance_activation": ("relu", "exp"),
     "quality": (None, "centerness"),
+    "quality_branch": ("box", "class"),
     "quality_rule": ("geometric_mean", "product"),
 }
 _Spec = TypeVar("_Spec")
@@ -72,7 +73,8 @@ class DetectorSpec:
         distance_activation: What makes distances positive.
         distribution_bins: Distances of a distribution, 0 to this less one.
         level_scales: Whether the box output of each level has a learned factor.
-        quality: A further output of the box branch, whose sigmoid enters the score, or None.
+        quality: A further output, whose sigmoid enters the score, or None.
+        quality_branch: The branch that it is an output of: the boxes', or the classes' (FCOS as first published).
         quality_rule: How: the root of the product with the class's score, or the product.
         classes: Class outputs, those included that stand for nothing (torchvision: 91 for COCO's 80, background
             at 0).
@@ -109,6 +111,7 @@ class DetectorSpec:
     distribution_bins: int = 17
     level_scales: bool = False
     quality: Literal["centerness"] | None = None
+    quality_branch: Literal["box", "class"] = "box"
     quality_rule: Literal["geometric_mean", "product"] = "geometric_mean"
     classes: int = 80
     prior: float = 0.01

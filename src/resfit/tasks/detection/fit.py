@@ -22,6 +22,7 @@ from resfit.data.boxes import BoxSet, SkippedBoxesError, scan_boxes, skipped_tab
 from resfit.devices import on_device
 from resfit.errors import ArgumentError, DataError, closest
 from resfit.features.progress import Progress
+from resfit.networks.detection.kinds import QueryDetectorSpec
 from resfit.quality.checking import leaks_between
 from resfit.storage.atomic import write_text
 from resfit.storage.locks import USERS, folder_of, is_writable, keep, scratch
@@ -97,8 +98,8 @@ def fit(
     Args:
         source: As :func:`resfit.data.boxes.scan_boxes` takes it, or a :class:`resfit.data.boxes.BoxSet`.
         model: A name of the zoo or a source that :func:`resfit.load` takes, or a model of its. It is not changed. Of a
-            published dense detector or RT-DETR all is kept but the class layer, which is fresh, unless the classes are
-            its own; of a residual network a pyramid and head are made.
+            published detector all is kept but the class layer, which is fresh, unless the classes are its own; of a
+            residual network a pyramid and head are made.
         out: Folder to write the detector to; ``None`` keeps it in memory.
         force: As :func:`resfit.artifact.check_target` takes it.
         strategy: What learns: ``"head"``, pyramid and head alone; ``"last"``, the last stages as well; ``"full"``, the
@@ -409,7 +410,7 @@ class _Work:
     @property
     def _head(self) -> str:
         """What learns on maps of the body."""
-        return "encoder and decoder" if self.made.extra else "head"
+        return "encoder and decoder" if isinstance(self.made.spec, QueryDetectorSpec) else "head"
 
     def _left(self) -> float | None:
         """Seconds for training, once what comes after it is set aside; ``None`` for no limit."""

@@ -14,6 +14,9 @@ from resfit.data.boxes import BoxSet
 from resfit.errors import ArgumentError
 from resfit.features import pixels
 from resfit.networks.detection import kinds
+from resfit.networks.detection.deformable_detr_spec import DeformableDETRSpec
+from resfit.networks.detection.detr_spec import DETRSpec
+from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.kinds import AnyDetectorSpec, QueryDetectorSpec
 from resfit.networks.detection.query_plan import tap_width
 from resfit.networks.detection.rtdetr_plan import check_places
@@ -23,7 +26,6 @@ from resfit.networks.spec import ArchitectureSpec
 from resfit.storage.locks import cache_root
 from resfit.tasks.detection.network import detector_spec
 from resfit.training.loop import check_choice
-from resfit.weights import detectors
 
 _VIEWS = 5
 STRATEGIES = ("auto", "head", "last", "full")
@@ -146,7 +148,7 @@ def make_plan(
 
     def spec_at(side: tuple[int, int]) -> AnyDetectorSpec:
         if isinstance(base, AnyDetectorSpec):
-            return base.replace(classes=len(boxes.classes), input_size=side, **fields)
+            return kinds.with_classes(base, len(boxes.classes)).replace(input_size=side, **fields)
         return detector_spec(base, len(boxes.classes), side, **fields)
 
     def costs_at(side: tuple[int, int]) -> _Costs:
@@ -159,6 +161,8 @@ def make_plan(
     spec = spec_at(chosen)
     if isinstance(spec, RTDETRSpec):
         check_places(spec, chosen)
+    elif isinstance(spec, DeformableDETRSpec) and spec.proposes:
+        check_places(spec, chosen, spec.all_levels)
     costs = costs_at(chosen)
     grids = kinds.count(spec, input_size=chosen).levels
     width = sum(grids[level][0] * grids[level][1] * tap_width(spec, tap) for level, tap in spec.taps.items())
@@ -265,20 +269,18 @@ def _why(strategy: str, minutes: float | None, passes: dict[str, float], learns:
 
 def _rate_of_learning(base: ArchitectureSpec | AnyDetectorSpec) -> float | None:
     """The learning rate of a published detector, which is lower than that of a fresh pyramid and head."""
-    if isinstance(base, RTDETRSpec):
+    if isinstance(base, DETRSpec):
+        return 1e-4
+    if isinstance(base, QueryDetectorSpec):
         return 2e-4
-    return 5e-4 if isinstance(base, DetectorSpec) else None
+    return 5e-4 if isinstance(base, AnyDetectorSpec) else None
 
 
 def _published_fields(spec: AnyDetectorSpec, head: dict[str, Any], most: int, reasons: list[str]) -> dict[str, Any]:
     """The fields of a published detector that a fit changes: none that its weights depend on."""
-    if not isinstance(spec, DetectorSpec | RTDETRSpec):
-        raise ArgumentError(
-            "a detector that is trained further must be a dense one (RetinaNet, FCOS, ATSS, GFL) or an RT-DETR. "
-            f"Received: {detectors.name_of(spec)}. resfit.fit(..., head={{'pretrained': False}}) takes its residual "
-            "network alone."
-        )
     free = {field.name for field in dataclasses.fields(spec)} & set(_FREE)
+    if isinstance(spec, FasterRCNNSpec):  # its network chooses them
+        free -= {"candidates"}
     bound = sorted(set(head) - free - {"pretrained"})
     if bound:
         raise ArgumentError(
@@ -286,9 +288,9 @@ def _published_fields(spec: AnyDetectorSpec, head: dict[str, Any], most: int, re
             "With 'pretrained': False in head= its residual network alone is taken."
         )
     own: dict[str, Any] = {"score_threshold": _HEAD["score_threshold"]}
-    if isinstance(spec, DetectorSpec) and most > 50:
+    if isinstance(spec, DetectorSpec | FasterRCNNSpec) and most > 50:
         own |= {"max_detections": max(spec.max_detections, min(1000, 2 * most))}
-    elif isinstance(spec, RTDETRSpec) and most > spec.queries:
+    elif isinstance(spec, QueryDetectorSpec) and most > spec.queries:
         reasons.append(
             f"a picture has up to {most} boxes, and the detector's {spec.queries} queries find no more than as many "
             "(tiles= cuts pictures into parts)"

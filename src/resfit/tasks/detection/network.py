@@ -15,7 +15,13 @@ import numpy as np
 from resfit.errors import ArgumentError
 from resfit.networks.detection import catalog
 from resfit.networks.detection.build import RawOutputs, boxes_and_scores, pyramid_and_head
-from resfit.networks.detection.kinds import AnyDetectorSpec
+from resfit.networks.detection.deformable_detr_build import DeformableTransformer
+from resfit.networks.detection.detr_build import Transformer
+from resfit.networks.detection.detr_spec import DETRSpec
+from resfit.networks.detection.faster_rcnn_build import TwoStageHeads
+from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
+from resfit.networks.detection.kinds import AnyDetectorSpec, QueryDetectorSpec
+from resfit.networks.detection.roi_layers import ImageOfSize
 from resfit.networks.detection.rtdetr_build import QueryDecoder
 from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.detection.spec import DetectorSpec
@@ -145,8 +151,10 @@ def of_detector(model: keras.Model, size: tuple[int, int], **fields: Any) -> Det
     body.architecture, body.input_spec = spec.backbone, contract
     learned: dict[str, Any] = {}
     extra: tuple[Any, ...] = ()
-    if isinstance(spec, RTDETRSpec):
+    if isinstance(spec, QueryDetectorSpec):
         raw, learned, extra = _query_outputs(model, spec, maps)
+    elif isinstance(spec, FasterRCNNSpec):
+        raw, learned, extra = _two_stage_outputs(model, spec)
     else:
         raw = {name: model.get_layer(name).output for name in ("class_logits", "box_codes")}
         if getattr(spec, "quality", None) is not None:
@@ -159,19 +167,42 @@ def of_detector(model: keras.Model, size: tuple[int, int], **fields: Any) -> Det
 
 
 def _query_outputs(
-    model: keras.Model, spec: RTDETRSpec, maps: Mapping[int, Any]
+    model: keras.Model, spec: QueryDetectorSpec, maps: Mapping[int, Any]
 ) -> tuple[dict[str, Any], dict[str, Any], tuple[Any, ...]]:
     """What encoder and decoder of a model give, what they give in training, and what training adds."""
     from keras import Input
 
+    own = {layer.name: layer for layer in model.layers}
+    if not isinstance(spec, RTDETRSpec):
+        transformer = Transformer(spec) if isinstance(spec, DETRSpec) else DeformableTransformer(spec)
+        transformer.layers.update(own)
+        return transformer(maps), transformer(maps, training=True), ()
     decoder = QueryDecoder(spec)
-    decoder.layers.update({layer.name: layer for layer in model.layers})
+    decoder.layers.update(own)
     extra = (
         Input((None,), dtype="int32", name="classes"),
         Input((None, 4), name="codes"),
         Input((None,), name="mask"),  # of all images together: a matrix
     )
     return decoder(maps), decoder(maps, extra), extra
+
+
+def _two_stage_outputs(
+    model: keras.Model, spec: FasterRCNNSpec
+) -> tuple[dict[str, Any], dict[str, Any], tuple[Any, ...]]:
+    """What both stages of a model give, what they give in training, and what training adds."""
+    from keras import Input
+
+    heads = TwoStageHeads(spec)
+    heads.layers.update({layer.name: layer for layer in model.layers})
+    maps = [model.get_layer(name).output for name in level_layers(model, spec)]
+    image = ImageOfSize(*spec.input_size, name="rpn_image")(maps[0])
+    extra = (
+        Input((None, 4), name="true_boxes"),
+        Input((None,), dtype="int32", name="true_classes"),
+        Input((None,), name="noise"),
+    )
+    return heads(image, maps).named(), heads.learned(image, maps, extra), extra
 
 
 def learning_model(made: DetectorNetwork, tensors: Sequence[Any]) -> keras.Model:
@@ -392,7 +423,7 @@ def suffix_of(made: DetectorNetwork) -> keras.Model:
     return learning_model(made, [_stage(made, stage) for stage in frozen_stages(made.spec)])
 
 
-def level_layers(model: keras.Model, spec: DetectorSpec) -> list[str]:
+def level_layers(model: keras.Model, spec: DetectorSpec | FasterRCNNSpec) -> list[str]:
     """Returns the names of the layers that give each level's map.
 
     Args:
@@ -401,8 +432,9 @@ def level_layers(model: keras.Model, spec: DetectorSpec) -> list[str]:
     """
     names = {layer.name for layer in model.layers}
     suffix = {"none": "conv", "batch": "bn", "group": "gn"}[spec.pyramid_norm]
+    extra = "pool" if isinstance(spec, FasterRCNNSpec) else "conv"
     return [
-        f"p{level}_output_{suffix}" if f"p{level}_output_{suffix}" in names else f"p{level}_conv"
+        f"p{level}_output_{suffix}" if f"p{level}_output_{suffix}" in names else f"p{level}_{extra}"
         for level in spec.levels
     ]
 

@@ -9,13 +9,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from resfit.networks.detection import boxes as box_rules
-from resfit.networks.detection.kinds import AnyDetectorSpec
+from resfit.networks.detection.deformable_detr_spec import DeformableDETRSpec
+from resfit.networks.detection.detr_spec import DETRSpec
+from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
+from resfit.networks.detection.kinds import AnyDetectorSpec, QueryDetectorSpec
 from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.tasks.detection import losses, set_loss
 from resfit.tasks.detection.phases import PhaseSettings
 from resfit.tasks.detection.set_loss import BoxTargets, KnownTargets, SetLossSettings
 from resfit.tasks.detection.targets import Assigner, Places
+from resfit.tasks.detection.two_stage import TwoStageObjective
 
 
 class DetectionObjective(Protocol):
@@ -72,7 +76,13 @@ def objective_of(spec: AnyDetectorSpec, size: tuple[int, int]) -> DetectionObjec
         size: Height and width of the input in pixels.
     """
     if isinstance(spec, RTDETRSpec):
-        return QueryObjective(spec, size)
+        return DenoisingObjective(spec, size)
+    if isinstance(spec, DETRSpec):
+        return QueryObjective(spec, size, set_loss.DETR)
+    if isinstance(spec, DeformableDETRSpec):
+        return QueryObjective(spec, size, set_loss.DEFORMABLE_DETR)
+    if isinstance(spec, FasterRCNNSpec):
+        return TwoStageObjective(spec, size)
     assert isinstance(spec, DetectorSpec)
     return DenseObjective(spec, size)
 
@@ -142,7 +152,7 @@ class BoxCount:
 
 
 class QueryObjective:
-    """Each box is given to one query, which learns it (RT-DETR, arXiv:2304.08069).
+    """Each box is given to one query, which learns it (DETR, arXiv:2005.12872).
 
     Args:
         spec: The detector.
@@ -152,10 +162,75 @@ class QueryObjective:
 
     clip = 0.1
 
-    def __init__(self, spec: RTDETRSpec, size: tuple[int, int], settings: SetLossSettings | None = None):
+    def __init__(self, spec: QueryDetectorSpec, size: tuple[int, int], settings: SetLossSettings | None = None):
         self.spec, self.size, self.settings = spec, size, settings or SetLossSettings()
         self.places = BoxCount()
+        self._reported = spec.reported if isinstance(spec, DETRSpec) else tuple(range(spec.classes))
         self.counts = (spec.queries,)
+
+    def loss(
+        self,
+        model: Callable[..., Any],
+        inputs: Any,
+        rows: Any,
+        boxes: Any,
+        labels: Any,
+        number: Any,
+        settings: PhaseSettings,
+    ) -> Any:
+        """Returns the loss; see :class:`DetectionObjective`."""
+        truth = self._truth(rows, boxes, labels)
+        outputs = model(inputs)
+        return self._summed(set_loss.set_loss(outputs, truth, self._matches(outputs, truth), settings=self.settings))
+
+    def _truth(self, rows: Any, boxes: Any, labels: Any) -> BoxTargets:
+        """The true boxes, as shares of the input, and their class outputs."""
+        import tensorflow as tf
+
+        height, width = self.size
+        there = tf.range(tf.shape(labels)[1])[None] < tf.cast(rows, tf.int32)
+        outputs = tf.gather(tf.constant(self._reported, tf.int32), tf.where(there, labels, 0))
+        shares = boxes / tf.constant([width, height, width, height], tf.float32)
+        low, high = shares[..., :2], shares[..., 2:]
+        shares = tf.where(there[..., None], tf.concat([(low + high) / 2, high - low], -1), 0.0)
+        return BoxTargets(tf.where(there, outputs, -1), shares)
+
+    def _matches(self, outputs: dict[str, Any], truth: BoxTargets, denoising: Any = 0) -> dict[str, Any]:
+        """For each layer the query of each true box."""
+        import tensorflow as tf
+
+        matches = {}
+        for name, pair in set_loss.layers(outputs, denoising).items():
+            own = set_loss.targets_of(name, truth, self.settings)
+            matches[name] = tf.numpy_function(self._matched, [*pair, own.classes, own.boxes], tf.int32)
+            matches[name].set_shape((None, None))
+        return matches
+
+    @staticmethod
+    def _summed(parts: dict[str, Any]) -> Any:
+        import tensorflow as tf
+
+        return tf.add_n([tf.convert_to_tensor(value, tf.float32) for value in parts.values()])
+
+    def _matched(self, logits: np.ndarray, given: np.ndarray, classes: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        return set_loss.match(logits, given, BoxTargets(classes, boxes), self.settings)
+
+    def decode(self, outputs: Any) -> tuple[Any, Any]:
+        """Returns boxes and scores; see :class:`DetectionObjective`."""
+        import tensorflow as tf
+
+        height, width = self.size
+        boxes = set_loss.corners(outputs["box_codes"]) * tf.constant([width, height, width, height], tf.float32)
+        logits = outputs["class_logits"]
+        if self.settings.classification == "softmax":
+            scores = tf.gather(tf.nn.softmax(logits, axis=-1), tf.constant(self._reported, tf.int32), axis=-1)
+        else:
+            scores = tf.sigmoid(logits)
+        return box_rules.clip_boxes(boxes, height, width), scores
+
+
+class DenoisingObjective(QueryObjective):
+    """Beside the queries, denoising queries learn the box that they were made of (RT-DETR, arXiv:2304.08069)."""
 
     def loss(
         self,
@@ -170,12 +245,7 @@ class QueryObjective:
         """Returns the loss; see :class:`DetectionObjective`."""
         import tensorflow as tf
 
-        height, width = self.size
-        there = tf.range(tf.shape(labels)[1])[None] < tf.cast(rows, tf.int32)
-        classes = tf.where(there, labels, -1)
-        shares = boxes / tf.constant([width, height, width, height], tf.float32)
-        low, high = shares[..., :2], shares[..., 2:]
-        truth = BoxTargets(classes, tf.where(there[..., None], tf.concat([(low + high) / 2, high - low], -1), 0.0))
+        truth = self._truth(rows, boxes, labels)
         noise = functools.partial(self._noise, count=settings.denoising, seed=settings.seed)
         kinds = [tf.int32, tf.float32, tf.float32, tf.int32, tf.float32, tf.int32, tf.float32]
         made = tf.numpy_function(noise, [truth.classes, truth.boxes, number], kinds)
@@ -183,16 +253,10 @@ class QueryObjective:
         for tensor, shape in zip(made, ranks, strict=True):
             tensor.set_shape(shape)
         outputs, own = model(inputs, made[:3]), tf.shape(made[0])[1]
-        matches = {}
-        for name, pair in set_loss.layers(outputs, own).items():
-            matches[name] = tf.numpy_function(self._matched, [*pair, truth.classes, truth.boxes], tf.int32)
-            matches[name].set_shape((None, None))
+        matches = self._matches(outputs, truth, own)
         known = KnownTargets(BoxTargets(made[3], made[4]), made[5], made[6]) if settings.denoising else None
         parts = set_loss.set_loss(outputs, truth, matches, denoising=own, known=known, settings=self.settings)
-        return tf.add_n([tf.convert_to_tensor(value, tf.float32) for value in parts.values()])
-
-    def _matched(self, logits: np.ndarray, given: np.ndarray, classes: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-        return set_loss.match(logits, given, BoxTargets(classes, boxes), self.settings)
+        return self._summed(parts)
 
     def _noise(
         self, classes: np.ndarray, boxes: np.ndarray, number: np.ndarray, *, count: int, seed: int
@@ -210,11 +274,3 @@ class QueryObjective:
             *(noise.classes, noise.codes, noise.mask, found.classes, found.boxes, known.queries),
             np.float32(known.groups),
         )
-
-    def decode(self, outputs: Any) -> tuple[Any, Any]:
-        """Returns boxes and scores; see :class:`DetectionObjective`."""
-        import tensorflow as tf
-
-        height, width = self.size
-        boxes = set_loss.corners(outputs["box_codes"]) * tf.constant([width, height, width, height], tf.float32)
-        return box_rules.clip_boxes(boxes, height, width), tf.sigmoid(outputs["class_logits"])

@@ -11,7 +11,7 @@ import numpy as np
 
 from resfit import zoo
 from resfit.errors import ArgumentError, CheckpointError, ResfitError
-from resfit.networks.detection import catalog
+from resfit.networks.detection import catalog, kinds
 from resfit.networks.detection.detr_spec import DETRSpec
 from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.kinds import AnyDetectorSpec
@@ -126,8 +126,8 @@ def with_classes(source: DetectorSource, classes: Sequence[str], channels: int |
 
     keras.utils.set_random_seed(seed)
     own = tuple(classes) == tuple(source.class_names or ())
-    if isinstance(source.spec, DETRSpec) and not own:
-        source = dataclasses.replace(source, spec=source.spec.replace(unreported=()))
+    if not own:
+        source = dataclasses.replace(source, spec=kinds.with_classes(source.spec, source.spec.classes))
     return detectors.load(source, classes=len(classes), in_channels=channels, fresh_classes=not own)
 
 

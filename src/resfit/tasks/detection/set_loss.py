@@ -3,17 +3,21 @@
 As RT-DETR is trained (Zhao et al. 2023, arXiv:2304.08069): matching by the Hungarian method, a classification whose
 target is the overlap of the box (varifocal loss, Zhang et al. 2020, arXiv:2008.13367), distances and generalised
 overlap of the boxes, for every layer of the decoder and for the choice of queries; and denoising queries (Zhang et al.
-2022, arXiv:2203.03605), which know the box that they belong to. Boxes are centres and sides in shares of the image.
+2022, arXiv:2203.03605), which know the box that they belong to. DETR (Carion et al. 2020, arXiv:2005.12872) and
+Deformable DETR (Zhu et al. 2020, arXiv:2010.04159) differ in the loss of the classes, and have no denoising queries.
+Boxes are centres and sides in shares of the image.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from keras import ops
+
+from resfit.tasks.detection import losses
 
 _SMALL = 1e-8
 
@@ -23,6 +27,8 @@ class SetLossSettings:
     """Weights of the loss and of the matching, those of RT-DETR.
 
     Attributes:
+        classification: ``"varifocal"`` (RT-DETR), ``"focal"`` (Deformable DETR), or ``"softmax"`` with a last output
+            for no object (DETR).
         class_weight: Of the classification.
         box_weight: Of the distances of centres and sides.
         overlap_weight: Of the generalised overlap.
@@ -33,8 +39,12 @@ class SetLossSettings:
         overlap_cost: Of the generalised overlap there.
         cost_share: Share of the positive part of the cost of a class.
         cost_gamma: Gamma of the cost of a class.
+        no_object_weight: What queries without an object count in a softmax.
+        proposes_objects: Whether the choice of queries learns whether there is an object, as the first class, not
+            which.
     """
 
+    classification: Literal["varifocal", "focal", "softmax"] = "varifocal"
     class_weight: float = 1.0
     box_weight: float = 5.0
     overlap_weight: float = 2.0
@@ -45,6 +55,13 @@ class SetLossSettings:
     overlap_cost: float = 2.0
     cost_share: float = 0.25
     cost_gamma: float = 2.0
+    no_object_weight: float = 0.1
+    proposes_objects: bool = False
+
+
+#: Those of DETR and of Deformable DETR.
+DETR = SetLossSettings("softmax", class_cost=1.0)
+DEFORMABLE_DETR = SetLossSettings("focal", class_weight=2.0, focal_share=0.25, proposes_objects=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,18 +146,22 @@ def match(
     Returns:
         int32 ``(batch, most)``: the query of each box; -1 where there is no box, or no query is left for it.
     """
+    from scipy import special
     from scipy.optimize import linear_sum_assignment
 
     own = settings or SetLossSettings()
     found = np.full(targets.classes.shape, -1, np.int32)
-    scores = 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -60, 60)))
+    softmax, wide = own.classification == "softmax", logits.astype(np.float64)
+    scores = special.softmax(wide, axis=-1) if softmax else 1 / (1 + np.exp(-np.clip(wide, -60, 60)))
     for row, count in enumerate(targets.counts.tolist()):
         if not count:
             continue
         labels, true = targets.classes[row, :count], targets.boxes[row, :count].astype(np.float64)
         score = scores[row][:, labels]
-        positive = own.cost_share * (1 - score) ** own.cost_gamma * -np.log(score + _SMALL)
-        negative = (1 - own.cost_share) * score**own.cost_gamma * -np.log(1 - score + _SMALL)
+        positive, negative = -score, 0.0
+        if not softmax:
+            positive = own.cost_share * (1 - score) ** own.cost_gamma * -np.log(score + _SMALL)
+            negative = (1 - own.cost_share) * score**own.cost_gamma * -np.log(1 - score + _SMALL)
         given = boxes[row].astype(np.float64)[:, None]
         distance = np.abs(given - true[None]).sum(axis=-1)
         _, overlap = overlaps(corners(given), corners(true[None]), np)
@@ -177,18 +198,47 @@ def layer_loss(
     labels = ops.one_hot(ops.maximum(ops.cast(targets.classes, "int32"), 0), classes, dtype="float32")
     back = ops.transpose(chosen, (0, 2, 1))
     positive = ops.matmul(back, labels)
-    quality = ops.stop_gradient(ops.maximum(overlap, 0.0))
-    target = ops.matmul(back, labels * ops.expand_dims(quality, -1))
     logits = ops.cast(logits, "float32")
-    score = ops.stop_gradient(ops.sigmoid(logits))
-    weight = settings.focal_share * score**settings.focal_gamma * (1 - positive) + target
-    entropy = ops.maximum(logits, 0.0) - logits * target + ops.softplus(-ops.abs(logits))
+    if settings.classification == "softmax":
+        each = _softmax_loss(logits, positive, settings.no_object_weight)
+    elif settings.classification == "focal":
+        each = ops.sum(losses.focal(logits, positive, alpha=settings.focal_share, gamma=settings.focal_gamma))
+        each = each / normalizer
+    else:
+        quality = ops.stop_gradient(ops.maximum(overlap, 0.0))
+        target = ops.matmul(back, labels * ops.expand_dims(quality, -1))
+        score = ops.stop_gradient(ops.sigmoid(logits))
+        weight = settings.focal_share * score**settings.focal_gamma * (1 - positive) + target
+        each = ops.sum(weight * losses.binary(logits, target)) / normalizer
     distance = ops.sum(ops.abs(given - true), axis=-1)
     return {
-        "class": settings.class_weight * ops.sum(weight * entropy) / normalizer,
+        "class": settings.class_weight * each,
         "box": settings.box_weight * ops.sum(distance * valid) / normalizer,
         "overlap": settings.overlap_weight * ops.sum((1 - generalised) * valid) / normalizer,
     }
+
+
+def _softmax_loss(logits: Any, positive: Any, no_object: float) -> Any:
+    """The cross-entropy of queries, of which those without an object count less; the last output is theirs."""
+    object_there = ops.sum(positive, axis=-1)
+    target = ops.concatenate([positive[..., :-1], ops.expand_dims(1.0 - object_there, -1)], axis=-1)
+    weight = object_there + no_object * (1.0 - object_there)
+    return ops.sum(weight * -ops.sum(target * ops.log_softmax(logits, axis=-1), axis=-1)) / ops.sum(weight)
+
+
+def targets_of(layer: str, targets: BoxTargets, settings: SetLossSettings) -> BoxTargets:
+    """Returns what a layer learns: the true boxes, with their classes or as objects.
+
+    Args:
+        layer: A name of :func:`layers`.
+        targets: The true boxes; tensors may stand in place of the arrays.
+        settings: Of the loss.
+    """
+    if layer != "proposal" or not settings.proposes_objects:
+        return targets
+    classes = targets.classes
+    first = np.minimum(classes, 0) if isinstance(classes, np.ndarray) else ops.minimum(classes, 0)
+    return BoxTargets(first, targets.boxes)
 
 
 def set_loss(
@@ -203,7 +253,8 @@ def set_loss(
     """Returns the parts of the loss, summed over the layers.
 
     Args:
-        outputs: What :class:`resfit.networks.detection.rtdetr_build.QueryDecoder` returns for training.
+        outputs: What :class:`resfit.networks.detection.rtdetr_build.QueryDecoder`, or a transformer of the others,
+            returns for training.
         targets: The true boxes; tensors may stand in place of the arrays.
         matches: For each of :func:`layers`, the query of each true box, as :func:`match` returns them.
         denoising: Denoising queries before the others.
@@ -214,7 +265,8 @@ def set_loss(
     normalizer = ops.maximum(ops.sum(ops.cast(ops.convert_to_tensor(targets.classes) >= 0, "float32")), 1.0)
     total: dict[str, Any] = dict.fromkeys(("class", "box", "overlap", "denoising"), 0.0)
     for name, (logits, given) in layers(outputs, denoising).items():
-        for part, value in layer_loss(logits, given, targets, matches[name], normalizer, own).items():
+        learned = targets_of(name, targets, own)
+        for part, value in layer_loss(logits, given, learned, matches[name], normalizer, own).items():
             total[part] = total[part] + value
     if known is None:
         return total
@@ -263,7 +315,9 @@ def layers(outputs: Mapping[str, Any], denoising: Any = 0) -> dict[str, tuple[An
         outputs: As :func:`set_loss` takes them.
         denoising: Denoising queries before the others.
     """
-    found = {"proposal": (outputs["proposal_logits"], outputs["proposal_boxes"])}
+    found = {}
+    if "proposal_logits" in outputs:
+        found["proposal"] = (outputs["proposal_logits"], outputs["proposal_boxes"])
     for name in outputs:
         if name.startswith("logits_"):
             boxes = outputs[name.replace("logits", "boxes")]

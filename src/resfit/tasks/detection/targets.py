@@ -12,6 +12,7 @@ import numpy as np
 
 from resfit.data.box_geometry import overlap_matrix
 from resfit.networks.detection import anchors
+from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.spec import DetectorSpec
 
 #: In a row of targets: a place where there is nothing, and one of which nothing is known.
@@ -19,8 +20,9 @@ BACKGROUND, IGNORED = -1, -2
 
 _CANDIDATES = 9  # places of each level that are closest to a box
 _ANCHOR = 8  # side of the square that stands for a place, in strides
-# Overlap from which an anchor learns a box, and under which it learns background (RetinaNet, arXiv:1708.02002).
-_LEARNS, _IS_BACKGROUND = 0.5, 0.4
+#: Overlap from which an anchor learns a box, and under which it learns background: RetinaNet's (arXiv:1708.02002), and
+#: that of anchors that propose boxes (Ren et al. 2015, arXiv:1506.01497).
+RETINANET_LIMITS, PROPOSAL_LIMITS = (0.5, 0.4), (0.7, 0.3)
 
 
 class Assigner(Protocol):
@@ -53,6 +55,7 @@ class Places:
             place the anchors themselves.
         counts: Places of each level, of each anchor one.
         by_overlap: Whether there are several anchors at a place, which are assigned by their overlap.
+        limits: Overlap from which an anchor learns a box, and under which it learns background, where they are.
     """
 
     points: np.ndarray
@@ -60,6 +63,7 @@ class Places:
     anchors: np.ndarray
     counts: tuple[int, ...]
     by_overlap: bool = False
+    limits: tuple[float, float] = RETINANET_LIMITS
 
     @property
     def width(self) -> int:
@@ -71,18 +75,19 @@ class Places:
         return (assign_by_overlap if self.by_overlap else assign)(self, boxes, ignored)
 
     @classmethod
-    def of(cls, spec: DetectorSpec, size: tuple[int, int]) -> Places:
-        """Returns the places of a dense detector.
+    def of(cls, spec: DetectorSpec | FasterRCNNSpec, size: tuple[int, int]) -> Places:
+        """Returns the places of a dense detector, or those that proposals come of.
 
         Args:
             spec: The detector.
             size: Height and width of the input in pixels.
         """
         levels = anchors.anchors(spec, size)
-        points = np.concatenate(levels)
-        if spec.anchors_per_cell > 1:
+        points, two = np.concatenate(levels), isinstance(spec, FasterRCNNSpec)
+        if spec.anchors_per_cell > 1 or two:
             centres = ((points[:, :2] + points[:, 2:]) / 2).astype(np.float32)
-            return cls(points, centres, points, tuple(len(one) for one in levels), by_overlap=True)
+            limits = PROPOSAL_LIMITS if two else RETINANET_LIMITS
+            return cls(points, centres, points, tuple(len(one) for one in levels), True, limits)
         centres = (points[:, :2] + points[:, 2:]) / 2
         half = np.concatenate(
             [np.full((len(one), 1), _ANCHOR * 2.0**level / 2) for one, level in zip(levels, spec.levels, strict=True)]
@@ -146,10 +151,11 @@ def assign(places: Places, boxes: np.ndarray, ignored: np.ndarray) -> np.ndarray
 
 
 def assign_by_overlap(places: Places, boxes: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    """Says which box each anchor learns, as RetinaNet does (Lin et al. 2017, arXiv:1708.02002).
+    """Says which box each anchor learns, as RetinaNet does (Lin et al. 2017, arXiv:1708.02002), and Faster R-CNN.
 
-    An anchor learns the box that it overlaps most, by 0.5 or more; between 0.4 and 0.5 it learns nothing. The anchors
-    that overlap a box most of all learn too, however little that is, so that every box is learned.
+    An anchor learns the box that it overlaps most, by 0.5 or more; between 0.4 and 0.5 it learns nothing. (Anchors that
+    propose boxes: 0.7 and 0.3.) The anchors that overlap a box most of all learn too, however little that is, so that
+    every box is learned.
 
     Args:
         places: Of the detector.
@@ -164,8 +170,9 @@ def assign_by_overlap(places: Places, boxes: np.ndarray, ignored: np.ndarray) ->
         return rows
     overlaps = overlap_matrix(places.anchors, np.asarray(boxes, np.float32))  # (n, k)
     which, best = overlaps.argmax(axis=1), overlaps.max(axis=1)
-    rows[(best >= _IS_BACKGROUND) & (rows == BACKGROUND)] = IGNORED
-    learns = (best >= _LEARNS) | (overlaps == np.maximum(overlaps.max(axis=0), 1e-9)).any(axis=1)
+    least, most = places.limits[1], places.limits[0]
+    rows[(best >= least) & (rows == BACKGROUND)] = IGNORED
+    learns = (best >= most) | (overlaps == np.maximum(overlaps.max(axis=0), 1e-9)).any(axis=1)
     rows[learns] = which[learns]
     for number in np.setdiff1d(np.arange(len(boxes)), rows).tolist():
         # another box overlaps its anchors more, or it lies between all of them: the best that can be spared

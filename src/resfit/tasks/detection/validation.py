@@ -10,11 +10,11 @@ import numpy as np
 from resfit.data.box_geometry import letterbox
 from resfit.data.boxes import BoxSet
 from resfit.evaluation.detection import Matching
-from resfit.networks.detection.kinds import AnyDetectorSpec
+from resfit.networks.detection.kinds import AnyDetectorSpec, takes_best_class
 from resfit.tasks.detection.detections import Detections
 from resfit.tasks.detection.evaluation import matched
 from resfit.tasks.detection.objectives import DetectionObjective
-from resfit.tasks.detection.postprocess import suppress
+from resfit.tasks.detection.postprocess import best_classes, suppress
 
 
 def scorer(
@@ -63,9 +63,10 @@ def predicted(
         for offset, row in enumerate(score(rows)):
             position = start + offset
             own = (int(boxes.sizes[position, 0]), int(boxes.sizes[position, 1]))
+            own_scores = best_classes(row[:, 4:]) if takes_best_class(spec) else row[:, 4:]
             some, scores, labels, _ = suppress(
                 row[:, :4],
-                row[:, 4:],
+                own_scores,
                 counts=counts,
                 score_threshold=spec.score_threshold,
                 nms_threshold=spec.nms_threshold,

@@ -90,6 +90,7 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "anchor_offset": 0.5,
             "box_coding": "distances",
             "distance_activation": "exp",
+            "quality_branch": "class",
             "quality_rule": "product",
         },
     ),
@@ -115,6 +116,7 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 _SAID = ("anchor_sizes", "anchor_ratios", "score_threshold", "nms_threshold", "extra_activation")
+_SAID_OF_FCOS = ("quality_branch", "distance_activation")
 
 #: mmdetection's contracts: of networks from torchvision's weights, and of those from Caffe's, as its FCOS is.
 _RGB = dataclasses.replace(TORCH, size=(800, 1333), resize_mode="fit", crop_fraction=1.0)
@@ -191,6 +193,15 @@ def usual_contract(translation: DetectorNames) -> tuple[InputSpec, str]:
     """
     if translation.naming is _MMDET:
         return (_CAFFE, "mmdetection's for FCOS") if _kind(translation) == "FCOS" else (_RGB, "mmdetection's")
+    return detectron_contract(translation)
+
+
+def detectron_contract(translation: DetectorNames) -> tuple[InputSpec, str]:
+    """Returns the input contract of detectors of detectron2, and whose it is: the file's own means where it has some.
+
+    Args:
+        translation: As :func:`translate` returned it.
+    """
     mean, std = (translation.constants.get(f"pixel_{part}") for part in ("mean", "std"))
     if mean is None or std is None or np.size(mean) != 3 or np.size(std) != 3 or not np.all(np.asarray(std) > 0):
         return _BGR, "detectron2's"
@@ -248,7 +259,7 @@ def identify(
     spec = built(DetectorSpec, fields, overrides)
     assumptions += [
         sentence(f"{name}={getattr(spec, name)}", f"{program}'s {family}; the tensors do not tell", name)
-        for name in _SAID
+        for name in (*_SAID, *(_SAID_OF_FCOS if family == "FCOS" else ()))
         if name not in overrides
     ]
     del architecture

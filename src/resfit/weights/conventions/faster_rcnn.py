@@ -1,4 +1,5 @@
-"""Names of torchvision's Faster R-CNN, first and second form, and what its tensors are called here.
+"""Names of torchvision's Faster R-CNN, first and second form, and of detectron2's with a pyramid, and what their
+tensors are called here.
 
 Of a Mask R-CNN or Keypoint R-CNN the part that finds boxes is read; the other branch is left out.
 """
@@ -17,9 +18,11 @@ from resfit.errors import ArgumentError, CheckpointError, closest
 from resfit.networks.detection import catalog
 from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.spec import is_of_detector
+from resfit.preprocessing import InputSpec
 from resfit.weights.assumption import sentence
 from resfit.weights.completeness import is_of_its_own
 from resfit.weights.conventions import detector_names, pytorch
+from resfit.weights.conventions.dense_detection import LICENCE, detectron_contract
 from resfit.weights.conventions.detector_names import DetectorNames, Naming, backbone_of, built, highest
 from resfit.weights.formats.base import Tensors
 
@@ -57,17 +60,51 @@ _NAMING = Naming(
         r"roi_heads\.keypoint_.*": "the branch of key points",
     },
 )
+_DETECTRON = Naming(
+    "detectron2's Faster R-CNN",
+    re.compile(r"(?P<prefix>(?:.*\.)?)proposal_generator\.rpn_head\.objectness_logits\.weight"),
+    ("backbone.bottom_up.",),
+    (
+        ("backbone.fpn_lateral{=i}", "p{=i}_lateral"),
+        ("backbone.fpn_output{=i}", "p{=i}_output"),
+        ("proposal_generator.rpn_head.conv", "rpn_1"),
+        ("proposal_generator.rpn_head.objectness_logits", "rpn_objectness"),
+        ("proposal_generator.rpn_head.anchor_deltas", "rpn_codes"),
+        ("roi_heads.box_head.fc{=i}", "roi_dense_{=i}"),
+        ("roi_heads.box_predictor.cls_score", "class_logits_dense"),
+        ("roi_heads.box_predictor.bbox_pred", "box_codes_dense"),
+    ),
+    constants={
+        r"proposal_generator\.anchor_generator\.cell_anchors\.\d+": "constants that are computed anew",
+        r"pixel_(?:mean|std)": "the input contract, which is read",
+        r"roi_heads\.mask_.*": "the branch of masks",
+        r"roi_heads\.keypoint_.*": "the branch of key points",
+    },
+)
+# What detectron2's configurations of Faster R-CNN say, and tensors do not.
+_DETECTRON_FIELDS: dict[str, Any] = {
+    "anchor_rounding": False,
+    "anchor_stride": "nominal",
+    "aligned": True,
+    "samples": 0,
+}
+_DETECTRON_BODY: dict[str, Any] = {
+    **{"stride_in_block": "first", "activation": "relu", "norm_epsilon": 1e-5, "stem_pool": "max", "antialias": None}
+}
 _FIELDS = tuple(field.name for field in dataclasses.fields(FasterRCNNSpec))
 _SAID = ("anchor_sizes", "anchor_ratios", "score_threshold", "nms_threshold", "max_detections")
 
 
 def is_detector(names: Mapping[str, Any]) -> bool:
-    """Whether tensors are those of a Faster R-CNN of torchvision, by their names.
+    """Whether tensors are those of a Faster R-CNN of torchvision or detectron2, by their names.
 
     Args:
         names: Tensors, or anything, by name.
     """
-    return any(f"{prefix}rpn.head.cls_logits.weight" in names for prefix in _NAMING.prefixes(names))
+    detectron = (f"{prefix}backbone.fpn_lateral2.weight" for prefix in _DETECTRON.prefixes(names))
+    return any(name in names for name in detectron) or any(
+        f"{prefix}rpn.head.cls_logits.weight" in names for prefix in _NAMING.prefixes(names)
+    )
 
 
 def translate(
@@ -83,10 +120,36 @@ def translate(
     Raises:
         CheckpointError: They are not those of one such detector.
     """
-    found = detector_names.translate(tensors, (_NAMING,), prefix=prefix, averaged=averaged)
+    found = detector_names.translate(tensors, (_DETECTRON, _NAMING), prefix=prefix, averaged=averaged)
     arrays = dict(found.arrays)
     arrays |= _pooled(arrays, to_torch=False)
+    if found.naming is _DETECTRON:
+        found = dataclasses.replace(found, left_out=(*found.left_out, LICENCE))
+        arrays |= _with_background(arrays)
     return dataclasses.replace(found, arrays=arrays)
+
+
+def _with_background(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The codes of all class outputs: of the background, the last one, detectron2 has none, and nothing reads them."""
+    shapes = {name: np.shape(arrays.get(f"box_codes_dense/{name}", ())) for name in ("kernel", "bias")}
+    outputs = np.shape(arrays.get("class_logits_dense/kernel", ()))[-1:]
+    if not outputs or any(shape[-1:] != (4 * (outputs[0] - 1),) for shape in shapes.values()):
+        return {}  # refused later
+    return {
+        f"box_codes_dense/{name}": np.concatenate(
+            [arrays[f"box_codes_dense/{name}"], np.zeros((*shape[:-1], 4), np.float32)], axis=-1
+        )
+        for name, shape in shapes.items()
+    }
+
+
+def usual_contract(translation: DetectorNames) -> tuple[InputSpec, str] | None:
+    """Returns the input contract where the source states none, and whose it is; ``None`` for torchvision's.
+
+    Args:
+        translation: As :func:`translate` returned it.
+    """
+    return detectron_contract(translation) if translation.naming is _DETECTRON else None
 
 
 def _pooled(arrays: Mapping[str, np.ndarray], *, to_torch: bool) -> dict[str, np.ndarray]:
@@ -146,8 +209,12 @@ def identify(
     row = catalog.get(architecture or ("faster_rcnn_resnet50_v2" if second else "faster_rcnn_resnet50"))
     if not isinstance(row.spec, FasterRCNNSpec):
         raise CheckpointError(f"the tensors must be those of {row.name!r} ({row.family}). Received: a Faster R-CNN's.")
-    own = dict(body or {})
+    detectron = translation.naming is _DETECTRON
+    own = {**(_DETECTRON_BODY if detectron else {}), **(body or {})}
     backbone, assumptions = backbone_of(translation.body, **own)
+    if detectron and backbone.block == "bottleneck" and "stride_in_block" not in (body or {}):
+        why, name = "as detectron2's Faster R-CNN has it; the tensors do not tell", "backbone.stride_in_block"
+        assumptions.append(sentence(f"{name}={own['stride_in_block']!r}", why, name))
     if "norm_epsilon" not in own and not translation.body.counts_batches:  # frozen norms, as the published ones are
         epsilon = row.spec.backbone.norm_epsilon
         backbone = backbone.replace(norm_epsilon=epsilon)
@@ -155,9 +222,14 @@ def identify(
         why = f"as the weights of {row.name} run"
         assumptions.append(sentence(f"backbone: norm_epsilon={epsilon:g}", why, "backbone.norm_epsilon"))
     told = _told(translation.arrays, shapes, row.spec, overrides)
+    whose = f"torchvision's {row.name}"
+    if detectron:
+        whose = "detectron2's Faster R-CNN"
+        told |= {**_DETECTRON_FIELDS, "unreported": (told["classes"],)}  # the background comes last
+    usual = row.spec.replace(**(_DETECTRON_FIELDS if detectron else {}))
     assumptions += [
-        sentence(f"{field}={getattr(row.spec, field)}", f"torchvision's {row.name}; the tensors do not tell", field)
-        for field in _SAID
+        sentence(f"{field}={getattr(usual, field)}", f"{whose}; the tensors do not tell", field)
+        for field in (*_SAID, *(_DETECTRON_FIELDS if detectron else ()))
         if field not in overrides
     ]
     fields = {"backbone": backbone, **told, **overrides}
@@ -228,8 +300,13 @@ def to_torch(spec: FasterRCNNSpec, arrays: Mapping[str, np.ndarray]) -> dict[str
         Contiguous arrays, as torchvision's Faster R-CNN of today names them.
 
     Raises:
-        ArgumentError: torchvision has no name for a layer of this detector.
+        ArgumentError: torchvision has no name for a layer of this detector, or runs it in another way.
     """
+    if spec.background or spec.aligned:
+        raise ArgumentError(
+            "torchvision's Faster R-CNN has the background first and pixels at their corners. Received: a detector of "
+            f"detectron2's kind, with the background at {spec.background}. Take naming='resfit'."
+        )
     if spec.box_convs and (len(spec.box_convs) != 4 or spec.box_dense != 1):
         raise ArgumentError(
             "torchvision's second Faster R-CNN has four convolutions and a dense layer in its head. Received: "

@@ -1,10 +1,11 @@
-"""KerasHub's presets: a folder with the configuration of a ResNet, its weights, and how images are prepared.
+"""KerasHub's presets: a folder with the configuration of a ResNet or RetinaNet, its weights, and an image converter.
 
 The configurations are read as data: no layer is made from them, and nothing in them is called.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from resfit.errors import ArgumentError, CheckpointError
 from resfit.preprocessing import InputSpec
-from resfit.weights.formats import hdf5, keras_weights
+from resfit.weights.formats import hdf5, keras_weights, kerashub_retinanet
 from resfit.weights.formats.base import Tensors, read_json, register_format
 from resfit.weights.formats.keras_config import Layers
 
@@ -29,7 +30,7 @@ _MOST_BLOCKS = 10_000
 
 
 def recognises(path: Path) -> bool:
-    """Whether a path is the folder of a preset of a ResNet, or one of its files.
+    """Whether a path is the folder of a preset of a ResNet or RetinaNet, or one of its files.
 
     Args:
         path: The path.
@@ -38,7 +39,7 @@ def recognises(path: Path) -> bool:
     if folder is None:
         return False
     try:
-        return read_json(folder / _CONFIG).get("class_name") == BACKBONE
+        return read_json(folder / _CONFIG).get("class_name") in (BACKBONE, kerashub_retinanet.BACKBONE)
     except CheckpointError:
         return False
 
@@ -57,7 +58,8 @@ def read(path: Path) -> Tensors:
 
     Returns:
         Arrays under ``"<name of the layer>/<variable>"``, such as ``"stack0_block0_1_conv/kernel"``; ``config`` has
-        the backbone's configuration under ``"kerashub"``.
+        the backbone's configuration under ``"kerashub"``. Those of a RetinaNet come under torchvision's names, as the
+        published presets are torchvision's weights.
 
     Raises:
         CheckpointError: A file is missing, damaged, or refers to something outside itself.
@@ -68,9 +70,12 @@ def read(path: Path) -> Tensors:
         raise CheckpointError(f"{path}: a preset must hold {_CONFIG} and {' or '.join(_WEIGHTS)}. Received: none.")
     with hdf5.told(folder):
         about = read_json(folder / _CONFIG)
-        if about.get("class_name") != BACKBONE or not isinstance(about.get("config"), dict):
+        detector = about.get("class_name") == kerashub_retinanet.BACKBONE
+        if not (detector or about.get("class_name") == BACKBONE) or not isinstance(about.get("config"), dict):
             raise CheckpointError(f"a preset must be that of a {BACKBONE}. Received: {about.get('class_name')!r}.")
         weights = next(folder / name for name in _WEIGHTS if (folder / name).is_file())
+        if detector:
+            return _retinanet(folder, weights, about["config"])
         sharded = weights.name.endswith(keras_weights.SHARDS_ENDING)
         if sharded:
             arrays, other = keras_weights.read_shards(weights, _groups(about["config"]))
@@ -81,11 +86,34 @@ def read(path: Path) -> Tensors:
             head, rest = keras_weights.read_file(folder / _TASK_WEIGHTS)
             arrays |= _head(head)
             other += rest
-        contract = next(
-            (_contract(read_json(folder / name)) for name in _CONVERTERS if (folder / name).is_file()),
-            None,
-        )
-    return Tensors(folder, arrays, {"kerashub": about["config"]}, contract, graph=Layers(other))
+    return Tensors(folder, arrays, {"kerashub": about["config"]}, _stated(folder), graph=Layers(other))
+
+
+def _stated(folder: Path) -> InputSpec | None:
+    """The input contract that a preset states."""
+    for name in _CONVERTERS:
+        if (folder / name).is_file():
+            return _contract(read_json(folder / name))
+    return None
+
+
+def _retinanet(folder: Path, weights: Path, config: Mapping[str, Any]) -> Tensors:
+    """The preset of a RetinaNet, under torchvision's names."""
+    if weights.name.endswith(keras_weights.SHARDS_ENDING):
+        raise CheckpointError("the preset of a RetinaNet must be in one file of weights. Received: shards.")
+    task = folder / _TASK_WEIGHTS
+    head = keras_weights.read_file(task)[0] if task.is_file() else {}
+    arrays = kerashub_retinanet.torch_names(keras_weights.read_file(weights)[0], head, config)
+    contract = _stated(folder)
+    if contract is not None:  # nothing of a picture is cut off
+        contract = dataclasses.replace(contract, resize_mode="letterbox")
+    return Tensors(folder, arrays, {}, contract, left_out=(_DIFFERENCES,))
+
+
+_DIFFERENCES = (
+    "the weights run as torchvision's do, whose weights KerasHub's presets are: group norms with an epsilon of 1e-5, "
+    "not 1e-3, and extra levels padded on both sides, not behind (norm_epsilon= changes the former)"
+)
 
 
 def _folder(path: Path) -> Path | None:

@@ -1,0 +1,185 @@
+"""What a Faster R-CNN learns: where objects are, and of a sample of proposals what they are (Ren et al. 2015).
+
+Both samples are drawn anew in each step, from the seed and the number of the step: no random state outlives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from resfit.networks.detection import boxes as box_rules
+from resfit.networks.detection import kinds
+from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
+from resfit.networks.detection.roi_layers import BoxesOfClasses, drawn
+from resfit.tasks.detection import losses
+from resfit.tasks.detection.phases import PhaseSettings
+from resfit.tasks.detection.targets import BACKGROUND, Places
+
+#: Anchors of an image that learn in a step, at most, and the share of them that may have a box.
+ANCHORS, POSITIVE_SHARE = 256, 0.5
+# Where the loss of codes turns from a square into a distance.
+_BEND = 1 / 9
+
+
+class PlacesAndCount:
+    """The anchors of a Faster R-CNN, and how many boxes a picture has, in one row.
+
+    Args:
+        places: The anchors.
+    """
+
+    def __init__(self, places: Places):
+        self.places = places
+
+    @property
+    def width(self) -> int:
+        """Anchors of all levels, and one."""
+        return self.places.width + 1
+
+    def assign(self, boxes: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+        """Returns which box each anchor learns, and behind it the number of boxes."""
+        return np.append(self.places.assign(boxes, ignored), np.int16(len(boxes)))
+
+
+class TwoStageObjective:
+    """Anchors learn whether an object is near and where; proposals learn which, and its box for this class.
+
+    Args:
+        spec: The detector.
+        size: Height and width of the input in pixels.
+    """
+
+    clip = 10.0
+
+    def __init__(self, spec: FasterRCNNSpec, size: tuple[int, int]):
+        self.spec, self.size = spec, size
+        self._anchors = Places.of(spec, size)
+        self.places = PlacesAndCount(self._anchors)
+        self.counts = kinds.boxes_of_levels(spec, size)
+        self._boxes = BoxesOfClasses(spec.reported, spec.candidates, spec.delta_stds)
+
+    def loss(
+        self,
+        model: Callable[..., Any],
+        inputs: Any,
+        rows: Any,
+        boxes: Any,
+        labels: Any,
+        number: Any,
+        settings: PhaseSettings,
+    ) -> Any:
+        """Returns the loss; see :class:`resfit.tasks.detection.objectives.DetectionObjective`."""
+        import tensorflow as tf
+
+        rows = tf.cast(rows, tf.int32)
+        learned, counts = rows[:, :-1], rows[:, -1:]
+        there = tf.range(tf.shape(labels)[1])[None] < counts
+        outputs = tf.gather(tf.constant(self.spec.reported, tf.int32), tf.where(there, labels, 0))
+        shape = tf.shape(boxes)
+        noise = [
+            tf.random.stateless_uniform((shape[0], count), [2 * settings.seed + part, tf.cast(number, tf.int32)])
+            for part, count in enumerate((self._anchors.width, self.spec.proposals + shape[1]))
+        ]
+        found = model(inputs, [boxes, tf.where(there, outputs, -1), noise[1]])
+        proposed = proposal_loss(
+            found["objectness"], found["proposal_codes"], self._anchors.points, learned, boxes, noise[0]
+        )
+        said = head_loss(
+            *(found[name] for name in ("class_logits", "box_codes", "proposals", "true", "true_class")),
+            background=self.spec.background,
+            delta_stds=self.spec.delta_stds,
+        )
+        return tf.add_n([*proposed.values(), *said.values()])
+
+    def decode(self, outputs: Any) -> tuple[Any, Any]:
+        """Returns boxes and scores; see :class:`resfit.tasks.detection.objectives.DetectionObjective`."""
+        names = ("class_logits", "box_codes", "proposals", "there")
+        found = self._boxes([*(outputs[name] for name in names), ops.zeros((1, *self.size, 1))])
+        return found["boxes"], found["scores"]
+
+
+def proposal_loss(logits: Any, codes: Any, anchors: Any, rows: Any, boxes: Any, noise: Any) -> dict[str, Any]:
+    """Returns the loss of a sample of the anchors: whether an object is near, and how far it is off.
+
+    Args:
+        logits: ``(batch, n, 1)``.
+        codes: ``(batch, n, 4)``.
+        anchors: ``(n, 4)``, xyxy in pixels.
+        rows: int32 ``(batch, n)``: the box that each learns, -1 for background, -2 for nothing.
+        boxes: The true ones, ``(batch, most, 4)``.
+        noise: Random numbers in [0, 1), ``(batch, n)``.
+
+    Returns:
+        ``"objectness"`` and ``"proposal_codes"``, scalars.
+    """
+    count = min(ANCHORS, int(np.shape(anchors)[0]))
+    keys = drawn(rows >= 0, ops.equal(rows, BACKGROUND), noise, count, POSITIVE_SHARE)
+    keys, chosen = ops.top_k(keys, count)
+    chosen = ops.cast(chosen, "int32")
+    positive, counted = (ops.cast(keys >= limit, "float32") for limit in (2.0, 0.0))
+    total = ops.maximum(ops.sum(counted), 1.0)
+    logits = ops.take_along_axis(logits[..., 0], chosen, axis=1)
+    codes = ops.take_along_axis(codes, ops.expand_dims(chosen, -1), axis=1)
+    own = ops.take(ops.convert_to_tensor(anchors), chosen, axis=0)
+    which = ops.maximum(ops.take_along_axis(rows, chosen, axis=1), 0)
+    true = ops.take_along_axis(boxes, ops.expand_dims(which, -1), axis=1)
+    wanted = _codes_of(true, own, positive, (1.0, 1.0, 1.0, 1.0))
+    return {
+        "objectness": ops.sum(losses.binary(logits, positive) * counted) / total,
+        "proposal_codes": ops.sum(_bent(codes - wanted) * positive) / total,
+    }
+
+
+def head_loss(
+    logits: Any,
+    codes: Any,
+    proposals: Any,
+    true: Any,
+    classes: Any,
+    *,
+    background: int = 0,
+    delta_stds: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2),
+) -> dict[str, Any]:
+    """Returns the loss of a sample of proposals: their classes, and the codes of their boxes for the true class.
+
+    Args:
+        logits: ``(batch, n, outputs)``.
+        codes: ``(batch, n, 4 * outputs)``.
+        proposals: ``(batch, n, 4)``, xyxy in pixels.
+        true: The box that each learns, likewise.
+        classes: int32 ``(batch, n)``: its class output, -1 for those that learn nothing.
+        background: The class output of what is no object.
+        delta_stds: What codes are multiplied by before they are decoded.
+
+    Returns:
+        ``"class"`` and ``"box"``, scalars.
+    """
+    outputs = logits.shape[-1]
+    counted = ops.cast(classes >= 0, "float32")
+    total = ops.maximum(ops.sum(counted), 1.0)
+    wanted = ops.one_hot(ops.maximum(classes, 0), outputs, dtype="float32")
+    entropy = -ops.sum(wanted * ops.log_softmax(logits, axis=-1), axis=-1)
+    positive = counted * ops.cast(ops.not_equal(classes, background), "float32")
+    apart = ops.reshape(codes, (-1, codes.shape[1], outputs, 4))
+    own = ops.sum(apart * ops.expand_dims(wanted, -1), axis=2)
+    apart_by = _bent(own - _codes_of(true, proposals, positive, delta_stds))
+    return {"class": ops.sum(entropy * counted) / total, "box": ops.sum(apart_by * positive) / total}
+
+
+def _codes_of(true: Any, boxes: Any, positive: Any, stds: tuple[float, ...]) -> Any:
+    """The codes of true boxes; of what has none 0, so that no loss of theirs is undefined."""
+    mine = ops.expand_dims(positive, -1) > 0
+    unit = ops.convert_to_tensor(np.array([0, 0, 1, 1], np.float32))
+    true, boxes = (ops.where(mine, one, unit) for one in (true, boxes))
+    return ops.stop_gradient(box_rules.encode_deltas(true, boxes, stds))
+
+
+def _bent(difference: Any) -> Any:
+    """The smooth distance of codes, summed over the four."""
+    away = ops.abs(difference)
+    each = ops.where(away < _BEND, 0.5 * away * away / _BEND, away - 0.5 * _BEND)
+    return ops.sum(each, axis=-1)
