@@ -76,7 +76,7 @@ class Features:
 
 
 def extract(
-    model: keras.Model,
+    model: keras.Model | engines.StoredNetwork,
     images: ImageSet | Sequence[str | Path],
     *,
     input_spec: InputSpec | None = None,
@@ -142,7 +142,10 @@ def extract(
         warnings.warn(resolved.note, ResfitWarning, stacklevel=2)
     check_dtype(dtype)
     contract = _contract(model, input_spec)
-    model = engines.cut(model, until)
+    if until is not None or resolved.precision == "int8" or resolved.engine not in ("auto", "openvino"):
+        model = engines.as_keras(model)
+    if not isinstance(model, engines.StoredNetwork):
+        model = engines.cut(model, until)
     shape = _row_shape(model, contract, feature_maps)
     if pixels is not None and (views is not None or resolved.precision == "int8"):
         raise ArgumentError("views and int8 are made from image files. Received: pixels=.")
@@ -202,7 +205,7 @@ class _Read:
     reason: str = ""
 
 
-def _contract(model: keras.Model, input_spec: InputSpec | None) -> InputSpec:
+def _contract(model: Any, input_spec: InputSpec | None) -> InputSpec:
     from resfit.preprocessing import InputSpec
 
     contract = input_spec if input_spec is not None else getattr(model, "input_spec", None)
@@ -211,8 +214,10 @@ def _contract(model: keras.Model, input_spec: InputSpec | None) -> InputSpec:
     return contract
 
 
-def _row_shape(model: keras.Model, contract: InputSpec, feature_maps: bool) -> tuple[int, ...]:
+def _row_shape(model: keras.Model | engines.StoredNetwork, contract: InputSpec, feature_maps: bool) -> tuple[int, ...]:
     """Returns the shape of one image's output."""
+    if isinstance(model, engines.StoredNetwork):
+        return (model.width,)
     shapes = [tuple(output.shape) for output in model.outputs]
     if len(shapes) != 1 or (len(shapes[0]) != 2 and not feature_maps):
         raise ArgumentError(
@@ -228,7 +233,10 @@ def _row_shape(model: keras.Model, contract: InputSpec, feature_maps: bool) -> t
 
 
 def _keys(
-    model: keras.Model, contract: InputSpec, precision: str, views: Iterable[dict[str, Any] | None]
+    model: keras.Model | engines.StoredNetwork,
+    contract: InputSpec,
+    precision: str,
+    views: Iterable[dict[str, Any] | None],
 ) -> list[StoreKey]:
     decisive = {
         "format": _FORMAT,
@@ -236,7 +244,8 @@ def _keys(
         "input": contract.to_dict(),
         "precision": precision,
     }
-    names = {"name": model.name, "output": model.layers[-1].name}
+    output = model.output_name if isinstance(model, engines.StoredNetwork) else model.layers[-1].name
+    names = {"name": model.name, "output": output}
     return [StoreKey.of({**decisive, "view": view}, **names) for view in views]
 
 

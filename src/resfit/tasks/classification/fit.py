@@ -178,7 +178,10 @@ def fit(
     )
     if job.changed_classes:
         classifier.metrics["rare"] = {"choice": rare, "classes": list(job.changed_classes)}
-    return steps.package(classifier, job, checked, decoded.used, test=result, tuned=tuned)
+    packaged = steps.package(classifier, job, checked, decoded.used, test=result, tuned=tuned)
+    if job.options.folder is not None and decoded.used.engine == "openvino":  # which has been converted already
+        packaged.keep_network(job.options.folder, checked.images.paths)
+    return packaged
 
 
 @takes_arrays
