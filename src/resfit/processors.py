@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import platform
@@ -28,6 +29,17 @@ def available() -> int:
     with contextlib.suppress(KeyError, ValueError):  # what joblib and scikit-learn are told
         counts.append(int(os.environ["LOKY_MAX_CPU_COUNT"]))
     return max(1, min(counts))
+
+
+@functools.cache
+def instructions() -> frozenset[str]:
+    """Returns the sets of instructions that Linux lists for the processor, such as ``"avx512_vnni"``; else nothing."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("ascii", "replace").splitlines():
+            name, _, values = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return frozenset(values.split())
+    return frozenset()
 
 
 def use_onednn() -> None:

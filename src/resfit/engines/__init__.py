@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -251,7 +250,7 @@ def for_server(model: keras.Model | StoredNetwork, engine: str = "auto") -> Engi
     model = as_keras(model)
     rivals = [create(model, resolved), create(model, "openvino")]
     images = np.zeros((_SERVED, *speed.input_size(model), model.inputs[0].shape[-1]), np.uint8)
-    times = [_fastest(rival, images) for rival in rivals]
+    times = [speed.fastest_batch(rival, images) for rival in rivals]
     return rivals[times.index(min(times))]
 
 
@@ -266,17 +265,6 @@ def batch_sizes(engine: Engine, largest: int) -> list[int]:
     if device is None or device.kind == "cpu":
         return sorted({1, min(2, largest), largest})
     return sorted({*(1 << power for power in range(largest.bit_length()) if 1 << power <= largest), largest})
-
-
-def _fastest(engine: Engine, images: np.ndarray) -> float:
-    """Returns the seconds of the fastest of a few batches, after one that makes it ready."""
-    engine.run(images)
-    times = []
-    for _ in range(speed.BATCHES):
-        begin = time.perf_counter()
-        engine.run(images)
-        times.append(time.perf_counter() - begin)
-    return min(times)
 
 
 def stream(engine: Engine, batches: Iterable[tuple[_Tag, np.ndarray]]) -> Iterator[tuple[_Tag, np.ndarray]]:

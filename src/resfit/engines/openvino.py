@@ -149,6 +149,7 @@ class OpenVinoEngine:
         self._threads = {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False} if threads else {}
         self._lock, self._making = threading.Lock(), threading.Lock()
         self._made: _Pool | None = None
+        self._is_new = False
         if few:
             _ = self._quick  # what cannot be compiled is known at once
         else:

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import math
 import threading
+import time
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -60,6 +61,7 @@ class Features:
             empty where
             that was not asked for.
         device: What they were computed on, as :meth:`resfit.devices.Device.to_dict` tells it.
+        seconds_an_image: That the pass took, once the engine was ready; 0 where nothing was computed.
     """
 
     rows: np.ndarray
@@ -73,6 +75,7 @@ class Features:
     views: tuple[np.ndarray, ...] = ()
     records: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, image_statistics.RECORD))
     device: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seconds_an_image: float = 0.0
 
 
 def extract(
@@ -169,6 +172,26 @@ def extract(
     )
     with engines.unchanged(model), opened(cache) as place:
         return _extract(job, place.folder, place.folder if place.kept else None)
+
+
+def missing(model: keras.Model, paths: Sequence[Path], cache: bool | str | Path = True) -> int:
+    """Returns how many images have no features in float32 yet, so far as is known without reading them.
+
+    Args:
+        model: A network with an ``input_spec``.
+        paths: The images.
+        cache: As :func:`extract` takes it.
+    """
+    if cache is False:
+        return len(paths)
+    with opened(cache) as place, DigestMemory(place.folder if place.kept else None) as digests:
+        known = [entry.digest for entry in digests.recall(list(paths)) if entry is not None and not entry.reason]
+        if not known:
+            return len(paths)
+        contract = _contract(model, None)
+        (key,) = _keys(model, contract, "float32", [None])
+        store = FeatureStore(place.folder / "features", key, math.prod(_row_shape(model, contract, False)), "float32")
+        return len(paths) - int((store.find(known) >= 0).sum())
 
 
 def store_key(
@@ -296,6 +319,7 @@ def _result(job: ExtractionJob, filled: _Filling) -> Features:
         views=tuple(rows[1:]),
         records=job.decoded.records if job.decoded is not None else measured,
         device=filled.prepared.resolved.device.to_dict(),
+        seconds_an_image=filled.seconds / filled.timed if filled.timed else 0.0,
     )
 
 
@@ -332,6 +356,8 @@ class _Filling:
         failed: For the digest of each image that cannot be decoded, the reason.
         computed: Digests of the images that went through the network.
         engine_name: What ran it; ``"cache"`` if nothing had to.
+        seconds: Of the batches after the first.
+        timed: Images in them.
         prepared: Engine, device and precision of the rows.
         stores: Where they are: the images as they are, then each view.
         sights: What is measured of the images.
@@ -349,6 +375,7 @@ class _Filling:
         self.failed: dict[bytes, str] = {}
         self.computed: set[bytes] = set()
         self.engine_name = "cache"
+        self.seconds, self.timed = 0.0, 0
         self._job, self._digests, self._root, self._running = job, digests, root, prepared.running
         self.sights = DecodeStatistics(root, records=job.records and job.decoded is None, thumbnails=job.thumbnails)
         places = () if job.decoded is None else job.decoded.indices.tolist()
@@ -413,6 +440,7 @@ class _Filling:
                 self._running = engines.create(self._job.model, resolved, images=total, threads=self._job.threads)
             self._check_precision()
             self.engine_name = self._running.name
+            begin = 0.0
             with RowWriter(self._write) as writer:
                 for (owners, done), rows in engines.stream(self._running, itertools.chain([first], batches)):
                     self._check_precision()  # it may have been given up
@@ -420,6 +448,10 @@ class _Filling:
                     writer.add(owners, rows.reshape(len(rows), -1))
                     self.engine_name = self._running.name
                     self._job.report("network", done, total)
+                    now = time.perf_counter()
+                    if begin:  # what the first batch takes to begin is no part of it
+                        self.seconds, self.timed = self.seconds + now - begin, self.timed + len(rows)
+                    begin = now
             if done < total:
                 self._job.report("network", total, total)
 

@@ -93,7 +93,7 @@ class Classifier(FittedModel):
         self._runner = BodyRunner(self)
 
     @functools.cached_property
-    def model(self) -> keras.Model:  # type: ignore[override]
+    def model(self) -> keras.Model:
         """The Keras model: RGB 0..255 in, probabilities ``(batch, classes)`` out; read when it is first needed."""
         if self._origin is None:
             raise ArgumentError("a classifier needs a model. Received: model=None.")
