@@ -17,5 +17,6 @@ _FIRST_USE = devices.first_use.__wrapped__
 def cards(patch: pytest.MonkeyPatch, *found: Device) -> tuple[Device, ...]:
     """Has resfit find these cards for the rest of a test."""
     patch.setattr(devices, "_cards", lambda: found)
+    patch.setattr(devices, "_cannot_have_cards", lambda: False)
     patch.setattr(devices, "first_use", functools.cache(_FIRST_USE))
     return found

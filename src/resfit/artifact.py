@@ -231,6 +231,24 @@ def read(folder: Path, kind: ArtifactKind = CLASSIFIER) -> tuple[dict[str, Any],
     Raises:
         ArtifactError: It is missing, incomplete, damaged, of another kind or of a newer format.
     """
+    return read_with_sums(folder, kind)[:2]
+
+
+def read_with_sums(
+    folder: Path, kind: ArtifactKind = CLASSIFIER
+) -> tuple[dict[str, Any], dict[str, bytes], dict[str, str]]:
+    """Reads and checks everything but the model, as :func:`read` does.
+
+    Args:
+        folder: As :func:`read` takes it.
+        kind: As :func:`read` takes it.
+
+    Returns:
+        The description, the attachments, and the SHA-256 of each file that was compared with its content.
+
+    Raises:
+        ArtifactError: As :func:`read`.
+    """
     if not folder.is_dir():
         raise ArtifactError(f"a {kind.noun} is a folder that `resfit fit` wrote. Received: {str(folder)!r}: no folder.")
     description = _described(folder, kind)
@@ -256,7 +274,7 @@ def read(folder: Path, kind: ArtifactKind = CLASSIFIER) -> tuple[dict[str, Any],
                 f"{path} is damaged or was changed: its SHA-256 must be {expected}. Received: {found}. "
                 f"Copy the folder again or fit the {kind.noun} again."
             )
-    return description, _contents(folder, attached)
+    return description, _contents(folder, attached), sums
 
 
 def _described(folder: Path, kind: ArtifactKind = CLASSIFIER) -> dict[str, Any]:
@@ -424,6 +442,19 @@ def _is_running(process: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def is_model(folder: Path, expected: str) -> bool:
+    """Says whether the model in a folder is still the one of a checksum.
+
+    Args:
+        folder: The folder.
+        expected: The SHA-256 of its model.
+    """
+    try:
+        return _sha256(folder / MODEL) == expected
+    except OSError:
+        return False
 
 
 def _sha256(path: Path) -> str:

@@ -16,6 +16,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ BFLOAT16_CAPABILITY, FLOAT16_CAPABILITY = (8, 0), (7, 0)
 
 # what tells that the machine has an NVIDIA card, whatever TensorFlow finds
 _SIGNS = ("/proc/driver/nvidia/version", "/dev/nvidia0")
+_ROCM = "/dev/kfd"
 _VERSION = Path("/proc/driver/nvidia/version")
 _MOST_SECONDS = 10
 # kept in each step of a network's forward pass for an image of 224 x 224, generously
@@ -166,6 +168,8 @@ def find(device: str = "auto") -> Device:
     device = _default if device == "auto" else device
     if device == "cpu":
         return cpu()
+    if device == "auto" and _cannot_have_cards():
+        return cpu()
     cards = first_use()
     if device == "auto":
         return cards[0] if cards else cpu()
@@ -299,6 +303,11 @@ def card_in_sight() -> str:
     """Returns what tells that the machine has an NVIDIA card, whether TensorFlow can use it or not; else nothing."""
     found = next((sign for sign in _SIGNS if os.path.exists(sign)), "")
     return found or (shutil.which("nvidia-smi") or "")
+
+
+def _cannot_have_cards() -> bool:
+    """Says whether nothing of this machine looks like a card, so that TensorFlow need not be imported to ask it."""
+    return "tensorflow" not in sys.modules and not card_in_sight() and not os.path.exists(_ROCM)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -80,7 +80,7 @@ def check_table_name(path: str | os.PathLike[str]) -> Path:
 
 
 def embed_images(
-    body: keras.Model,
+    body: keras.Model | engines.StoredNetwork,
     source: Any,
     *,
     input_spec: InputSpec | None = None,
@@ -144,7 +144,7 @@ def embed_images(
 
 
 def _embed_sources(
-    body: keras.Model,
+    body: keras.Model | engines.StoredNetwork,
     sources: inputs.Sources,
     contract: InputSpec,
     engine: str,

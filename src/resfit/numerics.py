@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import softmax
 
 #: Smallest length that a feature vector is divided by.
 TINY = 1e-6
+
+
+def softmax(logits: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Returns the softmax over an axis; scipy's takes 0.3 s to import."""
+    powers = np.exp(logits - np.max(logits, axis=axis, keepdims=True))
+    return np.asarray(powers / np.sum(powers, axis=axis, keepdims=True))
 
 
 def activated(logits: np.ndarray, activation: str) -> np.ndarray:

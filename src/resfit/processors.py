@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 # values of an array up to which one thread is as fast
@@ -13,9 +16,30 @@ _ONE_THREAD = 10_000_000
 
 def available() -> int:
     """Returns the number of processors that this process may use: its affinity and its container's quota count."""
-    import joblib
+    affinity = getattr(os, "sched_getaffinity", None)
+    counts = [len(affinity(0)) if affinity is not None else os.cpu_count() or 1]
+    with contextlib.suppress(OSError, ValueError):  # of a container, in the second version of cgroups
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split()
+        counts.append(math.ceil(int(quota) / int(period)))  # "max" is no number, and no limit
+    with contextlib.suppress(OSError, ValueError):  # in the first
+        quota, period = (
+            Path(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us").read_text("ascii") for name in ("quota", "period")
+        )
+        counts.append(math.ceil(int(quota) / int(period)) if int(quota) > 0 else counts[0])
+    with contextlib.suppress(KeyError, ValueError):  # what joblib and scikit-learn are told
+        counts.append(int(os.environ["LOKY_MAX_CPU_COUNT"]))
+    return max(1, min(counts))
 
-    return int(joblib.cpu_count())
+
+@functools.cache
+def instructions() -> frozenset[str]:
+    """Returns the sets of instructions that Linux lists for the processor, such as ``"avx512_vnni"``; else nothing."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("ascii", "replace").splitlines():
+            name, _, values = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return frozenset(values.split())
+    return frozenset()
 
 
 def use_onednn() -> None:

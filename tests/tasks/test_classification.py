@@ -1,6 +1,7 @@
 import collections
 import concurrent.futures
 import csv
+import dataclasses
 import functools
 import gc
 import json
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resfit import artifact, processors
+from resfit import artifact, engines, processors
 from resfit.data import dataset, decode
 from resfit.data.medical import privacy
 from resfit.errors import ArgumentError, ArtifactError, DataError, InputWarning
@@ -27,6 +28,7 @@ from resfit.storage.locks import keep
 from resfit.tasks import classification as classifier
 from resfit.tasks import fit_plan, timings
 from resfit.tasks.classification import Classifier, fit
+from resfit.tasks.classification.heads.stored import StoredHead, taken
 from resfit.training import runs
 from tests.pictures import picture, tiny_body, write_folder, write_picture
 from tests.training.networks import small_body
@@ -521,6 +523,10 @@ def test_heads_are_part_of_the_one_model(body, folder, tmp_path, kind):
     embedded = loaded.embed(paths)
     assert embedded.features.shape == (9, 16)
     np.testing.assert_allclose(loaded.head().probabilities(embedded.features), loaded.predict_proba(paths), atol=1e-4)
+    plain = StoredHead(*taken(loaded.head_model()), "softmax", loaded.temperature)
+    rows = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32) + embedded.features.mean(axis=0)
+    np.testing.assert_allclose(plain.probabilities(rows), loaded.head().probabilities(rows), atol=1e-5)
+    np.testing.assert_allclose(plain.logits(rows), loaded.head().logits(rows), rtol=1e-3, atol=1e-3)
     assert loaded.evaluate(folder).accuracy > 0.95
 
 
@@ -867,6 +873,108 @@ def test_a_pickled_classifier_gives_the_same_answers_in_another_process(fitted, 
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         found = pool.submit(ask, paths).result(300)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+WITHOUT_KERAS = """
+import json, sys
+import numpy as np
+from resfit.cli.main import build
+from resfit.serving.adapter import Served
+from resfit.tasks import dispatch
+folder, *paths = sys.argv[1:]
+loaded = dispatch.load(folder)
+build(["predict"])(["predict", folder, paths[0], "--json"], standalone_mode=False)
+found = {"predicted": loaded.predict_proba(paths).tolist(), "features": loaded.embed(paths).features.tolist()}
+from pathlib import Path
+served = Served.load(Path(folder), "auto")
+served.warm_up(4)
+images = [served.decode(Path(path).read_bytes(), 10**6) for path in paths]
+found["served"] = [served.arrays([one])["scores"][0].tolist() for one in served.predict(images)]
+found["imported"] = sorted({"keras", "tensorflow", "scipy", "sklearn", "pandas", "matplotlib"} & set(sys.modules))
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def kept(out, folder):
+    """A classifier whose network the cache holds, and the files that it was asked about."""
+    paths = sorted(map(str, folder.rglob("*.png")))[::5]
+    Classifier.load(out).predict(paths)
+    return out, paths
+
+
+def test_a_fitted_classifier_predicts_embeds_and_serves_without_keras(kept):
+    out, paths = kept
+    done = subprocess.run([sys.executable, "-c", WITHOUT_KERAS, out, *paths], capture_output=True, text=True)
+    shown, _, told = done.stdout.rstrip().rpartition("\n")
+    found = json.loads(told)
+    assert found["imported"] == [], done.stderr
+    loaded = Classifier.load(out)
+    expected = loaded.predict_proba(paths, engine="keras")
+    assert np.ptp(expected, axis=0).min() > 0.1
+    np.testing.assert_allclose(found["predicted"], expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found["served"], expected, rtol=0, atol=1e-5)
+    assert json.loads(shown)[0]["probability"] == pytest.approx(expected[0].max(), abs=1e-5)
+    features = np.asarray(loaded.body()(np.stack([picture_of(path, loaded) for path in paths])))
+    np.testing.assert_allclose(found["features"], features, rtol=1e-5, atol=1e-5)
+
+
+def picture_of(path, loaded):
+    return decode.decode_image(Path(path).read_bytes(), loaded.input_spec).astype(np.float32)
+
+
+def needs_keras(folder):
+    return "model" in vars(Classifier.load(folder))
+
+
+def test_what_is_kept_of_a_network_is_that_of_this_folder_whole_and_of_no_other(kept, tmp_path, monkeypatch):
+    out, paths = kept
+    assert not needs_keras(out)
+    expected = Classifier.load(out).predict_proba(paths, engine="keras")
+    record = Classifier.load(out)._origin.record
+    cache = Path(os.environ["RESFIT_CACHE"])
+    monkeypatch.setenv("RESFIT_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(cache / "engines", tmp_path / "cache" / "engines")
+    assert not needs_keras(out)
+    # another classifier: its description alone says otherwise
+    other = tmp_path / "other.resfit"
+    changed = Classifier.load(out)
+    changed.calibration = dataclasses.replace(changed.calibration, temperature=changed.temperature * 2)
+    changed.save(other)
+    assert needs_keras(other)
+    # a bit of the converted weights
+    weights = tmp_path / "cache" / "engines" / record.network["folder"] / "network.bin"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 64
+    weights.write_bytes(data)
+    assert needs_keras(out)
+    np.testing.assert_allclose(Classifier.load(out).predict_proba(paths, engine="keras"), expected, atol=1e-6)
+    shutil.rmtree(weights.parent)
+    assert needs_keras(out)
+    assert Classifier.load(out).predict_proba(paths).argmax(axis=1).tolist() == expected.argmax(axis=1).tolist()
+
+
+def test_a_network_that_disagrees_is_not_kept(fitted, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("RESFIT_CACHE", str(tmp_path / "cache"))
+    fitted.save(tmp_path / "out")
+    monkeypatch.setattr(engines, "agreement", lambda rows, expected: 0.9)
+    path = sorted(folder.rglob("*.png"))[0]
+    Classifier.load(tmp_path / "out").predict(path)
+    assert needs_keras(tmp_path / "out")
+    loaded = Classifier.load(tmp_path / "out")
+    assert not loaded._can_keep  # tried once
+    np.testing.assert_allclose(loaded.predict_proba(path), fitted.predict_proba(path, engine="keras"), atol=1e-6)
+
+
+def test_a_model_that_was_replaced_meanwhile_is_not_taken_for_the_old_one(kept, tmp_path):
+    out, paths = kept
+    mine = shutil.copytree(out, tmp_path / "mine")
+    loaded = Classifier.load(mine)
+    before = loaded.predict_proba(paths)
+    (mine / "model.keras").write_bytes(b"another")
+    np.testing.assert_array_equal(loaded.predict_proba(paths), before)
+    with pytest.raises(ArtifactError, match="must be the model that was there when the classifier was loaded"):
+        loaded.explain(paths[0])
 
 
 def test_locks_of_the_cache_are_closed(body, folder, tmp_path):

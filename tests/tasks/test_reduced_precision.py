@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import numpy as np
 import pytest
 
-from resfit import engines
+from resfit import engines, processors
 from resfit.data.split import Split
+from resfit.engines import auto_precision, speed
 from resfit.errors import ArgumentError, DataError
 from resfit.features import extract as feature_store
+from resfit.networks import catalog
 from resfit.tasks.classification import fit, reduced_precision
 from resfit.tasks.classification.data_preparation import TrainingData
 from tests.pictures import write_folder
@@ -172,3 +175,179 @@ def test_images_that_vanish_before_all_are_computed_again_are_told():
     with pytest.raises(DataError, match=r"changed while they were read, such as b\.png"):
         reduced_precision.judge(data, Head(), rows, "int8", exact_of)
     assert calls == [4, 10]
+
+
+# --precision auto
+
+
+FAST = {"avx512_vnni", "avx512_bf16"}
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A processor with instructions for both formats, on which ResNet-50 has these rates."""
+
+    def having(instructions, **seconds):
+        monkeypatch.setattr(processors, "instructions", lambda: frozenset(instructions))
+        monkeypatch.setattr(engines, "has_precision", lambda engine, precision, device=None: True)
+        asked = []
+
+        def rate(model, precision, samples, cache):
+            asked.append(precision)
+            return seconds.get(precision)
+
+        monkeypatch.setattr(auto_precision, "_rate", rate)
+        return asked
+
+    return having
+
+
+@pytest.fixture(scope="module")
+def resnet50():
+    class Spec:
+        architecture, inputs, input_spec = catalog.get("resnet50").spec, [np.zeros((0, 224, 224, 3))], None
+
+    return Spec()
+
+
+def no_samples():
+    raise AssertionError("nothing is decoded where nothing is timed")
+
+
+@pytest.mark.parametrize(
+    ("images", "instructions", "rates", "expected"),
+    [
+        (50, FAST, {"float32": 0.022, "bfloat16": 0.005, "int8": 0.007}, "float32"),
+        (500, FAST, {"float32": 0.022, "bfloat16": 0.005, "int8": 0.007}, "float32"),
+        (5000, FAST, {"float32": 0.022, "bfloat16": 0.005, "int8": 0.007}, "bfloat16"),
+        (5000, FAST, {"float32": 0.022, "bfloat16": 0.020, "int8": 0.007}, "int8"),
+        (5000, FAST, {"float32": 0.022, "bfloat16": 0.021, "int8": 0.020}, "float32"),  # as fast is no reason
+        (5000, {"avx512_vnni"}, {"float32": 0.022, "bfloat16": 0.005, "int8": 0.007}, "int8"),
+        (5000, {"avx2"}, {"float32": 0.022, "bfloat16": 0.005, "int8": 0.007}, "float32"),
+        (5000, FAST, {"float32": 0.004, "bfloat16": 0.001, "int8": 0.001}, "float32"),  # 20 s in float32
+    ],
+)
+def test_auto_takes_what_ends_soonest(machine, resnet50, images, instructions, rates, expected):
+    machine(instructions, **rates)
+    found = auto_precision.choose(resnet50, images, no_samples)
+    assert found.precision == expected
+    if found.precision != "float32":
+        exact = images * rates["float32"]
+        whole = found.seconds[expected]
+        assert whole * 1.15 < exact
+        assert found.most_checked * rates["float32"] <= max(0.05 * whole, 32 * rates["float32"])
+        assert f"{images:,} images are expected to take {expected} {whole:.0f} s" in found.line
+        assert "--precision float32 changes it" in found.line
+        assert auto_precision.PrecisionChoice.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    if images == 5000 and expected == "bfloat16":
+        assert exact / whole > 1.6
+
+
+def test_auto_costs_nothing_where_there_is_nothing_to_choose(machine, resnet50):
+    asked = machine({"avx2"}, float32=0.1)
+    assert auto_precision.choose(resnet50, 50_000, no_samples).line == ""
+    assert auto_precision.choose(resnet50, 50_000, no_samples, engine="keras").line == ""
+    machine(FAST, float32=0.1)
+    assert auto_precision.choose(resnet50, 500, no_samples).line == ""
+    assert asked == []
+
+
+def test_int8_is_assumed_to_be_faster_until_a_run_has_shown_it(machine, resnet50):
+    machine({"avx512_vnni"}, float32=0.022)
+    assert auto_precision.choose(resnet50, 5000, no_samples).precision == "int8"
+    machine({"avx512_vnni"}, float32=0.022, int8=0.021)
+    assert auto_precision.choose(resnet50, 5000, no_samples).precision == "float32"
+
+
+def test_a_rate_that_a_run_has_shown_is_kept(body, tmp_path):
+    cache = tmp_path / "cache"
+    auto_precision.note(body, "int8", 0.25, 64, cache)
+    auto_precision.note(body, "int8", 9.0, 8, cache)  # too short to say anything
+    speed._known.clear()
+    assert auto_precision._rate(body, "int8", no_samples, cache) == 0.25
+    speed._known.clear()
+    assert auto_precision._rate(body, "int8", no_samples, tmp_path / "other") is None
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    assert 0 < auto_precision._rate(body, "float32", lambda: images, cache) < 10
+
+
+class Logits:
+    """A head whose logits are its features."""
+
+    def logits(self, features):
+        return np.asarray(features)
+
+
+@pytest.mark.parametrize(("shift", "kept"), [(0.004, True), (0.6, False)])
+def test_as_few_images_as_decide_it_are_looked_at(shift, kept):
+    """2,000 held-out images with margins of normal distribution, and features that are off by a known amount."""
+    random = np.random.default_rng(0)
+    data = material(4000, range(2000, 4000))
+    signs = np.where(data.targets[:, :1] > 0.5, 1, -1)
+    margins = np.abs(random.normal(1, 0.5, (4000, 1)))
+    rows = np.hstack([signs * margins / 2, -signs * margins / 2]).astype(np.float32)
+    wrong = np.hstack([signs, -signs]) * (random.normal(-shift, shift, (4000, 1)) / 2)
+    asked = []
+
+    def exact_of(positions):
+        asked.append(len(positions))
+        found = rows[positions] + wrong[positions].astype(np.float32)
+        return feature_store.Features(found, positions, (), (), len(positions), 0, "keras")
+
+    found = reduced_precision.judge_briefly(data, Logits(), rows, "int8", exact_of, 200)
+    assert found.kept is kept
+    test = data.parts.test
+    right = float(((rows + wrong)[test].argmax(1) == data.targets[test].argmax(1)).mean())
+    assert found.exact == pytest.approx(right, abs=0.01 if kept else 0.05)
+    assert found.narrow == 1.0
+    assert asked[0] == 32
+    assert sum(asked) <= (200 if kept else 4000 + 200)
+    got = np.asarray(found.rows[np.arange(4000)])
+    off = (got != rows).any(axis=1).sum()
+    assert off == (sum(asked) if kept else 4000)
+
+
+def test_a_fit_whose_precision_is_left_open_says_what_it_takes(folder, body, tmp_path, monkeypatch):
+    small = fit(folder, model=body, strategy="probe", cache=tmp_path / "a", out=tmp_path / "small")
+    assert small.recipe.precision == "float32"
+    assert small.metrics["plan"]["precision"]["precision"] == "float32"
+    assert not any("precision" in text for text in small.run.notes)
+    asked = []
+
+    def choose(model, images, samples, **options):
+        asked.append((images, len(samples())))
+        return auto_precision.decide(images, 10.0, {"int8": 0.1})
+
+    monkeypatch.setattr(auto_precision, "choose", choose)
+    told = []
+    found = fit(folder, model=body, strategy="probe", cache=tmp_path / "b", out=tmp_path / "out", say=told.append)
+    assert asked == [(45, 8)]
+    assert found.metrics["plan"]["precision"]["precision"] == "int8"
+    assert found.metrics["machine"]["precision"]["features"] == "int8"
+    assert found.recipe.precision in ("int8", "float32")  # the second where the head lost by it
+    assert sum("features in int8: 45 images are expected to take int8" in text for text in told) == 1
+    assert sum("held-out images" in text for text in found.run.notes) == 1
+    # features in float32 are there: nothing is left to choose
+    fit(folder, model=body, strategy="probe", cache=tmp_path / "a")
+    assert asked[-1][0] == 0
+
+
+def test_a_fit_that_was_killed_takes_the_precision_that_it_had_chosen(folder, body, tmp_path, monkeypatch):
+    chosen = iter(["int8", "float32"])
+
+    def choose(model, images, samples, **options):
+        precision = next(chosen)
+        return auto_precision.PrecisionChoice(precision, "why", {"float32": 9.0, "int8": 8.0}, 32)
+
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(auto_precision, "choose", choose)
+    options = {"model": body, "strategy": "probe", "cache": tmp_path / "cache", "out": tmp_path / "out"}
+    with monkeypatch.context() as patch:
+        patch.setattr("resfit.tasks.steps.decode", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fit(folder, **options)
+    found = fit(folder, **options)
+    assert found.metrics["plan"]["precision"]["precision"] == "int8"
+    assert next(chosen, None) is None

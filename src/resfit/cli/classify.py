@@ -329,7 +329,7 @@ def embed(
     from resfit.tasks import classification as classifier
 
     check_table_name(out)
-    console.load_tensorflow()
+    console.load_tensorflow_for(model)
     with console.progress() as progress:
         found = classifier.embed(
             folder,

@@ -160,6 +160,25 @@ def progress() -> Iterator[Progress | None]:
             bar.stop()
 
 
+def load_tensorflow_for(source: str | os.PathLike[str]) -> None:
+    """Imports TensorFlow where a model needs it; for a classifier that is when its Keras model is read.
+
+    Args:
+        source: A fitted model's folder, or a network.
+    """
+    from pathlib import Path
+
+    from resfit import artifact
+
+    if artifact.kind_of(Path(source)) != artifact.CLASSIFIER.name:
+        load_tensorflow()
+        return
+    from resfit.tasks.classification import saving
+
+    if load_tensorflow not in saving.before_keras:
+        saving.before_keras.append(load_tensorflow)
+
+
 def load_tensorflow() -> None:
     """Imports TensorFlow without the lines that its C++ part writes to stderr while loading."""
     try:

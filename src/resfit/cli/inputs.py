@@ -34,7 +34,7 @@ def opened(load: Callable[[Any], _Fitted], source: str | Path) -> _Fitted:
         load: Loads it.
         source: What is loaded.
     """
-    console.load_tensorflow()
+    console.load_tensorflow_for(source)
     fitted = load(source)
     medical.print_notice(fitted.metrics)
     return fitted

@@ -123,7 +123,7 @@ def serve(
     levels = ("debug", "info", "warning", "error")
     if log_level not in levels:
         raise ArgumentError(f"log_level must be one of {levels}. Received: {log_level!r}.")
-    console.load_tensorflow()
+    console.load_tensorflow_for(source)
     from resfit.serving import server
 
     logs.set_up(log_level)

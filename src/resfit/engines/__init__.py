@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -38,6 +37,7 @@ from resfit.engines.resolved import (
     is_installed,
     resolve,
 )
+from resfit.engines.stored import StoredNetwork
 from resfit.errors import ArgumentError, MissingDependencyError, ResfitWarning
 from resfit.storage.locks import cache_root, is_writable, report_unusable, scratch
 
@@ -51,7 +51,9 @@ __all__ = [
     "PRECISIONS",
     "Engine",
     "Resolved",
+    "StoredNetwork",
     "agreement",
+    "as_keras",
     "batch_sizes",
     "check_installed",
     "check_name",
@@ -117,7 +119,7 @@ Samples = np.ndarray | Callable[[], np.ndarray]
 
 
 def create(
-    model: keras.Model,
+    model: keras.Model | StoredNetwork,
     engine: str | Engine | Resolved = "auto",
     *,
     images: int | None = None,
@@ -138,7 +140,8 @@ def create(
     that, with a warning, below a cosine of 0.99.
 
     Args:
-        model: A network with one input ``(batch, height, width, channels)`` and one output.
+        model: A network with one input ``(batch, height, width, channels)`` and one output; or one that is kept in
+            OpenVINO's form, which runs so where that is what was asked for, and as Keras' otherwise.
         engine: ``"keras"``, ``"openvino"``, ``"onnxruntime"``, ``"litert"``, or ``"auto"``: Keras on a GPU; on a
             processor OpenVINO if it is installed and the work is long enough to repay its start, otherwise Keras. An
             engine is passed through. What :func:`resolve` has decided is taken, and ``precision`` is not read.
@@ -173,6 +176,10 @@ def create(
     if not isinstance(engine, str | Resolved):
         return engine
     check_installed(engine if isinstance(engine, str) else engine.engine)
+    if isinstance(model, StoredNetwork):
+        if until is None and cache is None and (ready := _stored(model, engine, precision, threads)) is not None:
+            return ready
+        model = model.keras()
     model = cut(model, until)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ArgumentError(
@@ -214,7 +221,19 @@ def create(
         return plain
 
 
-def for_server(model: keras.Model, engine: str = "auto") -> Engine:
+def _stored(network: StoredNetwork, engine: str | Resolved, precision: str, threads: int | None) -> Engine | None:
+    """Returns the engine of a network that is kept converted, where that is asked for and it can be read."""
+    resolved = resolve(engine, precision) if isinstance(engine, str) else engine
+    rules = {name: (rule.fact, rule.least) for name, rule in _AGREEMENTS.items()}
+    if resolved.note or not network.runs(resolved, rules):
+        return None
+    try:
+        return network.engine(resolved.precision, threads=threads)
+    except (RuntimeError, OSError):  # damaged or pruned meanwhile
+        return None
+
+
+def for_server(model: keras.Model | StoredNetwork, engine: str = "auto") -> Engine:
     """Makes a model ready to answer whenever it is asked.
 
     Args:
@@ -228,9 +247,10 @@ def for_server(model: keras.Model, engine: str = "auto") -> Engine:
     resolved = resolve(engine)
     if engine != "auto" or resolved.device.kind == "cpu" or not is_installed("openvino"):
         return create(model, resolved if engine == "auto" else engine)
+    model = as_keras(model)
     rivals = [create(model, resolved), create(model, "openvino")]
     images = np.zeros((_SERVED, *speed.input_size(model), model.inputs[0].shape[-1]), np.uint8)
-    times = [_fastest(rival, images) for rival in rivals]
+    times = [speed.fastest_batch(rival, images) for rival in rivals]
     return rivals[times.index(min(times))]
 
 
@@ -247,17 +267,6 @@ def batch_sizes(engine: Engine, largest: int) -> list[int]:
     return sorted({*(1 << power for power in range(largest.bit_length()) if 1 << power <= largest), largest})
 
 
-def _fastest(engine: Engine, images: np.ndarray) -> float:
-    """Returns the seconds of the fastest of a few batches, after one that makes it ready."""
-    engine.run(images)
-    times = []
-    for _ in range(speed.BATCHES):
-        begin = time.perf_counter()
-        engine.run(images)
-        times.append(time.perf_counter() - begin)
-    return min(times)
-
-
 def stream(engine: Engine, batches: Iterable[tuple[_Tag, np.ndarray]]) -> Iterator[tuple[_Tag, np.ndarray]]:
     """Runs batches as they come; while one is fetched and the last one is used, an engine that can goes on working.
 
@@ -272,7 +281,16 @@ def stream(engine: Engine, batches: Iterable[tuple[_Tag, np.ndarray]]) -> Iterat
     return own(batches) if own is not None else ((tag, engine.run(images)) for tag, images in batches)
 
 
-def fingerprint(model: keras.Model) -> str:
+def as_keras(model: keras.Model | StoredNetwork) -> keras.Model:
+    """Returns a network as a Keras model.
+
+    Args:
+        model: A Keras model, or one that is kept in another form.
+    """
+    return model.keras() if isinstance(model, StoredNetwork) else model
+
+
+def fingerprint(model: keras.Model | StoredNetwork) -> str:
     """Returns a digest of everything that decides what a model computes: its layers and its weights.
 
     The names of layers, which Keras numbers afresh in each program, have no part in it.
@@ -283,6 +301,8 @@ def fingerprint(model: keras.Model) -> str:
     Returns:
         64 hexadecimal digits (SHA-256).
     """
+    if isinstance(model, StoredNetwork):
+        return model.fingerprint
     known = _unchanged.get()
     if id(model) not in known:
         return _fingerprint(model)
@@ -291,7 +311,7 @@ def fingerprint(model: keras.Model) -> str:
 
 
 @contextlib.contextmanager
-def unchanged(model: keras.Model) -> Iterator[None]:
+def unchanged(model: keras.Model | StoredNetwork) -> Iterator[None]:
     """Within it, a model's :func:`fingerprint` is computed once: nobody changes the model meanwhile.
 
     Args:

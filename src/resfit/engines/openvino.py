@@ -6,7 +6,10 @@ piece on both in float32, and 1.6 times as fast in int8, and a thread that has t
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -24,6 +27,7 @@ _FILE = "network.xml"
 # pixels of a piece: four images of 224x224; larger pieces fall out of the core's cache
 _PIECE = 4 * 224 * 224
 _MOST_IN_PIECE = 64
+_MADV_PAGEOUT = 21
 
 _Tag = TypeVar("_Tag")
 
@@ -126,6 +130,7 @@ class OpenVinoEngine:
         precision: ``"float32"`` or ``"int8"``, as it was written; ``"bfloat16"`` runs what was written in float32.
         threads: Number of threads, which are then not pinned to cores, so that several processes can share the
             machine; ``None`` is one a core.
+        few: Whether single images come first: the network is compiled for several when these come.
 
     Raises:
         RuntimeError: The files are damaged.
@@ -133,18 +138,22 @@ class OpenVinoEngine:
 
     name = "openvino"
 
-    def __init__(self, folder: Path, *, precision: str = "float32", threads: int | None = None):
+    def __init__(self, folder: Path, *, precision: str = "float32", threads: int | None = None, few: bool = False):
         import openvino
 
         self.precision = precision
         self._core = openvino.Core()
-        self._network = self._core.read_model(folder / _FILE)
+        self._file = folder / _FILE
+        self._network = self._core.read_model(self._file)  # one for both forms, which share its weights
         # pinned threads of two processes would take the same cores, whatever else is idle
         self._threads = {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False} if threads else {}
-        self._compiled = self._compile("THROUGHPUT")
-        self._streams = max(1, int(self._compiled.get_property("NUM_STREAMS")))
-        self._pool = _Requests(self._compiled, 2 * self._streams)
-        self._lock = threading.Lock()
+        self._lock, self._making = threading.Lock(), threading.Lock()
+        self._made: _Pool | None = None
+        self._is_new = False
+        if few:
+            _ = self._quick  # what cannot be compiled is known at once
+        else:
+            _ = self._several
 
     def run(self, images: Any) -> np.ndarray:
         """Runs one batch of shape ``(batch, height, width, channels)``; see :class:`resfit.engines.Engine`."""
@@ -152,13 +161,18 @@ class OpenVinoEngine:
         if not len(images):  # which OpenVINO's pooling does not take
             return self.run(np.zeros((1, *images.shape[1:]), np.float32))[:0]
         with self._lock:  # a compiled network has one request for its direct calls, too
-            if len(images) < self._streams:  # all threads on the few
-                return np.array(self._quick(np.ascontiguousarray(images, np.float32))[0], np.float32)
-            return self._pool.submit(images, self._piece(images)).rows()
+            if len(images) == 1 or len(images) < self._several.streams:  # all threads on the few
+                rows = np.array(self._quick(np.ascontiguousarray(images, np.float32))[0], np.float32)
+            else:
+                rows = self._several.requests.submit(images, self._piece(images)).rows()
+            if self._is_new:  # the first run has copied the weights
+                self._is_new = False
+                _page_out(self._file.with_suffix(".bin"))
+            return rows
 
     def stream(self, batches: Iterable[tuple[_Tag, np.ndarray]]) -> Iterator[tuple[_Tag, np.ndarray]]:
         """Runs batches as they come, in order; see :func:`resfit.engines.stream`."""
-        pool = _Requests(self._compiled, 2 * self._streams)
+        pool = _Requests(self._several.compiled, 2 * self._several.streams)
         pending: deque[tuple[_Tag, _Job]] = deque()
         for tag, images in batches:
             pending.append((tag, pool.submit(images, self._piece(images))))
@@ -169,6 +183,14 @@ class OpenVinoEngine:
         for tag, job in pending:
             yield tag, job.rows()
 
+    @property
+    def _several(self) -> _Pool:
+        """The network for many images: compiled when it is first needed."""
+        with self._making:
+            if self._made is None:
+                self._made = _Pool(self._compile("THROUGHPUT"))
+            return self._made
+
     @functools.cached_property
     def _quick(self) -> Any:
         """The network for less than a stream each: compiled when it is first needed."""
@@ -177,11 +199,25 @@ class OpenVinoEngine:
     def _compile(self, hint: str) -> Any:
         floats = "bf16" if self.precision == "bfloat16" else "f32"
         config = {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": floats, **self._threads}
+        self._is_new = True
         return self._core.compile_model(self._network, "CPU", config)
 
     def _piece(self, images: np.ndarray) -> int:
         fits = min(_MOST_IN_PIECE, max(1, _PIECE // max(1, images.shape[1] * images.shape[2])))
-        return max(1, min(fits, -(-len(images) // self._streams)))
+        return max(1, min(fits, -(-len(images) // self._several.streams)))
+
+
+def _page_out(file: Path) -> None:
+    """Lets go of the pages of a mapped file, which are read again if they are needed: compiled weights are copies."""
+    if not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        advise = ctypes.CDLL(None, use_errno=True).madvise
+        for line in Path("/proc/self/maps").read_text("utf-8", "surrogateescape").splitlines():
+            span, *_, name = line.split(maxsplit=5)
+            if name == str(file):
+                begin, end = (int(address, 16) for address in span.split("-"))
+                advise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_PAGEOUT)
 
 
 class _Job:
@@ -220,6 +256,15 @@ class _Request:
             job.waiting.remove(self)
             self._request.wait()
             job.parts[self._place] = np.array(self._request.get_output_tensor(0).data, np.float32)
+
+
+class _Pool:
+    """A compiled network, the number of its streams, and requests for it."""
+
+    def __init__(self, compiled: Any):
+        self.compiled = compiled
+        self.streams = max(1, int(compiled.get_property("NUM_STREAMS")))
+        self.requests = _Requests(compiled, 2 * self.streams)
 
 
 class _Requests:

@@ -21,6 +21,7 @@ from resfit.storage.locks import folder_of, report_unusable
 if TYPE_CHECKING:
     import keras
 
+    from resfit.engines.base import Engine
     from resfit.engines.resolved import Resolved
 
 #: Folder in the cache.
@@ -93,6 +94,53 @@ def kept(
         measure: Returns figures, JSON-ready, with ``"seconds"`` among them.
         cache: As :func:`forward` takes it.
     """
+    root = folder_of(cache)
+    digest, described = _described(what, model, about)
+    if digest in _known:
+        return _known[digest]
+    found = _read(None if root is None else root / FOLDER / f"{digest}.json")
+    if found is None:
+        found = measure()
+        _write(root, digest, {**found, "name": model.name, **described})
+    _known[digest] = found
+    return found
+
+
+def keep(
+    what: str, model: keras.Model, about: Mapping[str, Any], found: dict[str, Any], cache: bool | str | Path = True
+) -> None:
+    """Keeps a measurement in place of an earlier one.
+
+    Args:
+        what: As :func:`kept` takes it.
+        model: As :func:`kept` takes it.
+        about: As :func:`kept` takes it.
+        found: Figures, JSON-ready, with ``"seconds"`` among them.
+        cache: As :func:`forward` takes it.
+    """
+    digest, described = _described(what, model, about)
+    _write(folder_of(cache), digest, {**found, "name": model.name, **described})
+    _known[digest] = found
+
+
+def fastest_batch(engine: Engine, images: np.ndarray) -> float:
+    """Returns the seconds of the fastest of a few batches, after one that makes the engine ready.
+
+    Args:
+        engine: The engine.
+        images: One batch.
+    """
+    engine.run(images)
+    times = []
+    for _ in range(BATCHES):
+        begin = time.perf_counter()
+        engine.run(images)
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def _described(what: str, model: keras.Model, about: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Returns the name of a measurement, and what it is of."""
     import tensorflow as tf
 
     spec = getattr(model, "architecture", None)
@@ -105,22 +153,18 @@ def kept(
         "tensorflow": tf.__version__,
         **about,
     }
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:32]
-    root = folder_of(cache)
-    path = None if root is None else root / FOLDER / f"{digest}.json"
-    if digest in _known:
-        return _known[digest]
-    found = _read(path)
-    if found is None:
-        found = measure()
-        if path is not None and root is not None:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, {**found, "name": model.name, **described})
-            except OSError as error:
-                report_unusable(root, error)
-    _known[digest] = found
-    return found
+    return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:32], described
+
+
+def _write(root: Path | None, digest: str, facts: dict[str, Any]) -> None:
+    if root is None:
+        return
+    path = root / FOLDER / f"{digest}.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, facts)
+    except OSError as error:
+        report_unusable(root, error)
 
 
 def input_size(model: keras.Model) -> tuple[int, int]:

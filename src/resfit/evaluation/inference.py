@@ -107,7 +107,7 @@ def judge(
     images = found_by(classifier, source, part=part, **scan_options)
     separator = classifier.recipe.separator
     extracted = feature_store.extract(
-        classifier.body(),
+        classifier.network(),
         images,
         input_spec=classifier.input_spec,
         engine=engine,

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import math
 import threading
+import time
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -60,6 +61,7 @@ class Features:
             empty where
             that was not asked for.
         device: What they were computed on, as :meth:`resfit.devices.Device.to_dict` tells it.
+        seconds_an_image: That the pass took, once the engine was ready; 0 where nothing was computed.
     """
 
     rows: np.ndarray
@@ -73,10 +75,11 @@ class Features:
     views: tuple[np.ndarray, ...] = ()
     records: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, image_statistics.RECORD))
     device: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seconds_an_image: float = 0.0
 
 
 def extract(
-    model: keras.Model,
+    model: keras.Model | engines.StoredNetwork,
     images: ImageSet | Sequence[str | Path],
     *,
     input_spec: InputSpec | None = None,
@@ -142,7 +145,10 @@ def extract(
         warnings.warn(resolved.note, ResfitWarning, stacklevel=2)
     check_dtype(dtype)
     contract = _contract(model, input_spec)
-    model = engines.cut(model, until)
+    if until is not None or resolved.precision == "int8" or resolved.engine not in ("auto", "openvino"):
+        model = engines.as_keras(model)
+    if not isinstance(model, engines.StoredNetwork):
+        model = engines.cut(model, until)
     shape = _row_shape(model, contract, feature_maps)
     if pixels is not None and (views is not None or resolved.precision == "int8"):
         raise ArgumentError("views and int8 are made from image files. Received: pixels=.")
@@ -166,6 +172,26 @@ def extract(
     )
     with engines.unchanged(model), opened(cache) as place:
         return _extract(job, place.folder, place.folder if place.kept else None)
+
+
+def missing(model: keras.Model, paths: Sequence[Path], cache: bool | str | Path = True) -> int:
+    """Returns how many images have no features in float32 yet, so far as is known without reading them.
+
+    Args:
+        model: A network with an ``input_spec``.
+        paths: The images.
+        cache: As :func:`extract` takes it.
+    """
+    if cache is False:
+        return len(paths)
+    with opened(cache) as place, DigestMemory(place.folder if place.kept else None) as digests:
+        known = [entry.digest for entry in digests.recall(list(paths)) if entry is not None and not entry.reason]
+        if not known:
+            return len(paths)
+        contract = _contract(model, None)
+        (key,) = _keys(model, contract, "float32", [None])
+        store = FeatureStore(place.folder / "features", key, math.prod(_row_shape(model, contract, False)), "float32")
+        return len(paths) - int((store.find(known) >= 0).sum())
 
 
 def store_key(
@@ -202,7 +228,7 @@ class _Read:
     reason: str = ""
 
 
-def _contract(model: keras.Model, input_spec: InputSpec | None) -> InputSpec:
+def _contract(model: Any, input_spec: InputSpec | None) -> InputSpec:
     from resfit.preprocessing import InputSpec
 
     contract = input_spec if input_spec is not None else getattr(model, "input_spec", None)
@@ -211,8 +237,10 @@ def _contract(model: keras.Model, input_spec: InputSpec | None) -> InputSpec:
     return contract
 
 
-def _row_shape(model: keras.Model, contract: InputSpec, feature_maps: bool) -> tuple[int, ...]:
+def _row_shape(model: keras.Model | engines.StoredNetwork, contract: InputSpec, feature_maps: bool) -> tuple[int, ...]:
     """Returns the shape of one image's output."""
+    if isinstance(model, engines.StoredNetwork):
+        return (model.width,)
     shapes = [tuple(output.shape) for output in model.outputs]
     if len(shapes) != 1 or (len(shapes[0]) != 2 and not feature_maps):
         raise ArgumentError(
@@ -228,7 +256,10 @@ def _row_shape(model: keras.Model, contract: InputSpec, feature_maps: bool) -> t
 
 
 def _keys(
-    model: keras.Model, contract: InputSpec, precision: str, views: Iterable[dict[str, Any] | None]
+    model: keras.Model | engines.StoredNetwork,
+    contract: InputSpec,
+    precision: str,
+    views: Iterable[dict[str, Any] | None],
 ) -> list[StoreKey]:
     decisive = {
         "format": _FORMAT,
@@ -236,7 +267,8 @@ def _keys(
         "input": contract.to_dict(),
         "precision": precision,
     }
-    names = {"name": model.name, "output": model.layers[-1].name}
+    output = model.output_name if isinstance(model, engines.StoredNetwork) else model.layers[-1].name
+    names = {"name": model.name, "output": output}
     return [StoreKey.of({**decisive, "view": view}, **names) for view in views]
 
 
@@ -287,6 +319,7 @@ def _result(job: ExtractionJob, filled: _Filling) -> Features:
         views=tuple(rows[1:]),
         records=job.decoded.records if job.decoded is not None else measured,
         device=filled.prepared.resolved.device.to_dict(),
+        seconds_an_image=filled.seconds / filled.timed if filled.timed else 0.0,
     )
 
 
@@ -323,6 +356,8 @@ class _Filling:
         failed: For the digest of each image that cannot be decoded, the reason.
         computed: Digests of the images that went through the network.
         engine_name: What ran it; ``"cache"`` if nothing had to.
+        seconds: Of the batches after the first.
+        timed: Images in them.
         prepared: Engine, device and precision of the rows.
         stores: Where they are: the images as they are, then each view.
         sights: What is measured of the images.
@@ -340,6 +375,7 @@ class _Filling:
         self.failed: dict[bytes, str] = {}
         self.computed: set[bytes] = set()
         self.engine_name = "cache"
+        self.seconds, self.timed = 0.0, 0
         self._job, self._digests, self._root, self._running = job, digests, root, prepared.running
         self.sights = DecodeStatistics(root, records=job.records and job.decoded is None, thumbnails=job.thumbnails)
         places = () if job.decoded is None else job.decoded.indices.tolist()
@@ -404,6 +440,7 @@ class _Filling:
                 self._running = engines.create(self._job.model, resolved, images=total, threads=self._job.threads)
             self._check_precision()
             self.engine_name = self._running.name
+            begin = 0.0
             with RowWriter(self._write) as writer:
                 for (owners, done), rows in engines.stream(self._running, itertools.chain([first], batches)):
                     self._check_precision()  # it may have been given up
@@ -411,6 +448,10 @@ class _Filling:
                     writer.add(owners, rows.reshape(len(rows), -1))
                     self.engine_name = self._running.name
                     self._job.report("network", done, total)
+                    now = time.perf_counter()
+                    if begin:  # what the first batch takes to begin is no part of it
+                        self.seconds, self.timed = self.seconds + now - begin, self.timed + len(rows)
+                    begin = now
             if done < total:
                 self._job.report("network", total, total)
 

@@ -87,7 +87,7 @@ class Served:
         self.fitted = fitted
         self.folder = folder
         engines.check_name(engine)
-        self._body: Any = engines.for_server(fitted.body(), engine)
+        self._body: Any = engines.for_server(fitted.network(), engine)
 
     @classmethod
     def load(cls, folder: Path, engine: str) -> Served:
@@ -150,7 +150,10 @@ class Served:
     @functools.cached_property
     def features(self) -> int:
         """How many numbers an embedding has."""
-        return int(self.fitted.body().output_shape[-1])
+        from resfit import engines
+
+        network = self.fitted.network()
+        return int(network.width if isinstance(network, engines.StoredNetwork) else network.output_shape[-1])
 
     def warm_up(self, batch: int) -> None:
         """Runs the network on batches of every size that is compiled apart, and compares it with Keras once.
@@ -161,18 +164,15 @@ class Served:
         from resfit import engines
 
         _ = self.features  # worked out once, and not while a client waits
-        for variable in self.fitted.model.variables:  # an engine may hide a NaN behind a maximum with 0
-            if not np.isfinite(np.asarray(variable, np.float32)).all():
-                raise ArtifactError(
-                    f"every weight of a network must be finite. Received: NaN or infinity in {variable.path}. "
-                    "Fit the model again."
-                )
+        self.fitted.check_finite()
         noise = np.random.default_rng(0).integers(0, 256, (batch, *self.shape), dtype=np.uint8)
         for count in engines.batch_sizes(self._body, batch):
             for found in (*self.predict(list(noise[:count])), *self.embed(list(noise[:count]))):
                 if isinstance(found, Problem):
                     raise ArtifactError(f"a model must give finite answers. Received: NaN or infinity ({found}).")
         _ = self.outputs
+        if self.engine == "openvino":
+            self.fitted.keep_for_later(noise)
 
     def decode(self, data: bytes, max_pixels: int) -> np.ndarray:
         """Decodes a file as the classifier does offline.

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
-from resfit.errors import ArgumentError, closest
+from resfit.errors import ArgumentError, ArtifactError, closest
 
 if TYPE_CHECKING:
     import keras
 
     from resfit.artifact import ArtifactKind
     from resfit.data.dataset import Skipped
+    from resfit.engines import StoredNetwork
     from resfit.preprocessing import InputSpec
 
 #: ``task=`` for the task that the data is of.
@@ -356,6 +357,31 @@ class FittedModel(abc.ABC):
         features = self.exportable().features
         output = self.model.get_layer(features).output if features else self.model.layers[-1].input
         return keras.Model(self.model.inputs, output, name=f"{self.model.name}_body")
+
+    def network(self) -> keras.Model | StoredNetwork:
+        """Returns the network without its head, as :func:`resfit.engines.create` takes it."""
+        return self.body()
+
+    def keep_for_later(self, images: np.ndarray) -> None:
+        """Has later programs start sooner, where the task knows how; the answers stay the same.
+
+        Args:
+            images: Some as the network takes them, ``(n, height, width, channels)``, to compare on.
+        """
+        del images  # nothing is kept unless a task overrides it
+
+    def check_finite(self) -> None:
+        """Makes sure that all weights are numbers.
+
+        Raises:
+            ArtifactError: One is not.
+        """
+        for variable in self.model.variables:  # an engine may hide a NaN behind a maximum with 0
+            if not np.isfinite(np.asarray(variable, np.float32)).all():
+                raise ArtifactError(
+                    f"every weight of a network must be finite. Received: NaN or infinity in {variable.path}. "
+                    "Fit the model again."
+                )
 
     def export(self, out: str | os.PathLike[str], *, format: str = "tf_saved_model", **options: Any) -> Any:
         """Writes the model for another runtime, and compares the result with Keras there.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from resfit.engines.auto_precision import AUTO
 from resfit.errors import ArgumentError, closest
 from resfit.preprocessing import Reading
 from resfit.tasks import backbone
@@ -147,9 +148,11 @@ class MachineOptions:
         device: What computes, as :func:`resfit.devices.find` takes it: ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"gpu:1"``.
         deterministic: Whether a GPU gives the same bits each time, too, which makes it slower. It stays so for the rest
             of the process.
-        precision: Of the arithmetic of a probe's features, as :func:`resfit.engines.create` takes it. The classifier
-            computes in float32 and is measured so: test images get features in float32 too, and where the head loses
-            more than half a point of accuracy and more than one image by the change, all images do.
+        precision: Of the arithmetic of a probe's features, as :func:`resfit.engines.create` takes it; ``"auto"`` takes
+            bfloat16 or int8 where that ends sooner (:mod:`resfit.engines.auto_precision`), else float32. The classifier
+            computes in float32. Where the head loses more than half a point of accuracy and more than one image by the
+            change, all images get features in float32. A precision that is named is measured on test images in float32;
+            with ``"auto"`` as many of them are looked at as decide it.
         batch_size: Images in one pass of the frozen network, at least 1; ``None`` chooses by their size.
         cache: ``True`` for resfit's own cache folder, ``False`` for none, or a folder.
         storage: Bytes that outputs of the frozen part may take up on disk; ``None`` is 20 GB, and in any case no more
@@ -205,7 +208,7 @@ class FitOptions:
     engine: str = "auto"
     device: str = "auto"
     deterministic: bool = False
-    precision: str = "float32"
+    precision: str = AUTO
     cache: bool | str | Path = True
     max_skipped: float = 0.10
     test_share: float = 0.2

@@ -171,7 +171,7 @@ def load_or_pretrained(source: str | os.PathLike[str]) -> FittedModel:
         ArtifactError: It is neither, or damaged.
         CheckpointError: The network has no classifier, or cannot be read.
     """
-    if artifact.kind_of(Path(source)) not in ("", artifact.CLASSIFIER.name):
+    if artifact.kind_of(Path(source)):
         return load(source)
     from resfit.tasks.classification import pretrained
     from resfit.tasks.detection import Detector

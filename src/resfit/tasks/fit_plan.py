@@ -244,15 +244,18 @@ class FitPlan:
         self.record.decisions["tuning"] = None if chosen is None else chosen.to_dict()
         return chosen, folder
 
-    def open_record(self, images: ImageSet, out: str | os.PathLike[str] | None, cache: bool | str | Path) -> None:
+    def open_record(
+        self, images: ImageSet, out: str | os.PathLike[str] | None, cache: bool | str | Path, *, always: bool = False
+    ) -> None:
         """Takes up what a fit that was interrupted had decided by the clock.
 
         Args:
             images: The images, before they are decoded.
             out: As :func:`resfit.fit` takes it.
             cache: As :func:`resfit.fit` takes it.
+            always: Whether there is something to decide without a budget too.
         """
-        if self.tunes and self.minutes is not None:
+        if always or (self.tunes and self.minutes is not None):
             described = self._described(images)
             self.record.open(runs.run_folder(None if out is None else Path(out), described, cache), described)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from resfit.features.progress import Progress
     from resfit.tasks.base import FittedModel
 
+_FIRST = 4  # images that engines are compared on
 _MANY = 256  # images from which an engine of its own may be worth it
 
 
@@ -30,12 +31,14 @@ class FeatureBatch:
         usable: Positions among these of the images that could be used.
         rows: For each view of them, the features ``(usable, features)``.
         errors: By position among ``paths`` why an image could not be used.
+        first: A few of the images that could be used, as the network takes them; ``None`` where there are none.
     """
 
     paths: list[Path | None]
     usable: np.ndarray
     rows: list[np.ndarray]
     errors: dict[int, str]
+    first: np.ndarray | None = None
 
 
 class BodyRunner:
@@ -82,6 +85,7 @@ class BodyRunner:
                 np.asarray(batch.indices) - done,
                 rows,
                 {index - done: text for index, text in errors.items()},
+                batch.images[:_FIRST] if rows else None,
             )
             done = end
             if progress is not None:
@@ -89,8 +93,8 @@ class BodyRunner:
 
     def _engine(self, engine: str | engines.Engine, images: int) -> engines.Engine:
         if not isinstance(engine, str):
-            return engines.create(self._fitted.body(), engine, images=images)
+            return engines.create(self._fitted.network(), engine, images=images)
         many = images > _MANY
         if (engine, many) not in self._engines:
-            self._engines[engine, many] = engines.create(self._fitted.body(), engine, images=images)
+            self._engines[engine, many] = engines.create(self._fitted.network(), engine, images=images)
         return self._engines[engine, many]

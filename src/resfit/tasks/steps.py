@@ -17,10 +17,13 @@ import numpy as np
 
 from resfit import artifact, dependencies, devices, engines
 from resfit.data import dataset
+from resfit.data import decode as decoding
 from resfit.data import split as splits
 from resfit.data.dataset import ImageSet, Skipped
 from resfit.data.medical import privacy, scans
 from resfit.data.split import Split
+from resfit.engines import auto_precision
+from resfit.engines.auto_precision import AUTO, PrecisionChoice
 from resfit.errors import DataError
 from resfit.evaluation import reference_images
 from resfit.features import extract as feature_store
@@ -40,6 +43,10 @@ if TYPE_CHECKING:
     from resfit.training.finetuning import TunedBody
     from resfit.training.trainer import TrainingHistory
 
+#: Name of the decision in the record of a fit.
+AUTO_DECISION = "precision"
+_TIMED = 8  # images that a network is timed on
+
 _Fitted = TypeVar("_Fitted", bound=FittedModel)
 
 
@@ -53,6 +60,7 @@ class ImageTask:
         numbers: Whether labels are numbers.
         defaults: Settings of the fine-tuning in place of the recipe's.
         settle: Changes the images before they are checked: returns them, and what was done, empty for nothing.
+        reduces: Whether features may be computed in fewer bits, where that is left open.
     """
 
     arguments: tuple[str, ...]
@@ -60,6 +68,7 @@ class ImageTask:
     numbers: bool = False
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     settle: Callable[[ImageSet], tuple[ImageSet, str]] | None = None
+    reduces: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,6 +86,7 @@ class FitJob:
         running: How it is run.
         journal: Takes the reasons and the time.
         changed_classes: Classes of the source that the task settled otherwise.
+        choice: Of the precision, where it was left open and fewer bits were chosen.
     """
 
     options: FitOptions
@@ -89,6 +99,7 @@ class FitJob:
     running: runs.RunOptions
     journal: Timings
     changed_classes: tuple[str, ...] = ()
+    choice: PrecisionChoice | None = None
 
     def extract(self, images: Any, **options: Any) -> feature_store.Features:
         """Computes features of the frozen network, as :func:`resfit.features.extract.extract` does.
@@ -224,6 +235,9 @@ def scan(
     journal = Timings(options.say)
     minutes = _checked(options)
     engines.check_name(options.engine)
+    left_open = options.precision == AUTO
+    if left_open:
+        options = dataclasses.replace(options, precision="float32")
     engines.check_precision(options.precision)
     engines.check_installed(options.engine, options.precision)
     resolved = engines.resolve(options.engine, options.precision)
@@ -278,7 +292,36 @@ def scan(
         records=options.check,
     )
     left = len(images) - len(some)
-    return FitJob(options, some, left, images.skipped, images.ignored, name, plan, running, journal, changed)
+    choice = None
+    if left_open and task.reduces and plan.probes and not plan.tunes:
+        found = _precision(plan, some, images, options)
+        if found.line:
+            journal.note(found.line)
+        if found.precision != "float32":
+            choice = found
+            options = dataclasses.replace(options, precision=found.precision)
+            plan = dataclasses.replace(plan, precision=found.precision)
+    return FitJob(options, some, left, images.skipped, images.ignored, name, plan, running, journal, changed, choice)
+
+
+def _precision(plan: FitPlan, images: ImageSet, everything: ImageSet, options: FitOptions) -> PrecisionChoice:
+    """Chooses the number format of the features, as a fit that was killed had chosen it."""
+    contract = plan.body.input_spec
+
+    def samples() -> np.ndarray:
+        batches = list(decoding.decode_many(images.paths[:_TIMED], contract, batch_size=_TIMED))
+        return batches[0].images if batches else np.zeros((0, *contract.size, contract.channels), np.uint8)
+
+    def choose() -> dict[str, Any]:
+        missing = feature_store.missing(plan.body, images.paths, options.cache)
+        return auto_precision.choose(plan.body, missing, samples, engine=options.engine, cache=options.cache).to_dict()
+
+    found = choose()
+    if found["seconds"]:  # a choice; what is settled without one need not be looked up and kept
+        plan.open_record(everything, options.out, options.cache, always=True)
+        found = plan.record.decide(AUTO_DECISION, lambda: found)
+    plan.record.decisions[AUTO_DECISION] = found
+    return PrecisionChoice.from_dict(found)
 
 
 def planned(
@@ -302,7 +345,8 @@ def planned(
     spec, size = backbone.described(options.model)
     if hardware is None:
         body = None if spec is None or devices.current().kind == "cpu" else backbone.untrained(spec, size)
-        hardware = speed.hardware(body, options.precision, options.cache)
+        precision = "float32" if options.precision == AUTO else options.precision
+        hardware = speed.hardware(body, precision, options.cache)
     images, left_out = subsample_to_budget(images, spec, size, minutes, options.seed, hardware)
     parts = split(images, options.val_share, options.test_share, options.seed)
     known = facts(images, len(parts.train), spec, size)
@@ -344,6 +388,10 @@ def decode(job: FitJob, pictured: Sequence[int] = ()) -> DecodedData:
             journal.note(f"features are computed in float32, not {options.precision}: the training reads the images")
         return DecodedData(UsableImages(pixels), "float32", pixels)
     extracted = job.extract(images, precision=options.precision, **shared)
+    if extracted.engine == "openvino":
+        auto_precision.note(
+            plan.body, extracted.precision, extracted.seconds_an_image, extracted.computed, options.cache
+        )
     journal.lap("features")
     return DecodedData(UsableImages(extracted, extracted.rows), extracted.precision)
 

@@ -41,6 +41,9 @@ from resfit.tasks.preparation import tested
 if TYPE_CHECKING:
     import keras
 
+_KEPT = ("auto", "openvino")  # engines that the network is kept for
+_COMPARED = 4  # images that a network is compared with Keras on
+
 
 class Classifier(FittedModel):
     """A network with a head for one's own classes.
@@ -64,7 +67,7 @@ class Classifier(FittedModel):
 
     def __init__(
         self,
-        model: keras.Model,
+        model: keras.Model | None,
         classes: Sequence[str],
         input_spec: InputSpec,
         recipe: FitRecipe,
@@ -73,8 +76,11 @@ class Classifier(FittedModel):
         versions: dict[str, str],
         attachments: dict[str, bytes] | None = None,
         calibration: Calibration | None = None,
+        origin: saving.Origin | None = None,
     ):
-        self.model = model
+        if model is not None:
+            self.model = model
+        self._origin = origin
         self.classes = tuple(classes)
         self.input_spec = input_spec
         self.recipe = recipe
@@ -85,6 +91,13 @@ class Classifier(FittedModel):
         self.run: FitRun | None = None
         self._attachments = dict(attachments or {})
         self._runner = BodyRunner(self)
+
+    @functools.cached_property
+    def model(self) -> keras.Model:
+        """The Keras model: RGB 0..255 in, probabilities ``(batch, classes)`` out; read when it is first needed."""
+        if self._origin is None:
+            raise ArgumentError("a classifier needs a model. Received: model=None.")
+        return self._origin.load()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -294,7 +307,12 @@ class Classifier(FittedModel):
             source: Images, as :func:`resfit.embedding.embed_images` takes them.
             **options: Its further options.
         """
-        return embed_images(self.body(), source, input_spec=self.input_spec, **options)
+        found = embed_images(self.network(), source, input_spec=self.input_spec, **options)
+        if found.computed and self._can_keep and options.get("engine", "auto") in _KEPT:
+            files = [path for path in found.paths if path is not None and path.is_file()][:1]
+            for batch in inputs.batches(inputs.listed(files, self.input_spec), self.input_spec, 1) if files else ():
+                self._keep(batch.images)
+        return found
 
     def explain(
         self,
@@ -384,21 +402,86 @@ class Classifier(FittedModel):
             body.architecture = self.model.architecture
         return body
 
+    def network(self) -> keras.Model | engines.StoredNetwork:
+        """Returns the network without its head, as engines take it: as it is kept in the cache, or the Keras model."""
+        if (record := self._record) is None:
+            return self.body()
+        return engines.StoredNetwork(record, self.body)
+
+    def check_finite(self) -> None:
+        """Makes sure that all weights are numbers.
+
+        Raises:
+            ArtifactError: One is not.
+        """
+        if self._record is None:  # what is kept has been looked at
+            super().check_finite()
+
     def head(self) -> base.Head:
         """Returns the head alone, as numbers, its logits divided by the temperature."""
-        import keras
-
-        features = self._features()
-        last = self.model.layers[-1]
         activation = "sigmoid" if self.recipe.multilabel else "softmax"
         if self.recipe.head == "linear":
-            kernel, bias = (np.asarray(weight) / np.float32(self.temperature) for weight in last.get_weights())
+            record = self._record
+            kept = None if record is None else [record.arrays["0/0"], record.arrays["0/1"]]
+            weights = kept or self.model.layers[-1].get_weights()
+            kernel, bias = (np.asarray(weight) / np.float32(self.temperature) for weight in weights)
             return LinearHead(kernel, bias, self.recipe.C, folds=self.recipe.folds, activation=activation)
-        return base.ModelHead(keras.Model(features, self.model.outputs[0]), activation, self.temperature)
+        return base.ModelHead(self.head_model(), activation, self.temperature)
+
+    def head_model(self) -> keras.Model:
+        """Returns the head as a Keras model: features in, probabilities out."""
+        import keras
+
+        return keras.Model(self._features(), self.model.outputs[0])
 
     @functools.cached_property
     def _head(self) -> base.Head:
-        return self.head()
+        record = self._record
+        return self.head() if record is None or self.recipe.head == "linear" else saving.head_of(self, record)
+
+    @property
+    def _record(self) -> Any:
+        """What is kept of it in the cache, where the Keras model has not been read."""
+        return None if self._origin is None or "model" in self.__dict__ else self._origin.record
+
+    @property
+    def _can_keep(self) -> bool:
+        """Whether its network could be kept in the cache and is not yet."""
+        origin = self._origin
+        return origin is not None and origin.record is None and "model" in self.__dict__ and saving.can_keep(origin)
+
+    def keep_network(self, folder: Path, files: Sequence[Path]) -> None:
+        """Keeps the network in the cache as OpenVINO runs it: later programs load this classifier without Keras.
+
+        Predictions are the same. It is kept only where it has agreed with Keras; nothing of the images is kept.
+
+        Args:
+            folder: Where the classifier has been saved.
+            files: Images to compare it on, of which the first few are read.
+        """
+        origin = saving.origin_of(folder)
+        if origin is None or not saving.can_keep(origin):
+            return
+        for batch in inputs.batches(
+            inputs.listed(list(files[:_COMPARED]), self.input_spec), self.input_spec, _COMPARED
+        ):
+            if len(batch.indices):
+                saving.keep(self, origin, batch.images)
+
+    def keep_for_later(self, images: np.ndarray) -> None:
+        """Keeps the network as :meth:`keep_network` does, for the folder that this was loaded from; tried once.
+
+        Args:
+            images: Some as the network takes them, ``(n, height, width, channels)``, to compare on.
+        """
+        if self._can_keep:
+            self._keep(images[:_COMPARED])
+
+    def _keep(self, images: np.ndarray) -> None:
+        """Has later programs start without Keras; tried once."""
+        origin, self._origin = self._origin, None
+        if origin is not None and len(images):
+            saving.keep(self, origin, images)
 
     def _features(self) -> Any:
         name = self.recipe.features
@@ -516,7 +599,9 @@ class Classifier(FittedModel):
         self, images: Any, engine: Any, batch_size: int | None, progress: Progress | None, views: int = 1
     ) -> Iterator[tuple[Path | None, np.ndarray | None, float | None, str]]:
         """Yields path, probabilities (or none), unlikeness (or none) and error of each image, in order."""
+        seen_first = None
         for batch in self._runner.batches(images, engine, batch_size, progress, views):
+            seen_first = batch.first if seen_first is None else seen_first
             found: dict[int, tuple[np.ndarray, float | None]] = {}
             if batch.rows:
                 seen = np.mean([self._head.probabilities(some) for some in batch.rows], axis=0)
@@ -524,6 +609,8 @@ class Classifier(FittedModel):
                 found = dict(zip(batch.usable.tolist(), pairs, strict=True))
             for place, path in enumerate(batch.paths):
                 yield path, *found.get(place, (None, None)), batch.errors.get(place, "")
+        if seen_first is not None and engine in _KEPT:
+            self.keep_for_later(seen_first)
 
     def _unlikeness(self, rows: np.ndarray) -> list[float | None]:
         limit = None if self.unlike is None else self.unlike.thresholds.get(self.unlike.method)

@@ -15,6 +15,7 @@ from resfit.data import rare as rare_classes
 from resfit.data.dataset import ImageSet
 from resfit.data.inputs import takes_arrays
 from resfit.devices import on_device
+from resfit.engines.auto_precision import AUTO
 from resfit.errors import ArgumentError
 from resfit.evaluation import reference_images
 from resfit.evaluation import reference_selection as kept_images
@@ -92,7 +93,7 @@ def fit(
     job = steps.scan(source, _task(rare), asked, scan_options, head=head, head_options=own, teaches=teacher is not None)
     if job.plan.tunes and head not in ("linear", "mlp"):
         raise ArgumentError(f"heads that are trained with the network are 'linear' and 'mlp'. Received: {head!r}.")
-    if asked.precision != "float32" and not job.plan.probes:
+    if asked.precision not in ("float32", AUTO) and not job.plan.probes:
         raise ArgumentError(
             f"precision is of a probe's features. Received: {asked.precision!r} for strategy={asked.strategy!r}."
         )
@@ -178,7 +179,10 @@ def fit(
     )
     if job.changed_classes:
         classifier.metrics["rare"] = {"choice": rare, "classes": list(job.changed_classes)}
-    return steps.package(classifier, job, checked, decoded.used, test=result, tuned=tuned)
+    packaged = steps.package(classifier, job, checked, decoded.used, test=result, tuned=tuned)
+    if job.options.folder is not None and decoded.used.engine == "openvino":  # which has been converted already
+        packaged.keep_network(job.options.folder, checked.images.paths)
+    return packaged
 
 
 @takes_arrays
@@ -211,6 +215,7 @@ def _task(rare: str) -> steps.ImageTask:
         tuple(inspect.signature(fit).parameters),
         _check_images,
         settle=lambda images: rare_classes.settled(images, rare),
+        reduces=True,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from resfit.evaluation import reference_images
+from resfit.features.extract import Features
 from resfit.tasks import steps
 from resfit.tasks.classification import finetuning, fit_report, reduced_precision
 from resfit.tasks.classification.data_preparation import TrainingData
@@ -132,13 +133,16 @@ class FitPipeline:
     def _judge(self, head: base.Head) -> None:
         """Goes on in float32 where the head loses by features in few bits."""
         paths = self._data.images.paths
-        verdict = reduced_precision.judge(
-            self._data,
-            head,
-            self._decoded.used.rows,
-            self.precision,
-            lambda places: self._job.extract([paths[at] for at in places]),
-        )
+        asked = (self._data, head, self._decoded.used.rows, self.precision)
+        choice = self._job.choice
+
+        def exact_of(places: np.ndarray) -> Features:
+            return self._job.extract([paths[at] for at in places])
+
+        if choice is None:
+            verdict = reduced_precision.judge(*asked, exact_of)
+        else:
+            verdict = reduced_precision.judge_briefly(*asked, exact_of, choice.most_checked, self._plan.seed)
         self._journal.note(verdict.text)
         self.rows = verdict.rows
         if not verdict.kept:

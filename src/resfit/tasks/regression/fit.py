@@ -14,6 +14,7 @@ from resfit.data.inputs import takes_numbers
 from resfit.data.medical import privacy
 from resfit.data.split import Split
 from resfit.devices import on_device
+from resfit.engines.auto_precision import AUTO
 from resfit.errors import ArgumentError, DataError
 from resfit.tasks import preparation, steps
 from resfit.tasks.config import FitOptions
@@ -79,7 +80,7 @@ def fit(source: Any, *, loss: str = "huber", **options: Any) -> Regressor:
     """
     check_choice("loss", loss, LOSSES)
     asked, scan_options = FitOptions.taken(options)
-    if asked.precision != "float32":
+    if asked.precision not in ("float32", AUTO):
         raise ArgumentError(f"precision must be 'float32' for numbers. Received: {asked.precision!r}.")
     job = steps.scan(source, _TASK, asked, scan_options, head="ridge")
     decoded = steps.decode(job)

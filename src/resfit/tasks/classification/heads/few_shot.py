@@ -10,10 +10,9 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 
 from resfit.errors import ArgumentError, DataError
-from resfit.numerics import TINY, directions
+from resfit.numerics import TINY, directions, softmax
 
 #: Numbers of neighbours that are tried.
 NEIGHBOURS = (1, 3, 5, 9, 15, 25)

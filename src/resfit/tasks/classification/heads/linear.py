@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 
 from resfit import processors
 from resfit.data import stratification
 from resfit.errors import ArgumentError, DataError
-from resfit.numerics import activated
+from resfit.numerics import activated, softmax
 from resfit.tasks.classification.heads import solver
 
 #: Strengths that are tried, from the most to the least regularised: the C of scikit-learn.
