@@ -199,6 +199,7 @@ def set_loss(
     denoising: Any = 0,
     known: KnownTargets | None = None,
     settings: SetLossSettings | None = None,
+    count: Any = None,
 ) -> dict[str, Any]:
     """Returns the parts of the loss, summed over the layers.
 
@@ -209,9 +210,12 @@ def set_loss(
         denoising: Denoising queries before the others.
         known: What these are to learn; ``None`` where there are none.
         settings: Weights; ``None`` is RT-DETR's.
+        count: Boxes of the batch of which this is a part; ``None`` counts those of these images.
     """
     own = settings or SetLossSettings()
-    normalizer = ops.maximum(ops.sum(ops.cast(ops.convert_to_tensor(targets.classes) >= 0, "float32")), 1.0)
+    if count is None:
+        count = ops.sum(ops.cast(ops.convert_to_tensor(targets.classes) >= 0, "float32"))
+    normalizer = ops.maximum(ops.cast(count, "float32"), 1.0)
     total: dict[str, Any] = dict.fromkeys(("class", "box", "overlap", "denoising"), 0.0)
     for name, (logits, given) in layers(outputs, denoising).items():
         for part, value in layer_loss(logits, given, targets, matches[name], normalizer, own).items():
