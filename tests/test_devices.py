@@ -25,9 +25,12 @@ def test_a_card_is_taken_where_there_is_one(two):
     assert devices.find("auto") == devices.find("gpu") == devices.find("gpu:0") == AMPERE
     assert devices.find("gpu:1") == VOLTA
     assert devices.find("cpu").label == "cpu"
-    with pytest.warns(ResfitWarning, match=r"Received: device='gpu:all', of 2 cards\. Going on with gpu:0"):
-        found = devices.find("gpu:all")
-    assert (found.count, found.label) == (2, "gpu:0")  # what computes, whatever was asked for
+    found = devices.find("gpu:all")
+    assert (found.label, found.cards, found.place) == ("gpu:all", ("/CPU:0", "/CPU:0"), "/CPU:0")
+    assert (found.name, found.capability) == ("Ampere and Volta", (7, 0))  # what both have units for
+    assert [card.label for card in found.each] == ["gpu:0", "gpu:1"]
+    assert devices.told(found.to_dict()) == "gpu:all (2 cards, Ampere and Volta, 550.54.15, CUDA 12.5.1, cuDNN 9)"
+    assert AMPERE.each == (AMPERE,)
     with pytest.raises(ArgumentError, match=r"one of gpu:0, gpu:1\. Received: 'gpu:2'"):
         devices.find("gpu:2")
 

@@ -55,7 +55,8 @@ class Device:
         capability: Compute capability of a card; ``None`` where it is not told.
         memory: Bytes of a card's memory; ``None`` where it is not told.
         place: What TensorFlow calls it.
-        count: Cards that ``"gpu:all"`` asks for, of which this is the first.
+        cards: What TensorFlow calls each of the cards that ``"gpu:all"`` asks for, of which this is the first; empty
+            where there is one alone.
     """
 
     kind: str = "cpu"
@@ -65,12 +66,23 @@ class Device:
     capability: tuple[int, int] | None = None
     memory: int | None = None
     place: str = "/CPU:0"
-    count: int = 1
+    cards: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
-        """What ``device=`` calls it: ``"cpu"`` or ``"gpu:0"``."""
-        return "cpu" if self.kind == "cpu" else f"gpu:{self.index}"
+        """What ``device=`` calls it: ``"cpu"``, ``"gpu:0"`` or ``"gpu:all"``."""
+        if self.kind == "cpu":
+            return "cpu"
+        return "gpu:all" if self.cards else f"gpu:{self.index}"
+
+    @property
+    def each(self) -> tuple[Device, ...]:
+        """Each of several cards by itself; of one device itself."""
+        if not self.cards:
+            return (self,)
+        return tuple(
+            dataclasses.replace(self, index=index, place=place, cards=()) for index, place in enumerate(self.cards)
+        )
 
     def computes(self, precision: str) -> bool:
         """Says whether TensorFlow has units for a number format here: a card by its compute capability.
@@ -100,7 +112,7 @@ class Device:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what results, metrics and reports say of it, JSON-ready."""
-        facts = {"device": self.label, "name": self.name, "driver": self.driver}
+        facts = {"device": self.label, "count": len(self.cards), "name": self.name, "driver": self.driver}
         return {name: value for name, value in facts.items() if value}
 
 
@@ -115,7 +127,8 @@ def told(device: Mapping[str, Any]) -> str:
     Args:
         device: As :meth:`Device.to_dict` tells it.
     """
-    details = [str(device[name]) for name in ("name", "driver") if device.get(name)]
+    details = [f"{device['count']} cards"] if device.get("count") else []
+    details += [str(device[name]) for name in ("name", "driver") if device.get(name)]
     return f"{device.get('device', 'cpu')} ({', '.join(details)})" if details else str(device.get("device", "cpu"))
 
 
@@ -176,18 +189,13 @@ def find(device: str = "auto") -> Device:
     if not cards:
         raise ArgumentError(f"there is no card that TensorFlow can use{_why_none()}. Received: device={device!r}.")
     if device == "gpu:all":
-        if len(cards) > 1:  # where training on several cards begins
-            warnings.warn(
-                f"this version computes on one card. Received: device='gpu:all', of {len(cards)} cards. Going on with "
-                f"{cards[0].label}.",
-                ResfitWarning,
-                stacklevel=2,
-            )
-        return dataclasses.replace(cards[0], count=len(cards))
-    index = int(device.partition(":")[2] or 0)
-    if index >= len(cards):
+        return _all_of(cards)
+    if device == "gpu":
+        return cards[0]
+    named = next((card for card in cards if card.label == f"gpu:{int(device.partition(':')[2])}"), None)
+    if named is None:
         raise ArgumentError(f"device must be one of {', '.join(card.label for card in cards)}. Received: {device!r}.")
-    return cards[index]
+    return named
 
 
 def current() -> Device:
@@ -321,6 +329,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     told = str(error)
     return type(error).__module__.startswith("tensorflow") and any(
         words in told for words in ("RESOURCE_EXHAUSTED", "OOM when allocating", "CUDA_ERROR_OUT_OF_MEMORY")
+    )
+
+
+def _all_of(cards: tuple[Device, ...]) -> Device:
+    """Returns all cards as one device, which has and can what the least of them has and can."""
+    if len(cards) == 1:
+        return cards[0]
+    names = list(dict.fromkeys(card.name for card in cards))
+    capabilities = [card.capability for card in cards if card.capability is not None]
+    memories = [card.memory for card in cards if card.memory is not None]
+    return dataclasses.replace(
+        cards[0],
+        name=" and ".join(names),
+        capability=min(capabilities) if len(capabilities) == len(cards) else None,
+        memory=min(memories, default=None),
+        cards=tuple(card.place for card in cards),
     )
 
 

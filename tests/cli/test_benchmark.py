@@ -8,9 +8,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from resfit import devices
 from resfit.cli.benchmark import register
 from resfit.engines import benchmark
 from resfit.networks import arithmetic, catalog
+from tests.cards import AMPERE, cards
 
 
 @pytest.fixture
@@ -38,6 +40,24 @@ def test_figures_fit_together(run, monkeypatch):
         assert row["peak_share"] == benchmark.peak_share(row["gflops"], "float32", 50)
         assert row["start"] > 0
         assert row["memory"] is None or row["memory"] < 2000
+
+
+def test_keras_is_measured_on_the_device_that_is_named(run, monkeypatch):
+    monkeypatch.setattr(devices, "_default", "auto")
+    cards(monkeypatch, AMPERE)
+    monkeypatch.setattr(benchmark, "peak_gflops", lambda threads: 1e6)
+    monkeypatch.setattr(benchmark, "_in_a_process", benchmark._measure_here)  # another process has no such card
+    arguments = ["resnet20", "--engine", "keras", "--engine", "openvino", "--seconds", "0.02", "--batch", "2",
+                 "--size", "32", "--json", "--precision", "float32", "--precision", "float16"]  # fmt: skip
+    found = {device: json.loads(run(*arguments, "--device", device).stdout) for device in ("gpu", "cpu")}
+    told = {
+        device: [(row["engine"], row["precision"], row["device"], row["peak_share"] is not None) for row in rows]
+        for device, rows in found.items()
+    }
+    openvino = ("openvino", "float32", "cpu", True)
+    assert told["gpu"] == [("keras", "float32", "gpu:0", False), ("keras", "float16", "gpu:0", False), openvino]
+    assert told["cpu"] == [("keras", "float32", "cpu", True), openvino]
+    assert "device must be auto, cpu, gpu" in str(run(*arguments, "--device", "cuda").exception)
 
 
 def test_table_says_what_could_not_be_measured(run, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -258,6 +259,10 @@ def test_a_server_takes_what_answers_sooner_and_warms_what_it_is_asked(body, mon
     times["openvino"] = 0.5
     assert engines.for_server(body).name == "openvino"
     assert engines.for_server(body, "keras").name == "keras"
+    with monkeypatch.context() as inside:  # a network that OpenVINO cannot convert
+        broken = dataclasses.replace(engines.RUNTIMES["openvino"], convert=None, engine=None)
+        inside.setitem(engines.RUNTIMES._entries, "openvino", broken)
+        assert engines.for_server(body).name == "keras"
     assert engines.batch_sizes(on_card, 24) == [1, 2, 4, 8, 16, 24]
     assert engines.batch_sizes(on_card, 1) == [1]
     assert engines.batch_sizes(engines.create(body, "openvino"), 24) == [1, 2, 24]

@@ -96,7 +96,7 @@ def test_two_workers_train_what_one_process_does(photos, tmp_path):
 def test_a_share_is_a_part_of_the_whole_batch(monkeypatch):
     with pytest.raises(ArgumentError, match="TF_CONFIG must name the workers"):
         Replicas()
-    batch = (np.arange(10), {"labels": np.arange(20).reshape(10, 2)}, None)
+    batch = (np.arange(10), {"labels": np.arange(20).reshape(10, 2)}, np.ones((1, 1)))
     found = []
     for rank in range(3):
         one = object.__new__(Replicas)
@@ -106,6 +106,6 @@ def test_a_share_is_a_part_of_the_whole_batch(monkeypatch):
     np.testing.assert_array_equal(np.concatenate([part[0] for part in found]), batch[0])
     np.testing.assert_array_equal(np.concatenate([part[1]["labels"] for part in found]), batch[1]["labels"])
     assert [len(part[0]) for part in found] == [3, 4, 3]
-    assert found[0][2] is None
+    assert [np.asarray(part[2]).tolist() for part in found] == [[[1.0]]] * 3  # one row is for all
     with pytest.raises(ArgumentError, match=r"an image for each worker\. Received: 2 for 3 workers"):
         one.share((np.arange(2),))

@@ -72,6 +72,39 @@ def server(detector, tmp_path_factory):
         yield running
 
 
+def test_on_a_card_every_size_of_batch_is_made_ready(detector, pictures, offline, monkeypatch):
+    """The engine is measured on the network of boxes, and warmed on it, as a classifier's is."""
+    from resfit import engines
+    from resfit.engines.keras import KerasEngine
+    from resfit.serving.detection import ServedDetector
+    from tests.cards import AMPERE, cards
+
+    cards(monkeypatch, AMPERE)
+    times, measured, launched = {"keras": 1.0, "openvino": 2.0}, [], []
+    monkeypatch.setattr(
+        engines, "_fastest", lambda engine, images: measured.append(images.shape[1:3]) or times[engine.name]
+    )
+    real = KerasEngine._padded
+
+    def padded(self, images):
+        found = real(self, images)
+        launched.append((self._model.name.rpartition("_")[2], self.device.kind, len(found)))
+        return found
+
+    monkeypatch.setattr(KerasEngine, "_padded", padded)
+    served = ServedDetector.load(detector / "pets.resfit", "auto")
+    assert (64, 96) in measured
+    assert served.engine == "keras"
+    served.warm_up(5)
+    assert {count for name, kind, count in launched if (name, kind) == ("joined", "gpu")} == {1, 2, 4, 8}
+    found = served.predict([served.decode(path.read_bytes(), 10**6) for path in pictures])
+    for one, expected in zip(found, offline, strict=True):
+        np.testing.assert_allclose(one.boxes, expected.boxes, atol=0.05)
+        np.testing.assert_allclose(one.scores, expected.scores, atol=1e-4)
+    times["openvino"] = 0.5
+    assert ServedDetector.load(detector / "pets.resfit", "auto").engine == "openvino"
+
+
 def post(server, path, **options):
     return httpx.post(f"{server.url}{path}", timeout=120, **options)
 

@@ -105,13 +105,14 @@ class Cramped:
     def make(self):
         step = self._make()
 
-        def run(inputs, *others):
+        def run(batch, *others):
             import tensorflow as tf
 
-            self.sizes.append(len(inputs))
-            if len(inputs) > self.room:
+            count = max(len(share) for share in getattr(batch[0], "values", [batch[0]]))  # on each card
+            self.sizes.append(count)
+            if count > self.room:
                 raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
-            return step(inputs, *others)
+            return step(batch, *others)
 
         return run
 

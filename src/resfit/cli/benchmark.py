@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from resfit.cli import console
-from resfit.cli.options import Json
+from resfit.cli.options import Device, Json
 
 if TYPE_CHECKING:
     from resfit.engines.benchmark import Measurement
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _PEAK = (
     "* Of the best float32 matrix product of numpy here, two operations for each multiply-accumulate of the network. "
-    "Empty for int8 and bfloat16, whose peak is not measured, and where other programs disturbed the measurement."
+    "Empty for cards and other formats, whose peak is not measured, and where other programs disturbed the measurement."
 )
 
 
@@ -38,7 +38,10 @@ def benchmark(
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(help="float32 or int8; can be repeated. Default: both, int8 where NNCF is installed."),
+        typer.Option(
+            help="float32, tf32, bfloat16, float16 or int8; can be repeated. Default: all that are fast here, int8 "
+            "where NNCF is installed."
+        ),
     ] = None,
     batch: Annotated[
         list[int] | None, typer.Option(help="Images in a batch; can be repeated. Default: 1, 8, 32.")
@@ -47,6 +50,7 @@ def benchmark(
     seconds: Annotated[float, typer.Option(help="Time of each measurement.")] = 3.0,
     threads: Annotated[int | None, typer.Option(help="Number of threads. Default: one a core.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights and images.")] = 0,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Measure the engines: throughput, latency, memory and share of the arithmetic peak."""
@@ -63,6 +67,7 @@ def benchmark(
         seconds=seconds,
         threads=threads,
         seed=seed,
+        device=device,
     )
     found: list[Measurement] = []
     with console.progress() as report:
@@ -80,7 +85,19 @@ def benchmark(
 
 
 def _print_table(model: str, found: list[Measurement]) -> None:
-    columns = ("engine", "precision", ">batch", ">images/s", ">p50 ms", ">p99 ms", ">MB", ">of peak*", ">start s", "")
+    columns = (
+        "engine",
+        "device",
+        "precision",
+        ">batch",
+        ">images/s",
+        ">p50 ms",
+        ">p99 ms",
+        ">MB",
+        ">of peak*",
+        ">start s",
+        "",
+    )
     sizes = {measurement.size for measurement in found if not measurement.problem}
     size = " ".join(f"{width}x{height}" for height, width in sorted(sizes))
     console.print_table(f"{model} {size}".strip(), columns, [_row(measurement) for measurement in found])
@@ -89,7 +106,7 @@ def _print_table(model: str, found: list[Measurement]) -> None:
 
 
 def _row(found: Measurement) -> tuple[object, ...]:
-    head = (found.engine, found.precision, found.batch)
+    head = (found.engine, "" if found.problem else found.device, found.precision, found.batch)
     if found.problem:
         return (*head, "", "", "", "", "", "", found.problem)
     memory = "" if found.memory is None else f"{found.memory:.0f}"

@@ -239,16 +239,18 @@ def for_server(model: keras.Model | StoredNetwork, engine: str = "auto") -> Engi
     Args:
         model: As :func:`create` takes it.
         engine: As :func:`create` takes it; with ``"auto"`` on a machine with a GPU it is measured whether Keras there
-            or OpenVINO on the processor answers sooner.
+            or OpenVINO on the processor answers sooner. Of several cards the first answers.
 
     Raises:
         ArgumentError: As :func:`create`.
     """
-    resolved = resolve(engine)
+    resolved = resolve(engine, device=devices.current().each[0])
     if engine != "auto" or resolved.device.kind == "cpu" or not is_installed("openvino"):
-        return create(model, resolved if engine == "auto" else engine)
+        return create(model, resolved if isinstance(engine, str) else engine)
     model = as_keras(model)
-    rivals = [create(model, resolved), create(model, "openvino")]
+    rivals = [create(model, resolved)]
+    with contextlib.suppress(ArgumentError):  # OpenVINO cannot convert every network
+        rivals.append(create(model, "openvino"))
     images = np.zeros((_SERVED, *speed.input_size(model), model.inputs[0].shape[-1]), np.uint8)
     times = [speed.fastest_batch(rival, images) for rival in rivals]
     return rivals[times.index(min(times))]
@@ -478,9 +480,11 @@ def is_quantized(
 
 def _on_card(model: keras.Model, resolved: Resolved, *, compiled: bool) -> Engine:
     """Returns Keras on a card or in fewer bits, which proves itself against Keras in float32 on the processor."""
+    from resfit.engines.cards import KerasCardsEngine
     from resfit.engines.keras import KerasEngine
 
-    fast = KerasEngine(model, resolved.precision, resolved.device, compiled=compiled)
+    kind = KerasCardsEngine if resolved.device.cards else KerasEngine
+    fast = kind(model, resolved.precision, resolved.device, compiled=compiled)
     exact = resolved.precision == "float32"
     return _Checked(fast, KerasEngine(model, device=devices.cpu() if exact else resolved.device))
 

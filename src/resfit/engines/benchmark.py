@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit import engines
+from resfit import devices, engines
+from resfit.devices import Device
 from resfit.engines import prefix
 from resfit.engines.base import RUNTIMES
 from resfit.errors import ArgumentError, ResfitError
@@ -47,9 +48,10 @@ class Measurement:
             not say.
         gflops: Arithmetic done, in 10^9 operations a second: two for each multiply-accumulate of the network.
         peak_share: The same as a share of the machine's peak, see :func:`peak_gflops`, 0..1; ``None`` where that peak
-            is not known. It is measured in float32: other formats have one of their own, several times as high on some
-            processors. Where float32 itself passes it, other programs disturbed its measurement.
+            is not known, as a card's is not. It is measured in float32: other formats have one of their own, several
+            times as high on some processors. Where float32 itself passes it, other programs disturbed its measurement.
         start: Seconds from the Keras network to the first result, the conversion included.
+        device: What computed, as ``device=`` calls it.
         problem: Why there are no figures; empty if there are.
     """
 
@@ -65,6 +67,7 @@ class Measurement:
     gflops: float | None = None
     peak_share: float | None = None
     start: float = 0.0
+    device: str = "cpu"
     problem: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,6 +90,7 @@ def measure(
     seconds: float = 3.0,
     threads: int | None = None,
     seed: int = 0,
+    device: str = "auto",
 ) -> Iterator[Measurement]:
     """Measures networks on engines, in float32 and int8, at several batch sizes.
 
@@ -103,6 +107,7 @@ def measure(
         seconds: Time of each measurement.
         threads: As :func:`resfit.engines.create` takes it.
         seed: Seed of weights and images.
+        device: What Keras runs on, as :func:`resfit.devices.find` takes it; the other engines have the processor alone.
 
     Returns:
         An iterator of measurements, which come one after the other as they are made. A case that cannot be measured
@@ -111,6 +116,7 @@ def measure(
     Raises:
         ArgumentError: An argument is outside its choices.
     """
+    found = devices.find(device)
     names = tuple(names) or available()
     for name in names:
         engines.check_name(name)
@@ -121,15 +127,21 @@ def measure(
             raise ArgumentError(f"{what} must be positive. Received: {list(numbers)}.")
     if not precisions:
         without = () if importlib.util.find_spec("nncf") is not None else ("int8",)
-        if engines.resolve("auto", "bfloat16").precision != "bfloat16":  # Keras has it, slowly
+        if engines.resolve("auto", "bfloat16", found).precision != "bfloat16":  # Keras has it, slowly
             without = (*without, "bfloat16")
         precisions = tuple(precision for precision in engines.PRECISIONS if precision not in without)
-    return _measurements(models, names, precisions, sorted(set(batches)), size, seconds, threads, seed)
+    return _measurements(models, names, precisions, sorted(set(batches)), size, seconds, threads, seed, device)
 
 
-def cases(names: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
-    """Returns the pairs of engine and precision that exist."""
-    return [(name, precision) for name in names for precision in precisions if engines.has_precision(name, precision)]
+def cases(names: Sequence[str], precisions: Sequence[str], device: Device | None = None) -> list[tuple[str, str]]:
+    """Returns the pairs of engine and precision that exist.
+
+    Args:
+        names: Engines.
+        precisions: Some of :data:`resfit.engines.PRECISIONS`.
+        device: What Keras runs on; ``None`` is :func:`resfit.devices.current`.
+    """
+    return [(name, form) for name in names for form in precisions if engines.has_precision(name, form, device)]
 
 
 def peak_gflops(threads: int | None = None) -> float:
@@ -166,10 +178,11 @@ def _measurements(
     seconds: float,
     threads: int | None,
     seed: int,
+    device: str,
 ) -> Iterator[Measurement]:
     peak = 0.0
     for model in models:
-        for name, precision in cases(names, precisions):
+        for name, precision in cases(names, precisions, devices.find(device)):
             peak = max(peak, peak_gflops(threads))  # again, since other programs may have disturbed the first
             asked = {
                 "model": str(model),
@@ -180,11 +193,12 @@ def _measurements(
                 "seconds": seconds,
                 "threads": threads,
                 "seed": seed,
+                "device": device,
             }
             found = _in_a_process(asked)
             peak = max(peak, peak_gflops(threads))
             for fields in found:
-                share = peak_share(fields.get("gflops"), precision, peak)
+                share = peak_share(fields.get("gflops"), precision, peak) if fields["device"] == "cpu" else None
                 yield Measurement(**{**fields, "size": tuple(fields["size"]), "peak_share": share})
 
 
@@ -220,6 +234,7 @@ def _measure_here(asked: dict[str, Any]) -> list[dict[str, Any]]:
     """Measures one engine at every batch size, in this process."""
     import keras
 
+    devices.choose(asked["device"])
     keras.utils.set_random_seed(asked["seed"])
     body = _body(asked["model"])
     side = asked["size"]
@@ -258,6 +273,7 @@ def _measure_here(asked: dict[str, Any]) -> list[dict[str, Any]]:
                 memory=None if after is None or before is None else (after - before) / 2**20,
                 gflops=None if macs is None else 2 * macs * throughput / 1e9,
                 start=start,
+                device=getattr(engine, "device", devices.cpu()).label,
             ).to_dict()
         )
     return found

@@ -23,8 +23,8 @@ from resfit.errors import ResfitError, ResfitWarning
 if TYPE_CHECKING:
     import keras
 
-# batches under way at once
-_IN_FLIGHT = 2
+#: Batches under way on a device at once.
+IN_FLIGHT = 2
 
 _Tag = TypeVar("_Tag")
 # TensorFloat-32 is a switch of the whole process: what needs it on runs alone
@@ -90,25 +90,45 @@ class KerasEngine:
 
         def finish() -> tuple[_Tag, np.ndarray]:
             tag, images, outputs = pending.popleft()
-            if outputs is not None:
-                try:
-                    return tag, self._fetched(outputs, len(images))
-                except Exception as error:
-                    self._halve(len(images), error)
-            return tag, self.run(images)
+            return tag, self.finish(images, outputs)
 
         for tag, images in batches:
-            images, outputs = _plain(images), None
-            if self.most is None or len(images) <= self.most:
-                try:
-                    outputs = self._launched(images)
-                except Exception as error:
-                    self._halve(len(images), error)
-            pending.append((tag, images, outputs))
-            while len(pending) >= _IN_FLIGHT:
+            pending.append((tag, images, self.begin(images)))
+            while len(pending) >= IN_FLIGHT:
                 yield finish()
         while pending:
             yield finish()
+
+    def begin(self, images: Any) -> Any:
+        """Starts a batch; on a card this returns before it is computed.
+
+        Args:
+            images: As :meth:`run` takes them.
+
+        Returns:
+            What :meth:`finish` waits for.
+        """
+        images = _plain(images)
+        if self.most is None or len(images) <= self.most:
+            try:
+                return self._launched(images)
+            except Exception as error:
+                self._halve(len(images), error)
+        return None
+
+    def finish(self, images: Any, outputs: Any) -> np.ndarray:
+        """Returns the rows of a batch that was started.
+
+        Args:
+            images: The batch.
+            outputs: What :meth:`begin` returned for it.
+        """
+        if outputs is not None:
+            try:
+                return self._fetched(outputs, len(images))
+            except Exception as error:
+                self._halve(len(images), error)
+        return self.run(images)
 
     def once(self, images: Any) -> np.ndarray:
         """Runs one batch as the layers are, in float32 on the processor: what all others must agree with.

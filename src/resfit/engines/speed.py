@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import processors
+from resfit.engines.cards import KerasCardsEngine
 from resfit.engines.keras import KerasEngine
 from resfit.storage.atomic import write_json
 from resfit.storage.locks import folder_of, report_unusable
@@ -62,13 +63,15 @@ def forward(model: keras.Model, resolved: Resolved, cache: bool | str | Path = T
     size = input_size(model)
 
     def measure() -> dict[str, Any]:
-        batch = resolved.device.batch_size(size)
+        device, precision = resolved.device, resolved.precision
+        kind = KerasCardsEngine if device.cards else KerasEngine
+        batch = device.batch_size(size)
         images = np.random.default_rng(0).integers(0, 256, (batch, *size, model.inputs[0].shape[-1]), np.uint8)
-        plain = _seconds(KerasEngine(model, resolved.precision, resolved.device), images)
+        plain = _seconds(kind(model, precision, device), images)
         compiled = math.inf
-        if resolved.device.kind == "gpu":
+        if device.kind == "gpu":
             try:
-                compiled = _seconds(KerasEngine(model, resolved.precision, resolved.device, compiled=True), images)
+                compiled = _seconds(kind(model, precision, device, compiled=True), images)
             except Exception:  # XLA cannot compile every layer
                 compiled = math.inf
         best = compiled * WORTH_COMPILING < plain
@@ -180,12 +183,14 @@ def input_size(model: keras.Model) -> tuple[int, int]:
     return size
 
 
-def _seconds(engine: KerasEngine, images: np.ndarray) -> float:
-    engine.run(images)  # what it takes to begin is no part of it
-    begin = time.perf_counter()
-    for _ in engine.stream((None, images) for _ in range(BATCHES)):
+def _seconds(engine: KerasEngine | KerasCardsEngine, images: np.ndarray) -> float:
+    cards = len(engine.device.each)
+    for _ in engine.stream((None, images) for _ in range(cards)):  # what it takes to begin is no part of it
         pass
-    return (time.perf_counter() - begin) / (BATCHES * len(images))
+    begin = time.perf_counter()
+    for _ in engine.stream((None, images) for _ in range(BATCHES * cards)):
+        pass
+    return (time.perf_counter() - begin) / (BATCHES * cards * len(images))
 
 
 def _structure(model: keras.Model) -> str:

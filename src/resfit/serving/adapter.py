@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,18 +161,29 @@ class Served:
         Raises:
             ArtifactError: There are weights that are not finite, or answers that are not.
         """
-        from resfit import engines
-
         _ = self.features  # worked out once, and not while a client waits
         self.fitted.check_finite()
-        noise = np.random.default_rng(0).integers(0, 256, (batch, *self.shape), dtype=np.uint8)
-        for count in engines.batch_sizes(self._body, batch):
-            for found in (*self.predict(list(noise[:count])), *self.embed(list(noise[:count]))):
+        for images in self._warming(batch):
+            embedded = self.embed(images) if images[0].shape == tuple(self.shape) else []
+            for found in (*self.predict(images), *embedded):
                 if isinstance(found, Problem):
                     raise ArtifactError(f"a model must give finite answers. Received: NaN or infinity ({found}).")
         _ = self.outputs
         if self.engine == "openvino":
+            noise = np.random.default_rng(0).integers(0, 256, (batch, *self.shape), dtype=np.uint8)
             self.fitted.keep_for_later(noise)
+
+    def _engines(self) -> dict[tuple[int, ...], Any]:
+        """Returns the engines that answer, by the shape of the images that they get."""
+        return {tuple(self.shape): self._body}
+
+    def _warming(self, batch: int) -> Iterator[list[np.ndarray]]:
+        """Yields batches of noise, one of each size that an engine makes itself ready for."""
+        from resfit import engines
+
+        for shape, engine in self._engines().items():
+            noise = np.random.default_rng(0).integers(0, 256, (batch, *shape), dtype=np.uint8)
+            yield from (list(noise[:count]) for count in engines.batch_sizes(engine, batch))
 
     def decode(self, data: bytes, max_pixels: int) -> np.ndarray:
         """Decodes a file as the classifier does offline.

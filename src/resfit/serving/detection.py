@@ -55,6 +55,16 @@ class ServedDetector(Served):
         self._runs = {size: engines.for_server(one.joined, engine) for size, one in self._at.items()}
 
     @property
+    def engine(self) -> str:
+        """Which runtime answers."""
+        return str(next(iter(self._runs.values())).name)
+
+    def _engines(self) -> dict[tuple[int, ...], Any]:
+        """Returns the engines of both orientations, where there are two, by the shape of the pictures."""
+        channels = self.shape[-1]
+        return {(*size, channels): engine for size, engine in self._runs.items()}
+
+    @property
     def thresholds(self) -> dict[str, float]:
         """By class the score from which boxes are shown."""
         return dict(getattr(self.fitted, "thresholds", {}))

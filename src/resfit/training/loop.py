@@ -18,6 +18,7 @@ import queue
 import sys
 import threading
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from resfit.errors import ArgumentError, closest
+from resfit.devices import Device
+from resfit.errors import ArgumentError, ResfitWarning, closest
 from resfit.storage.atomic import atomic_path, write_text
 
 SCHEDULES = ("constant", "cosine", "one_cycle")
@@ -53,6 +55,29 @@ def rate(schedule: str, peak: float, warmup: float, progress: float) -> float:
         return peak
     share = min(1.0, (progress - rise) / (1 - rise))
     return peak * (floor + (1 - floor) * (0.5 + 0.5 * math.cos(math.pi * share)))
+
+
+def smaller_parts(device: Device, count: int, parts: int, least: int = 1) -> int | None:
+    """Returns in how many parts a batch goes on for which memory ran out, and says so.
+
+    Args:
+        device: Whose memory it was.
+        count: Images of the batch.
+        parts: In which it went through.
+        least: Images that a part must have.
+
+    Returns:
+        Twice as many; ``None`` where it cannot be divided further.
+    """
+    if 2 * parts * least > count:
+        return None
+    warnings.warn(
+        f"{device.label} has not enough memory for {count // parts} images a step at once: going on with "
+        f"{count // (2 * parts)}, whose gradients are added up to the same step.",
+        ResfitWarning,
+        stacklevel=4,
+    )
+    return 2 * parts
 
 
 def decays(variable: Any) -> bool:

@@ -276,10 +276,20 @@ def seconds_an_image(facts: Facts, size: float, cores: int, hardware: Hardware |
         cores: Processors.
         hardware: The machine, if a GPU's speed was measured.
     """
-    decoding = (1 / _FILES + size / _BYTES) / cores
+    decoding = decoding_seconds(size, cores)
     if hardware is not None and hardware.gpu and hardware.forward:
         return max(decoding, hardware.forward)
     return decoding + 2 * _macs(facts) / _OPERATIONS / cores
+
+
+def decoding_seconds(size: float, cores: int) -> float:
+    """Returns about how long it takes all processors together to decode an image.
+
+    Args:
+        size: Bytes of the image file.
+        cores: Processors.
+    """
+    return (1 / _FILES + size / _BYTES) / cores
 
 
 def facts_of(

@@ -13,15 +13,13 @@ import dataclasses
 import itertools
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from resfit import devices
-from resfit.errors import ResfitWarning
 from resfit.training import boundary, loop
 from resfit.training.callbacks import Callbacks
 
@@ -100,7 +98,8 @@ class Trainer:
         parts: The boundary and the part behind it, if the caller has cut the network already.
         closing: Images that will be measured afterwards, within ``tuning.minutes``.
         optimizer: What takes the steps.
-        replicas: The workers that take shares of each batch, of which this process is one; ``None`` for this one alone.
+        replicas: The workers that take shares of each batch, of which this process is one; ``None`` for this one alone,
+            where several cards (``device="gpu:all"``) share it.
 
     In float16 the loss is scaled by as much as its gradients bear, so that small ones are not rounded to zero. A step
     whose gradients are infinite moves nothing, and halves the scale. Where the device's memory does not suffice for a
@@ -143,9 +142,7 @@ class Trainer:
         self.targets, self.train, self.val = np.asarray(targets, np.float32), np.asarray(train), np.asarray(val)
         self.teacher = None if teacher is None else np.asarray(teacher, np.float32)
         self.boundary, self.second = parts or cut(model, layers, tuning.trainable_from)
-        self.replicas = replicas
-        if replicas is not None:
-            replicas.synchronise(self.model)
+        self.replicas = replicas or self._cards()
         self._mark(self.boundary)
         self.learned = list(self.second.trainable_variables)
         own = {*self.boundary.learning, *self.head}
@@ -179,6 +176,14 @@ class Trainer:
         self._phases = [boundary.find(body_of(model, layers), start) for _, start in sorted(tuning.unfreeze)]
         self._steps: dict[int, Any] = {}
         self._forward: Any = None
+
+    def _cards(self) -> Replicas | None:
+        """Returns the cards that share each batch; ``None`` where it is one, or there are fewer images than cards."""
+        if not self.device.cards or self.size < len(self.device.cards):
+            return None
+        from resfit.training.replicas import CardReplicas
+
+        return CardReplicas(self.device.cards)
 
     @property
     def size(self) -> int:
@@ -290,7 +295,8 @@ class Trainer:
             and 1; 0 for a step that was skipped, -1 for one that no scale of the loss makes finite.
         """
         # several workers place their shares themselves
-        with devices.using(self.device) if self.replicas is None else contextlib.nullcontext():
+        alone = self.replicas is None or self.replicas.alone
+        with devices.using(self.device) if alone else contextlib.nullcontext():
             while True:
                 try:
                     figures = self._taken(inputs, targets, teacher)
@@ -307,8 +313,7 @@ class Trainer:
         tuning = self.tuning
         rate = loop.rate(tuning.schedule, tuning.learning_rate, tuning.warmup, self.progress)
         step = self._step_function(self._phase())
-        if self.replicas is not None:
-            inputs, targets, teacher = self.replicas.share((inputs, targets, teacher))
+        share = _tensors if self.replicas is None else self.replicas.share
         whole = (inputs, targets, np.zeros((1, 1), np.float32) if teacher is None else teacher)
         last = (self.step + 1) % tuning.accumulate == 0
         count = len(tf.nest.flatten(inputs)[0])
@@ -317,7 +322,7 @@ class Trainer:
         for begin, end in itertools.pairwise(edges):
             some = whole if self.parts == 1 else _rows(whole, begin, end)
             figures = step(
-                *(_tensors(values) for values in some),
+                share(some),
                 tf.constant(rate, tf.float32),
                 tf.constant(self.step // tuning.accumulate, tf.int32),
                 tf.constant(last and end == count),
@@ -334,17 +339,14 @@ class Trainer:
         """Halves what goes through at once; returns whether it can be halved."""
         import tensorflow as tf
 
-        count = len(tf.nest.flatten(inputs)[0])
-        if self.replicas is not None or 2 * self.parts > count:  # the other workers would wait for the other halves
+        replicas = self.replicas
+        if replicas is not None and not replicas.alone:  # the other workers would wait for the other halves
             return False
-        self._set_parts(2 * self.parts)
-        warnings.warn(
-            f"{self.device.label} has not enough memory for {count * 2 // self.parts} images a step at once: going on "
-            f"with {count // self.parts}, whose gradients are added up to the same step.",
-            ResfitWarning,
-            stacklevel=4,
-        )
-        return True
+        least = 1 if replicas is None else replicas.count
+        parts = loop.smaller_parts(self.device, len(tf.nest.flatten(inputs)[0]), self.parts, least)
+        if parts is not None:
+            self._set_parts(parts)
+        return parts is not None
 
     def _set_parts(self, parts: int) -> None:
         """Sets the parts in which a batch goes through; the graphs are made anew."""
@@ -602,20 +604,49 @@ class Trainer:
 
             return tf.cond(_all_finite(gradients), taken, skipped)
 
-        def step(inputs: Any, targets: Any, teacher: Any, rate: Any, number: Any, last: Any, divisor: Any) -> Any:
-            before = [tf.identity(v.value) for v in statistics]
+        def gradients_of(batch: tuple[Any, Any, Any], watched: list[Any], scale: Any) -> tuple[Any, Any, list[Any]]:
+            """Returns the loss of images, the sum of what the metric averages, and the gradients."""
+            inputs, targets, teacher = batch
             with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch([v.value for v in moving])
+                tape.watch(watched)
                 outputs = forward(inputs)
                 losses = self.objective.loss(outputs, targets, teacher)
                 loss = tf.reduce_mean(losses) if replicas is None else tf.reduce_sum(losses) / replicas.size
-                target = loss * self.scale[0] if self.scale else loss
-            gradients = tape.gradient(target, [v.value for v in moving], unconnected_gradients="zero")
-            if self.scale:
-                gradients = [gradient / self.scale[0] for gradient in gradients]
-            score = tf.cast(self.objective.score(outputs, targets), tf.float32)
-            if replicas is not None:
-                loss, score, gradients = replicas.total([loss, score, gradients])
+                target = loss if scale is None else loss * scale
+            gradients = tape.gradient(target, watched, unconnected_gradients="zero")
+            if scale is not None:
+                gradients = [gradient / scale for gradient in gradients]
+            return loss, tf.cast(self.objective.score(outputs, targets), tf.float32), gradients
+
+        def shared(batch: Any, scale: Any) -> tuple[Any, Any, list[Any]]:
+            """The same over the shares of a batch; what else changes, as statistics of norms do, is as of the first."""
+            import keras
+
+            assert replicas is not None
+            variables = [*moving, *(v for v in self.second.variables if id(v) not in live)]
+            changed: list[Any] = []
+
+            def on_share(share: Any, values: list[Any], scale: Any) -> Any:
+                own = [tf.identity(value) for value in values]  # where the share is
+                with keras.StatelessScope(state_mapping=list(zip(variables, own, strict=True))) as scope:
+                    totals = replicas.total(gradients_of(share, own[: len(moving)], scale))
+                after = [scope.get_current_value(v) for v in variables]
+                changed[:] = [v for v, old, new in zip(variables, own, after, strict=True) if new is not old]
+                return totals, [new for old, new in zip(own, after, strict=True) if new is not old]
+
+            values = [tf.convert_to_tensor(v.value) for v in variables]
+            totals, news = replicas.run(on_share, batch, values, scale, model=self.model)
+            for variable, value in zip(changed, news, strict=True):
+                variable.assign(value)
+            return cast("tuple[Any, Any, list[Any]]", totals)
+
+        def step(batch: Any, rate: Any, number: Any, last: Any, divisor: Any) -> Any:
+            before = [tf.identity(v.value) for v in statistics]
+            scale = self.scale[0].read_value() if self.scale else None
+            if replicas is None:
+                loss, score, gradients = gradients_of(batch, [v.value for v in moving], scale)
+            else:
+                loss, score, gradients = shared(batch, scale)
             if statistics:  # an image that overflowed must not stay in them
                 finite = _all_finite(gradients)
                 for variable, value in zip(statistics, before, strict=True):
@@ -643,7 +674,7 @@ class Trainer:
             return tf.stack([loss, score, state])
 
         # a graph for each size of images: one for all sizes rounds otherwise, and a run that goes on may see one alone
-        graph = tf.function(step, autograph=False) if replicas is None else replicas.step(step)
+        graph = tf.function(step, autograph=False)
 
         def run(*arguments: Any) -> Any:
             for layer in self.model.layers:  # a trace reads the marks, whenever it happens

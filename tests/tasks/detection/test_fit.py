@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 
 import numpy as np
@@ -10,11 +11,14 @@ import pytest
 from PIL import Image
 
 import resfit
+from resfit import processors
 from resfit.data.boxes import SkippedBoxesError, scan_boxes
 from resfit.errors import ArgumentError, ArtifactError, DataError
 from resfit.tasks import dispatch
 from resfit.tasks.detection.checks import check
 from resfit.tasks.detection.fit import fit, plan
+from resfit.tasks.detection.network import detector_spec
+from tests.cards import AMPERE, cards
 from tests.tasks.detection.drawn import scene, write_set
 
 FAST = {
@@ -336,6 +340,44 @@ def test_the_body_learns_once_the_head_has_had_its_passes(tmp_path):
     assert plans[32].pretrained_head
     fresh = fit_plan.make_plan(found, spec, folder=tmp_path, minutes=32, **given)
     assert (fresh.head["head_width"], fresh.pretrained_head) == (96, False)
+
+
+def test_on_a_card_the_plan_is_made_of_what_was_measured(tmp_path, monkeypatch):
+    from resfit.engines.speed import ForwardSpeed
+    from resfit.networks import arithmetic, catalog
+    from resfit.tasks.detection import fit_plan, speed
+    from resfit.training import recipes
+
+    folder = write_set(tmp_path / "set", {"train": 60})
+    found, spec = scan_boxes(folder), catalog.get("resnet10_tiny").spec
+    options = {"minutes": 0.5, "strategy": "auto", "views": 1, "head": {}, "batch_size": None, "storage": None}
+    made = functools.partial(fit_plan.make_plan, found, spec, size=320, folder=tmp_path, packaged=True, **options)
+    on_processor = made()
+    cards(monkeypatch, AMPERE)
+    asked = {"budget": "1m", "views": 1}
+    first = plan(folder, device="gpu", cache=tmp_path / "cache", **asked)
+    assert any(reason.startswith("measured on gpu:0: ") for reason in first.reasons)
+    assert len(list((tmp_path / "cache" / "speed").glob("*.json"))) == 2
+    again = plan(folder, device="gpu", cache=tmp_path / "cache", **asked)
+    assert again == first
+    macs = arithmetic.count(spec, input_size=spec.input_size, include_top=False).macs
+    seconds = {"forward": 1e-7, "step": 1e-6}
+    monkeypatch.setattr(speed.engine_speed, "forward", lambda *_: ForwardSpeed(seconds["forward"], 32, False))
+    monkeypatch.setattr(speed.training_speed, "step_seconds", lambda body, precision, *_: seconds["step"])
+    fast = made()
+    size = np.mean([path.stat().st_size for path in found.paths])
+    decoding = recipes.decoding_seconds(size, processors.available())
+    assert fast.hardware == pytest.approx(
+        {"training": 3 * macs / 1e-6, "forward": macs / 1e-7, "predicting": macs / 1e-7, "decoding": decoding,
+         "device": "gpu:0"}
+    )  # fmt: skip
+    assert fast.seconds["features"] == pytest.approx(60 * decoding)  # which is what takes longer
+    assert (on_processor.strategy, fast.strategy) == ("head", "full")
+    passes = float(fast.reasons[-1].split("about ")[1].split()[0])
+    assert passes == pytest.approx(0.75 * 30 * (1 - fast.head_share) / (0.7 * 60 * decoding), rel=0.01)
+    seconds["forward"] = 1.0
+    body = fit_plan._Costs.of(detector_spec(spec, len(found.classes), (320, 320), **fast.head), (320, 320)).body
+    assert made().seconds["features"] == pytest.approx(60 * body / macs)
 
 
 def test_grad_cam_of_a_box_is_warm_on_it(detector, folder):

@@ -424,7 +424,8 @@ def test_losses_of_both_stages_are_torchvisions():
 
     values = [torch.from_numpy(one.reshape(40, -1)) for one in (objectness, moved)]
     expected = rpn.RegionProposalNetwork.compute_loss(_Sampled, *values, stated, list(targets))
-    received = two_stage.proposal_loss(objectness, moved, anchors, rows, own, random.random((2, 20), np.float32))
+    keys = two_stage.anchor_keys(rows, random.random((2, 20), np.float32))
+    received = two_stage.proposal_loss(objectness, moved, anchors, rows, own, keys)
     assert (rows >= 0).sum(axis=1).max() <= 10
     assert [float(one) for one in received.values()] == pytest.approx([float(one) for one in expected], rel=1e-5)
 

@@ -524,7 +524,9 @@ class Detector(FittedModel):
 
         last = self.stage_layers()[list(self.spec.taps.values())[-1]]
         pooled = layers.GlobalAveragePooling2D(name="avg_pool")(self.model.get_layer(last).output)
-        return keras.Model(self.model.inputs[0], pooled, name=f"{self.model.name}_body")
+        body = keras.Model(self.model.inputs[0], pooled, name=f"{self.model.name}_body")
+        body.input_spec = self.input_spec
+        return body
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Writes the detector as a folder, whole or not at all.

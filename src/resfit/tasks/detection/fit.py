@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from resfit.data.box_statistics import box_statistics
 from resfit.data.box_views import BoxViews
 from resfit.data.boxes import BoxSet, SkippedBoxesError, scan_boxes, skipped_table
 from resfit.devices import on_device
+from resfit.engines.speed import FOLDER as SPEED_FOLDER
 from resfit.errors import ArgumentError, DataError, closest
 from resfit.features.progress import Progress
 from resfit.networks.detection.kinds import QueryDetectorSpec
@@ -186,9 +188,12 @@ def fit(
         storage=storage,
         folder=folder_of(cache),
         packaged=model == network.PACKAGED_HEAD,
+        measured=_measured_in(target, cache),
     )
     for reason in plan.reasons:
         timings.note(reason)
+    if cards := devices.current().cards:
+        timings.note(f"the detector trains on the first of {len(cards)} cards; all compute what is frozen")
     timings.lap("scan")
     with stack:
         if published is not None:
@@ -231,6 +236,7 @@ def fit(
         )
         timings.lap("training")
         detector = work.calibrated(history, model, seed)
+        detector.metrics["machine"]["deterministic"] = deterministic
         measured = pictures.subset(np.unique(owners[material.indices[material.parts.test]]))
         if tiling is not None:
             detector.recipe = dataclasses.replace(detector.recipe, tiles=tiling.side)
@@ -280,6 +286,7 @@ def _look(material: Material, timings: Timings, *, allow_leakage: bool) -> None:
         timings.warn(f"no training picture has a box of {', '.join(map(repr, numbers.missing_in_training))}.")
 
 
+@on_device
 def plan(source: Any, *, model: str | keras.Model = DEFAULT_MODEL, **options: Any) -> DetectionPlan:
     """Says what :func:`fit` would do, without doing it.
 
@@ -303,6 +310,7 @@ def plan(source: Any, *, model: str | keras.Model = DEFAULT_MODEL, **options: An
         storage=options.get("storage"),
         folder=folder_of(options.get("cache", True)),
         packaged=model == network.PACKAGED_HEAD,
+        measured=options.get("cache", True),
     )
 
 
@@ -484,7 +492,7 @@ class _Work:
             "plan": {
                 key: value
                 for key, value in self.plan.to_dict().items()
-                if key not in ("seconds", "seconds_each", "reasons")
+                if key not in ("seconds", "seconds_each", "reasons", "hardware")
             },
             "tuning": {key: value for key, value in tuning.items()},
             "seed": seed,
@@ -511,7 +519,9 @@ class _Work:
         matching = calibration.calibrate(detector, some, found)
         detector.metrics = {
             "images": {part: len(getattr(material.parts, part)) for part in ("train", "val", "test")},
-            "machine": devices.current().to_dict(),
+            # a detector computes in float32, whatever the device has units for
+            "machine": {**devices.current().to_dict(), "precision": {"features": "float32", "training": "float32"}},
+            "plan": {"hardware": self.plan.hardware},
             "validation": matching.figures(),
             "training": {
                 "epoch": history.best_epoch,
@@ -551,6 +561,7 @@ class _Work:
         """Removes the checkpoints of a run that has ended."""
         if self.folder is not None:
             loop.forget_checkpoints(self.folder)
+            shutil.rmtree(self.folder / SPEED_FOLDER, ignore_errors=True)
             (self.folder / USERS).unlink(missing_ok=True)
             if self.folder.exists() and not any(self.folder.iterdir()):
                 self.folder.rmdir()
@@ -572,6 +583,11 @@ def _decoded(boxes: BoxSet, contract: Any) -> Any:
 
     for path in boxes.paths:
         yield decode.decode_image(path, contract)
+
+
+def _measured_in(target: Path | None, cache: bool | str | Path) -> bool | str | Path:
+    """Where a GPU's speed is kept: in the cache, else beside the output, so that a fit that goes on takes the same."""
+    return cache if target is None or folder_of(cache) is not None else target.with_name(f"{target.name}.run")
 
 
 def _run_folder(target: Path | None, key: str, cache: bool | str | Path) -> Path | None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from resfit import processors
 from resfit.data.boxes import BoxSet
 from resfit.errors import ArgumentError
 from resfit.features import pixels
@@ -25,6 +24,7 @@ from resfit.networks.detection.spec import DetectorSpec
 from resfit.networks.spec import ArchitectureSpec
 from resfit.storage.locks import cache_root
 from resfit.tasks.detection.network import detector_spec
+from resfit.tasks.detection.speed import DetectorSpeed, speed_of
 from resfit.training.loop import check_choice
 
 _VIEWS = 5
@@ -59,6 +59,7 @@ class DetectionPlan:
         seconds: Estimates: ``"features"`` and ``"training"``.
         seconds_each: Estimate for a prediction.
         reasons: Why, one sentence each.
+        hardware: What the estimates and the division of the time are of, as :class:`DetectorSpeed` has it.
     """
 
     strategy: str
@@ -81,6 +82,7 @@ class DetectionPlan:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds_each: float = 0.0
     reasons: tuple[str, ...] = ()
+    hardware: dict[str, Any] = dataclasses.field(default_factory=dict)
     tuning: None = None  # of a classification's plan
 
     @property
@@ -106,6 +108,7 @@ def make_plan(
     storage: int | None,
     folder: Path | None,
     packaged: bool = False,
+    measured: bool | str | Path = True,
 ) -> DetectionPlan:
     """Chooses what a fit does.
 
@@ -121,6 +124,7 @@ def make_plan(
         storage: Bytes of stored maps.
         folder: Of the cache.
         packaged: Whether the network is the one in the package, which has a pretrained pyramid and head, 64 wide.
+        measured: Where measurements of a GPU are kept, as :func:`resfit.engines.speed.forward` takes it.
 
     Raises:
         ArgumentError: An argument breaks its rule.
@@ -145,6 +149,8 @@ def make_plan(
     fields.pop("pretrained", None)
     what = "encoder and decoder" if isinstance(base, QueryDetectorSpec) else "pyramid and head"
     train = max(1.0, 0.7 * len(boxes))
+    speed = speed_of(base, boxes, measured)
+    reasons += [speed.told] if speed.told else []
 
     def spec_at(side: tuple[int, int]) -> AnyDetectorSpec:
         if isinstance(base, AnyDetectorSpec):
@@ -155,7 +161,10 @@ def make_plan(
         return _Costs.of(spec_at(side), side)
 
     def fits(side: int) -> bool:
-        return minutes is None or _rate(costs_at((side, side)).head) * _TRAINING * 60 * minutes / train >= _LEAST_PASSES
+        return (
+            minutes is None
+            or speed.rate(costs_at((side, side)).head) * _TRAINING * 60 * minutes / train >= _LEAST_PASSES
+        )
 
     chosen = _size(boxes, size, fits, reasons)
     spec = spec_at(chosen)
@@ -178,18 +187,18 @@ def make_plan(
             f"{wanted} views of each picture are stored: maps of {len(boxes) * wanted * width * 2 / 2**20:.0f} MB in "
             "float16"
         )
-    share, passes = _division(costs, minutes, train)
+    share, passes = _division(costs, minutes, train, speed)
     if strategy == "auto":
         strategy = "head"
         if minutes is not None:
             strategy = next((name for name in ("full", "last") if passes[name] >= _ENOUGH[name]), "head")
         reasons.append(_why(strategy, minutes, passes, what))
     share = 1.0 if strategy == "head" else share
-    features = len(boxes) * (1 + 0.7 * max(wanted - 1, 0)) / _rate(costs.body / 2)  # an engine is twice as fast
-    training = 30 * train / _rate(costs.head)
+    features = len(boxes) * (1 + 0.7 * max(wanted - 1, 0)) * speed.forward_seconds(costs.body)
+    training = 30 * train / speed.rate(costs.head)
     return DetectionPlan(
         seconds={"features": features, "training": training if minutes is None else max(0.0, minutes * 60 - features)},
-        seconds_each=0.01 + 1 / _rate(costs.body + costs.head / 3),
+        seconds_each=0.01 + speed.predicting_seconds(costs.body + costs.head / 3),
         strategy=strategy,
         size=chosen,
         views=wanted,
@@ -201,10 +210,11 @@ def make_plan(
         learning_rate=_rate_of_learning(base) or (2e-3 if pretrained_head else 3e-3),
         body_learning_rate=_rate_of_learning(base) or 1e-3,
         published=published,
-        batch_size=batch_size or _batch_size(costs, minutes, train),
+        batch_size=batch_size or _batch_size(costs, minutes, train, speed),
         body_batch_size=batch_size or 8,
         map_bytes=len(boxes) * wanted * width * 2,
         reasons=tuple(reasons),
+        hardware=speed.to_dict(),
     )
 
 
@@ -233,24 +243,21 @@ class _Costs:
         return cls(body, head, 3.0 * body + head, 2.2 * body + head)
 
 
-def _rate(macs: float) -> float:
-    """Pictures a second of a training step on this machine."""
-    return processors.available() * _MACS_PER_SECOND / max(macs, 1.0)
-
-
-def _division(costs: _Costs, minutes: float | None, train: float) -> tuple[float, dict[str, float]]:
+def _division(
+    costs: _Costs, minutes: float | None, train: float, speed: DetectorSpeed
+) -> tuple[float, dict[str, float]]:
     """Share of the time that is the head's alone, and about how many passes the rest could make over the pictures."""
     if minutes is None:
         return _HEAD_SHARE, dict.fromkeys(_ENOUGH, 0.0)
     seconds = _TRAINING * 60 * minutes
-    alone = max(_HEAD_SHARE, _HEAD_PASSES * train / _rate(costs.head) / seconds)
+    alone = max(_HEAD_SHARE, _HEAD_PASSES * train / speed.rate(costs.head) / seconds)
     left = max(0.0, 1 - alone) * seconds
-    return min(alone, 1.0), {name: left * _rate(getattr(costs, name)) / train for name in _ENOUGH}
+    return min(alone, 1.0), {name: left * speed.rate(getattr(costs, name), decodes=True) / train for name in _ENOUGH}
 
 
-def _batch_size(costs: _Costs, minutes: float | None, train: float) -> int:
+def _batch_size(costs: _Costs, minutes: float | None, train: float, speed: DetectorSpeed) -> int:
     """Pictures a step: few where there is time for few steps, which then make more of the same passes."""
-    seen = 30 * train if minutes is None else 60 * minutes * _rate(costs.head + costs.body / 2)
+    seen = 30 * train if minutes is None else 60 * minutes * speed.rate(costs.head + costs.body / 2)
     return 2 if seen < _FEW else 4 if seen < 5 * _FEW else 8
 
 
@@ -298,8 +305,6 @@ def _published_fields(spec: AnyDetectorSpec, head: dict[str, Any], most: int, re
     return {**own, **head}
 
 
-# Multiply-accumulates a second and core in a training step, measured on two shared cores.
-_MACS_PER_SECOND = 2.0e10
 _TRAINING = 0.75  # share of a budget that is left for training
 _HEAD_SHARE, _HEAD_PASSES = 0.3, 25  # of the training's time, and passes, before the body learns too
 _ENOUGH = {"full": 10.0, "last": 10.0}  # passes of the body under which it had better stay as it is

@@ -73,6 +73,7 @@ def detection_loss(
     kind: str = "quality_focal",
     box_weight: float = 2.0,
     decode: Callable[[Any, Any], Any] = box_rules.decode_distances,
+    divisors: tuple[Any, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns the loss of a batch by part.
 
@@ -85,39 +86,74 @@ def detection_loss(
         kind: Of the classes' loss: ``"focal"`` or ``"quality_focal"``.
         box_weight: Of the boxes' loss.
         decode: From codes and ``points`` to boxes.
+        divisors: What the losses are divided by, as :func:`divisors_of` returns it for the batch of which this is a
+            part; ``None`` takes those of these pictures.
 
     Returns:
         Scalars ``class``, ``box``, with a quality output ``quality``, and ``total``, their sum.
     """
     logits, codes = outputs["class_logits"], outputs["box_codes"]
+    positive, central, true = _learned(points, rows, boxes)
     points = ops.expand_dims(points, 0)
-    positive = ops.cast(rows >= 0, "float32")
     counted = ops.cast(rows >= -1, "float32")
-    which = ops.maximum(rows, 0)
-    true = ops.take_along_axis(boxes, ops.expand_dims(which, -1), axis=1)
-    # places without a box are given their own unit box, so that no loss of theirs is undefined
-    true = ops.where(ops.expand_dims(positive, -1) > 0, true, points)
     predicted = decode(codes, points)
-    kinds = ops.one_hot(ops.take_along_axis(labels, which, axis=1), logits.shape[-1], dtype="float32")
-    kinds = kinds * ops.expand_dims(positive, -1)
-    total = ops.maximum(ops.sum(positive), 1.0)
-    central = centerness(box_rules.encode_distances(true, points)) * positive
+    kinds = ops.one_hot(
+        ops.take_along_axis(labels, ops.maximum(rows, 0), axis=1), logits.shape[-1], dtype="float32"
+    ) * ops.expand_dims(positive, -1)
     found: dict[str, Any] = {}
     if kind == "quality_focal":
         overlap = ops.stop_gradient(box_rules.iou(predicted, true))
         each = quality_focal(logits, kinds * ops.expand_dims(overlap, -1))
         # by its own sum, which is small as long as scores are: boxes learn from the first step
-        weight = positive * ops.stop_gradient(ops.max(ops.sigmoid(logits), axis=-1))
-        divisor = ops.maximum(ops.sum(weight), 1e-6)
+        weight = score_weight(logits, rows)
     else:
         each = focal(logits, kinds)
-        weight, divisor = central, ops.maximum(ops.sum(central), 1.0)
+        weight = central
+    total, divisor = divisors or _divisors(positive, ops.sum(weight), kind)
     found["class"] = ops.sum(ops.sum(each, axis=-1) * counted) / total
     found["box"] = box_weight * ops.sum((1 - box_rules.giou(predicted, true)) * weight) / divisor
     if "quality" in outputs:
         found["quality"] = ops.sum(binary(outputs["quality"][..., 0], central) * positive) / total
     found["total"] = sum(found.values())
     return found
+
+
+def score_weight(logits: Any, rows: Any) -> Any:
+    """Returns what the boxes of places count in the quality focal loss: their highest score, 0 for background.
+
+    Args:
+        logits: Shape ``(batch, n, classes)``.
+        rows: int32 ``(batch, n)``, as :func:`detection_loss` takes them.
+    """
+    return ops.cast(rows >= 0, "float32") * ops.stop_gradient(ops.max(ops.sigmoid(logits), axis=-1))
+
+
+def divisors_of(points: Any, rows: Any, boxes: Any, *, kind: str, weight: Any) -> tuple[Any, Any]:
+    """Returns what the losses of a batch are divided by: that of classes and quality, and that of boxes.
+
+    Args:
+        points: As :func:`detection_loss` takes it, like all that follow.
+        rows: Of the whole batch.
+        boxes: Of the whole batch.
+        kind: Of the classes' loss.
+        weight: The sum of :func:`score_weight` over the whole batch; read for ``"quality_focal"`` alone.
+    """
+    positive, central, _ = _learned(points, rows, boxes)
+    return _divisors(positive, weight if kind == "quality_focal" else ops.sum(central), kind)
+
+
+def _divisors(positive: Any, weight: Any, kind: str) -> tuple[Any, Any]:
+    return ops.maximum(ops.sum(positive), 1.0), ops.maximum(weight, 1e-6 if kind == "quality_focal" else 1.0)
+
+
+def _learned(points: Any, rows: Any, boxes: Any) -> tuple[Any, Any, Any]:
+    """Returns which places learn a box, how central they are in it, and the box."""
+    points = ops.expand_dims(points, 0)
+    positive = ops.cast(rows >= 0, "float32")
+    true = ops.take_along_axis(boxes, ops.expand_dims(ops.maximum(rows, 0), -1), axis=1)
+    # places without a box are given their own unit box, so that no loss of theirs is undefined
+    true = ops.where(ops.expand_dims(positive, -1) > 0, true, points)
+    return positive, centerness(box_rules.encode_distances(true, points)) * positive, true
 
 
 def _entropy(logits: Any, targets: Any) -> Any:

@@ -49,6 +49,9 @@ class DetectionObjective(Protocol):
         labels: Any,
         number: Any,
         settings: PhaseSettings,
+        *,
+        edges: Any = None,
+        weight: Any = None,
     ) -> Any:
         """Returns the loss of a batch, a scalar.
 
@@ -60,6 +63,34 @@ class DetectionObjective(Protocol):
             labels: int32 ``(batch, most)``.
             number: Of the step, an integer scalar.
             settings: Of the phase.
+            edges: Where the batch is divided: int32 ``(2,)``, of which pictures the inputs are. The targets are of the
+                whole batch then, and the losses of its parts add up to that of the batch. ``None`` for no parts.
+            weight: The sum of :meth:`weight` over the parts.
+        """
+        ...
+
+    def weight(
+        self,
+        model: Callable[..., Any],
+        inputs: Any,
+        rows: Any,
+        boxes: Any,
+        labels: Any,
+        number: Any,
+        settings: PhaseSettings,
+        edges: Any,
+    ) -> Any:
+        """Returns what a part adds to what the loss of the whole batch is divided by, a scalar.
+
+        Args:
+            model: As :meth:`loss` takes it, like all that follow.
+            inputs: Of the part.
+            rows: Of the whole batch.
+            boxes: Of the whole batch.
+            labels: Of the whole batch.
+            number: Of the step.
+            settings: Of the phase.
+            edges: The part.
         """
         ...
 
@@ -114,20 +145,47 @@ class DenseObjective:
         labels: Any,
         number: Any,
         settings: PhaseSettings,
+        *,
+        edges: Any = None,
+        weight: Any = None,
     ) -> Any:
         """Returns the loss; see :class:`DetectionObjective`."""
         import tensorflow as tf
 
+        points, rows, divisors = tf.constant(self.places.points), tf.cast(rows, tf.int32), None
+        if edges is not None:
+            divisors = losses.divisors_of(points, rows, boxes, kind=settings.loss, weight=weight)
+            rows, boxes, labels = (value[edges[0] : edges[1]] for value in (rows, boxes, labels))
         return losses.detection_loss(
             model(inputs),
-            tf.constant(self.places.points),
-            tf.cast(rows, tf.int32),
+            points,
+            rows,
             boxes,
             labels,
             kind=settings.loss,
             box_weight=settings.box_weight,
             decode=self._decode,
+            divisors=divisors,
         )["total"]
+
+    def weight(
+        self,
+        model: Callable[..., Any],
+        inputs: Any,
+        rows: Any,
+        boxes: Any,
+        labels: Any,
+        number: Any,
+        settings: PhaseSettings,
+        edges: Any,
+    ) -> Any:
+        """Returns the sum of the scores of places that learn a box; see :class:`DetectionObjective`."""
+        import tensorflow as tf
+
+        if settings.loss != "quality_focal":
+            return tf.constant(0.0)
+        own = tf.cast(rows, tf.int32)[edges[0] : edges[1]]
+        return tf.reduce_sum(losses.score_weight(model(inputs)["class_logits"], own))
 
     def decode(self, outputs: Any) -> tuple[Any, Any]:
         """Returns boxes and scores; see :class:`DetectionObjective`."""
@@ -177,11 +235,32 @@ class QueryObjective:
         labels: Any,
         number: Any,
         settings: PhaseSettings,
+        *,
+        edges: Any = None,
+        weight: Any = None,
     ) -> Any:
         """Returns the loss; see :class:`DetectionObjective`."""
-        truth = self._truth(rows, boxes, labels)
+        whole = self._truth(rows, boxes, labels)
+        truth = whole if edges is None else whole.part(edges[0], edges[1])
         outputs = model(inputs)
-        return self._summed(set_loss.set_loss(outputs, truth, self._matches(outputs, truth), settings=self.settings))
+        matches = self._matches(outputs, truth)
+        return self._summed(set_loss.set_loss(outputs, truth, matches, settings=self.settings, whole=whole))
+
+    def weight(
+        self,
+        model: Callable[..., Any],
+        inputs: Any,
+        rows: Any,
+        boxes: Any,
+        labels: Any,
+        number: Any,
+        settings: PhaseSettings,
+        edges: Any,
+    ) -> Any:
+        """Returns nothing: losses are divided by what the boxes alone say; see :class:`DetectionObjective`."""
+        import tensorflow as tf
+
+        return tf.constant(0.0)
 
     def _truth(self, rows: Any, boxes: Any, labels: Any) -> BoxTargets:
         """The true boxes, as shares of the input, and their class outputs."""
@@ -241,21 +320,30 @@ class DenoisingObjective(QueryObjective):
         labels: Any,
         number: Any,
         settings: PhaseSettings,
+        *,
+        edges: Any = None,
+        weight: Any = None,
     ) -> Any:
         """Returns the loss; see :class:`DetectionObjective`."""
         import tensorflow as tf
 
-        truth = self._truth(rows, boxes, labels)
+        truth = whole = self._truth(rows, boxes, labels)
         noise = functools.partial(self._noise, count=settings.denoising, seed=settings.seed)
         kinds = [tf.int32, tf.float32, tf.float32, tf.int32, tf.float32, tf.int32, tf.float32]
         made = tf.numpy_function(noise, [truth.classes, truth.boxes, number], kinds)
         ranks = ((None, None), (None, None, 4), (None, None), (None, None), (None, None, 4), (None, None), ())
         for tensor, shape in zip(made, ranks, strict=True):
             tensor.set_shape(shape)
+        if edges is not None:  # the noise is that of the whole batch
+            begin, end = edges[0], edges[1]
+            truth = whole.part(begin, end)
+            made = [made[at] if at in (2, 6) else made[at][begin:end] for at in range(len(made))]
         outputs, own = model(inputs, made[:3]), tf.shape(made[0])[1]
         matches = self._matches(outputs, truth, own)
         known = KnownTargets(BoxTargets(made[3], made[4]), made[5], made[6]) if settings.denoising else None
-        parts = set_loss.set_loss(outputs, truth, matches, denoising=own, known=known, settings=self.settings)
+        parts = set_loss.set_loss(
+            outputs, truth, matches, denoising=own, known=known, settings=self.settings, whole=whole
+        )
         return self._summed(parts)
 
     def _noise(

@@ -76,6 +76,15 @@ class BoxTargets:
     classes: np.ndarray
     boxes: np.ndarray
 
+    def part(self, begin: Any, end: Any) -> BoxTargets:
+        """Returns those of some of the images.
+
+        Args:
+            begin: The first image.
+            end: The image behind the last one.
+        """
+        return BoxTargets(self.classes[begin:end], self.boxes[begin:end])
+
     @classmethod
     def of(cls, classes: Sequence[np.ndarray], boxes: Sequence[np.ndarray], size: tuple[int, int]) -> BoxTargets:
         """Returns the targets of boxes in pixels.
@@ -173,7 +182,13 @@ def match(
 
 
 def layer_loss(
-    logits: Any, boxes: Any, targets: BoxTargets, queries: Any, normalizer: Any, settings: SetLossSettings
+    logits: Any,
+    boxes: Any,
+    targets: BoxTargets,
+    queries: Any,
+    normalizer: Any,
+    settings: SetLossSettings,
+    whole: BoxTargets | None = None,
 ) -> dict[str, Any]:
     """Returns the parts of the loss of one layer, weighted.
 
@@ -184,6 +199,7 @@ def layer_loss(
         queries: int32 ``(batch, most)``: the query of each true box, -1 for none.
         normalizer: What the sums are divided by: the boxes of the batch.
         settings: Weights.
+        whole: Those of the batch of which these images are a part, for a softmax; ``None`` for no part.
 
     Returns:
         ``"class"``, ``"box"`` and ``"overlap"``, scalars.
@@ -200,7 +216,7 @@ def layer_loss(
     positive = ops.matmul(back, labels)
     logits = ops.cast(logits, "float32")
     if settings.classification == "softmax":
-        each = _softmax_loss(logits, positive, settings.no_object_weight)
+        each = _softmax_loss(logits, positive, settings.no_object_weight, whole or targets)
     elif settings.classification == "focal":
         each = ops.sum(losses.focal(logits, positive, alpha=settings.focal_share, gamma=settings.focal_gamma))
         each = each / normalizer
@@ -218,12 +234,17 @@ def layer_loss(
     }
 
 
-def _softmax_loss(logits: Any, positive: Any, no_object: float) -> Any:
+def _softmax_loss(logits: Any, positive: Any, no_object: float, whole: BoxTargets) -> Any:
     """The cross-entropy of queries, of which those without an object count less; the last output is theirs."""
     object_there = ops.sum(positive, axis=-1)
     target = ops.concatenate([positive[..., :-1], ops.expand_dims(1.0 - object_there, -1)], axis=-1)
     weight = object_there + no_object * (1.0 - object_there)
-    return ops.sum(weight * -ops.sum(target * ops.log_softmax(logits, axis=-1), axis=-1)) / ops.sum(weight)
+    there = ops.cast(ops.convert_to_tensor(whole.classes) >= 0, "float32")
+    queries = ops.cast(ops.shape(logits)[1], "float32")
+    matched = ops.sum(ops.minimum(ops.sum(there, axis=-1), queries))
+    others = queries * ops.cast(ops.shape(there)[0], "float32") - matched
+    entropy = -ops.sum(target * ops.log_softmax(logits, axis=-1), axis=-1)
+    return ops.sum(weight * entropy) / (matched + no_object * others)
 
 
 def targets_of(layer: str, targets: BoxTargets, settings: SetLossSettings) -> BoxTargets:
@@ -249,6 +270,7 @@ def set_loss(
     denoising: Any = 0,
     known: KnownTargets | None = None,
     settings: SetLossSettings | None = None,
+    whole: BoxTargets | None = None,
 ) -> dict[str, Any]:
     """Returns the parts of the loss, summed over the layers.
 
@@ -260,13 +282,15 @@ def set_loss(
         denoising: Denoising queries before the others.
         known: What these are to learn; ``None`` where there are none.
         settings: Weights; ``None`` is RT-DETR's.
+        whole: The true boxes of the batch of which these images are a part; ``None`` for no part.
     """
     own = settings or SetLossSettings()
-    normalizer = ops.maximum(ops.sum(ops.cast(ops.convert_to_tensor(targets.classes) >= 0, "float32")), 1.0)
+    whole = whole or targets
+    normalizer = ops.maximum(ops.sum(ops.cast(ops.convert_to_tensor(whole.classes) >= 0, "float32")), 1.0)
     total: dict[str, Any] = dict.fromkeys(("class", "box", "overlap", "denoising"), 0.0)
     for name, (logits, given) in layers(outputs, denoising).items():
         learned = targets_of(name, targets, own)
-        for part, value in layer_loss(logits, given, learned, matches[name], normalizer, own).items():
+        for part, value in layer_loss(logits, given, learned, matches[name], normalizer, own, whole).items():
             total[part] = total[part] + value
     if known is None:
         return total

@@ -17,6 +17,7 @@ import numpy as np
 
 from resfit.tasks.detection import feeds
 from resfit.tasks.detection.phases import PhaseSettings
+from resfit.tasks.detection.training_step import TrainingStep
 from resfit.training import loop
 from resfit.training.callbacks import Callbacks
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     from resfit.tasks.detection.objectives import DetectionObjective
 
-#: Of the moving average of the weights, which is what is validated and kept.
-EMA_DECAY = 0.998
 _CHECKPOINT_SECONDS = 20.0
 #: Share of the training's time that validations may take.
 _VALIDATION_SHARE = 0.15
@@ -128,6 +127,7 @@ class DetectorTrainer:
             "best_ap": -1.0,
             "best_epoch": 0,
             "rows": [],
+            "parts": [1] * len(self._phases),
         }
         self._best = self._values()
         self._ema: list[np.ndarray] = []
@@ -176,7 +176,10 @@ class DetectorTrainer:
             for name, values in (("slot", optimizer.slots), ("ema", averages)):
                 for i, variable in enumerate(values):
                     variable.assign(restored.arrays[f"{name}{i}"])
-        step_function = self._make_step(phase, variables, optimizer, averages)
+        parts = state.setdefault("parts", [1] * len(self._phases))
+        step = TrainingStep(
+            self._objective, phase.model, phase.unpack, settings, variables, optimizer, averages, parts[number]
+        )
         count, batch = len(phase.feed), min(settings.batch_size, max(len(phase.feed), 1))
         per_epoch = len(feeds.epoch_order(count, batch, settings.seed, 0))
         began, before = self._clock(), state["seconds"][number]
@@ -187,12 +190,10 @@ class DetectorTrainer:
             total, seen = 0.0, 0
             for one in phase.feed.batches(order, state["epoch"]):
                 rate = loop.rate("cosine", settings.learning_rate, settings.warmup, state["done"])
-                inputs = tf.constant(one.inputs)
                 if not self._batches:
                     self._told.begin_epoch(len(state["rows"]) - 1)
-                total += float(
-                    step_function(inputs, one.rows, one.boxes, one.labels, np.float32(rate), np.int64(state["step"]))
-                )
+                total += step(one, rate, state["step"])
+                parts[number] = step.parts
                 seen += 1
                 self._told.end_step(self._batches, {"loss": total / seen})
                 self._batches += 1
@@ -266,34 +267,6 @@ class DetectorTrainer:
         if ap > state["best_ap"] or not epochs:
             state["best_ap"], state["best_epoch"] = ap, epochs
             self._best = self._values()
-
-    def _make_step(
-        self, phase: Phase, variables: Sequence[Any], optimizer: loop.Optimizer, averages: Sequence[Any]
-    ) -> Any:
-        """The graph of one training step."""
-        import tensorflow as tf
-
-        settings, objective = phase.settings, self._objective
-
-        @tf.function(reduce_retracing=True)
-        def step(inputs: Any, rows: Any, boxes: Any, labels: Any, rate: Any, number: Any) -> Any:
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                for variable in variables:
-                    tape.watch(variable.value)
-                # norms keep the statistics of the checkpoint
-                total = objective.loss(phase.model, phase.unpack(inputs), rows, boxes, labels, number, settings)
-            gradients = tape.gradient(total, [variable.value for variable in variables])
-            # rows of a table come as slices
-            gradients = [None if one is None else tf.convert_to_tensor(one) for one in gradients]
-            gradients, _ = tf.clip_by_global_norm(gradients, objective.clip)
-            optimizer.apply(gradients, rate, number)
-            done = tf.cast(number, tf.float32) + 1.0
-            decay = tf.minimum(EMA_DECAY, done / (done + 10.0))
-            for average, variable in zip(averages, variables, strict=True):
-                average.assign_add((1.0 - decay) * (variable.value - average))
-            return total
-
-        return step
 
     def _averaged(self) -> Any:
         """Within it, the network has the averages as weights."""

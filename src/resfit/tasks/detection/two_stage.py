@@ -5,6 +5,7 @@ Both samples are drawn anew in each step, from the seed and the number of the st
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,16 @@ class PlacesAndCount:
         return np.append(self.places.assign(boxes, ignored), np.int16(len(boxes)))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Sample:
+    """What each anchor learns, keys that draw, how many are drawn in the batch, and what the model draws by."""
+
+    learned: Any
+    keys: Any
+    total: Any
+    given: list[Any]
+
+
 class TwoStageObjective:
     """Anchors learn whether an object is near and where; proposals learn which, and its box for this class.
 
@@ -71,8 +82,45 @@ class TwoStageObjective:
         labels: Any,
         number: Any,
         settings: PhaseSettings,
+        *,
+        edges: Any = None,
+        weight: Any = None,
     ) -> Any:
         """Returns the loss; see :class:`resfit.tasks.detection.objectives.DetectionObjective`."""
+        import tensorflow as tf
+
+        sample = self._sampled(rows, boxes, labels, number, settings, edges)
+        found = model(inputs, sample.given)
+        proposed = proposal_loss(
+            *(found["objectness"], found["proposal_codes"], self._anchors.points),
+            *(sample.learned, sample.given[0], sample.keys),
+            total=sample.total,
+        )
+        said = head_loss(
+            *(found[name] for name in ("class_logits", "box_codes", "proposals", "true", "true_class")),
+            background=self.spec.background,
+            delta_stds=self.spec.delta_stds,
+            total=None if edges is None else weight,
+        )
+        return tf.add_n([*proposed.values(), *said.values()])
+
+    def weight(
+        self,
+        model: Callable[..., Any],
+        inputs: Any,
+        rows: Any,
+        boxes: Any,
+        labels: Any,
+        number: Any,
+        settings: PhaseSettings,
+        edges: Any,
+    ) -> Any:
+        """Returns the number of proposals that learn; see :class:`DetectionObjective`."""
+        sample = self._sampled(rows, boxes, labels, number, settings, edges)
+        return ops.sum(ops.cast(model(inputs, sample.given)["true_class"] >= 0, "float32"))
+
+    def _sampled(self, rows: Any, boxes: Any, labels: Any, number: Any, settings: PhaseSettings, edges: Any) -> _Sample:
+        """What a step draws of its anchors, and gives the model to draw proposals by; always of the whole batch."""
         import tensorflow as tf
 
         rows = tf.cast(rows, tf.int32)
@@ -84,16 +132,11 @@ class TwoStageObjective:
             tf.random.stateless_uniform((shape[0], count), [2 * settings.seed + part, tf.cast(number, tf.int32)])
             for part, count in enumerate((self._anchors.width, self.spec.proposals + shape[1]))
         ]
-        found = model(inputs, [boxes, tf.where(there, outputs, -1), noise[1]])
-        proposed = proposal_loss(
-            found["objectness"], found["proposal_codes"], self._anchors.points, learned, boxes, noise[0]
-        )
-        said = head_loss(
-            *(found[name] for name in ("class_logits", "box_codes", "proposals", "true", "true_class")),
-            background=self.spec.background,
-            delta_stds=self.spec.delta_stds,
-        )
-        return tf.add_n([*proposed.values(), *said.values()])
+        keys = anchor_keys(learned, noise[0])
+        total = ops.sum(ops.minimum(ops.sum(ops.cast(keys >= 0, "float32"), axis=1), float(ANCHORS)))
+        own = slice(None) if edges is None else slice(edges[0], edges[1])
+        given = [value[own] for value in (boxes, tf.where(there, outputs, -1), noise[1])]
+        return _Sample(learned[own], keys[own], total, given)
 
     def decode(self, outputs: Any) -> tuple[Any, Any]:
         """Returns boxes and scores; see :class:`resfit.tasks.detection.objectives.DetectionObjective`."""
@@ -102,7 +145,22 @@ class TwoStageObjective:
         return found["boxes"], found["scores"]
 
 
-def proposal_loss(logits: Any, codes: Any, anchors: Any, rows: Any, boxes: Any, noise: Any) -> dict[str, Any]:
+def anchor_keys(rows: Any, noise: Any) -> Any:
+    """Draws the anchors that learn in a step.
+
+    Args:
+        rows: int32 ``(batch, n)``: the box that each learns, -1 for background, -2 for nothing.
+        noise: Random numbers in [0, 1), likewise.
+
+    Returns:
+        ``(batch, n)``: at least 2 for those with a box, in [0, 2) for background, below 0 for those that are not drawn.
+    """
+    return drawn(rows >= 0, ops.equal(rows, BACKGROUND), noise, min(ANCHORS, int(rows.shape[1])), POSITIVE_SHARE)
+
+
+def proposal_loss(
+    logits: Any, codes: Any, anchors: Any, rows: Any, boxes: Any, keys: Any, *, total: Any = None
+) -> dict[str, Any]:
     """Returns the loss of a sample of the anchors: whether an object is near, and how far it is off.
 
     Args:
@@ -111,17 +169,17 @@ def proposal_loss(logits: Any, codes: Any, anchors: Any, rows: Any, boxes: Any, 
         anchors: ``(n, 4)``, xyxy in pixels.
         rows: int32 ``(batch, n)``: the box that each learns, -1 for background, -2 for nothing.
         boxes: The true ones, ``(batch, most, 4)``.
-        noise: Random numbers in [0, 1), ``(batch, n)``.
+        keys: What :func:`anchor_keys` returns.
+        total: Anchors that are drawn in the batch of which these images are a part; ``None`` for no part.
 
     Returns:
         ``"objectness"`` and ``"proposal_codes"``, scalars.
     """
     count = min(ANCHORS, int(np.shape(anchors)[0]))
-    keys = drawn(rows >= 0, ops.equal(rows, BACKGROUND), noise, count, POSITIVE_SHARE)
     keys, chosen = ops.top_k(keys, count)
     chosen = ops.cast(chosen, "int32")
     positive, counted = (ops.cast(keys >= limit, "float32") for limit in (2.0, 0.0))
-    total = ops.maximum(ops.sum(counted), 1.0)
+    total = ops.maximum(ops.sum(counted) if total is None else total, 1.0)
     logits = ops.take_along_axis(logits[..., 0], chosen, axis=1)
     codes = ops.take_along_axis(codes, ops.expand_dims(chosen, -1), axis=1)
     own = ops.take(ops.convert_to_tensor(anchors), chosen, axis=0)
@@ -143,6 +201,7 @@ def head_loss(
     *,
     background: int = 0,
     delta_stds: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2),
+    total: Any = None,
 ) -> dict[str, Any]:
     """Returns the loss of a sample of proposals: their classes, and the codes of their boxes for the true class.
 
@@ -154,13 +213,14 @@ def head_loss(
         classes: int32 ``(batch, n)``: its class output, -1 for those that learn nothing.
         background: The class output of what is no object.
         delta_stds: What codes are multiplied by before they are decoded.
+        total: Proposals that learn in the batch of which these images are a part; ``None`` for no part.
 
     Returns:
         ``"class"`` and ``"box"``, scalars.
     """
     outputs = logits.shape[-1]
     counted = ops.cast(classes >= 0, "float32")
-    total = ops.maximum(ops.sum(counted), 1.0)
+    total = ops.maximum(ops.sum(counted) if total is None else total, 1.0)
     wanted = ops.one_hot(ops.maximum(classes, 0), outputs, dtype="float32")
     entropy = -ops.sum(wanted * ops.log_softmax(logits, axis=-1), axis=-1)
     positive = counted * ops.cast(ops.not_equal(classes, background), "float32")
