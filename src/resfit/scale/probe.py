@@ -132,9 +132,18 @@ class RowHolder:
     def known(self) -> Known:
         """Returns what the rows are of."""
         parts = (~self._tested, self._tested)
-        learned, tested = (Counter(name for row in np.flatnonzero(own) for name in self._names(row)) for own in parts)
-        counts = (int(own.sum()) for own in parts)
-        return Known(dict(learned), dict(tested), *counts, self._unused, self._sum(lambda rows: rows))
+        learned, tested = (
+            Counter(name for row in np.flatnonzero(own).tolist() for name in self._names(row)) for own in parts
+        )
+        rows, measured_on = (int(own.sum()) for own in parts)
+        return Known(
+            labels=dict(learned),
+            tested=dict(tested),
+            learned=rows,
+            measured=measured_on,
+            unused=self._unused,
+            total=self._sum(lambda rows: rows),
+        )
 
     def _names(self, row: int) -> list[str]:
         """Returns the classes of a row."""
