@@ -49,6 +49,8 @@ AB = {"1.png": "a", "2.png": "b"}
         ("1.png a\n2.png b\n", "utf-8"),
         ("1.png\ta\n2.png\tb\n", "utf-8"),
         ("a,1.png\nb,2.png\n", "utf-8"),
+        ('path, label\n"1.png", "a"\n"2.png", "b"\n', "utf-8"),
+        ('path ; label ; note\n"1.png" ; "a" ; "x; y" \n"2.png" ; "b" ; "said ""so"" ; "\n', "utf-8"),
     ],
 )
 def test_encodings_delimiters_and_headers(tmp_path, text, encoding):

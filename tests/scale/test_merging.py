@@ -1,9 +1,11 @@
 """What all shards say together is what one machine says."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import resfit
 from resfit import scale
@@ -12,6 +14,8 @@ from resfit.scale import duplicates, merging
 from resfit.scale.unit import Unit
 from tests.pictures import write_folder
 from tests.scale.common import photos
+from tests.tasks.detection.drawn import write_set
+from tests.tasks.test_regression import disc
 
 
 def done(plan):
@@ -70,8 +74,67 @@ def test_figures_with_their_intervals_are_those_of_one_machine(folder, classifie
     assert "areas under curves and resampled intervals are not computed" in by_sums.notes[0]
 
 
-def test_only_classifiers_are_evaluated(folder, tmp_path):
-    with pytest.raises(ArgumentError, match="needs the folder of a classifier"):
+@pytest.fixture(scope="module")
+def discs(tmp_path_factory):
+    """Discs with their radius and area, in groups of three; one is cut off."""
+    place = tmp_path_factory.mktemp("discs")
+    generator = np.random.default_rng(5)
+    rows = ["path,radius,area,group"]
+    for number in range(42):
+        radius = generator.uniform(5, 22)
+        Image.fromarray(disc(radius, *generator.uniform(24, 40, 2))).save(place / f"{number}.png")
+        rows.append(f"{number}.png,{radius!r},{np.pi * radius**2!r},g{number // 3}")
+    (place / "3.png").write_bytes((place / "3.png").read_bytes()[:60])
+    (place / "discs.csv").write_text("\n".join(rows) + "\n")
+    return place / "discs.csv"
+
+
+def test_figures_of_a_regressor_are_those_of_one_machine(discs, tmp_path, monkeypatch):
+    columns = {"label_column": "radius,area", "group_column": "group"}
+    resfit.fit(discs, task="regression", out=tmp_path / "discs.resfit", check=False, **columns)
+    options = {"task": "evaluate", "model": tmp_path / "discs.resfit", "shard_images": 9}
+    plan = done(scale.plan(discs, tmp_path / "run", **options, **columns))
+    assert plan.shards == 5
+    expected = resfit.Regressor.load(tmp_path / "discs.resfit").evaluate(discs, cache=False, **columns).to_dict()
+    radius = expected["numbers"][0]
+    assert radius["r2"]["low"] < radius["r2"]["value"] < radius["r2"]["high"]
+    assert radius["interval_width"] > 0
+    finished = scale.finish(plan)
+    assert_same(finished.result, expected, within=1e-4)  # areas of 1,000
+    assert (finished.result["n"], finished.errors, finished.notes) == (41, 1, plan.notes)
+    monkeypatch.setattr(merging, "MOST_BYTES", 0)
+    by_sums = scale.finish(plan)
+    for found, whole in zip(by_sums.result["numbers"], expected["numbers"], strict=True):
+        assert found["interval_coverage"] == whole["interval_coverage"]
+        for name in ("mae", "rmse", "r2"):
+            assert found[name]["value"] == pytest.approx(whole[name]["value"], rel=1e-5)
+            assert found[name]["low"] is None
+    assert "resampled intervals are not computed" in by_sums.notes[0]
+
+
+@pytest.mark.slow
+def test_figures_of_a_detector_are_those_of_one_machine(tmp_path, monkeypatch):
+    folder = write_set(tmp_path / "boxes", {"train": 8, "val": 4, "test": 9}, seed=4)
+    head = {"head_width": 16, "pyramid_width": 16, "norm_groups": 4, "head_depth": 1}
+    learning = {"strategy": "head", "views": 1, "batch_size": 4, "tuning": {"epochs": 3, "learning_rate": 1e-2}}
+    out = tmp_path / "boxes.resfit"
+    resfit.fit(folder, out=out, check=False, size=(96, 128), head=head, cache=False, **learning)
+    (folder / "test-3.png").write_bytes(b"no picture")
+    options = {"task": "evaluate", "model": out, "shard_images": 4, "max_skipped": 1.0, "engine": "keras"}
+    plan = done(scale.plan(folder, tmp_path / "run", **options))
+    expected = resfit.Detector.load(out).evaluate(folder, engine="keras", max_skipped=1.0).to_dict()
+    assert 0 < expected["metrics"]["ap50"] < 1
+    finished = scale.finish(plan)
+    assert_same(finished.result, json.loads(json.dumps(expected)), within=1e-5)
+    assert finished.notes == plan.notes
+    monkeypatch.setattr(merging, "MOST_BYTES", merging._OF_DETECTION * 300)
+    some = scale.finish(plan)
+    assert 0 < some.result["images"] < expected["images"]
+    assert f"figures are of {some.result['images']} of {plan.images} pictures" in some.notes[-1]
+
+
+def test_only_fitted_models_are_evaluated(folder, tmp_path):
+    with pytest.raises(ArgumentError, match="needs the folder of a fitted model"):
         scale.plan(folder, tmp_path / "run", task="evaluate")
     with pytest.raises(ArgumentError, match="Did you mean 'predict'"):
         scale.plan(folder, tmp_path / "run", task="predct")
@@ -82,8 +145,6 @@ def test_only_classifiers_are_evaluated(folder, tmp_path):
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory):
     """Training and test images with copies in other shards, one of another class."""
-    from PIL import Image
-
     place = tmp_path_factory.mktemp("copies") / "photos"
     for part, seed in (("train", 0), ("test", 50)):
         for colour in ("blue", "green", "red"):

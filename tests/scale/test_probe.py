@@ -81,6 +81,44 @@ def test_the_choice_of_test_images_keeps_groups_together_and_shares():
     assert (chosen & other).mean() == pytest.approx(0.04, abs=0.005)
 
 
+def test_several_labels_an_image_are_fitted_as_on_one_machine(tmp_path):
+    place = photos(tmp_path / "photos", each=16)
+    files = sorted(path for path in place.rglob("*.png") if path.name != "broken.png")
+    rows = ["path,label,split"]
+    for number, path in enumerate(files):
+        labels = [path.parent.name, *(["even"] if number % 2 == 0 else []), *(["cold"] if "blue" in str(path) else [])]
+        labels = [] if number % 11 == 5 else labels
+        rows.append(f"{path.relative_to(place)},{';'.join(labels)},{'test' if number % 4 == 1 else 'train'}")
+    (place / "labels.csv").write_text("\n".join(rows) + "\n")
+    plan = scale.plan(place / "labels.csv", tmp_path / "run", shard_images=13, label_separator=";")
+    unit = Unit(plan, threads=1)
+    assert {unit.run(number).state for number in range(plan.shards)} == {"done"}
+    fitted = scale.fit_features(plan, out=tmp_path / "out.resfit")
+    assert fitted.classes == ("blue", "cold", "even", "green", "red")
+    frame = rows_of(plan.url)
+    values = np.stack(frame.features)
+    hot = np.array([[int(name in label.split(";")) for name in fitted.classes] for label in frame.label.fillna("")])
+    assert hot.sum(axis=1).min() == 0
+    tested = (frame.split == "test").to_numpy()
+    alone = linear.fit_linear(values[~tested], hot[~tested])
+    head = fitted.head()
+    assert (fitted.recipe.C, fitted.recipe.separator, head.activation) == (alone.C, ";", "sigmoid")
+    np.testing.assert_allclose(head.logits(values) * fitted.temperature, alone.logits(values), atol=5e-3)
+    assert fitted.metrics["images"]["test"] == fitted.metrics["test"]["n"] == tested.sum() == 12
+    whole = probe.RowHolder(plan.url, range(plan.shards), 0.2, 0)
+    parts = [probe.RowHolder(plan.url, some, 0.2, 0) for some in ([0, 3], [1, 2])]
+    known, scale_ = whole.known(), np.ones(values.shape[1])
+    assert known.labels == {name: n for name, n in zip(fitted.classes, hot[~tested].sum(axis=0), strict=True)}
+    matrix, mean = np.random.default_rng(0).normal(0, 0.1, (5, values.shape[1] + 1)), known.total / known.learned
+    loss, gradient = whole.sums(matrix, fitted.classes, mean, scale_)
+    losses, gradients = zip(*(part.sums(matrix, fitted.classes, mean, scale_) for part in parts), strict=True)
+    assert sum(losses) == pytest.approx(loss, rel=1e-6)
+    np.testing.assert_allclose(np.sum(gradients, axis=0), gradient, atol=2e-3)
+    again = resfit.Classifier.load(tmp_path / "out.resfit").predict(files[0])[0]
+    expected = head.probabilities(values[:1])[0]
+    assert set(again.labels) == {name for name, share in zip(fitted.classes, expected, strict=True) if share > 0.5}
+
+
 def test_what_cannot_be_fitted_says_why(tmp_path):
     place = write_folder(tmp_path / "photos", 4, ("red",))
     plan = scale.plan(place, tmp_path / "run")

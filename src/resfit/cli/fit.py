@@ -208,9 +208,17 @@ def fit(
         typer.Option(help="In place of images: a run of `resfit scale` with --task embed, whose features get a probe."),
     ] = None,
     on: Annotated[
-        str, typer.Option(help="With --features, who holds the rows: local (this process) or ray (its cluster).")
+        str,
+        typer.Option(
+            help="local: this process. ray: --workers processes of its cluster, which share each batch of a "
+            "fine-tuning, or hold the rows of --features."
+        ),
     ] = "local",
-    workers: Annotated[int | None, typer.Option(min=1, help="With --on ray: how many. Default: what fits.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --on ray: how many. Default: 2, with --features what fits.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="With --on ray: processors of each. Default: 1.")] = None,
+    gpus: Annotated[bool, typer.Option("--gpus", help="With --on ray: each process has a GPU of its own.")] = False,
     as_json: Json = False,
     context: typer.Context = None,  # type: ignore[assignment]
 ) -> None:
@@ -218,8 +226,10 @@ def fit(
     if features is not None:
         _fit_features(context, features, out, force, test_share, seed, on, workers, as_json)
         return
-    if on != "local" or workers is not None:
-        raise typer.BadParameter("--on and --workers are of --features", param_hint="'--on' / '--workers'")
+    if on not in ("local", "ray"):
+        raise typer.BadParameter(f"must be local or ray. Received: {on!r}.", param_hint="'--on'")
+    if on == "local" and (workers or threads or gpus):
+        raise typer.BadParameter("they are of --on ray", param_hint="'--workers' / '--threads' / '--gpus'")
     if folder is None:
         raise typer.BadParameter("required unless --features is given", param_hint="'FOLDER'")
     columns = {**of_source(locals()), "reading": medical.reading(frame, series, window, plane, spacing)}
@@ -271,6 +281,17 @@ def fit(
         from resfit.report import tracking
 
         tracking.check(log)
+    if on == "ray":
+        from resfit.scale.training import fit_on_ray
+
+        fitted = fit_on_ray(folder, workers=workers or 2, threads=threads, gpus=gpus, task=task, **options)
+        if log is not None:
+            tracking.log_fit(fitted, log, out, options, source=folder.name)
+        if as_json:
+            console.print_json({"out": str(out), "task": fitted.task, **fitted.metrics})
+        else:
+            console.print_table("", ("", ""), [*fitted.card(), ("written to", out)])
+        return
     console.load_tensorflow()
     with console.progress() as progress:
         fitted = dispatch.fit(

@@ -191,8 +191,22 @@ def _summary(result: dict[str, Any]) -> list[tuple[str, object]]:
     if "accuracy" in result:
         low, high = result["interval"]
         rows.append(("accuracy", f"{result['accuracy']:.1%} ({low:.1%} to {high:.1%}), {result['n']} images"))
+    for number in result.get("numbers", ()):
+        for name in ("mae", "rmse", "r2"):
+            rows.append((f"{number['name']}, {name.upper()}", _figure(number[name])))
+    for name in ("ap", "ap50", "ap75") if "metrics" in result else ():
+        figure = result["intervals"].get(name) or {"value": result["metrics"][name]}
+        rows.append((name.upper(), f"{_figure(figure)}, {result['images']} pictures"))
     rows += [("found", finding) for finding in result.get("findings", ())]
     for name in ("exact_duplicates", "near_duplicates", "leaks", "conflicting_labels"):
         if "findings" not in result and name in result:
             rows.append((name.replace("_", " "), result[name]["count"]))
     return rows + [(f"predicted {name}", count) for name, count in list(result.get("predicted", {}).items())[:20]]
+
+
+def _figure(figure: dict[str, Any]) -> str:
+    """Returns a figure with its interval, where it has one."""
+    value, low, high = (figure.get(name) for name in ("value", "low", "high"))
+    if value is None or value != value:
+        return "undefined"
+    return f"{value:.4g}" + (f" ({low:.4g} to {high:.4g})" if low is not None and low == low else "")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 import numpy as np
 
 from resfit import dependencies, processors
-from resfit.data import arrays, high_bit_depth, members
+from resfit.data import arrays, arriving, high_bit_depth, members, urls
 from resfit.data.box_geometry import letterbox
 from resfit.data.medical import frames, scans
 from resfit.errors import ArgumentError, ImageError, InputWarning, MissingDependencyError
@@ -192,7 +192,7 @@ def decode_renderings(
         if not data:
             raise ImageError("empty file")
         return _decode(data, input_spec, max_pixels, renderings, look)
-    except (ImageError, MissingDependencyError):
+    except (ImageError, MissingDependencyError, arriving.CopyError):
         raise
     except MemoryError as error:
         raise ImageError("too large for the memory") from error
@@ -214,6 +214,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     member = members.member_of(path)
     if member is not None:
         return frames.mark(frame) + members.read(member)
+    arriving.wait(path)
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -310,19 +311,35 @@ def _batches(
     max_pixels: int,
     looks: Callable[[int], Look | None] | None,
 ) -> Iterator[DecodedBatch]:
-    def work(position: int) -> np.ndarray | str:
+    def work(item: tuple[int, Any]) -> np.ndarray | str:
+        position, source = item
         look = None if looks is None else looks(position)
         try:
-            image = decode_image(sources[position], input_spec, max_pixels=max_pixels, look=look)
+            if isinstance(source, ImageError):
+                raise source
+            image = decode_image(source, input_spec, max_pixels=max_pixels, look=look)
             check_size(image, input_spec)
             return image
         except ImageError as error:
             return str(error)
 
-    decoded = in_order(work, range(len(sources)), workers=workers, ahead=max(3 * batch_size, 2 * workers))
+    items: Iterator[Any] = iter(sources)
+    if any(isinstance(source, urls.RemoteImage) for source in sources):  # servers are waited for, not worked on
+        items = in_order(_fetched, sources, workers=urls.REQUESTS, ahead=2 * urls.REQUESTS)
+    decoded = in_order(work, enumerate(items), workers=workers, ahead=max(3 * batch_size, 2 * workers))
     for start in range(0, len(sources), batch_size):
         some = list(itertools.islice(decoded, batch_size))
         yield _batch(start, some, input_spec)
+
+
+def _fetched(source: Any) -> Any:
+    """Returns the bytes of an image at a web address, or why it cannot be had; everything else as it is."""
+    if not isinstance(source, urls.RemoteImage):
+        return source
+    try:
+        return read_open(source)  # type: ignore[arg-type]
+    except ImageError as error:
+        return error
 
 
 def is_deep(path: str | os.PathLike[str]) -> bool:

@@ -7,7 +7,7 @@ import os
 import stat
 from typing import Any, BinaryIO, NamedTuple
 
-from resfit.data import decode, members
+from resfit.data import arriving, decode, members
 from resfit.data.box_geometry import ORIENTATIONS, displayed_size
 from resfit.data.medical import scans
 from resfit.errors import ImageError
@@ -45,6 +45,7 @@ def read_dimensions(path: str | os.PathLike[str], *, max_pixels: int = decode.MA
         ImageError: It is no such image, or has more pixels; the text is the reason.
     """
     begin, member = b"", members.member_of(path)
+    arriving.wait(path)
     try:
         if member is None and not stat.S_ISREG(os.stat(path).st_mode):
             raise ImageError("not a regular file")

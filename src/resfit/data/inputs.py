@@ -354,11 +354,11 @@ def _several(images: Any, contract: InputSpec, notes: set[str]) -> list[Any]:
         if array.ndim in (2, 3, 4):
             return list(arrays.images_of(array, contract.channels, notes))
     found: list[Any] = []
+    copied = _copied(items)
     for position, item in enumerate(items):
         where = f"image {position}: " if len(items) > 1 else ""
-        if urls.is_url(item):
-            raise _no_urls(item)
         if is_path(item):
+            item = copied.get(os.fspath(item), item)
             found += _scanned(Path(item), contract, notes, must_exist=False)
         elif _is_encoded(item):
             found.append(_encoded(item, contract, notes, where))
@@ -371,6 +371,16 @@ def _several(images: Any, contract: InputSpec, notes: set[str]) -> list[Any]:
                 f"{_FORMS.format(contract.channels)}. Received: {type(item).__name__} at position {position}."
             )
     return found
+
+
+def _copied(items: Sequence[Any]) -> dict[str, Path]:
+    """Returns for each handle of a list its copy on this machine; several are copied at once."""
+    handles = {os.fspath(item): remote.handle_of(item) for item in items if is_path(item)}
+    handles = {name: handle for name, handle in handles.items() if handle}
+    for handle in handles.values():
+        if urls.is_url(handle):
+            raise _no_urls(handle)
+    return dict(zip(handles, decode.in_order(remote.local, handles.values(), workers=remote.AT_ONCE), strict=True))
 
 
 def _no_urls(url: str) -> ArgumentError:

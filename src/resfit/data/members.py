@@ -24,7 +24,7 @@ import zlib
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from resfit.data import parquet_rows
+from resfit.data import arriving, parquet_rows
 from resfit.data.medical import frames
 from resfit.errors import DataError, ImageError
 from resfit.weights.archives import MOST_GROWTH
@@ -114,9 +114,9 @@ def size(path: str | os.PathLike[str]) -> int:
         OSError: There is no such file.
     """
     found = member_of(path)
-    status = os.stat(frames.parted(path)[0] if found is None else found.container)
+    whole = arriving.size(frames.parted(path)[0] if found is None else found.container)
     if found is None or found.kind == "row":
-        return status.st_size
+        return whole
     return found.place[2 if found.kind == "zip" else 1]
 
 
@@ -132,7 +132,8 @@ def beginning(path: str | os.PathLike[str], count: int) -> bytes:
     """
     found = member_of(path)
     if found is None:
-        with open(frames.parted(path)[0], "rb") as file:
+        arriving.wait(file_path := frames.parted(path)[0])
+        with open(file_path, "rb") as file:
             return file.read(count)
     if found.kind == "bytes":
         with open(unpacked(found.container), "rb") as file:

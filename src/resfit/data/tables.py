@@ -236,8 +236,7 @@ def parse(path: Path) -> Table:
         records = _spaced(text)
     else:
         try:
-            reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-            records = [(reader.line_num + skipped, tuple(map(csv_cells.unescaped, row))) for row in reader if row]
+            records = _separated(text, delimiter, skipped)
         except csv.Error as error:
             raise DataError(f"{path.name} must be a CSV file. Received: {error}.") from error
     first = tuple(cell.strip() for cell in records[0][1])
@@ -255,6 +254,22 @@ def parse(path: Path) -> Table:
     if not rows:
         raise DataError(f"{path.name} must have rows below its header. Received: none.")
     return Table(path, header, rows, has_header)
+
+
+def _separated(text: str, delimiter: str, skipped: int) -> list[tuple[int, tuple[str, ...]]]:
+    """Returns lines with their cells; spaces between a separator and a quotation mark mean nothing."""
+
+    def read(text: str) -> list[tuple[int, tuple[str, ...]]]:
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+        return [(lines.line_num + skipped, tuple(map(csv_cells.unescaped, row))) for row in lines if row]
+
+    try:
+        return read(text)
+    except csv.Error:
+        tidy = re.sub(rf'" +(?={re.escape(delimiter)}|\r|\n|\Z)', '"', text)
+        if tidy == text:
+            raise
+        return read(tidy)
 
 
 def _decoded(path: Path, data: bytes) -> str:

@@ -11,6 +11,9 @@ from typing import Any
 #: Most bytes of an image that is fetched, and the seconds that it may take.
 MAX_BYTES, MAX_SECONDS = 64 * 2**20, 60.0
 
+#: Images that are fetched at once.
+REQUESTS = 16
+
 _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 _CHUNK = 1 << 16
 _SILENCE = 15.0  # seconds in which a server must send something

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from resfit import processors
-from resfit.data import members
+from resfit.data import arriving, members
 from resfit.data.medical import frames
 from resfit.errors import ImageError
 from resfit.features.store import BYTES, FeatureStore, StoreKey
@@ -51,7 +51,8 @@ def file_state(path: Path) -> str:
     Raises:
         OSError: There is no such file.
     """
-    status = os.stat(members.container(path))
+    arriving.wait(file := members.container(path))
+    status = os.stat(file)
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_dev} {status.st_ino}"
 
 
@@ -219,6 +220,6 @@ def _state_or_reason(path: Path) -> str | FileDigest:
     try:
         if not stat.S_ISREG(os.stat(members.container(path)).st_mode):  # opening a pipe would wait for ever
             return FileDigest(b"", "", "not a regular file")
-        return file_state(path)
+        return "" if arriving.is_coming(path) else file_state(path)  # of a copy that is under way nothing is known
     except OSError as error:
         return unreadable(error)

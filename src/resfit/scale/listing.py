@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from resfit.data import decode, folders, members, remote, walk
+from resfit.data.boxes import BoxSet
 from resfit.data.dataset import ImageSet
 from resfit.data.medical import frames, privacy
 from resfit.errors import DataError, ImageError
@@ -28,7 +31,7 @@ class Item(NamedTuple):
         path: Where it is: an absolute path or address (:mod:`resfit.data.members`), or a handle.
         size: Bytes of the file that holds it.
         version: What changes when the file does.
-        label: Its class, or its labels as one text; empty for none.
+        label: Its class, or its labels or numbers as one text; of a picture with boxes these, as JSON. Empty for none.
         split: The part of a split that the source states for it; empty for none.
         group: The group that must stay together; empty for none.
         reason: Why it cannot be used, where the listing has shown that; empty otherwise.
@@ -59,7 +62,7 @@ def of_images(images: ImageSet) -> Iterator[Item]:
         yield _local(
             images,
             path,
-            label=images.label_text(position),
+            label=images.label_text(position) if images.values is None else numbers_text(images, position),
             split=images.splits[position] or "",
             group=images.groups[position] or "",
         )
@@ -67,12 +70,40 @@ def of_images(images: ImageSet) -> Iterator[Item]:
         yield _local(images, item.path, reason=item.reason)
 
 
+def of_boxes(boxes: BoxSet) -> Iterator[Item]:
+    """Yields the pictures of a set with true boxes; the label of each is its boxes, as JSON.
+
+    Args:
+        boxes: The set.
+    """
+    for position, path in enumerate(boxes.paths):
+        found, labels, crowd = boxes.boxes_of(position)
+        true = {"boxes": found.tolist(), "labels": labels.tolist(), "crowd": crowd.astype(int).tolist()}
+        known = {"split": boxes.splits[position] or "", "group": boxes.groups[position] or ""}
+        yield _item(text_of(path), path, label=json.dumps(true), **known)
+
+
+def numbers_text(images: ImageSet, position: int) -> str:
+    """Returns the numbers of an image as one text that keeps every bit; empty where one is unknown.
+
+    Args:
+        images: A set with :attr:`ImageSet.values`.
+        position: In ``paths``.
+    """
+    assert images.values is not None
+    values = images.values[position].tolist()
+    return "" if any(math.isnan(value) for value in values) else ";".join(map(repr, values))
+
+
 def _local(images: ImageSet, path: Path, reason: str = "", **known: str) -> Item:
+    return _item(text_of(privacy.shown(images, path)), path, reason, **known)
+
+
+def _item(shown: str, path: Path, reason: str = "", **known: str) -> Item:
     try:
         size, version = _state(path)
     except OSError as error:
         size, version, reason = 0, "", reason or f"cannot be read: {error.strerror or error}"
-    shown = text_of(privacy.shown(images, path))
     return Item(shown, os.path.abspath(path), size, version, reason=reason, **known)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,17 +13,24 @@ from typing import Any
 import numpy as np
 
 from resfit.data import image_statistics
+from resfit.data.boxes import BoxSet
 from resfit.data.dataset import ImageSet
 from resfit.evaluation import inference
 from resfit.evaluation.figures import figures
-from resfit.evaluation.intervals import wilson_interval
+from resfit.evaluation.intervals import Figure, wilson_interval
+from resfit.evaluation.regression import NumberScore
 from resfit.quality import checking
 from resfit.scale import duplicates
 from resfit.scale.planning import Plan
+from resfit.scale.shard_tasks import numbers_of
 from resfit.scale.tables import matrix, read_columns
+from resfit.tasks.detection.detections import Detections
+from resfit.tasks.detection.evaluation import evaluated as detection_figures
+from resfit.tasks.regression import regressor
 
 #: Bytes of probabilities, and images of a check, up to which ``finish`` computes all that one machine would.
 MOST_BYTES, MOST_CHECKED = 2 * 10**9, 100_000
+_OF_DETECTION = 80  # bytes that a detection takes while it is matched
 
 
 def merged(plan: Plan, sums: Sequence[dict[str, Any]], *, seed: int = 0) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -50,6 +59,8 @@ def _predicted(plan: Plan, sums: Sequence[dict[str, Any]], seed: int) -> tuple[d
 
 def _evaluated(plan: Plan, sums: Sequence[dict[str, Any]], seed: int) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Returns the figures of one machine; of more images than fit in memory those that are sums."""
+    if (kind := sums[0].get("kind")) is not None:
+        return {"regression": _evaluated_numbers, "detection": _evaluated_boxes}[kind](plan, sums, seed)
     classes, separator = sums[0]["classes"], sums[0]["separator"]
     if plan.images * len(classes) * 4 > MOST_BYTES and not separator:
         return _from_sums(classes, sums)
@@ -70,6 +81,118 @@ def _evaluated(plan: Plan, sums: Sequence[dict[str, Any]], seed: int) -> tuple[d
     truth = known.astype(int) if separator else known.argmax(axis=1)
     found = figures(truth, scores, classes, groups=groups, seed=seed)
     return dataclasses.replace(result, figures=found).to_dict(), ()
+
+
+def _evaluated_numbers(plan: Plan, sums: Sequence[dict[str, Any]], seed: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+    columns, halves, coverage = (sums[0][name] for name in ("columns", "halves", "coverage"))
+    if plan.images * len(columns) * 16 > MOST_BYTES:
+        return _numbers_from_sums(columns, halves, coverage, sums)
+    rows = _gathered(plan, ["path", "label", "group", "predicted"])
+    predicted, there = matrix(rows, "predicted")
+    taken = there & np.array([bool(label) for label in rows["label"].to_pylist()])
+    rows = rows.filter(taken)
+    result = regressor.measured(
+        numbers_of(rows["label"].to_pylist(), len(columns)),
+        predicted[taken],
+        columns,
+        halves=halves,
+        coverage=coverage,
+        groups=rows["group"].to_pylist(),
+        paths=[Path(path) for path in rows["path"].to_pylist()],
+        seed=seed,
+    )
+    return result.to_dict(), ()
+
+
+def _numbers_from_sums(
+    columns: Sequence[str], halves: Sequence[float], coverage: float, sums: Sequence[dict[str, Any]]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    parts = [part for part in sums if part["n"]]
+    count = sum(part["n"] for part in parts)
+    total = {name: np.sum([part[name] for part in parts], axis=0) for name in ("absolute", "square", "inside") if parts}
+    # means and squared distances of the shards, put together without the loss of digits that plain squares have
+    means = [np.add(part["shift"], np.divide(part["true"], part["n"])) for part in parts]
+    mean = sum(own * part["n"] for own, part in zip(means, parts, strict=True)) / max(1, count)
+    spread = sum(
+        np.subtract(part["true_square"], np.square(part["true"]) / part["n"]) + part["n"] * (own - mean) ** 2
+        for own, part in zip(means, parts, strict=True)
+    )
+    found = []
+    for column, name in enumerate(columns):
+        square = total["square"][column]
+        values = {
+            "mae": total["absolute"][column] / count,
+            "rmse": np.sqrt(square / count),
+            "r2": 1 - square / spread[column] if spread[column] > 0 else np.nan,
+        }
+        score = NumberScore(
+            name,
+            **{key: Figure(float(value), np.nan, np.nan, "none") for key, value in values.items()},
+            coverage=float(total["inside"][column] / count) if halves else None,
+            width=2 * halves[column] if halves else None,
+        )
+        found.append(score.to_dict())
+    note = f"resampled intervals are not computed of numbers of more than {MOST_BYTES:,} bytes"
+    return {"n": count, "coverage": coverage if halves else None, "numbers": found}, (note,)
+
+
+def _evaluated_boxes(plan: Plan, sums: Sequence[dict[str, Any]], seed: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Returns the figures of one machine; where detections do not fit in memory of some pictures."""
+    import pyarrow as pa
+
+    classes, thresholds = tuple(sums[0]["classes"]), sums[0]["thresholds"]
+    size = _OF_DETECTION * sum(part["detections"] for part in sums)
+    share = min(1.0, MOST_BYTES / max(1, size))
+    tables = []
+    for number in range(plan.shards):
+        rows = read_columns(plan, number, ["path", "label", "group", "boxes", "scores", "classes"])
+        usable = ~rows["scores"].combine_chunks().is_null().to_numpy(zero_copy_only=False)
+        if share < 1:
+            usable &= np.array([_drawn(path, share, seed) for path in rows["path"].to_pylist()], bool)
+        tables.append(rows.filter(usable).replace_schema_metadata(None))
+    rows = pa.concat_tables(tables)
+    true = [json.loads(label) for label in rows["label"].to_pylist()]
+    labels = [np.array(one["labels"], np.int64) for one in true]
+    count = len(true)
+    boxes = BoxSet(
+        root=Path(plan.source),
+        paths=tuple(Path(path) for path in rows["path"].to_pylist()),
+        splits=(None,) * count,
+        groups=tuple(rows["group"].to_pylist()),
+        sizes=np.zeros((count, 2), np.int32),
+        offsets=np.cumsum([0, *map(len, labels)]),
+        boxes=np.array([box for one in true for box in one["boxes"]], np.float32).reshape(-1, 4),
+        labels=np.concatenate([np.zeros(0, np.int64), *labels]),
+        crowd=np.array([own for one in true for own in one["crowd"]], bool),
+        classes=classes,
+    )
+    columns = [rows[name].combine_chunks() for name in ("boxes", "scores", "classes")]
+    predicted = [
+        Detections(
+            path,
+            found[0].values.to_numpy().reshape(-1, 4),
+            found[1].values.to_numpy(),
+            found[2].values.to_numpy().astype(np.int64),
+            classes,
+            (0, 0),
+        )
+        for path, *found in zip(boxes.paths, *columns, strict=True)
+    ]
+    result = {**detection_figures(boxes, predicted, thresholds, seed=seed).to_dict()}
+    result["skipped"] = plan.images - sum(part["n"] for part in sums)
+    if share == 1:
+        return result, ()
+    note = (
+        f"figures are of {count} of {plan.images} pictures, chosen by a digest of their paths: the detections of all "
+        f"take more than {MOST_BYTES:,} bytes. They lie in shards/"
+    )
+    return result, (note,)
+
+
+def _drawn(path: str, share: float, seed: int) -> bool:
+    """Says whether a picture is among so large a share of all; whoever asks, it is the same."""
+    digest = hashlib.sha256(f"{seed} {path}".encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "little") < share * 2**64
 
 
 def _from_sums(classes: Sequence[str], sums: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -149,7 +272,7 @@ def _gathered(plan: Plan, columns: Sequence[str]) -> Any:
     import pyarrow as pa
 
     tables = [read_columns(plan, number, columns) for number in range(plan.shards)]
-    lists = [name for name in ("features", "probabilities") if name in columns]
+    lists = [name for name in ("features", "probabilities", "predicted") if name in columns]
     # a shard without a usable image does not know how long its lists are
     widths = {name: max(table.schema.field(name).type.list_size for table in tables) for name in lists}
     cast = []

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: What can be done with a shard.
 TASKS = ("embed", "predict", "evaluate", "check")
+#: Kinds of fitted models that ``"evaluate"`` measures.
+MEASURED = ("classification", "regression", "detection")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,7 +35,7 @@ class LoadedNetwork:
     """A loaded network.
 
     Attributes:
-        body: Gives one vector an image; ``None`` for predicting, which asks ``fitted``.
+        body: Gives one vector an image; ``None`` for predicting and for detectors, where ``fitted`` is asked.
         contract: How images become its input.
         fingerprint: Digest of layers, weights, input contract and calibration.
         fitted: The fitted model, where one is asked.
@@ -77,15 +79,17 @@ def load(model: str, task: str) -> LoadedNetwork:
         return LoadedNetwork(None, fitted.input_spec, _fingerprint(fitted.model, fitted.input_spec, fitted), fitted)
     if artifact.is_artifact(Path(model)):
         fitted = dispatch.load(model)
-        if task == "evaluate" and fitted.task != "classification":
+        if task == "evaluate" and fitted.task not in MEASURED:
             raise ArgumentError(
-                f"many machines evaluate classifiers. Received: a model for {fitted.task}. Use task='predict', and "
-                "measure its predictions."
+                f"task='evaluate' is of models for {', '.join(MEASURED)}. Received: one for {fitted.task}. Use "
+                "task='predict', and measure its predictions."
             )
+        if task == "evaluate" and fitted.task == "detection":
+            return LoadedNetwork(None, fitted.input_spec, _fingerprint(fitted.model, fitted.input_spec, fitted), fitted)
         body = fitted.body()
         return LoadedNetwork(body, fitted.input_spec, _fingerprint(fitted.model, fitted.input_spec, fitted), fitted)
     if task == "evaluate":
-        raise ArgumentError(f"task='evaluate' needs the folder of a classifier. Received: model={model!r}.")
+        raise ArgumentError(f"task='evaluate' needs the folder of a fitted model. Received: model={model!r}.")
     body, _ = backbone.body_of(model)
     return LoadedNetwork(body, body.input_spec, _fingerprint(body, body.input_spec))
 
@@ -105,11 +109,13 @@ def engine_name(network: LoadedNetwork, engine: str) -> str:
 
 
 def _fingerprint(model: keras.Model, contract: InputSpec, fitted: Any = None) -> str:
-    calibration = getattr(fitted, "calibration", None)
+    calibration, residuals = getattr(fitted, "calibration", None), getattr(fitted, "residuals", None)
     facts = {
         "network": engines.fingerprint(model),
         "input": contract.to_dict(),
         "labels": None if fitted is None else list(fitted.labels),
+        "residuals": residuals.to_dict() if residuals is not None else None,
+        "thresholds": getattr(fitted, "thresholds", None),
         "calibration": None if calibration is None else [calibration.temperature, calibration.to_dict()],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

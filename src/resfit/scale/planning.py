@@ -202,7 +202,7 @@ def plan(
     Args:
         source: A folder, a table, archives, or a place in an object store such as ``"s3://bucket/photos"``.
         out: Folder of the run, where every worker can read and write: a path or a handle.
-        task: ``"embed"``, ``"predict"``, ``"evaluate"`` (of classifiers) or ``"check"``.
+        task: ``"embed"``, ``"predict"``, ``"evaluate"`` (of classifiers, regressors and detectors) or ``"check"``.
         model: Name, handle or file of a network; for predicting and measuring the folder of a fitted model.
         engine: As :func:`resfit.engines.create` takes it; ``"auto"`` is decided here, for all workers.
         batch_size: Images in one pass; ``None`` chooses by their size.
@@ -210,7 +210,8 @@ def plan(
         shard_images: Most images of a shard.
         shard_bytes: Bytes of files after which a shard ends.
         part: For ``"evaluate"``: ``"train"``, ``"val"`` or ``"test"`` for one part of a split that the source states.
-        **scan_options: Of a source on a disk, further options of :func:`resfit.data.dataset.scan`.
+        **scan_options: Of a source on a disk, further options of :func:`resfit.data.dataset.scan`; where a detector is
+            measured of :func:`resfit.data.boxes.scan_boxes`.
 
     Returns:
         The plan. The same plan again changes nothing.
@@ -245,8 +246,17 @@ def plan(
     if handle and handle.partition("://")[0] not in ("hf", "tfds"):
         if given:
             raise ArgumentError(f"an object store is listed as it is. Received: {', '.join(given)} for {handle}.")
+        measured = network.fitted.task if task == "evaluate" else "classification"
+        if measured != "classification":
+            raise ArgumentError(
+                f"a model for {measured} is measured on tables or boxes, which are read from a disk. Received: "
+                f"{handle}. Copy them there, and plan the copy."
+            )
         items = _only(listing.of_store(handle), part)
         notes = ("the first folder below the source is the class",)
+    elif task == "evaluate" and network.fitted.task == "detection":
+        boxes = network.fitted.labelled(source, part=part, **given)
+        notes, items = boxes.warnings, listing.of_boxes(boxes)
     else:
         images = _scanned(source, task, network, part, given)
         notes, items = images.notes, listing.of_images(images)
@@ -271,6 +281,8 @@ def _scanned(source: Any, task: str, network: networks.LoadedNetwork, part: str 
     """Returns the images as the command of the same name finds them on one machine."""
     if task in ("embed", "predict"):
         return embedding.scan_any(source, reading=network.contract.reading, **given)
+    if task == "evaluate" and network.fitted.task == "regression":
+        return network.fitted.labelled(source, part=part, **given)
     if task == "evaluate":
         return inference.found_by(network.fitted, source, part=part, **given)
     return dataset.scan(source, **given)

@@ -39,14 +39,18 @@ class Known(NamedTuple):
     """Sums and counts over a worker's rows.
 
     Attributes:
-        labels: Number of rows for training, by class.
+        labels: Number of rows for training, by class; a row of several labels counts for each.
         tested: Number of rows for testing, by class.
+        learned: Number of rows for training.
+        measured: Number of rows for testing.
         unused: Rows without a label or features.
         total: Sum of the features over the rows for training, float64 ``(features,)``.
     """
 
     labels: dict[str, int]
     tested: dict[str, int]
+    learned: int
+    measured: int
     unused: int
     total: np.ndarray
 
@@ -56,13 +60,37 @@ class RowSample(NamedTuple):
 
     Attributes:
         rows: float32 array ``(n, features)``, or their logits ``(n, classes)``.
-        classes: The class of each, as a number.
+        classes: The class of each, as a number; where there may be several, an array ``(n, classes)`` of 0 and 1.
         groups: The group of each, or ``None``.
     """
 
     rows: np.ndarray
     classes: np.ndarray
     groups: list[str | None]
+
+
+class LabelTable:
+    """The classes of rows that may have several, as one number for each; rows of it are arrays of 0 and 1.
+
+    Args:
+        labels: For each row the names of its classes.
+        classes: All names, in the order of the columns.
+    """
+
+    ndim = 2
+
+    def __init__(self, labels: Sequence[Sequence[str]], classes: Sequence[str]):
+        places = {name: place for place, name in enumerate(classes)}
+        self._edges = np.cumsum([0, *map(len, labels)])
+        self._places = np.array([places[name] for names in labels for name in names], np.int32)
+        self._width = len(classes)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Returns some rows, float32 ``(n, classes)``."""
+        found = np.zeros((len(rows), self._width), np.float32)
+        for place, row in enumerate(rows.tolist()):
+            found[place, self._places[self._edges[row] : self._edges[row + 1]]] = 1
+        return found
 
 
 class RowHolder:
@@ -77,13 +105,14 @@ class RowHolder:
 
     def __init__(self, url: str, shards: Sequence[int], test_share: float, seed: int):
         plan = planning.load(url)
+        self._separator = plan.options.get("separator") or ""
         rows, labels, groups, tested = [], [], [], []
         self._unused = 0
         for number in shards:
             table = read_columns(plan, number, ["path", "label", "split", "group", "features"])
             found, there = matrix_of(table, "features")
             names = np.array([name or "" for name in table["label"].to_pylist()], object)
-            usable = there & (names != "")
+            usable = there & ((names != "") | bool(self._separator))  # of several labels none is one as well
             self._unused += int((~usable).sum())
             table = table.filter(usable)
             columns = [table[name].to_pylist() for name in ("path", "split", "group")]
@@ -98,12 +127,28 @@ class RowHolder:
         self._rows = np.concatenate([part for part in rows if len(part)] or [np.zeros((0, width), np.float32)])
         self._labels, self._groups = np.array(labels, object), np.array(groups, object)
         self._tested = np.array(tested, bool)
-        self._classes: np.ndarray | None = None
+        self._classes: np.ndarray | LabelTable | None = None
 
     def known(self) -> Known:
         """Returns what the rows are of."""
-        learned, tested = (Counter(self._labels[some].tolist()) for some in (~self._tested, self._tested))
-        return Known(dict(learned), dict(tested), self._unused, self._sum(lambda rows: rows))
+        parts = (~self._tested, self._tested)
+        learned, tested = (
+            Counter(name for row in np.flatnonzero(own).tolist() for name in self._names(row)) for own in parts
+        )
+        rows, measured_on = (int(own.sum()) for own in parts)
+        return Known(
+            labels=dict(learned),
+            tested=dict(tested),
+            learned=rows,
+            measured=measured_on,
+            unused=self._unused,
+            total=self._sum(lambda rows: rows),
+        )
+
+    def _names(self, row: int) -> list[str]:
+        """Returns the classes of a row."""
+        text = self._labels[row]
+        return sorted(set(text.split(self._separator)) - {""}) if self._separator else [text]
 
     def squares(self, mean: np.ndarray) -> np.ndarray:
         """Returns the sum of the squared distances from the mean of all rows."""
@@ -113,8 +158,9 @@ class RowHolder:
         self, matrix: np.ndarray, classes: Sequence[str], mean: np.ndarray, scale: np.ndarray
     ) -> tuple[float, np.ndarray]:
         """Returns loss and gradient of the rows for training; see :func:`solver.sums`."""
-        taken = np.flatnonzero(~self._tested)
-        return solver.sums(matrix, self._rows, self._numbers(classes), mean=mean, scale=scale, indices=taken)
+        taken, multilabel = np.flatnonzero(~self._tested), bool(self._separator)
+        targets: Any = self._targets(classes)
+        return solver.sums(matrix, self._rows, targets, mean=mean, scale=scale, multilabel=multilabel, indices=taken)
 
     def sample(self, count: int, seed: int, classes: Sequence[str]) -> RowSample:
         """Returns some rows for training, chosen at random."""
@@ -128,10 +174,12 @@ class RowHolder:
         return RowSample(np.asarray(self._rows[some], np.float32) @ kernel + bias, *self._of(some, classes))
 
     def _of(self, some: np.ndarray, classes: Sequence[str]) -> tuple[np.ndarray, list[str | None]]:
-        return self._numbers(classes)[some], self._groups[some].tolist()
+        return self._targets(classes)[some], self._groups[some].tolist()
 
-    def _numbers(self, classes: Sequence[str]) -> np.ndarray:
-        """Returns the class of each row as a number; a holder that was begun anew computes them again."""
+    def _targets(self, classes: Sequence[str]) -> np.ndarray | LabelTable:
+        """Returns the class of each row as a number, or its classes; a holder that was begun anew finds them again."""
+        if self._classes is None and self._separator:
+            self._classes = LabelTable([self._names(row) for row in range(len(self._labels))], classes)
         if self._classes is None:
             places = {name: place for place, name in enumerate(classes)}
             self._classes = np.array([places[name] for name in self._labels], np.int64)
@@ -234,9 +282,9 @@ def fit_features(
     classes = sorted({name for part in known for name in (*part.labels, *part.tested)})
     class_names.check(classes)
     counts = np.array([sum(part.labels.get(name, 0) for part in known) for name in classes])
-    tested = sum(sum(part.tested.values()) for part in known)
-    rows = int(counts.sum())
-    if rows == 0:
+    tested = sum(part.measured for part in known)
+    rows = sum(part.learned for part in known)
+    if rows == 0 or not classes:
         raise DataError("a classifier needs images with labels. Received: none in the shards of the run.")
     mean = (sum(part.total for part in known) / rows).astype(np.float32).astype(np.float64)
     deviation = np.sqrt(sum(holders.ask("squares", mean)) / rows)
@@ -256,6 +304,8 @@ def fit_features(
         mean=mean,
         deviation=deviation,
         sample_groups=some.groups,
+        rows=rows,
+        multilabel=bool(plan.options.get("separator")),
         seed=seed,
         strength=strength,
     )
@@ -265,6 +315,11 @@ def fit_features(
     if out is not None:
         fitted.save(out, force=force)
     return fitted
+
+
+def _hot(classes: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Returns classes as float32 array ``(n, classes)`` of 0 and 1."""
+    return classes.astype(np.float32) if classes.ndim == 2 else np.eye(len(names), dtype=np.float32)[classes]
 
 
 def _together(parts: Iterable[RowSample]) -> RowSample:
@@ -279,11 +334,6 @@ def _check(plan: Plan, on: str, workers: int | None, test_share: float) -> None:
         raise ArgumentError(f"workers must be at least 1, and are of on='ray'. Received: {workers} with on={on!r}.")
     if not 0 <= test_share < 1:
         raise ArgumentError(f"test_share must lie in [0, 1). Received: {test_share}.")
-    if plan.options.get("separator"):
-        raise ArgumentError(
-            "features of a run are fitted to one class an image. Received: images of several labels. Use `resfit fit` "
-            "on the images."
-        )
     if plan.version != resfit.__version__:
         raise ArgumentError(f"the run is of resfit {plan.version}. Received: {resfit.__version__}. Install the same.")
 
@@ -302,24 +352,24 @@ def _classifier(
     network = networks.load(networks.place_of(plan.folder, plan.model, plan.fingerprint), "embed")
     if network.fingerprint != plan.fingerprint or network.body is None:
         raise ArgumentError(f"the network {plan.model!r} is another one than that of the run. Embed with it again.")
-    hot = np.eye(len(classes), dtype=np.float32)
+    separator = plan.options.get("separator") or ""
     spared = head.held_out
     calibration = calibrate(
         None if spared is None else spared.logits,
-        hot[labels if spared is None else labels[spared.positions]],
-        "softmax",
+        _hot(labels if spared is None else labels[spared.positions], classes),
+        head.activation,
         "cross-validation",
     )
     result = None
     if tested:
         most = max(1, MEASURED // len(known))
         found = _together(holders.ask("tested", head.kernel, head.bias, most, classes))
-        truth = found.classes
-        shares = activated(found.rows / np.float32(calibration.temperature), "softmax")
+        truth = found.classes.astype(int)
+        shares = activated(found.rows / np.float32(calibration.temperature), head.activation)
         stated = found.groups if any(group is not None for group in found.groups) else None
-        result = measured(hot[truth], shares, classes, False, (), groups=stated, seed=seed)
+        result = measured(_hot(truth, classes), shares, classes, bool(separator), (), groups=stated, seed=seed)
         result = dataclasses.replace(result, figures=figures(truth, shares, classes, groups=stated, seed=seed))
-    learned = sum(sum(part.labels.values()) for part in known)
+    learned = sum(part.learned for part in known)
     unused = sum(part.unused for part in known)
     return Classifier(
         model=base.attach(network.body, head)[0],
@@ -335,6 +385,7 @@ def _classifier(
             grouped=False,
             asked="probe",
             features=network.body.layers[-1].name,
+            separator=separator,
         ),
         metrics={
             "images": {"found": plan.images, "skipped": unused, "train": learned, "test": tested, "ignored": 0},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from resfit.data import decode, image_statistics
 from resfit.errors import DataError
 from resfit.scale.networks import LoadedNetwork
 from resfit.storage.bounded_json import without_nan
+from resfit.tasks.regression.regressor import COVERAGE
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -135,6 +137,100 @@ class EvaluateShard(EmbedShard):
         return found
 
 
+class EvaluateNumbersShard(EmbedShard):
+    """Predicted numbers, and sums of their errors."""
+
+    def __init__(self, plan: Plan, network: LoadedNetwork, engine: engines.Engine | None, count: int):
+        super().__init__(plan, network, engine, count)
+        self._fitted = network.fitted
+
+    def columns(self, usable: np.ndarray) -> dict[str, pa.Array]:
+        """Returns ``predicted``, a list of a number for each column."""
+        self._predicted = np.zeros((self._count, len(self._fitted.columns)), np.float64)
+        if usable.any():
+            self._predicted[usable] = self._fitted.head()(self.rows[usable])
+        return {"predicted": _lists(self._predicted, usable)}
+
+    def sums(self, items: list[Item], usable: np.ndarray) -> dict[str, Any]:
+        """Returns the number of images, and over them sums of errors and of true numbers, about ``shift``."""
+        coverage = COVERAGE
+        halves = self._fitted.half_widths(coverage)
+        taken = np.array([good and bool(item.label) for good, item in zip(usable, items, strict=True)], bool)
+        truth = numbers_of(
+            [item.label for item, own in zip(items, taken, strict=True) if own], len(self._fitted.columns)
+        )
+        error, shift = self._predicted[taken] - truth, truth[0] if len(truth) else np.zeros(truth.shape[1])
+        found = {
+            "kind": "regression",
+            "columns": list(self._fitted.columns),
+            "halves": list(halves),
+            "coverage": coverage,
+            "n": len(truth),
+            "shift": shift,
+            "absolute": np.abs(error).sum(axis=0),
+            "square": (error**2).sum(axis=0),
+            "true": (truth - shift).sum(axis=0),
+            "true_square": ((truth - shift) ** 2).sum(axis=0),
+            "inside": (np.abs(error) <= halves).sum(axis=0) if halves else np.zeros(0),
+        }
+        return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in found.items()}
+
+
+class EvaluateBoxesShard:
+    """Detections down to the lowest score, of which figures over all pictures are made."""
+
+    decodes = False
+
+    def __init__(self, plan: Plan, network: LoadedNetwork, engine: engines.Engine | None, count: int):
+        self._fitted, self._options = network.fitted, plan.options
+        self._found: list[Any] = [None] * count
+
+    def seen(self, position: int, data: bytes) -> decode.Look | None:
+        """Wants to see nothing."""
+        return None
+
+    def add(self, positions: np.ndarray, images: Any) -> dict[int, str]:
+        """Predicts."""
+        engine, size = self._options["engine"], self._options["batch_size"]
+        found = self._fitted.predict(list(images), threshold=0.0, engine=engine, batch_size=size)
+        for position, one in zip(positions, found, strict=True):
+            self._found[position] = one
+        return {int(position): one.error for position, one in zip(positions, found, strict=True) if one.error}
+
+    def columns(self, usable: np.ndarray) -> dict[str, pa.Array]:
+        """Returns ``boxes`` (left, top, right, bottom one after the other), ``scores`` and ``classes``."""
+        import pyarrow as pa
+
+        kept = [found if good else None for found, good in zip(self._found, usable, strict=True)]
+        kinds = {"boxes": pa.float32(), "scores": pa.float32(), "classes": pa.int32()}
+        return {
+            name: pa.array([None if one is None else getattr(one, name).ravel() for one in kept], pa.list_(kind))
+            for name, kind in kinds.items()
+        }
+
+    def sums(self, items: list[Item], usable: np.ndarray) -> dict[str, Any]:
+        """Returns the number of pictures and of detections, and what the detector's figures are named by."""
+        own = [len(found) for found, good in zip(self._found, usable, strict=True) if good]
+        thresholds = {name: float(value) for name, value in self._fitted.thresholds.items()}
+        known = {"classes": list(self._fitted.classes), "thresholds": thresholds}
+        return {"kind": "detection", **known, "n": len(own), "detections": sum(own)}
+
+
+def numbers_of(labels: Sequence[str], columns: int) -> np.ndarray:
+    """Returns the numbers of items: float64 array ``(n, columns)``.
+
+    Args:
+        labels: Their labels, none of them empty.
+        columns: Numbers of each.
+    """
+    return np.array([[float(value) for value in label.split(";")] for label in labels], np.float64).reshape(-1, columns)
+
+
+def _evaluating(plan: Plan, network: LoadedNetwork, engine: engines.Engine | None, count: int) -> ShardTask:
+    kinds: dict[str, Any] = {"regression": EvaluateNumbersShard, "detection": EvaluateBoxesShard}
+    return kinds.get(network.fitted.task, EvaluateShard)(plan, network, engine, count)
+
+
 class PredictShard:
     """What :meth:`resfit.tasks.base.FittedModel.predict` says, as JSON, and of classifiers the class."""
 
@@ -201,6 +297,6 @@ def _lists(rows: np.ndarray, usable: np.ndarray) -> pa.Array:
 SHARD_TASKS: dict[str, Any] = {
     "embed": EmbedShard,
     "predict": PredictShard,
-    "evaluate": EvaluateShard,
+    "evaluate": _evaluating,
     "check": CheckShard,
 }

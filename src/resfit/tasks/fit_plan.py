@@ -23,7 +23,7 @@ from resfit.storage.atomic import write_json
 from resfit.tasks import backbone
 from resfit.tasks.config import FitOptions
 from resfit.tasks.timings import Timings
-from resfit.training import loop, recipes, runs, speed
+from resfit.training import loop, recipes, replicas, runs, speed
 from resfit.training.settings import Tuning
 
 if TYPE_CHECKING:
@@ -240,7 +240,16 @@ class FitPlan:
         def choose() -> Tuning | None:
             return self._chosen(images, count, given, journal)
 
-        chosen = choose() if folder is None else runs.open_run(folder, described, choose, journal.note)
+        def opened() -> Tuning | None:
+            return choose() if folder is None else runs.open_run(folder, described, choose, journal.note)
+
+        together = replicas.joined()
+        if together is None:
+            chosen = opened()
+        else:  # the first worker opens the run that all go on with
+            mine = opened() if together.writes else None
+            fields = together.agreed(None if mine is None else mine.to_dict())
+            chosen = None if fields is None else runs.tuning_from(fields)
         self.record.decisions["tuning"] = None if chosen is None else chosen.to_dict()
         return chosen, folder
 

@@ -35,7 +35,7 @@ from resfit.tasks.base import FitRun, FittedModel
 from resfit.tasks.config import FitOptions
 from resfit.tasks.fit_plan import FitPlan, check_scan_options, facts, subsample_to_budget
 from resfit.tasks.timings import Timings
-from resfit.training import callbacks, frozen, recipes, runs, speed
+from resfit.training import callbacks, frozen, recipes, replicas, runs, speed
 from resfit.training.loop import check_choice
 from resfit.training.settings import Tuning
 
@@ -548,9 +548,11 @@ def package(
         test: The measurement; ``None`` without test images.
         tuned: The fine-tuning, if there was one.
     """
-    if job.options.out is not None:
+    together = replicas.joined()
+    writes = together is None or together.writes
+    if job.options.out is not None and writes:
         fitted.save(job.options.out, force=job.options.force)
-    if tuned is not None and tuned.folder is not None:  # the run is in the fitted model now
+    if tuned is not None and tuned.folder is not None and writes:  # the run is in the fitted model now
         shutil.rmtree(tuned.folder, ignore_errors=True)
     job.plan.record.close()
     job.journal.lap("save")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit.training import boundary, frozen, runs
+from resfit.training import boundary, frozen, replicas, runs
 from resfit.training import trainer as training
 from resfit.training.settings import Tuning
 
@@ -88,9 +88,10 @@ def finetune(
             parts.val,
             teacher=teacher,
             closing=running.closing,
+            replicas=replicas.joined(),
         )
         learned = runs.run(trainer, dataclasses.replace(running, folder=place), prepared.body.name)
-        files = runs.files(place)
+        files = runs.files(place)  # of several workers the first one writes them
     body = training.body_of(model, layers)
     if tuning.policy:  # what is measured is what is kept: float32
         body = boundary.copy(body, dtype="float32")

@@ -56,6 +56,40 @@ class Replicas:
         self.size = 0
         self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
 
+    def agreed(self, value: Any) -> Any:
+        """Returns what the first worker says, so that all go the same way; every worker calls this.
+
+        Args:
+            value: What can be written as JSON; of the other workers it is not looked at.
+        """
+        text = json.dumps(value).encode() if self.writes else b""
+        length = int(self._summed([np.array([len(text)], np.int32)])[0][0])
+        found = np.zeros(length, np.int32)
+        if self.writes:
+            found[:] = np.frombuffer(text, np.uint8)
+        return json.loads(self._summed([found])[0].astype(np.uint8).tobytes())
+
+    def copy_first(self, variables: Sequence[Any]) -> None:
+        """Sets variables to those of the first worker; every worker calls this.
+
+        Args:
+            variables: Of the same shapes on all.
+        """
+        values = [variable.numpy() for variable in variables]
+        found = self._summed([value if self.writes else np.zeros_like(value) for value in values])
+        for variable, value in zip(variables, found, strict=True):
+            variable.assign(value)
+
+    def _summed(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Returns arrays summed over the workers."""
+        import tensorflow as tf
+
+        def summed(*tensors: Any) -> Any:
+            return self.total([tf.identity(tensor) for tensor in tensors])  # which have a device, as inputs have not
+
+        graph = tf.function(lambda *tensors: self._strategy.run(summed, args=tensors), autograph=False)
+        return [value.numpy() for value in graph(*map(tf.constant, arrays))]
+
     @property
     def writes(self) -> bool:
         """Whether this worker is the one that writes."""
@@ -137,6 +171,21 @@ class CardReplicas(Replicas):
         # the sum is needed where the variables are; what sums everywhere fails for good once memory has run out
         self._strategy = tf.distribute.MirroredStrategy(self._places, tf.distribute.ReductionToOneDevice())
 
+    def agreed(self, value: Any) -> Any:
+        """Returns the value: one process has one.
+
+        Args:
+            value: Anything.
+        """
+        return value
+
+    def copy_first(self, variables: Sequence[Any]) -> None:
+        """Leaves variables as they are: there is one set of them.
+
+        Args:
+            variables: Of the network.
+        """
+
     def share(self, values: Any) -> Any:
         """Returns all parts of a batch, each on its card, as :meth:`run` takes them.
 
@@ -179,3 +228,21 @@ def _tensors(values: Any) -> Any:
     import tensorflow as tf
 
     return tf.nest.map_structure(lambda value: tf.constant(value, tf.float32), values)
+
+
+_joined: list[Replicas] = []
+
+
+def join() -> Replicas:
+    """Makes this process one of the workers that ``TF_CONFIG`` names, for all that it trains from now on.
+
+    Raises:
+        ArgumentError: ``TF_CONFIG`` names no workers.
+    """
+    _joined[:] = [Replicas()]
+    return _joined[0]
+
+
+def joined() -> Replicas | None:
+    """Returns the workers of which this process is one; ``None`` where it trains alone."""
+    return _joined[0] if _joined else None

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -73,9 +74,11 @@ def run(trainer: finetune.Trainer, running: RunOptions, title: str) -> finetune.
         running: How it is run.
         title: Of the curves.
     """
+    writes = trainer.replicas is None or trainer.replicas.writes
+    place = running.folder if writes else Path(tempfile.mkdtemp(prefix="resfit-log-"))
     if running.lr_find:
         trainer.tuning = dataclasses.replace(trainer.tuning, learning_rate=_found_rate(trainer, running))
-    log = loop.Log(running.folder, running.tensorboard, name=LOG, speak=False)
+    log = loop.Log(place, running.tensorboard and writes, name=LOG, speak=False)
     try:
         learned = finetune.train(
             trainer,
@@ -89,9 +92,12 @@ def run(trainer: finetune.Trainer, running: RunOptions, title: str) -> finetune.
         )
     finally:
         log.close()
+        if not writes:
+            shutil.rmtree(place, ignore_errors=True)
     from resfit.training.curves import draw_training
 
-    draw_training(running.folder / CURVES, learned.history, kept=learned.epoch, title=title)
+    if writes:
+        draw_training(place / CURVES, learned.history, kept=learned.epoch, title=title)
     return learned
 
 

@@ -149,6 +149,8 @@ class Trainer:
         self.state = [
             v for layer in self.second.layers if layer.name in own for v in layer.variables if "float" in v.dtype
         ]
+        if replicas is not None:  # a head that was fitted on another machine differs in its last digits
+            replicas.copy_first(self.state)
         self.optimizer = optimizer(
             self.learned,
             tuning.optimizer,
@@ -403,6 +405,8 @@ class Trainer:
                 self.predict(self.val[:_PREDICT])
             begin = time.perf_counter()
             loss, score = self.objective.measure(self._outputs(self.val))
+            if self.replicas is not None:  # all decide alike which epoch is the best, and which the last
+                loss, score = self.replicas.agreed([float(loss), float(score)])
             self.pace = min(self.pace, (time.perf_counter() - begin) / len(self.val))
             if math.isfinite(loss) and self._is_better(score, loss):
                 self.best = [v.numpy() for v in self.state]

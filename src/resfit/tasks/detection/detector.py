@@ -220,20 +220,7 @@ class Detector(FittedModel):
         Raises:
             DataError: No picture can be used.
         """
-        boxes = (
-            source if isinstance(source, BoxSet) else scan_boxes(source, **{"classes": self.classes, **scan_options})
-        )
-        if boxes.classes != self.classes:
-            raise ArgumentError(
-                f"the classes must be those of the detector, {self.classes}. Received: {boxes.classes}."
-            )
-        if part is not None:
-            chosen = [i for i, own in enumerate(boxes.splits) if own == part]
-            if not chosen:
-                raise DataError(
-                    f"the source must have a part {part!r}. Received: {sorted({str(s) for s in boxes.splits})}."
-                )
-            boxes = boxes.subset(chosen)
+        boxes = self.labelled(source, part=part, **scan_options)
         predicted = self.predict(
             list(boxes.paths),
             threshold=0.0,
@@ -249,6 +236,34 @@ class Detector(FittedModel):
                 f"{predicted[0].error if predicted else 'none'}."
             )
         return evaluated(boxes, predicted, self.thresholds, intervals=intervals, seed=seed)
+
+    def labelled(self, source: Any, *, part: str | None = None, **scan_options: Any) -> BoxSet:
+        """Finds pictures with true boxes of the detector's classes.
+
+        Args:
+            source: As :meth:`evaluate` takes it.
+            part: As :meth:`evaluate` takes it.
+            **scan_options: Of :func:`resfit.data.boxes.scan_boxes`.
+
+        Raises:
+            ArgumentError: A :class:`resfit.data.boxes.BoxSet` is of other classes.
+            DataError: There are none, or there is no such part.
+        """
+        boxes = (
+            source if isinstance(source, BoxSet) else scan_boxes(source, **{"classes": self.classes, **scan_options})
+        )
+        if boxes.classes != self.classes:
+            raise ArgumentError(
+                f"the classes must be those of the detector, {self.classes}. Received: {boxes.classes}."
+            )
+        if part is not None:
+            chosen = [i for i, own in enumerate(boxes.splits) if own == part]
+            if not chosen:
+                raise DataError(
+                    f"the source must have a part {part!r}. Received: {sorted({str(s) for s in boxes.splits})}."
+                )
+            boxes = boxes.subset(chosen)
+        return boxes
 
     def _run(
         self,

@@ -155,7 +155,7 @@ class Regressor(FittedModel):
             DataError: A folder without images, or a single path that does not exist.
         """
         images = urls.opened(images) if allow_urls else images
-        halves = self._halves(coverage)
+        halves = self.half_widths(coverage)
         head = self.head()
         results: list[NumberPrediction] = []
         for batch in self._runner.batches(images, engine, batch_size, progress, views):
@@ -174,8 +174,12 @@ class Regressor(FittedModel):
                 results.append(NumberPrediction(path, own, ends, coverage if halves else None))
         return results
 
-    def _halves(self, coverage: float | None) -> tuple[float, ...]:
-        """Returns half the width of each number's interval; nothing where there are none."""
+    def half_widths(self, coverage: float | None) -> tuple[float, ...]:
+        """Returns half the width of each number's interval; nothing where there are none.
+
+        Args:
+            coverage: As :meth:`predict` takes it.
+        """
         if coverage is None:
             return ()
         if coverage == COVERAGE and not self.can_state_intervals:  # not asked for by name
@@ -217,20 +221,7 @@ class Regressor(FittedModel):
         Raises:
             DataError: No image can be used, or a column is missing.
         """
-        if (
-            scan_options.get("label_column") is None
-            and isinstance(source, str | os.PathLike)
-            and self._in_table(source)
-        ):
-            scan_options["label_column"] = ",".join(self.columns)
-        images = image_sets.scan(source, numbers=True, **{"reading": self.input_spec.reading, **scan_options})
-        if part is not None:
-            images = part_of(images, part)
-        if images.values is None or images.values.shape[1] != len(self.columns):
-            raise DataError(
-                f"the images must have the numbers {', '.join(self.columns)}. Received: "
-                f"{', '.join(images.value_names)}. Name the columns: label_column (--label-column)."
-            )
+        images = self.labelled(source, part=part, **scan_options)
         extracted = feature_store.extract(
             self.body(),
             images,
@@ -252,7 +243,7 @@ class Regressor(FittedModel):
             kept.values,
             predicted,
             self.columns,
-            halves=self._halves(coverage),
+            halves=self.half_widths(coverage),
             coverage=coverage,
             groups=kept.groups,
             paths=kept.paths,
@@ -260,6 +251,33 @@ class Regressor(FittedModel):
             notes=images.notes,
             seed=seed,
         )
+
+    def labelled(self, source: Any, *, part: str | None = None, **scan_options: Any) -> image_sets.ImageSet:
+        """Finds images with the numbers that the regressor predicts. Nothing is decoded.
+
+        Args:
+            source: As :meth:`evaluate` takes it, or a set of such images.
+            part: As :meth:`evaluate` takes it.
+            **scan_options: As :meth:`evaluate` takes them.
+
+        Raises:
+            DataError: There are none, or a column is missing.
+        """
+        if (
+            scan_options.get("label_column") is None
+            and isinstance(source, str | os.PathLike)
+            and self._in_table(source)
+        ):
+            scan_options["label_column"] = ",".join(self.columns)
+        images = image_sets.scan(source, numbers=True, **{"reading": self.input_spec.reading, **scan_options})
+        if part is not None:
+            images = part_of(images, part)
+        if images.values is None or images.values.shape[1] != len(self.columns):
+            raise DataError(
+                f"the images must have the numbers {', '.join(self.columns)}. Received: "
+                f"{', '.join(images.value_names)}. Name the columns: label_column (--label-column)."
+            )
+        return images
 
     def _in_table(self, source: str | os.PathLike[str]) -> bool:
         return Path(source).is_file()

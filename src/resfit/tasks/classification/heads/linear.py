@@ -381,36 +381,42 @@ def fit_sums(
     mean: np.ndarray,
     deviation: np.ndarray,
     sample_groups: Sequence[Any] | None = None,
+    rows: int,
+    multilabel: bool = False,
     seed: int = 0,
     strength: float | None = None,
 ) -> LinearHead:
     """Fits multinomial logistic regression on rows that others hold; the strength is chosen on a sample of them.
 
+    With several labels an image, each class is a binary regression of the same strength, as in :func:`fit_linear`.
+
     Args:
         total: As :func:`resfit.tasks.classification.heads.solver.minimise` takes it, of rows that were standardised
             with :func:`scale_of` of the deviation.
         some: Rows of the sample, float array ``(n, features)``.
-        labels: Their classes, integers ``(n,)``.
+        labels: Their classes, as :func:`fit_linear` takes them.
         counts: Rows of each class, of all.
         mean: Of each feature, over all rows.
         deviation: Standard deviation of each feature, over all rows.
         sample_groups: As :func:`fit_linear` takes it, of the sample.
+        rows: Number of all rows.
+        multilabel: Whether an image may have several labels.
         seed: Of the folds.
         strength: C; ``None`` chooses it.
 
     Raises:
         DataError: There are rows of fewer than two classes, or a feature is not finite.
     """
-    if (counts > 0).sum() < 2:
+    if (counts > 0).sum() < 2 and not multilabel:
         raise DataError(f"a classifier needs images of at least two classes. Received: {(counts > 0).sum()}.")
     if not np.isfinite(mean).all():
         raise DataError("features must be finite. Received: infinite or undefined ones.")
     grid = GRID if strength is None else (strength,)
     chosen = fit_linear(some, labels, classes=len(counts), seed=seed, sample_groups=sample_groups, grid=grid)
-    matrix = solver.minimise(total, (len(counts), len(mean)), chosen.C, int(counts.sum()))
-    bias = np.where(counts > 0, matrix[:, -1], _UNSEEN)
-    head = _folded(matrix[:, :-1], bias, mean, scale_of(deviation), chosen.C, chosen.cv_scores, chosen.folds)
-    return dataclasses.replace(head, held_out=chosen.held_out)
+    matrix = solver.minimise(total, (len(counts), len(mean)), chosen.C, rows, multilabel=multilabel)
+    bias = matrix[:, -1] if multilabel else np.where(counts > 0, matrix[:, -1], _UNSEEN)
+    known = (mean, scale_of(deviation), chosen.C, chosen.cv_scores, chosen.folds, chosen.activation)
+    return dataclasses.replace(_folded(matrix[:, :-1], bias, *known), held_out=chosen.held_out)
 
 
 def scale_of(deviation: np.ndarray) -> np.ndarray:
