@@ -4,7 +4,10 @@ Pictures of noise are written once. One process embeds them with all processors,
 in all, through a network of random weights; of each the rate between its first and last shard is taken, so that what it
 takes to start has no part in it, and the processor time of all its processes, less that of a run of one image a worker.
 
-    python benchmarks/scale.py [--images 600] [--model resnet50] [--workers 2]
+A process that knows the state of 100,000 shards is weighed, and it is timed how long a run of 1,000 shards takes to see
+that there is nothing to do; both lists of images are made up.
+
+    python benchmarks/scale.py [--images 600] [--model resnet50] [--workers 2] [--part all|workers|driver]
 """
 
 import argparse
@@ -14,6 +17,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -60,13 +64,62 @@ def measured(run: str, workers: int, threads: int, begin: str) -> dict[str, floa
     }
 
 
+_PLANNED = """
+import resource, sys
+from resfit import scale
+from resfit.scale import planning
+from resfit.scale.folder import RunFolder
+from resfit.scale.listing import Item
+place, count, done = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+begun = planning.Plan(place, "s3://b", "embed", "m", "f" * 64, "0", {}, 0, 0, 0)
+shards = ([Item(f"s3://b/{n}.jpg", f"s3://b/{n}.jpg", 100_000, "v")] for n in range(count))
+planning._write(RunFolder(place), begun, shards)
+plan = scale.load(place)
+for number in range(done):
+    plan.folder.write("shards/" + plan.output(number), b"")
+assert int(plan.done().sum()) == scale.status(plan).done == done
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def driver(place: Path) -> dict[str, float]:
+    """Returns the memory of a process that plans 100,000 shards, and the time to find 1,000 done ones done."""
+
+    def planned(name: str, *counts: int) -> float:
+        command = [sys.executable, "-c", _PLANNED, str(place / name), *map(str, counts)]
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    size = planned("many", 100_000, 1000)
+    planned("done", 1000, 1000)
+    program = "import sys; from resfit.cli import main; main.run(sys.argv[1:])"
+    times = {}
+    for name, words in (
+        ("start", ["scale", "run", "--help"]),
+        ("run", ["scale", "run", str(place / "done"), "--json"]),
+    ):
+        begin = time.monotonic()
+        subprocess.run([sys.executable, "-c", program, *words], check=True, stdout=subprocess.DEVNULL)
+        times[name] = time.monotonic() - begin
+    return {
+        "megabytes_of_a_driver_of_100000_shards": round(size),
+        "seconds_to_find_1000_shards_done": round(times["run"], 2),
+        "seconds_of_that_to_start": round(times["start"], 2),
+    }
+
+
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     asked.add_argument("--images", type=int, default=600)
     asked.add_argument("--model", default="resnet50")
     asked.add_argument("--workers", type=int, default=2)
     asked.add_argument("--shards", type=int, default=12)
+    asked.add_argument("--part", choices=("all", "workers", "driver"), default="all")
     given = asked.parse_args()
+    if given.part != "workers":
+        with tempfile.TemporaryDirectory(prefix="resfit-scale-") as place:
+            print(json.dumps(driver(Path(place)), indent=2), flush=True)
+    if given.part == "driver":
+        return
     there = processors.available()
     with tempfile.TemporaryDirectory(prefix="resfit-scale-") as place:
         photos = write_pictures(Path(place) / "photos", given.images)
