@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import resfit
 from resfit import export as exports
 from resfit.errors import ArgumentError, ExportError
 from resfit.export.detection import verification
 from resfit.export.detection.export_detector import of_detector
-from tests.tasks.detection.drawn import write_set
 
 SIZE = (64, 96)
 
@@ -147,24 +145,6 @@ def test_a_loss_of_precision_is_a_problem():
 @pytest.mark.parametrize("format", ["tf_saved_model", "onnx", "litert", "keras"])
 def test_other_formats(detector, photos, tmp_path, format, raw):
     check(detector.export(tmp_path / "out", format=format, images=photos, raw=raw), raw=raw)
-
-
-@pytest.mark.slow
-def test_int8_keeps_the_ap_of_a_detector_that_learned(tmp_path):
-    folder = write_set(tmp_path / "set", {"train": 40, "val": 12, "test": 24})
-    fitted = resfit.fit(
-        folder,
-        size=(96, 128),
-        strategy="head",
-        views=1,
-        batch_size=4,
-        head={"head_width": 32, "pyramid_width": 32, "norm_groups": 8, "head_depth": 1},
-        tuning={"epochs": 12, "learning_rate": 4e-3},
-        cache=tmp_path / "cache",
-    )
-    found = fitted.export(tmp_path / "out", format="openvino", precision="int8", images=folder).verification
-    assert found.keras_accuracy > 0.2
-    assert found.accuracy >= found.keras_accuracy - 0.01
 
 
 @pytest.mark.slow
