@@ -50,7 +50,7 @@ def test_boxes_of_the_others_are_matched(kind, photos, tmp_path, format):
         spec, _ = detr.identify(translation, heads=4, max_detections=12)
     else:
         translation = deformable_detr.translate(test_deformable_detr.source("two_stage")[1])
-        spec, _ = deformable_detr.identify(translation, heads=4, max_detections=12)
+        spec, _ = deformable_detr.identify(translation, heads=4, queries=12, max_detections=12)
     contract = dataclasses.replace(detectors.TORCHVISION, size=(64, 96), resize_mode="letterbox")
     model = build.build(spec, input_spec=contract, preprocess=True)
     canonical.fill(model, translation.arrays)

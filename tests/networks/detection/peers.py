@@ -186,7 +186,7 @@ def published(name: str, seed: int = 0) -> Any:
     if name in ("retinanet_resnet50", "faster_rcnn_resnet50"):
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
-                module.eps = 0.0
+                module.eps, module.num_batches_tracked = 0.0, None  # frozen, as in the published files
     return randomized(model, seed)
 
 

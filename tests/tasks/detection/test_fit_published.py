@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -34,8 +35,6 @@ SIZE = (96, 128)
 
 def dense(kind):
     """A small dense detector of a published kind with fresh weights, as a file would bring it."""
-    import keras
-
     keras.utils.set_random_seed(0)
     base = {
         "retinanet": catalog.get("retinanet_resnet50_v2").spec,
@@ -52,8 +51,6 @@ def dense(kind):
 
 def queries(classes=3):
     """A small RT-DETR with fresh weights on the built-in network."""
-    import keras
-
     keras.utils.set_random_seed(0)
     narrow = {
         f"{part}_{field}": size for part in ("encoder", "decoder") for field, size in (("width", 32), ("hidden", 48))
@@ -79,8 +76,6 @@ def queries(classes=3):
 
 def transformers_of(kind):
     """A small DETR, or Deformable DETR of one stage or two, with fresh weights on the built-in network."""
-    import keras
-
     keras.utils.set_random_seed(0)
     body = networks.get("resnet10_tiny").spec
     common = {"width": 32, "encoder_depth": 1, "decoder_depth": 2, "hidden": 48, "heads": 4, "queries": 12}
@@ -100,8 +95,6 @@ def transformers_of(kind):
 
 def two_stages(kind):
     """A small Faster R-CNN of the first form or the second, with fresh weights on the built-in network."""
-    import keras
-
     keras.utils.set_random_seed(0)
     second = kind == "faster_rcnn_v2"
     spec = catalog.get("faster_rcnn_resnet50_v2" if second else "faster_rcnn_resnet50").spec
@@ -259,6 +252,41 @@ def test_ap_rises_on_drawn_pictures(kind, epochs, least, tmp_path):
     for row, one in enumerate(found.predict(pictures[:2], threshold=0.3)):
         assert int((whole["scores"][row] >= 0.3).sum()) == len(one)
         np.testing.assert_allclose(whole["boxes"][row, : len(one)], one.boxes, atol=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["detr"])
+def test_the_last_stages_learn_too(kind, tmp_path):
+    folder = write_set(tmp_path / "set", {"train": 4, "val": 2, "test": 2})
+    tuning = {"head": {"epochs": 1}, "body": {"epochs": 2, "learning_rate": 1e-3}}
+    model, states = small(kind), []
+    found = resfit.fit(
+        folder,
+        model=model,
+        strategy="last",
+        tuning=tuning,
+        clock=lambda: 0.0,
+        callbacks=[_Kept(states)],
+        **FEW,
+    )
+    assert [row["phase"] for row in found.run.history[1:]] == ["head", "body", "body"]
+    before = {name: array for name, array in canonical.arrays(model).items() if name.startswith("conv")}
+    moved = {name for name in before if not np.array_equal(before[name], states[-1][name])}
+    assert any(name.startswith("conv5") or name.startswith("conv4") for name in moved)
+    assert not any(name.startswith("conv1") for name in moved)
+    assert all(np.isfinite(row["train_loss"]) for row in found.run.history)
+
+
+class _Kept(keras.callbacks.Callback):
+    """Keeps the weights of the body at the end of each epoch."""
+
+    def __init__(self, states):
+        super().__init__()
+        self.states = states
+
+    def on_epoch_end(self, epoch, logs=None):
+        arrays = canonical.arrays(self.model)
+        self.states.append({name: array.copy() for name, array in arrays.items() if name.startswith("conv")})
 
 
 @pytest.mark.slow

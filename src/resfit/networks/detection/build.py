@@ -146,11 +146,14 @@ def _queries(
     """Logits and boxes of every query."""
     if isinstance(spec, DETRSpec):
         return detr_build.Transformer(spec)(maps)
-    if isinstance(spec, DeformableDETRSpec):
-        return deformable_detr_build.DeformableTransformer(spec)(maps)
     height, width = (input_shape or (None, None))[:2]
-    if height is not None and width is not None:
-        rtdetr_plan.check_places(spec, (height, width))
+    sized = height is not None and width is not None
+    if isinstance(spec, DeformableDETRSpec):
+        if sized and spec.proposes:
+            rtdetr_plan.check_places(spec, (height, width), spec.all_levels)  # type: ignore[arg-type]
+        return deformable_detr_build.DeformableTransformer(spec)(maps)
+    if sized:
+        rtdetr_plan.check_places(spec, (height, width))  # type: ignore[arg-type]
     return rtdetr_build.QueryDecoder(spec)(maps)
 
 

@@ -669,8 +669,8 @@ class BestPairs(keras.layers.Layer):
         boxes, scores = inputs["boxes"], inputs["scores"]
         classes = scores.shape[-1]
         if self.best_class:
-            best = ops.one_hot(ops.argmax(scores, axis=-1), classes, dtype="float32")
-            scores = scores * best
+            _, number = ops.top_k(scores, 1)  # Keras' argmax looks at bits, which no other runtime does
+            scores = scores * ops.one_hot(ops.cast(number[..., 0], "int32"), classes, dtype="float32")
         flat = ops.reshape(scores, (-1, scores.shape[1] * classes))
         best, indices = ops.top_k(flat, min(self.max_detections, flat.shape[-1]), sorted=True)
         indices = ops.cast(indices, "int32")
