@@ -254,6 +254,7 @@ def test_evaluate(resfit, out, folder):
     assert errors.startswith(f"{kept} of these images are training images that the classifier keeps")
     assert len(errors.splitlines()) == 1
     assert 15 < kept < 30
+    assert result["machine"]["device"] == "cpu"
     assert result["accuracy"] == 1.0
     assert result["confusion"] == [[10, 0, 0], [0, 10, 0], [0, 0, 10]]
     code, text, _ = resfit("evaluate", out, folder)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 
 import numpy as np
 import pytest
 
 from resfit import devices, engines
+from resfit.data.pixel_store import open_store
 from resfit.engines import speed as engine_speed
 from resfit.errors import ResfitWarning
-from resfit.training import feeds, frozen, loop, speed
+from resfit.training import feeds, frozen, loop, pretrain, speed
 from resfit.training import trainer as finetune
 from resfit.training.settings import Tuning
 from tests.cards import AMPERE, VOLTA, cards
+from tests.pictures import write_folder
 from tests.training.networks import coloured, small_body, with_head
 from tests.training.test_trainer import cached, class_trainer, one_hot, trainer_of
 
@@ -152,6 +155,38 @@ def test_memory_that_runs_out_takes_the_same_steps_in_parts(body, tmp_path, accu
         cramped.learn(cramped.feed.plain(rows), cramped.targets[rows])
 
 
+def test_networks_from_scratch_take_their_steps_in_parts(tmp_path, monkeypatch):
+    """Several crops of an image, mixed with others, are divided with their targets."""
+    real = pretrain.PretrainSettings.tuning.fget
+    fixed = property(lambda self: dataclasses.replace(real(self), batch_norm="frozen"))
+    monkeypatch.setattr(pretrain.PretrainSettings, "tuning", fixed)
+    store = open_store(write_folder(tmp_path / "images", each=6), 32)
+    settings = pretrain.PretrainSettings(
+        size=32, epochs=1, batch_size=6, repeats=2, mixup=0.3, warmup=0.0, learning_rate=0.05
+    )
+    found, told = [], []
+    for room in (99, 2):
+        trainer = pretrain.trainer_of(settings, store)
+        cramped = Cramped(trainer, room)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            figures = list(trainer.epoch_steps())
+        told += [str(one.message) for one in caught if "memory" in str(one.message)]
+        found.append((figures[-1], values(trainer)))
+        assert max(cramped.sizes[2:]) <= room
+    assert [text.partition(" for ")[2].partition(",")[0] for text in told] == [
+        "6 images a step at once: going on with 3",
+        "3 images a step at once: going on with 1",
+    ]
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-5)
+    trainer.save(tmp_path / "run")
+    again = pretrain.trainer_of(settings, store)
+    assert again.restore(tmp_path / "run")
+    assert again.parts == 4
+
+
 def test_what_is_measured_in_halves_is_the_same(body):
     trainer = trainer_of(body, Tuning(epochs=1, batch_size=16, trainable_from="stage3"))
     expected = trainer.predict(trainer.val)
@@ -266,7 +301,6 @@ def test_maps_are_stored_where_reading_is_faster_than_computing(body, monkeypatc
 def test_a_whole_fit_on_a_card_says_so(tmp_path, monkeypatch):
     """The device, its driver and the precisions stand in the result, and the plan has what was measured."""
     import resfit
-    from tests.pictures import write_folder
 
     cards(monkeypatch, AMPERE)
     source = write_folder(tmp_path / "images", each=12)

@@ -78,6 +78,7 @@ def test_stopped_anywhere_it_ends_with_the_same_weights(images, undisturbed, tmp
         assert not (tmp_path / "model.safetensors").exists()
     whole = pretrain(images, tmp_path, validation=images, settings=SMALL, tensorboard=False)
     assert whole.steps == undisturbed.steps == 18
+    assert (whole.device["device"], whole.device["precision"]) == ("cpu", "float32")
     assert whole.loss == undisturbed.loss
     expected = load_file(undisturbed.output / "model.safetensors")
     received = load_file(tmp_path / "model.safetensors")

@@ -266,12 +266,19 @@ def evaluate(
             "that the classifier keeps, byte for byte, and there may be more: the figures are too good to be true"
         )
     if as_json:
-        console.print_json({**found.to_dict(), "skipped": skipped_json(result.skipped)})
+        console.print_json({**found.to_dict(), "machine": _machine(), "skipped": skipped_json(result.skipped)})
     else:
         _print_evaluation(result)
         _print_figures(found)
     if report is not None:
         console.message(f"Report: {console.printable(report)}")
+
+
+def _machine() -> dict[str, Any]:
+    """Returns what has computed."""
+    from resfit import devices
+
+    return devices.current().to_dict()
 
 
 def _evaluate_plainly(
@@ -294,7 +301,7 @@ def _evaluate_plainly(
     report_notes(result.notes)
     report_skipped(result.skipped)
     if as_json:
-        console.print_json({**result.to_dict(), "skipped": skipped_json(result.skipped)})
+        console.print_json({**result.to_dict(), "machine": _machine(), "skipped": skipped_json(result.skipped)})
     else:
         for table in result.tables():
             console.show(table)

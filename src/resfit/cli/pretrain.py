@@ -60,6 +60,9 @@ def pretrain_command(
     precision: Annotated[str, typer.Option(help="float32 or mixed_bfloat16.")] = "float32",
     seed: Annotated[int, typer.Option(help="Of weights, order and crops.")] = 0,
     device: Device = "auto",
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Have a GPU give the same bits each time, too. It is slower.")
+    ] = False,
     labels: Annotated[
         Path | None, typer.Option(help="JSON file of {class folder: name}, kept beside the weights.")
     ] = None,
@@ -111,6 +114,7 @@ def pretrain_command(
         "labels": labels,
         "teacher": teacher,
         "tensorboard": tensorboard,
+        "deterministic": deterministic,
     }
     if on not in ("local", "ray"):
         raise typer.BadParameter(f"must be local or ray. Received: {on!r}.", param_hint="'--on'")

@@ -12,13 +12,13 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from resfit import dependencies
+from resfit import dependencies, devices
 from resfit.data.pixel_store import PixelStore, open_store
 from resfit.errors import ArgumentError, DataError, ResfitError
 from resfit.networks import catalog
@@ -160,6 +160,7 @@ class PretrainResult:
         top1: Share of validation images whose class is the first guess, None without validation.
         top5: The same for the first five.
         loss: Mean cross-entropy on the validation images.
+        device: What has computed, as :meth:`resfit.devices.Device.to_dict` tells it, and the precision.
     """
 
     output: Path
@@ -169,6 +170,7 @@ class PretrainResult:
     top1: float | None
     top5: float | None
     loss: float | None
+    device: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON-ready values."""
@@ -221,6 +223,7 @@ def pretrain(
     tensorboard: bool = True,
     stop: Callable[[int], bool] | None = None,
     replicas: Replicas | None = None,
+    deterministic: bool = False,
 ) -> PretrainResult:
     """Trains a network from scratch, or goes on with a run that was interrupted.
 
@@ -241,6 +244,7 @@ def pretrain(
         tensorboard: Whether to write TensorBoard's files beside the CSV.
         stop: Called after each step with its number; the run ends early, resumable, where it returns True.
         replicas: The workers of which this process is one (:mod:`resfit.training.replicas`); each calls this alike.
+        deterministic: Whether a GPU gives the same bits each time, too, for the rest of the process.
 
     Returns:
         The result of the finished run, or of the point at which ``stop`` ended it.
@@ -255,6 +259,8 @@ def pretrain(
     """
     dependencies.require_tensorflow_backend("pre-training")
     settings = settings or PretrainSettings()
+    if deterministic:
+        devices.be_deterministic(settings.seed)
     if (settings.distillation > 0) != (teacher is not None):
         raise ArgumentError(
             "distillation needs a teacher and a share of the loss above 0. "
@@ -299,6 +305,7 @@ def pretrain(
         top1=scores.get("val_top1"),
         top5=scores.get("val_top5"),
         loss=scores.get("val_loss"),
+        device={**trainer.device.to_dict(), "precision": settings.precision},
     )
     if trainer.finished and writes:
         facts = {"val_top1": result.top1, "val_top5": result.top5, "val_loss": result.loss, "steps": result.steps}
