@@ -108,7 +108,7 @@ if "fit" in parts:
     source = write_folder(folder / "photos", each=12)
     found = resfit.fit(source, out=folder / "out", device="gpu:all", strategy="finetune", tuning={"epochs": 1},
                        cache=folder / "cache", check=False, tensorboard=False)
-    loaded = resfit.load_classifier(folder / "out")
+    loaded = resfit.Classifier.load(folder / "out")
     answer["fit"] = {"machine": found.metrics["machine"], "run": dict(loaded.metrics["machine"]),
                      "notes": list(found.run.notes)}
     result = {}
