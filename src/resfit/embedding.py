@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,8 @@ class Embedding:
         skipped: Images that could not be used, with the reason.
         computed: Images that went through the network now; the others were in the cache.
         notes: What was assumed of the source.
+        machine: What computed them: ``"engine"`` (``"cache"`` if nothing had to be computed), ``"precision"``, and
+            the device as :meth:`resfit.devices.Device.to_dict` tells it.
     """
 
     features: np.ndarray
@@ -51,13 +54,15 @@ class Embedding:
     skipped: tuple[Skipped, ...] = ()
     computed: int = 0
     notes: tuple[str, ...] = ()
+    machine: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the features as a table.
 
         Args:
-            path: A name ending in ``.parquet`` (columns ``path``, ``label`` and ``features``, a list of float32) or
-                ``.npz`` (arrays of the same names; an image without a label has an empty one).
+            path: A name ending in ``.parquet`` (columns ``path``, ``label`` and ``features``, a list of float32; the
+                metadata ``resfit.machine`` is :attr:`machine` as JSON) or ``.npz`` (arrays of the same names; an image
+                without a label has an empty one).
 
         Raises:
             ArgumentError: The name has another ending.
@@ -140,6 +145,7 @@ def embed_images(
         skipped=skipped,
         computed=extracted.computed,
         notes=images.notes,
+        machine={"engine": extracted.engine, "precision": extracted.precision, **extracted.device},
     )
 
 
@@ -167,7 +173,11 @@ def _embed_sources(
             progress("network", len(paths) + len(skipped), len(sources))
     if not rows:
         raise _none_usable(skipped)
-    return Embedding(np.concatenate(rows), tuple(paths), (None,) * len(paths), tuple(skipped), len(paths))
+    resolved = engines.resolve(running)
+    machine = {"engine": resolved.engine, "precision": resolved.precision, **resolved.device.to_dict()}
+    return Embedding(
+        np.concatenate(rows), tuple(paths), (None,) * len(paths), tuple(skipped), len(paths), machine=machine
+    )
 
 
 def _none_usable(skipped: Sequence[Skipped]) -> DataError:
@@ -215,7 +225,8 @@ def _write_parquet(embedding: Embedding, target: Path) -> None:
 
     width = embedding.features.shape[1]
     kinds = [("path", pa.string()), ("label", pa.string()), ("features", pa.list_(pa.float32(), width))]
-    with atomic_path(target) as temporary, pq.ParquetWriter(temporary, pa.schema(kinds)) as writer:
+    schema = pa.schema(kinds, {"resfit.machine": json.dumps(dict(embedding.machine))})
+    with atomic_path(target) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for start in range(0, len(embedding.paths), _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
             flat = pa.array(np.ascontiguousarray(embedding.features[part], np.float32).reshape(-1))
@@ -224,7 +235,7 @@ def _write_parquet(embedding: Embedding, target: Path) -> None:
                 pa.array(embedding.labels[part], pa.string()),
                 pa.FixedSizeListArray.from_arrays(flat, width),
             ]
-            writer.write_table(pa.table(columns, schema=pa.schema(kinds)))
+            writer.write_table(pa.table(columns, schema=schema))
 
 
 def _write_npz(embedding: Embedding, target: Path) -> None:

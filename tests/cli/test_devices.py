@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 
 from resfit import devices
@@ -89,3 +90,17 @@ def test_deterministic_reaches_tensorflow_before_anything_is_drawn(tmp_path, mon
     machine = json.loads(out)["machine"]
     assert machine["deterministic"] is True
     assert machine["device"] == "cpu"
+    # what is fitted there is used on a card, and says so
+    picture, table = source / "red" / "000.png", tmp_path / "features.parquet"
+    code, _, err = called(capsys, "predict", tmp_path / "out", picture)
+    assert (code, "computed on" in err) == (0, False)
+    cards(monkeypatch, AMPERE)
+    monkeypatch.setattr(devices, "_default", "auto")
+    code, _, err = called(capsys, "predict", tmp_path / "out", picture)
+    assert code == 0
+    assert "computed on gpu:0 (Ampere, 550.54.15, CUDA 12.5.1, cuDNN 9) in float32" in err
+    code, out, _ = called(capsys, "embed", source, "-o", table, "--model", tmp_path / "out", "--no-cache", "--json")
+    written = json.loads(pq.read_schema(table).metadata[b"resfit.machine"])
+    assert (code, json.loads(out)["machine"]) == (0, written)
+    assert (written["engine"], written["precision"], written["device"]) == ("keras", "float32", "gpu:0")
+    assert written["driver"] == AMPERE.driver

@@ -118,6 +118,7 @@ def predict(
     asked = inputs.given(images)
     with console.progress() as progress:
         predictions = fitted.predict(asked, engine=engine, batch_size=batch_size, progress=progress, **options)
+    _tell_card(engine)
     predictions = inputs.with_names(predictions)
     usable = [item for item in predictions if not item.error]
     if csv is not None:
@@ -274,6 +275,15 @@ def evaluate(
         console.message(f"Report: {console.printable(report)}")
 
 
+def _tell_card(engine: str) -> None:
+    """Says on which card predictions were computed, where it was one."""
+    from resfit import devices, engines
+
+    resolved = engines.resolve(engine)
+    if resolved.device.kind == "gpu":
+        console.message(f"computed on {devices.told(resolved.device.to_dict())} in {resolved.precision}")
+
+
 def _machine() -> dict[str, Any]:
     """Returns what has computed."""
     from resfit import devices
@@ -352,8 +362,8 @@ def embed(
     report_skipped(found.skipped)
     count, width = found.features.shape
     if as_json:
-        result = {"out": str(out), "images": count, "features": width, "skipped": skipped_json(found.skipped)}
-        console.print_json(result)
+        result = {"out": str(out), "images": count, "features": width, "machine": dict(found.machine)}
+        console.print_json({**result, "skipped": skipped_json(found.skipped)})
     else:
         typer.echo(f"{count} images, {width} features each: {console.printable(out)}")
 
