@@ -16,7 +16,7 @@ from resfit.networks.detection.kinds import AnyDetectorSpec, QueryDetectorSpec
 from resfit.networks.detection.rtdetr_spec import RTDETRSpec
 from resfit.networks.detection.spec import DetectorSpec
 from resfit.tasks.detection import losses, set_loss
-from resfit.tasks.detection.phases import PhaseSettings
+from resfit.tasks.detection.phases import StepTargets
 from resfit.tasks.detection.set_loss import BoxTargets, KnownTargets, SetLossSettings
 from resfit.tasks.detection.targets import Assigner, Places
 from resfit.tasks.detection.two_stage import TwoStageObjective
@@ -40,57 +40,23 @@ class DetectionObjective(Protocol):
         """Largest norm of all gradients together."""
         ...
 
-    def loss(
-        self,
-        model: Callable[..., Any],
-        inputs: Any,
-        rows: Any,
-        boxes: Any,
-        labels: Any,
-        number: Any,
-        settings: PhaseSettings,
-        *,
-        edges: Any = None,
-        weight: Any = None,
-    ) -> Any:
+    def loss(self, model: Callable[..., Any], inputs: Any, targets: StepTargets) -> Any:
         """Returns the loss of a batch, a scalar.
 
         Args:
             model: From inputs, and what training adds to them, to raw outputs.
-            inputs: Maps or images.
-            rows: What :attr:`places` says of each picture.
-            boxes: ``(batch, most, 4)``, xyxy in pixels of the input, padded.
-            labels: int32 ``(batch, most)``.
-            number: Of the step, an integer scalar.
-            settings: Of the phase.
-            edges: Where the batch is divided: int32 ``(2,)``, of which pictures the inputs are. The targets are of the
-                whole batch then, and the losses of its parts add up to that of the batch. ``None`` for no parts.
-            weight: The sum of :meth:`weight` over the parts.
+            inputs: Maps or images; of a part alone, where the batch is divided.
+            targets: What is learned. The losses of the parts of a batch add up to that of the batch.
         """
         ...
 
-    def weight(
-        self,
-        model: Callable[..., Any],
-        inputs: Any,
-        rows: Any,
-        boxes: Any,
-        labels: Any,
-        number: Any,
-        settings: PhaseSettings,
-        edges: Any,
-    ) -> Any:
+    def weight(self, model: Callable[..., Any], inputs: Any, targets: StepTargets) -> Any:
         """Returns what a part adds to what the loss of the whole batch is divided by, a scalar.
 
         Args:
-            model: As :meth:`loss` takes it, like all that follow.
+            model: As :meth:`loss` takes it.
             inputs: Of the part.
-            rows: Of the whole batch.
-            boxes: Of the whole batch.
-            labels: Of the whole batch.
-            number: Of the step.
-            settings: Of the phase.
-            edges: The part.
+            targets: As :meth:`loss` takes them; their weight is not known yet.
         """
         ...
 
@@ -136,55 +102,31 @@ class DenseObjective:
             box_rules.decode, coding=spec.box_coding, stds=spec.delta_stds, bins=spec.distribution_bins
         )
 
-    def loss(
-        self,
-        model: Callable[..., Any],
-        inputs: Any,
-        rows: Any,
-        boxes: Any,
-        labels: Any,
-        number: Any,
-        settings: PhaseSettings,
-        *,
-        edges: Any = None,
-        weight: Any = None,
-    ) -> Any:
+    def loss(self, model: Callable[..., Any], inputs: Any, targets: StepTargets) -> Any:
         """Returns the loss; see :class:`DetectionObjective`."""
         import tensorflow as tf
 
-        points, rows, divisors = tf.constant(self.places.points), tf.cast(rows, tf.int32), None
-        if edges is not None:
-            divisors = losses.divisors_of(points, rows, boxes, kind=settings.loss, weight=weight)
-            rows, boxes, labels = (value[edges[0] : edges[1]] for value in (rows, boxes, labels))
+        points, rows, divisors = tf.constant(self.places.points), tf.cast(targets.rows, tf.int32), None
+        kind = targets.settings.loss
+        if targets.edges is not None:
+            divisors = losses.divisors_of(points, rows, targets.boxes, kind=kind, weight=targets.weight)
         return losses.detection_loss(
             model(inputs),
             points,
-            rows,
-            boxes,
-            labels,
-            kind=settings.loss,
-            box_weight=settings.box_weight,
+            *(value[targets.own] for value in (rows, targets.boxes, targets.labels)),
+            kind=kind,
+            box_weight=targets.settings.box_weight,
             decode=self._decode,
             divisors=divisors,
         )["total"]
 
-    def weight(
-        self,
-        model: Callable[..., Any],
-        inputs: Any,
-        rows: Any,
-        boxes: Any,
-        labels: Any,
-        number: Any,
-        settings: PhaseSettings,
-        edges: Any,
-    ) -> Any:
+    def weight(self, model: Callable[..., Any], inputs: Any, targets: StepTargets) -> Any:
         """Returns the sum of the scores of places that learn a box; see :class:`DetectionObjective`."""
         import tensorflow as tf
 
-        if settings.loss != "quality_focal":
+        if targets.settings.loss != "quality_focal":
             return tf.constant(0.0)
-        own = tf.cast(rows, tf.int32)[edges[0] : edges[1]]
+        own = tf.cast(targets.rows, tf.int32)[targets.own]
         return tf.reduce_sum(losses.score_weight(model(inputs)["class_logits"], own))
 
     def decode(self, outputs: Any) -> tuple[Any, Any]:
@@ -226,50 +168,27 @@ class QueryObjective:
         self._reported = spec.reported if isinstance(spec, DETRSpec) else tuple(range(spec.classes))
         self.counts = (spec.queries,)
 
-    def loss(
-        self,
-        model: Callable[..., Any],
-        inputs: Any,
-        rows: Any,
-        boxes: Any,
-        labels: Any,
-        number: Any,
-        settings: PhaseSettings,
-        *,
-        edges: Any = None,
-        weight: Any = None,
-    ) -> Any:
+    def loss(self, model: Callable[..., Any], inputs: Any, targets: StepTargets) -> Any:
         """Returns the loss; see :class:`DetectionObjective`."""
-        whole = self._truth(rows, boxes, labels)
-        truth = whole if edges is None else whole.part(edges[0], edges[1])
-        outputs = model(inputs)
+        whole = self._truth(targets)
+        truth, outputs = whole.part(targets.own), model(inputs)
         matches = self._matches(outputs, truth)
         return self._summed(set_loss.set_loss(outputs, truth, matches, settings=self.settings, whole=whole))
 
-    def weight(
-        self,
-        model: Callable[..., Any],
-        inputs: Any,
-        rows: Any,
-        boxes: Any,
-        labels: Any,
-        number: Any,
-        settings: PhaseSettings,
-        edges: Any,
-    ) -> Any:
+    def weight(self, model: Callable[..., Any], inputs: Any, targets: StepTargets) -> Any:
         """Returns nothing: losses are divided by what the boxes alone say; see :class:`DetectionObjective`."""
         import tensorflow as tf
 
         return tf.constant(0.0)
 
-    def _truth(self, rows: Any, boxes: Any, labels: Any) -> BoxTargets:
+    def _truth(self, targets: StepTargets) -> BoxTargets:
         """The true boxes, as shares of the input, and their class outputs."""
         import tensorflow as tf
 
         height, width = self.size
-        there = tf.range(tf.shape(labels)[1])[None] < tf.cast(rows, tf.int32)
-        outputs = tf.gather(tf.constant(self._reported, tf.int32), tf.where(there, labels, 0))
-        shares = boxes / tf.constant([width, height, width, height], tf.float32)
+        there = tf.range(tf.shape(targets.labels)[1])[None] < tf.cast(targets.rows, tf.int32)
+        outputs = tf.gather(tf.constant(self._reported, tf.int32), tf.where(there, targets.labels, 0))
+        shares = targets.boxes / tf.constant([width, height, width, height], tf.float32)
         low, high = shares[..., :2], shares[..., 2:]
         shares = tf.where(there[..., None], tf.concat([(low + high) / 2, high - low], -1), 0.0)
         return BoxTargets(tf.where(there, outputs, -1), shares)
@@ -311,33 +230,20 @@ class QueryObjective:
 class DenoisingObjective(QueryObjective):
     """Beside the queries, denoising queries learn the box that they were made of (RT-DETR, arXiv:2304.08069)."""
 
-    def loss(
-        self,
-        model: Callable[..., Any],
-        inputs: Any,
-        rows: Any,
-        boxes: Any,
-        labels: Any,
-        number: Any,
-        settings: PhaseSettings,
-        *,
-        edges: Any = None,
-        weight: Any = None,
-    ) -> Any:
+    def loss(self, model: Callable[..., Any], inputs: Any, targets: StepTargets) -> Any:
         """Returns the loss; see :class:`DetectionObjective`."""
         import tensorflow as tf
 
-        truth = whole = self._truth(rows, boxes, labels)
+        whole, settings, part = self._truth(targets), targets.settings, targets.own
+        truth = whole.part(part)
         noise = functools.partial(self._noise, count=settings.denoising, seed=settings.seed)
         kinds = [tf.int32, tf.float32, tf.float32, tf.int32, tf.float32, tf.int32, tf.float32]
-        made = tf.numpy_function(noise, [truth.classes, truth.boxes, number], kinds)
+        made = tf.numpy_function(noise, [whole.classes, whole.boxes, targets.number], kinds)
         ranks = ((None, None), (None, None, 4), (None, None), (None, None), (None, None, 4), (None, None), ())
         for tensor, shape in zip(made, ranks, strict=True):
             tensor.set_shape(shape)
-        if edges is not None:  # the noise is that of the whole batch
-            begin, end = edges[0], edges[1]
-            truth = whole.part(begin, end)
-            made = [made[at] if at in (2, 6) else made[at][begin:end] for at in range(len(made))]
+        # the noise is that of the whole batch; its mask and the number of its groups are of no picture
+        made = [made[at] if at in (2, 6) else made[at][part] for at in range(len(made))]
         outputs, own = model(inputs, made[:3]), tf.shape(made[0])[1]
         matches = self._matches(outputs, truth, own)
         known = KnownTargets(BoxTargets(made[3], made[4]), made[5], made[6]) if settings.denoising else None

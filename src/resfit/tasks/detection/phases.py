@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,3 +39,32 @@ class PhaseSettings:
     box_weight: float = 2.0
     denoising: int = 100
     seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepTargets:
+    """What a step learns from.
+
+    Attributes:
+        rows: What the objective's ``places`` say of each picture, ``(batch, ...)``.
+        boxes: ``(batch, most, 4)``, xyxy in pixels of the input, padded.
+        labels: int32 ``(batch, most)``.
+        number: Of the step, an integer scalar.
+        settings: Of the phase.
+        edges: Where the batch is divided: int32 ``(2,)``, of which pictures the inputs are; what stands above is of the
+            whole batch all the same. ``None`` for no parts.
+        weight: The sum of the objective's weights over the parts.
+    """
+
+    rows: Any
+    boxes: Any
+    labels: Any
+    number: Any
+    settings: PhaseSettings
+    edges: Any = None
+    weight: Any = None
+
+    @property
+    def own(self) -> slice:
+        """The pictures that the inputs are of."""
+        return slice(None) if self.edges is None else slice(self.edges[0], self.edges[1])

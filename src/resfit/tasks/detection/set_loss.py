@@ -76,14 +76,13 @@ class BoxTargets:
     classes: np.ndarray
     boxes: np.ndarray
 
-    def part(self, begin: Any, end: Any) -> BoxTargets:
+    def part(self, images: slice) -> BoxTargets:
         """Returns those of some of the images.
 
         Args:
-            begin: The first image.
-            end: The image behind the last one.
+            images: Which.
         """
-        return BoxTargets(self.classes[begin:end], self.boxes[begin:end])
+        return BoxTargets(self.classes[images], self.boxes[images])
 
     @classmethod
     def of(cls, classes: Sequence[np.ndarray], boxes: Sequence[np.ndarray], size: tuple[int, int]) -> BoxTargets:

@@ -10,7 +10,7 @@ import numpy as np
 
 from resfit import devices
 from resfit.tasks.detection.feeds import Batch
-from resfit.tasks.detection.phases import PhaseSettings
+from resfit.tasks.detection.phases import PhaseSettings, StepTargets
 from resfit.training import loop
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class TrainingStep:
         # what the losses are divided by is of the whole batch, and may depend on what the network says
         weigh, add = self._graph("weigh", self._weighed), self._graph("add", self._added)
         weight = tf.add_n([weigh(inputs, edge, *targets, number) for inputs, edge in shares])
-        loss = tf.add_n([add(inputs, edge, *targets, number, weight) for inputs, edge in shares])
+        loss = tf.add_n([add(inputs, edge, weight, *targets, number) for inputs, edge in shares])
         self._graph("flush", self._flushed)(rate, number)
         return float(loss)
 
@@ -106,18 +106,18 @@ class TrainingStep:
         return self._graphs[name]
 
     def _whole(self, inputs: Any, rows: Any, boxes: Any, labels: Any, rate: Any, number: Any) -> Any:
-        loss, gradients = self._gradients(inputs, (rows, boxes, labels), number, None, None)
+        loss, gradients = self._gradients(inputs, StepTargets(rows, boxes, labels, number, self._settings))
         self._apply(gradients, rate, number)
         return loss
 
-    def _weighed(self, inputs: Any, edges: Any, rows: Any, boxes: Any, labels: Any, number: Any) -> Any:
-        targets = (rows, boxes, labels, number)
-        return self._objective.weight(self._model, self._unpack(inputs), *targets, self._settings, edges)
+    def _weighed(self, inputs: Any, edges: Any, *targets: Any) -> Any:
+        part = StepTargets(*targets, self._settings, edges)
+        return self._objective.weight(self._model, self._unpack(inputs), part)
 
-    def _added(self, inputs: Any, edges: Any, rows: Any, boxes: Any, labels: Any, number: Any, weight: Any) -> Any:
+    def _added(self, inputs: Any, edges: Any, weight: Any, *targets: Any) -> Any:
         import tensorflow as tf
 
-        loss, gradients = self._gradients(inputs, (rows, boxes, labels), number, edges, weight)
+        loss, gradients = self._gradients(inputs, StepTargets(*targets, self._settings, edges, weight))
         self._unconnected = {place for place, gradient in enumerate(gradients) if gradient is None}
         with tf.control_dependencies([gradient for gradient in gradients if gradient is not None]):
             for total, gradient in zip(self._sums, gradients, strict=True):
@@ -129,27 +129,14 @@ class TrainingStep:
         sums = enumerate(self._sums)
         self._apply([None if place in self._unconnected else total.read_value() for place, total in sums], rate, number)
 
-    def _gradients(
-        self, inputs: Any, targets: tuple[Any, ...], number: Any, edges: Any, weight: Any
-    ) -> tuple[Any, list[Any]]:
+    def _gradients(self, inputs: Any, targets: StepTargets) -> tuple[Any, list[Any]]:
         import tensorflow as tf
 
-        objective, (rows, boxes, labels) = self._objective, targets
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             for variable in self._variables:
                 tape.watch(variable.value)
             # norms keep the statistics of the checkpoint
-            loss = objective.loss(
-                self._model,
-                self._unpack(inputs),
-                rows,
-                boxes,
-                labels,
-                number,
-                self._settings,
-                edges=edges,
-                weight=weight,
-            )
+            loss = self._objective.loss(self._model, self._unpack(inputs), targets)
         gradients = tape.gradient(loss, [variable.value for variable in self._variables])
         # rows of a table come as slices
         return loss, [None if one is None else tf.convert_to_tensor(one) for one in gradients]

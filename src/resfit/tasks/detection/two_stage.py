@@ -17,7 +17,7 @@ from resfit.networks.detection import kinds
 from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.roi_layers import BoxesOfClasses, drawn
 from resfit.tasks.detection import losses
-from resfit.tasks.detection.phases import PhaseSettings
+from resfit.tasks.detection.phases import StepTargets
 from resfit.tasks.detection.targets import BACKGROUND, Places
 
 #: Anchors of an image that learn in a step, at most, and the share of them that may have a box.
@@ -73,23 +73,11 @@ class TwoStageObjective:
         self.counts = kinds.boxes_of_levels(spec, size)
         self._boxes = BoxesOfClasses(spec.reported, spec.candidates, spec.delta_stds)
 
-    def loss(
-        self,
-        model: Callable[..., Any],
-        inputs: Any,
-        rows: Any,
-        boxes: Any,
-        labels: Any,
-        number: Any,
-        settings: PhaseSettings,
-        *,
-        edges: Any = None,
-        weight: Any = None,
-    ) -> Any:
+    def loss(self, model: Callable[..., Any], inputs: Any, targets: StepTargets) -> Any:
         """Returns the loss; see :class:`resfit.tasks.detection.objectives.DetectionObjective`."""
         import tensorflow as tf
 
-        sample = self._sampled(rows, boxes, labels, number, settings, edges)
+        sample = self._sampled(targets)
         found = model(inputs, sample.given)
         proposed = proposal_loss(
             *(found["objectness"], found["proposal_codes"], self._anchors.points),
@@ -100,41 +88,31 @@ class TwoStageObjective:
             *(found[name] for name in ("class_logits", "box_codes", "proposals", "true", "true_class")),
             background=self.spec.background,
             delta_stds=self.spec.delta_stds,
-            total=None if edges is None else weight,
+            total=None if targets.edges is None else targets.weight,
         )
         return tf.add_n([*proposed.values(), *said.values()])
 
-    def weight(
-        self,
-        model: Callable[..., Any],
-        inputs: Any,
-        rows: Any,
-        boxes: Any,
-        labels: Any,
-        number: Any,
-        settings: PhaseSettings,
-        edges: Any,
-    ) -> Any:
+    def weight(self, model: Callable[..., Any], inputs: Any, targets: StepTargets) -> Any:
         """Returns the number of proposals that learn; see :class:`DetectionObjective`."""
-        sample = self._sampled(rows, boxes, labels, number, settings, edges)
+        sample = self._sampled(targets)
         return ops.sum(ops.cast(model(inputs, sample.given)["true_class"] >= 0, "float32"))
 
-    def _sampled(self, rows: Any, boxes: Any, labels: Any, number: Any, settings: PhaseSettings, edges: Any) -> _Sample:
+    def _sampled(self, targets: StepTargets) -> _Sample:
         """What a step draws of its anchors, and gives the model to draw proposals by; always of the whole batch."""
         import tensorflow as tf
 
-        rows = tf.cast(rows, tf.int32)
+        rows, boxes, labels = tf.cast(targets.rows, tf.int32), targets.boxes, targets.labels
         learned, counts = rows[:, :-1], rows[:, -1:]
         there = tf.range(tf.shape(labels)[1])[None] < counts
         outputs = tf.gather(tf.constant(self.spec.reported, tf.int32), tf.where(there, labels, 0))
-        shape = tf.shape(boxes)
+        shape, seed, number = tf.shape(boxes), targets.settings.seed, tf.cast(targets.number, tf.int32)
         noise = [
-            tf.random.stateless_uniform((shape[0], count), [2 * settings.seed + part, tf.cast(number, tf.int32)])
+            tf.random.stateless_uniform((shape[0], count), [2 * seed + part, number])
             for part, count in enumerate((self._anchors.width, self.spec.proposals + shape[1]))
         ]
         keys = anchor_keys(learned, noise[0])
         total = ops.sum(ops.minimum(ops.sum(ops.cast(keys >= 0, "float32"), axis=1), float(ANCHORS)))
-        own = slice(None) if edges is None else slice(edges[0], edges[1])
+        own = targets.own
         given = [value[own] for value in (boxes, tf.where(there, outputs, -1), noise[1])]
         return _Sample(learned[own], keys[own], total, given)
 
