@@ -31,6 +31,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import torch
+from step_study import peak
 from torch import nn
 
 CASES = ("suffix", "resnet18", "head")
@@ -253,20 +254,6 @@ def torch_steps(network: Any, inputs: list[Any], loss: Callable[[Any], Any], com
 
     found = {"torch": made(network)}
     return {**found, "torch compiled": made(torch.compile(network))} if compiled else found
-
-
-def peak() -> float:
-    """Billions of operations a second in the fastest matrix product."""
-    import tensorflow as tf
-
-    left = tf.random.normal((2048, 2048))
-    product = tf.function(lambda x: tf.reduce_sum((x @ x)[0]), autograph=False)
-    times = []
-    for _ in range(10):
-        begin = time.perf_counter()
-        product(left).numpy()
-        times.append(time.perf_counter() - begin)
-    return 2 * 2048**3 / min(times) / 1e9
 
 
 def layers(case: str, batch: int) -> None:
