@@ -253,7 +253,7 @@ def test_what_is_folded_computes_the_same(monkeypatch, name):
 def test_a_server_takes_what_answers_sooner_and_warms_what_it_is_asked(body, monkeypatch):
     cards(monkeypatch, AMPERE)
     times = {"keras": 1.0, "openvino": 2.0}
-    monkeypatch.setattr(engines, "_fastest", lambda engine, images: times[engine.name])
+    monkeypatch.setattr(engines.speed, "fastest_batch", lambda engine, images: times[engine.name])
     on_card = engines.for_server(body)
     assert (on_card.name, on_card.device) == ("keras", AMPERE)
     times["openvino"] = 0.5
@@ -267,5 +267,5 @@ def test_a_server_takes_what_answers_sooner_and_warms_what_it_is_asked(body, mon
     assert engines.batch_sizes(on_card, 1) == [1]
     assert engines.batch_sizes(engines.create(body, "openvino"), 24) == [1, 2, 24]
     with devices.using("cpu"):
-        monkeypatch.setattr(engines, "_fastest", lambda *_: pytest.fail("measured without a card"))
+        monkeypatch.setattr(engines.speed, "fastest_batch", lambda *_: pytest.fail("measured without a card"))
         assert engines.for_server(body).name == "openvino"

@@ -82,7 +82,7 @@ def test_on_a_card_every_size_of_batch_is_made_ready(detector, pictures, offline
     cards(monkeypatch, AMPERE)
     times, measured, launched = {"keras": 1.0, "openvino": 2.0}, [], []
     monkeypatch.setattr(
-        engines, "_fastest", lambda engine, images: measured.append(images.shape[1:3]) or times[engine.name]
+        engines.speed, "fastest_batch", lambda engine, images: measured.append(images.shape[1:3]) or times[engine.name]
     )
     real = KerasEngine._padded
 

@@ -227,7 +227,9 @@ def test_listing_and_suggestions():
     best = found["retinanet_resnet50_v2"]
     assert (best.ap, best.evaluated_on, best.evaluation_size) == (41.5, "COCO val2017", (800, 1333))
     assert (best.backbone, best.loadable, found["fcos_light_resnet18"].loadable) == ("resnet50v1.5", True, False)
-    own = [row for row in detectors.ordered(list(found.values()), "ap") if row.url.startswith("https://download")]
+    own = [
+        row for row in detectors.ordered(list(found.values()), "ap") if row.url.startswith("https://download.pytorch")
+    ]
     assert [row.name for row in own] == [
         *("faster_rcnn_resnet50_v2", "retinanet_resnet50_v2", "fcos_resnet50"),
         *("faster_rcnn_resnet50", "retinanet_resnet50"),
