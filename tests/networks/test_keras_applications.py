@@ -70,17 +70,21 @@ def test_same_initial_weights_from_the_same_seed(name):
 
 CASES = [
     ("ResNet50", {"input_shape": (224, 224, 3)}),
-    ("ResNet50", {"include_top": False, "pooling": "avg", "input_shape": (160, 96, 3)}),
     ("ResNet50", {"include_top": False, "pooling": "max", "input_shape": (224, 224, 3)}),
     ("ResNet50", {"include_top": False, "input_shape": (160, 96, 3)}),
     ("ResNet50V2", {"input_shape": (224, 224, 3), "classifier_activation": None}),
     ("ResNet50V2", {"include_top": False, "pooling": "avg", "input_shape": (224, 224, 3)}),
-    ("ResNet50V2", {"include_top": False, "pooling": "max", "input_shape": (160, 96, 3)}),
     ("ResNet50V2", {"include_top": False, "input_shape": (160, 96, 3)}),
-    ("ResNet101", {"include_top": False, "pooling": "avg", "input_shape": (160, 96, 3)}),
-    ("ResNet101V2", {"include_top": False, "pooling": "avg", "input_shape": (160, 96, 3)}),
-    ("ResNet152", {"input_shape": (224, 224, 3)}),
-    ("ResNet152V2", {"input_shape": (224, 224, 3)}),
+    # deeper ones differ in the number of blocks, which the names and numbers of their layers show above
+    *(
+        pytest.param(
+            name, {"include_top": False, "pooling": "avg", "input_shape": (160, 96, 3)}, marks=pytest.mark.slow
+        )
+        for name in ("ResNet50", "ResNet101", "ResNet101V2", "ResNet152", "ResNet152V2")
+    ),
+    pytest.param(
+        "ResNet50V2", {"include_top": False, "pooling": "max", "input_shape": (160, 96, 3)}, marks=pytest.mark.slow
+    ),
 ]
 
 
