@@ -114,11 +114,14 @@ if "fit" in parts:
     result = {}
     for device in ("gpu:0", "gpu:all"):
         with devices.using(device):
-            settings = PretrainSettings(epochs=2, batch_size=8, size=32)
+            settings = PretrainSettings(epochs=2, batch_size=32, size=32, learning_rate=0.01)
             pretrain(source, folder / device, settings=settings, tensorboard=False)
         result[device] = np.load(folder / device / "checkpoint.npz")
     names = [name for name in result["gpu:0"].files if name.startswith("weight/")]
-    answer["fit"]["pretrain"] = max(float(np.abs(result["gpu:all"][n] - result["gpu:0"][n]).max()) for n in names)
+    answer["fit"]["pretrain"] = max(
+        float(np.abs(result["gpu:all"][n] - result["gpu:0"][n]).max() / max(np.abs(result["gpu:0"][n]).max(), 1e-3))
+        for n in names
+    )
     answer["fit"]["weights"] = len(names)
 print(json.dumps(answer))
 """
@@ -187,4 +190,4 @@ def test_whole_trainings_on_two_cards(more):
     assert fit["machine"]["precision"]["training"] == "mixed_float16"  # what both have units for
     assert fit["run"] == fit["machine"]
     assert fit["weights"] > 20
-    assert fit["pretrain"] < 1e-3
+    assert fit["pretrain"] < 1e-4
