@@ -2,7 +2,8 @@
 
 Pictures of noise are written once. One process embeds them with all processors, then workers with the same processors
 in all, through a network of random weights; of each the rate between its first and last shard is taken, so that what it
-takes to start has no part in it, and the processor time of all its processes, less that of a run of one image a worker.
+takes to start has no part in it, and the processor time of all its processes, less that of the run of a third of the
+images.
 
 A process that knows the state of 100,000 shards is weighed, and it is timed how long a run of 1,000 shards takes to see
 that there is nothing to do; both lists of images are made up.
@@ -52,7 +53,7 @@ def processor_time(run: str, workers: int, threads: int) -> float:
 
 
 def measured(run: str, workers: int, threads: int, begin: str) -> dict[str, float]:
-    """Returns the steady rate of a run, and its processor time without that of a run of hardly any images."""
+    """Returns the steady rate of a run, and its processor time for the images that a shorter one has not."""
     seconds = processor_time(run, workers, threads) - processor_time(begin, workers, threads)
     plan = scale.load(run)
     ends = sorted(os.stat(Path(run) / "shards" / name).st_mtime for name in plan.folder.names("shards"))
@@ -130,9 +131,9 @@ def main() -> None:
             scale.plan(photos, Path(place) / name, model=network, engine="openvino", shard_images=size)
             for name in ("one", "several")
         )
-        few = write_pictures(Path(place) / "few", given.workers)
+        few = write_pictures(Path(place) / "few", given.images // 3)
         begins = [
-            scale.plan(few, Path(place) / f"begin{workers}", model=network, engine="openvino", shard_images=1)
+            scale.plan(few, Path(place) / f"begin{workers}", model=network, engine="openvino", shard_images=size)
             for workers in (1, given.workers)
         ]
         alone = measured(one.url, 1, there, begins[0].url)
