@@ -110,14 +110,15 @@ class TrainingStep:
         self._apply(gradients, rate, number)
         return loss
 
-    def _weighed(self, inputs: Any, edges: Any, *targets: Any) -> Any:
-        part = StepTargets(*targets, self._settings, edges)
+    def _weighed(self, inputs: Any, edges: Any, rows: Any, boxes: Any, labels: Any, number: Any) -> Any:
+        part = StepTargets(rows, boxes, labels, number, self._settings, edges)
         return self._objective.weight(self._model, self._unpack(inputs), part)
 
-    def _added(self, inputs: Any, edges: Any, weight: Any, *targets: Any) -> Any:
+    def _added(self, inputs: Any, edges: Any, weight: Any, rows: Any, boxes: Any, labels: Any, number: Any) -> Any:
         import tensorflow as tf
 
-        loss, gradients = self._gradients(inputs, StepTargets(*targets, self._settings, edges, weight))
+        part = StepTargets(rows, boxes, labels, number, self._settings, edges, weight)
+        loss, gradients = self._gradients(inputs, part)
         self._unconnected = {place for place, gradient in enumerate(gradients) if gradient is None}
         with tf.control_dependencies([gradient for gradient in gradients if gradient is not None]):
             for total, gradient in zip(self._sums, gradients, strict=True):
