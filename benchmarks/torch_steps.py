@@ -283,13 +283,13 @@ def layers(case: str, batch: int) -> None:
             rows[name][2] += 2.0 * count / sizes.get("g", 1)
         rows[name][0] += 1
         rows[name][1] += milliseconds
-    rest = whole - sum(row[1] for row in rows.values())
+    together = sum(row[1] for row in rows.values())
     print(f"{case}: a step of {batch} images takes {whole:.0f} ms; fastest matrix product {best:.0f} GFLOP/s")
     print(f"{'operation':44} {'calls':>5} {'ms':>8} {'of step':>8} {'of peak':>8}")
     for name, (calls, milliseconds, count) in sorted(rows.items(), key=lambda row: -row[1][1]):
         share = f"{count / milliseconds / 1e6 / best:8.0%}" if count else ""
         print(f"{name:44} {calls:5.0f} {milliseconds:8.1f} {milliseconds / whole:8.0%} {share}")
-    print(f"{'outside oneDNN':44} {'':5} {rest:8.1f} {rest / whole:8.0%}")
+    print(f"{'all; operations run beside one another':44} {'':5} {together:8.1f} {together / whole:8.0%}", flush=True)
 
 
 def main() -> None:
