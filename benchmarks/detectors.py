@@ -1,6 +1,7 @@
 """How fast published detectors run here, and by the libraries that they are from, in turn in one run.
 
-    python benchmarks/detectors.py [--images 8] [--rounds 3] [--batch 1] [--size 640] [--no-compile]
+    python benchmarks/detectors.py [--images 8] [--rounds 3] [--batch 1] [--size 640] [--precisions float32]
+        [--no-compile]
 
 RT-DETRv2 with a ResNet-18 and RetinaNet of the second form, weights at random: resfit on its fast engine against
 transformers and torchvision on torch, eager and compiled, in float32 and bfloat16. Every side runs the network on
@@ -11,6 +12,7 @@ and the best of each counts.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 import time
@@ -80,24 +82,27 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", type=int, default=640)
+    parser.add_argument("--precisions", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--no-compile", action="store_true")
     options = parser.parse_args()
     images = np.random.default_rng(0).integers(0, 256, (options.images, options.size, options.size, 3), np.uint8)
     batches = [images[start : start + options.batch] for start in range(0, len(images), options.batch)]
     for name in NAMES:
-        sides: dict[str, Callable[[np.ndarray], object]] = {}
-        for precision in ("float32", "bfloat16"):
-            sides[f"resfit, {precision}"] = of_resfit(name, options.size, precision)
-            sides[f"torch eager, {precision}"] = of_torch(name, precision, compiled=False)
+        makers: dict[str, Callable[[], Callable[[np.ndarray], object]]] = {}
+        for precision in options.precisions:
+            makers[f"resfit, {precision}"] = functools.partial(of_resfit, name, options.size, precision)
+            makers[f"torch eager, {precision}"] = functools.partial(of_torch, name, precision, compiled=False)
             if not options.no_compile:
-                sides[f"torch compiled, {precision}"] = of_torch(name, precision, compiled=True)
+                makers[f"torch compiled, {precision}"] = functools.partial(of_torch, name, precision, compiled=True)
+        sides: dict[str, Callable[[np.ndarray], object]] = {}
         best: dict[str, float] = {}
-        for label, side in list(sides.items()):
+        for label, make in makers.items():
             try:
+                side = make()
                 side(batches[0])  # compiles, and warms the caches
+                sides[label] = side
             except Exception as error:  # a side that cannot run is said, and the others go on
                 print(f"{name}: {label} does not run here: {type(error).__name__}: {str(error)[:120]}")
-                del sides[label]
         for _ in range(options.rounds):
             for label, side in sides.items():
                 began = time.perf_counter()
@@ -107,7 +112,7 @@ def main() -> None:
         print(f"{name}, {options.size} pixels, batches of {options.batch}:")
         for label, rate in best.items():
             print(f"  {label:24} {rate:7.2f} images/s")
-        for precision in ("float32", "bfloat16"):
+        for precision in options.precisions:
             own = best.get(f"resfit, {precision}")
             others = [rate for label, rate in best.items() if label.startswith("torch") and label.endswith(precision)]
             if own and others:
