@@ -278,6 +278,9 @@ def test_pages_and_archives_of_a_web_server(web, folder, monkeypatch):
     images = scan(f"{web.url}/photos/")
     assert images.counts() == {"blue": 3, "green": 3, "red": 3}
     assert sorted(map(decode.read_file, images.paths)) == expected
+    without_slash = scan(Path(f"{web.url}/photos/"))  # as a command gets it
+    assert sorted(map(decode.read_file, without_slash.paths)) == expected
+    assert without_slash.counts() == images.counts()
     asked = len(web.asked)
     remote._end_copies()
     changed = min((web.site / "photos/red").iterdir())

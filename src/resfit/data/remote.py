@@ -305,7 +305,9 @@ def _listed(system: Any, place: str, handle: str) -> tuple[dict[str, list[Any]],
         facts = {} if handle.endswith("/") else system.info(place)
     except FileNotFoundError:
         facts = {}
-    if facts.get("type") == "file":
+    if "http" in system.protocol and str(facts.get("mimetype", "")).startswith("text/html"):
+        place = f"{place.rstrip('/')}/"  # a page of links, without the slash at its end that a path loses
+    elif facts.get("type") == "file":
         name = "/".join(parts(place.rstrip("/").rpartition("/")[2].partition("?")[0]))
         return {name: [place, *_version(facts)]}, name
     found: dict[str, list[Any]] = {}
