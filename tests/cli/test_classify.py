@@ -1,9 +1,12 @@
 import csv
+import functools
+import http.server
 import io
 import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -260,6 +263,22 @@ def test_evaluate(resfit, out, folder):
     code, text, _ = resfit("evaluate", out, folder)
     assert "accuracy 100.0% (95 % interval 88.6% to 100.0%) on 30 images" in text
     assert "Brier score, sum over classes (0 to 2)" in text
+
+
+def test_addresses_are_fetched_where_that_is_allowed(resfit, out, folder):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        name = sorted(folder.rglob("*.png"))[0].relative_to(folder).as_posix()
+        address = f"http://127.0.0.1:{server.server_port}/{name}"
+        refused = resfit("predict", out, address)
+        code, text, _ = resfit("predict", out, address, "--allow-urls", "--json")
+        server.shutdown()
+    assert (refused[0], "--allow-urls" in refused[2]) == (2, True)
+    (found,) = json.loads(text)
+    (expected,) = json.loads(resfit("predict", out, folder / name, "--json")[1])
+    assert code == 0
+    assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-6)
 
 
 @pytest.mark.parametrize("ending", ["npz", "parquet"])

@@ -91,6 +91,9 @@ def predict(
     draw: Annotated[
         Path | None, typer.Option(help="Of detectors: folder for the pictures with their boxes, as PNG.")
     ] = None,
+    allow_urls: Annotated[
+        bool, typer.Option("--allow-urls", help="Fetch images that are given as http:// or https:// addresses.")
+    ] = False,
     engine: Engine = "auto",
     device: Device = "auto",
     batch_size: BatchSize = None,
@@ -111,11 +114,12 @@ def predict(
             "coverage": coverage,
             "class_conditional": class_conditional,
             "threshold": threshold,
+            "allow_urls": allow_urls,
         },
     )
     if draw is not None and fitted.task != "detection":
         raise ArgumentError(f"predict of a model for {fitted.task} has no such option. Received: --draw.")
-    asked = inputs.given(images)
+    asked = inputs.with_addresses(inputs.given(images)) if allow_urls else inputs.given(images)
     with console.progress() as progress:
         predictions = fitted.predict(asked, engine=engine, batch_size=batch_size, progress=progress, **options)
     _tell_card(engine)

@@ -63,6 +63,18 @@ def options_of(fitted: FittedModel, method: str, given: Mapping[str, Any]) -> di
     return asked
 
 
+def with_addresses(images: Sequence[Path | bytes]) -> list[Path | bytes | str]:
+    """Returns images, of which paths that stand for web addresses are the addresses.
+
+    Args:
+        images: As :func:`given` returns them.
+    """
+    from resfit.data import remote, urls
+
+    handles = [remote.handle_of(image) if isinstance(image, Path) else "" for image in images]
+    return [handle if urls.is_url(handle) else image for image, handle in zip(images, handles, strict=True)]
+
+
 def given(arguments: Sequence[Path]) -> list[Path | bytes]:
     """Returns the images that arguments stand for: files and folders, and one image that was piped in as bytes.
 

@@ -385,7 +385,8 @@ def _copied(items: Sequence[Any]) -> dict[str, Path]:
 
 def _no_urls(url: str) -> ArgumentError:
     return ArgumentError(
-        f"web addresses are fetched only where that is allowed. Received: {url[:200]!r}. Pass allow_urls=True."
+        f"web addresses are fetched only where that is allowed. Received: {url[:200]!r}. Pass allow_urls=True "
+        "(resfit predict --allow-urls)."
     )
 
 
