@@ -156,7 +156,7 @@ def _instead(max_gmacs: float | None, others: dict[str, Any], limit: int) -> str
             f"{_sides(one.info.evaluation_size or one.info.cost_size)})"
             for one in smaller
         ]
-    own = [row for row in detectors.list_detectors() if not row.loadable]
+    own = [row for row in detectors.list_detectors() if row.ap is None]
     told = ", ".join(f"{row.name} ({row.gmacs:.1f} GMACs at {_sides(row.cost_size)})" for row in own)
     lines.append(
         f"Without published weights: {told}. `resfit fit DATA --model resnet18` puts such a light head on any residual "
