@@ -119,7 +119,8 @@ def predict(
     )
     if draw is not None and fitted.task != "detection":
         raise ArgumentError(f"predict of a model for {fitted.task} has no such option. Received: --draw.")
-    asked = inputs.with_addresses(inputs.given(images)) if allow_urls else inputs.given(images)
+    given = inputs.given(images)
+    asked = inputs.with_addresses(given) if allow_urls else given
     with console.progress() as progress:
         predictions = fitted.predict(asked, engine=engine, batch_size=batch_size, progress=progress, **options)
     _tell_card(engine)
@@ -136,7 +137,7 @@ def predict(
     for item in usable:
         if getattr(item, "unlike_training", False):
             console.message(f"Unlike the training images, not to be relied on: {console.printable(item.path)}")
-    inputs.end_with_unusable(predictions, asked)
+    inputs.end_with_unusable(predictions, given)
 
 
 def _draw(folder: Path, predictions: list[Any]) -> None:

@@ -121,6 +121,12 @@ _coming: dict[str, Arrivals] = {}
 _registering = threading.Lock()
 
 
+def _copied_by(path: str | os.PathLike[str]) -> tuple[Arrivals | None, str]:
+    """What copies a file, if it is not whole yet, and the file's absolute path."""
+    name = os.path.abspath(path) if _coming else ""
+    return _coming.get(name), name
+
+
 def wait(path: str | os.PathLike[str]) -> None:
     """Returns when a file is whole; at once for one that is not being copied.
 
@@ -130,13 +136,14 @@ def wait(path: str | os.PathLike[str]) -> None:
     Raises:
         CopyError: It could not be copied.
     """
-    if _coming and (arrivals := _coming.get(name := os.path.abspath(path))) is not None:
+    arrivals, name = _copied_by(path)
+    if arrivals is not None:
         arrivals.wait(name)
 
 
 def is_coming(path: str | os.PathLike[str]) -> bool:
     """Says whether a file is not whole yet."""
-    return bool(_coming) and os.path.abspath(path) in _coming
+    return _copied_by(path)[0] is not None
 
 
 def size(path: str | os.PathLike[str]) -> int:
@@ -148,7 +155,8 @@ def size(path: str | os.PathLike[str]) -> int:
     Raises:
         OSError: There is no such file.
     """
-    if _coming and (arrivals := _coming.get(name := os.path.abspath(path))) is not None:
+    arrivals, name = _copied_by(path)
+    if arrivals is not None:
         if known := arrivals.size(name):
             return known
         arrivals.wait(name)
