@@ -482,8 +482,10 @@ def _of_image(
     if colours is not None:
         return _deep(colours, spec, renderings, look, _header(image, width, height, size))
     image.load()
-    quarter_turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    upright: Image = ImageOps.exif_transpose(image)
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    quarter_turned = orientation in (5, 6, 7, 8)
+    # what was opened here needs no copy
+    upright: Image = image if data is not None and orientation == 1 else ImageOps.exif_transpose(image)
     if upright.mode in high_bit_depth.MODES:
         high_bit_depth.check_pixels(*upright.size)
         picture = high_bit_depth.of_grey(np.asarray(upright))

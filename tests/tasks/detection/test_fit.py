@@ -141,6 +141,21 @@ def test_scores_are_calibrated_without_a_change_of_their_order(detector):
     assert abs(scores.mean() - right.mean()) < 0.1
 
 
+def test_batches_without_a_readable_picture_keep_the_order(detector, folder, tmp_path):
+    damaged = [tmp_path / f"{number}.png" for number in range(5)]
+    for path in damaged:
+        path.write_bytes(b"nothing")
+    good = sorted(folder.glob("test-*.png"))[:3]
+    mixed = [*damaged[:2], good[0], damaged[2], *damaged[3:], good[1], good[2]]
+    found = detector.predict(mixed, batch_size=2, engine="openvino", threshold=0.05)
+    assert [one.path for one in found] == mixed
+    assert [bool(one.error) for one in found] == [True, True, False, True, True, True, False, False]
+    for one, alone in zip((found[2], found[6], found[7]), detector.predict(good, threshold=0.05), strict=True):
+        assert len(one) == len(alone) > 0
+        assert np.abs(one.boxes - alone.boxes).max() < 0.1
+    assert all(one.error for one in detector.predict(damaged, batch_size=2))
+
+
 def test_turned_photos_and_what_is_no_picture(detector, tmp_path):
     random = np.random.default_rng(5)
     image, _ = scene(random)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -290,13 +292,11 @@ class Detector(FittedModel):
             return look
 
         decoded = decode.decode_many(sources.items, self.input_spec, batch_size=size, looks=looks)
-        for batch in decoded:
+        for batch, rows in self._computed(decoded, engine, len(sources)):
             results: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-            if len(batch.images):
-                rows = self._engine(engine, len(sources)).run(batch.images)
-                for row, position in zip(rows, batch.indices.tolist(), strict=True):
-                    fitted = self.letterbox_of(sizes.get(position, self.input_spec.size))
-                    results[position] = self.placed(row, fitted, spec)[:3]
+            for row, position in zip(rows, batch.indices.tolist(), strict=True):
+                fitted = self.letterbox_of(sizes.get(position, self.input_spec.size))
+                results[position] = self.placed(row, fitted, spec)[:3]
             failures = dict(batch.failures)
             for position in range(done, done + len(batch.indices) + len(batch.failures)):
                 if position in failures:
@@ -309,6 +309,29 @@ class Detector(FittedModel):
             done += len(batch.indices) + len(batch.failures)
             if progress is not None:
                 progress("network", done, len(sources))
+
+    def _computed(
+        self, decoded: Iterator[decode.DecodedBatch], engine: str, count: int
+    ) -> Iterator[tuple[decode.DecodedBatch, np.ndarray]]:
+        """Yields batches with the network's rows of their pictures; while one is used, the engine runs the next."""
+        waiting: deque[decode.DecodedBatch] = deque()
+
+        def readable() -> Iterator[tuple[None, np.ndarray]]:
+            for batch in decoded:
+                waiting.append(batch)
+                if len(batch.images):
+                    yield None, batch.images
+
+        nothing = np.zeros((0, 0), np.float32)
+        batches = readable()
+        if (first := next(batches, None)) is not None:
+            running = self._engine(engine, count)  # where nothing can be read none is made
+            for _, rows in engines.stream(running, itertools.chain([first], batches)):
+                while not len(waiting[0].images):
+                    yield waiting.popleft(), nothing
+                yield waiting.popleft(), rows
+        for batch in waiting:
+            yield batch, nothing
 
     @functools.cached_property
     def _letterboxed(self) -> dict[bool, Detector]:

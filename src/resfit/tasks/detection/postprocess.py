@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from resfit.data.box_geometry import overlap_matrix
 from resfit.networks.detection.nms import float32_below
 
 
@@ -58,20 +57,24 @@ def greedy(boxes: np.ndarray, labels: np.ndarray, threshold: float, most: int) -
         threshold: A box goes that overlaps a better one of its class, which stays, by more than this.
         most: How many are kept at most.
     """
-    alive = np.ones(len(boxes), bool)
-    kept: list[int] = []
     limit = np.float32(float32_below(threshold))
-    for row in range(len(boxes)):
-        if not alive[row]:
-            continue
-        kept.append(row)
-        if len(kept) == most:
-            break
-        rest = row + 1 + np.flatnonzero(alive[row + 1 :] & (labels[row + 1 :] == labels[row]))
-        if len(rest):
-            over = overlap_matrix(boxes[row : row + 1].astype(np.float32), boxes[rest].astype(np.float32))[0]
-            alive[rest[over.astype(np.float32) > limit]] = False
-    return np.asarray(kept, np.int64)
+    kept: list[int] = []
+    for label in np.unique(labels):
+        own: list[int] = []
+        rows = np.flatnonzero(labels == label)
+        left, top, right, bottom = corners = boxes[rows].astype(np.float32).astype(np.float64).T
+        sides = np.concatenate([corners, ((right - left) * (bottom - top))[None]])
+        while len(rows) and len(own) < most:
+            own.append(int(rows[0]))
+            best, rest = sides[:, :1], sides[:, 1:]
+            width = np.minimum(rest[2], best[2]) - np.maximum(rest[0], best[0])
+            height = np.minimum(rest[3], best[3]) - np.maximum(rest[1], best[1])
+            shared = np.where((width > 0) & (height > 0), width * height, 0.0)
+            over = np.divide(shared, best[4] + rest[4] - shared, out=np.zeros_like(shared), where=shared > 0)
+            stays = ~(over.astype(np.float32) > limit)
+            rows, sides = rows[1:][stays], rest[:, stays]
+        kept += own
+    return np.sort(np.asarray(kept, np.int64))[:most]
 
 
 def best_classes(scores: np.ndarray) -> np.ndarray:
