@@ -254,8 +254,8 @@ def test_retinanet_presets_compute_what_kerashub_computes(second, tmp_path):
     own = build_detector(source.spec, outputs="raw")
     canonical.fill(own, source.arrays)
     found = {name: np.asarray(value) for name, value in own(x).items()}
-    np.testing.assert_allclose(found["class_logits"], expected["cls_logits"], rtol=0, atol=1e-3)
-    np.testing.assert_allclose(found["box_codes"], expected["bbox_regression"], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(found["class_logits"], expected["cls_logits"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found["box_codes"], expected["bbox_regression"], rtol=0, atol=1e-5)
     assert np.abs(expected["cls_logits"]).mean() > 0.1
     anchors = np.concatenate(list(task.anchor_generator(x).values()))
     np.testing.assert_allclose(np.concatenate(place_anchors(source.spec, (160, 160))), anchors, atol=1e-4)
