@@ -51,10 +51,11 @@ RATES = "learning_rates.png"
 TENSORBOARD = "tensorboard"
 REFERENCES = "references.npz"
 UNLIKE = "unlike.npz"
+FITTED_IMAGES = "fitted_images.bin"
 CHECKSUMS = "SHA256SUMS"
 
 # Further files that a fitted model may have, and the most bytes that are read of one and of all.
-_ATTACHMENTS = (SKIPPED, TEST_PREDICTIONS, REFERENCES, UNLIKE, TRAINING, CURVES, RATES)
+_ATTACHMENTS = (SKIPPED, TEST_PREDICTIONS, REFERENCES, UNLIKE, FITTED_IMAGES, TRAINING, CURVES, RATES)
 _CLUTTER = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
 _MOST_ATTACHED = 1 << 30
 _MOST_FILES = 10_000

@@ -111,7 +111,10 @@ def test_explanations_stand_beside_the_images(findings):
 
 def test_training_images_are_noticed(out, data):
     found = report.measure(Classifier.load(out), data)
-    assert found.familiar == found.classifier.metrics["images"]["train"]
+    images = found.classifier.metrics["images"]
+    assert found.familiar == len(found.judged.images) - images["test"] >= images["train"]
+    (said,) = found.classifier.evaluate(data).notes
+    assert said.startswith(f"{found.familiar} of {len(found.judged.images)} images")
     assert "training images</strong>" in report.render(found)
 
 

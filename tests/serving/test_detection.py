@@ -97,6 +97,9 @@ def test_on_a_card_every_size_of_batch_is_made_ready(detector, pictures, offline
     assert served.engine == "keras"
     served.warm_up(5)
     assert {count for name, kind, count in launched if (name, kind) == ("joined", "gpu")} == {1, 2, 4, 8}
+    assert not served.is_calibrated
+    served.fitted.recipe = dataclasses.replace(served.fitted.recipe, score_scale=2.0)  # as a fit does
+    assert served.is_calibrated
     found = served.predict([served.decode(path.read_bytes(), 10**6) for path in pictures])
     for one, expected in zip(found, offline, strict=True):
         np.testing.assert_allclose(one.boxes, expected.boxes, atol=0.05)
@@ -119,6 +122,7 @@ def test_files_give_the_boxes_of_the_detector_itself(server, pictures, offline, 
         np.testing.assert_allclose([one["box"] for one in entry["boxes"]], expected.boxes, atol=0.01)
         np.testing.assert_allclose([one["score"] for one in entry["boxes"]], expected.scores, atol=1e-5)
     usual = post(server, "/predict", files=files).json()
+    assert usual["calibrated"] is False  # it is as published
     for entry, expected in zip(usual["predictions"], offline, strict=True):
         assert len(entry["boxes"]) == len(expected.above(limit))
     assert 0 < len(usual["predictions"][0]["boxes"]) < len(offline[0])

@@ -83,7 +83,10 @@ def test_it_is_saved_and_read_with_its_checksums(fitted, discs, tmp_path):
     assert repr(loaded) == "<Regressor resnet10_tiny: radius in px>"
     expected = [item.value for item in fitted.predict(discs)]
     assert [item.value for item in loaded.predict(discs)] == pytest.approx(expected, rel=1e-6)
-    assert loaded.evaluate(discs / "discs.csv").r2 > 0.9  # its own column is known
+    measured = loaded.evaluate(discs / "discs.csv")
+    assert measured.r2 > 0.9  # its own column is known
+    seen = 120 - fitted.metrics["images"]["test"]
+    assert any(note.startswith(f"{seen} of 120 images are, byte for byte") for note in measured.notes)
     assert dict(loaded.card())["predicts"] == "radius in px"
     with pytest.raises(ArtifactError, match=r"must hold a classifier\. Received: a regressor"):
         resfit.Classifier.load(out)

@@ -38,7 +38,6 @@ from resfit.cli.options import (
     of_source,
 )
 from resfit.errors import ArgumentError
-from resfit.wording import counted
 
 if TYPE_CHECKING:
     from resfit.evaluation.intervals import Figure
@@ -247,6 +246,7 @@ def evaluate(
         _evaluate_plainly(fitted, folder, common, report, names=names, as_json=as_json)
         return
     from resfit import report as reports
+    from resfit.evaluation import fitted_images
 
     with console.progress() as progress:
         found = reports.measure(
@@ -267,10 +267,7 @@ def evaluate(
     report_ignored(found.judged.images.ignored_counts())
     report_skipped(result.skipped)
     if found.familiar:
-        console.message(
-            f"{counted(found.familiar, 'of these images is a training image', 'of these images are training images')} "
-            "that the classifier keeps, byte for byte, and there may be more: the figures are too good to be true"
-        )
+        console.message(fitted_images.told(found.familiar, len(found.judged.images)))
     if as_json:
         console.print_json({**found.to_dict(), "machine": _machine(), "skipped": skipped_json(result.skipped)})
     else:

@@ -33,6 +33,7 @@ class LabelEvaluation:
         per_class: One score a label, at a probability of one half.
         skipped: Images that could not be used, with ``path`` and ``reason``.
         figures: Every figure with its interval, where they were asked for.
+        notes: What makes the figures other than those on new images.
     """
 
     exact_match_accuracy: float
@@ -46,6 +47,7 @@ class LabelEvaluation:
     per_class: tuple[ClassScore, ...]
     skipped: tuple[Any, ...] = ()
     figures: Figures | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -55,7 +57,7 @@ class LabelEvaluation:
     def to_dict(self) -> dict[str, Any]:
         """Returns the figures as JSON-ready values, without the skipped images; what is undefined is ``None``."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del fields["skipped"]
+        del fields["skipped"], fields["notes"]
         fields["figures"] = None if self.figures is None else self.figures.to_dict()
         if self.figures is None:
             del fields["figures"]

@@ -48,6 +48,7 @@ class Evaluation:
         confusion: Integer array of shape ``(classes, classes)``: row the true class, column the predicted one.
         skipped: Images that could not be used, with ``path`` and ``reason``.
         figures: Every figure with its interval, where they were asked for.
+        notes: What makes the figures other than those on new images.
     """
 
     accuracy: float
@@ -58,6 +59,7 @@ class Evaluation:
     confusion: np.ndarray
     skipped: tuple[Any, ...] = ()
     figures: Figures | None = None
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the figures as JSON-ready values, without the skipped images."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from resfit import devices, processors
+from resfit import artifact, devices, processors
 from resfit.evaluation.figures import Figures
 from resfit.report.findings import Findings
 from resfit.report.templates import plain
@@ -34,7 +34,7 @@ def data_card(findings: Findings) -> Rows:
         ("images of the fit", learned or "not recorded"),
         ("SHA-256 of the training data", findings.classifier.fingerprint),
         ("groups", _groups(findings)),
-        ("also among the kept training images", _familiar(findings)),
+        ("also among the images that it was fitted on", _familiar(findings)),
     ]
     rows += [(f"skipped: {plain(item.reason)}", str(count)) for item, count in _reasons(judged.skipped)]
     rows += _checks(metrics)
@@ -187,8 +187,8 @@ def _groups(findings: Findings) -> str:
 
 
 def _familiar(findings: Findings) -> str:
-    if findings.classifier.references is None:
-        return "not known: no training images were kept"
+    if not findings.classifier.attachment(artifact.FITTED_IMAGES):
+        return "not known: the classifier does not state them"
     count = findings.familiar
     return f"{count}" + (": this is no independent measurement" if count else "")
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from resfit import artifact
 from resfit.errors import ArgumentError
-from resfit.evaluation import calibration, conformal
+from resfit.evaluation import calibration, conformal, fitted_images
 from resfit.evaluation.figures import Figures, figures
 from resfit.evaluation.inference import LabelledPredictions, judge, measured
 from resfit.evaluation.intervals import Figure
@@ -21,7 +22,6 @@ from resfit.evaluation.ood_evaluation import OODEvaluation, measure_foreign
 from resfit.evaluation.ranking import OperatingPoint, delong_interval, operating_point
 from resfit.evaluation.robustness import Robustness, robustness
 from resfit.evaluation.subgroups import Subgroup, by_column
-from resfit.features.digests import digest_files
 from resfit.features.progress import Progress
 from resfit.tasks.classification import Classifier
 
@@ -61,7 +61,7 @@ class Findings:
         delong: With two classes, the AUROC of the second with DeLong's interval.
         operating: With two classes, the threshold of least cost.
         flagged: Share of the images that are flagged as out-of-distribution; ``None`` if it cannot tell.
-        familiar: How many of the images are among the training images that the classifier keeps.
+        familiar: How many of the images are, byte for byte, among those that the classifier was fitted on.
         source: Name of the folder or table.
         part: Which part of a split was measured.
         seed: Of all that is random.
@@ -225,7 +225,7 @@ def measure(
         delong=delong,
         operating=point,
         flagged=_flagged(classifier, judged),
-        familiar=_familiar(classifier, judged),
+        familiar=fitted_images.count(classifier.attachment(artifact.FITTED_IMAGES), judged.images.paths, cache),
         source=Path(source).name,
         part=part,
         seed=seed,
@@ -239,11 +239,3 @@ def _flagged(classifier: Classifier, judged: LabelledPredictions) -> float | Non
         return None
     scores = unlike.scores(judged.rows, None, classifier.references)[unlike.method]
     return float(np.mean(scores > unlike.thresholds[unlike.method]))
-
-
-def _familiar(classifier: Classifier, judged: LabelledPredictions) -> int:
-    """Returns how many images are, byte for byte, training images that the classifier keeps."""
-    if classifier.references is None:
-        return 0
-    known = {digest for digest in classifier.references.digests if digest}
-    return sum(entry.digest.hex()[:16] in known for entry in digest_files(list(judged.images.paths), None))

@@ -59,6 +59,12 @@ class ServedDetector(Served):
         """Which runtime answers."""
         return str(next(iter(self._runs.values())).name)
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether scores were calibrated on validation pictures, so that they are probabilities."""
+        recipe: Any = getattr(self.fitted, "recipe", None)
+        return recipe is not None and (recipe.score_scale, recipe.score_shift) != (1.0, 0.0)
+
     def _engines(self) -> dict[tuple[int, ...], Any]:
         """Returns the engines of both orientations, where there are two, by the shape of the pictures."""
         channels = self.shape[-1]

@@ -16,7 +16,7 @@ from resfit import artifact, engines
 from resfit.data import csv_cells, inputs, urls
 from resfit.embedding import Embedding, embed_images
 from resfit.errors import ArgumentError, DataError
-from resfit.evaluation import conformal
+from resfit.evaluation import conformal, fitted_images
 from resfit.evaluation import ood as unlike
 from resfit.evaluation.calibrated import Calibration
 from resfit.evaluation.figures import figures
@@ -295,6 +295,8 @@ class Classifier(FittedModel):
             groups=found.groups,
             seed=seed,
         )
+        said = fitted_images.notes(self.attachment(artifact.FITTED_IMAGES), found.images.paths, cache)
+        result = dataclasses.replace(result, notes=said)
         if not intervals:
             return result
         with_intervals = figures(found.truth, found.probabilities, self.classes, groups=found.groups, seed=seed)

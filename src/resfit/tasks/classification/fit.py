@@ -17,7 +17,7 @@ from resfit.data.inputs import takes_arrays
 from resfit.devices import on_device
 from resfit.engines.auto_precision import AUTO
 from resfit.errors import ArgumentError
-from resfit.evaluation import reference_images
+from resfit.evaluation import fitted_images, reference_images
 from resfit.evaluation import reference_selection as kept_images
 from resfit.evaluation.calibrated import calibrate
 from resfit.evaluation.inference import measured, right
@@ -172,6 +172,7 @@ def fit(
         attachments={
             artifact.SKIPPED: checked.skipped_table,
             artifact.TEST_PREDICTIONS: fit_report.test_table(data, probabilities),
+            **fitted_images.listed(data.images.paths, data.parts.test, asked.cache),
             **files,
             **({} if tuned is None else tuned.files),
         },

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit import engines
+from resfit import artifact, engines
 from resfit.data import decode, inputs, urls
 from resfit.data.box_geometry import Letterbox, placement
 from resfit.data.boxes import BoxSet, scan_boxes
 from resfit.errors import ArgumentError, DataError
+from resfit.evaluation import fitted_images
 from resfit.features import extract as feature_store
 from resfit.features.progress import Progress
 from resfit.networks.detection import kinds
@@ -216,7 +217,7 @@ class Detector(FittedModel):
             engine: As :func:`resfit.engines.create` takes it.
             batch_size: Pictures in one pass; ``None`` chooses by their size.
             progress: Called as pictures get done.
-            cache: Not used: nothing of a measurement is kept.
+            cache: Where digests of files are remembered, as :func:`resfit.fit` takes it.
             **scan_options: Of :func:`resfit.data.boxes.scan_boxes`.
 
         Raises:
@@ -237,7 +238,9 @@ class Detector(FittedModel):
                 f"at least one picture must be readable. Received: {len(boxes)}, of which none is; the first: "
                 f"{predicted[0].error if predicted else 'none'}."
             )
-        return evaluated(boxes, predicted, self.thresholds, intervals=intervals, seed=seed)
+        found = evaluated(boxes, predicted, self.thresholds, intervals=intervals, seed=seed)
+        said = fitted_images.notes(self._attachments.get(artifact.FITTED_IMAGES, b""), found.paths, cache)
+        return dataclasses.replace(found, notes=(*found.notes, *said))
 
     def labelled(self, source: Any, *, part: str | None = None, **scan_options: Any) -> BoxSet:
         """Finds pictures with true boxes of the detector's classes.

@@ -23,6 +23,7 @@ from resfit.data.boxes import BoxSet, SkippedBoxesError, scan_boxes, skipped_tab
 from resfit.devices import on_device
 from resfit.engines.speed import FOLDER as SPEED_FOLDER
 from resfit.errors import ArgumentError, DataError, closest
+from resfit.evaluation import fitted_images
 from resfit.features.progress import Progress
 from resfit.networks.detection.kinds import QueryDetectorSpec
 from resfit.quality.checking import leaks_between
@@ -237,10 +238,11 @@ def fit(
         timings.lap("training")
         detector = work.calibrated(history, model, seed)
         detector.metrics["machine"]["deterministic"] = deterministic
-        measured = pictures.subset(np.unique(owners[material.indices[material.parts.test]]))
+        tested = np.unique(owners[material.indices[material.parts.test]])
         if tiling is not None:
             detector.recipe = dataclasses.replace(detector.recipe, tiles=tiling.side)
-        detector = work.measured(detector, history, measured, pictures)
+        detector = work.measured(detector, history, pictures.subset(tested), pictures)
+        detector._attachments |= fitted_images.listed(pictures.paths, tested, cache)
         timings.lap("measurement")
     if target is not None:
         detector.save(target, force=force)

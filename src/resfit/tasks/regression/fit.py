@@ -16,6 +16,7 @@ from resfit.data.split import Split
 from resfit.devices import on_device
 from resfit.engines.auto_precision import AUTO
 from resfit.errors import ArgumentError, DataError
+from resfit.evaluation import fitted_images
 from resfit.tasks import preparation, steps
 from resfit.tasks.config import FitOptions
 from resfit.tasks.regression.objective import LOSSES, NumberObjective
@@ -144,6 +145,7 @@ def fit(source: Any, *, loss: str = "huber", **options: Any) -> Regressor:
         attachments={
             artifact.SKIPPED: data.skipped_table,
             artifact.TEST_PREDICTIONS: _test_table(images, test, learned.predicted),
+            **fitted_images.listed(images.paths, test, asked.cache),
             **({} if tuned is None else tuned.files),
         },
     )

@@ -18,6 +18,7 @@ from resfit.data import urls
 from resfit.data.inputs import takes_numbers
 from resfit.data.medical import privacy
 from resfit.errors import ArtifactError, DataError
+from resfit.evaluation import fitted_images
 from resfit.evaluation.inference import part_of
 from resfit.evaluation.regression import FIGURES, NumberScore, regression_figures
 from resfit.features import extract as feature_store
@@ -248,7 +249,7 @@ class Regressor(FittedModel):
             groups=kept.groups,
             paths=kept.paths,
             skipped=skipped,
-            notes=images.notes,
+            notes=(*images.notes, *fitted_images.notes(self.attachment(artifact.FITTED_IMAGES), kept.paths, cache)),
             seed=seed,
         )
 
