@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import tarfile
 from collections import Counter
@@ -262,15 +264,83 @@ def labelme(root):
         write(root / SPLIT_FOLDERS[part] / f"{stem}.json", content)
 
 
+def csv_of_sizes(root):
+    """Left, top, width and height; and the centre in one of the files."""
+    put_images(root, "{part}/{stem}.jpg")
+    for part, folder in SPLIT_FOLDERS.items():
+        centred = part == "val"
+        lines = ["image,label,x_center,y_center,width,height" if centred else "image,x,y,w,h,label"]
+        for name, _, _, label, *box in table_rows(part):
+            x1, y1, x2, y2 = box if label else ("", "", "", "")
+            if label and centred:
+                lines.append(f"{name},{label},{(x1 + x2) / 2},{(y1 + y2) / 2},{x2 - x1},{y2 - y1}")
+            elif label:
+                lines.append(f"{name},{x1},{y1},{x2 - x1},{y2 - y1},{label}")
+            else:
+                lines.append(f"{name},,,,,")
+        write(root / f"{folder}_labels.csv", "\n".join(lines) + "\n")
+
+
+def csv_without_header(root):
+    """As Keras RetinaNet has it."""
+    put_images(root, "{part}/{stem}.jpg")
+    for part, folder in SPLIT_FOLDERS.items():
+        lines = [",".join(map(str, (name, *box, label))) for name, _, _, label, *box in table_rows(part)]
+        write(root / f"{folder}.csv", "\n".join(lines) + "\n")
+
+
+def via_shapes(found):
+    """Rectangles, and the first box of an image as an outline."""
+    shapes = []
+    for place, (label, x1, y1, x2, y2) in enumerate(found):
+        shape = {"name": "rect", "x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
+        if place == 0:
+            middle = (y1 + y2) / 2
+            shape = {"name": "polygon", "all_points_x": [x1, x2, x1], "all_points_y": [y1, middle, y2]}
+        shapes.append((shape, {"class": label, "note": "" if place else "seen"}))
+    return shapes
+
+
+def via(root):
+    put_images(root, "{part}/{stem}.jpg")
+    for part, folder in SPLIT_FOLDERS.items():
+        images = {}
+        for stem, (_, _, _, found) in part_of(part).items():
+            regions = [{"shape_attributes": shape, "region_attributes": own} for shape, own in via_shapes(found)]
+            images[f"{stem}.jpg100"] = {
+                "filename": f"{stem}.jpg",
+                "size": 100,
+                "regions": regions,
+                "file_attributes": {},
+            }
+        content = {"_via_settings": {}, "_via_img_metadata": images} if part == "train" else images
+        write(root / folder / "via_region_data.json", content)
+
+
+def via_csv(root):
+    put_images(root, "{part}/{stem}.jpg")
+    for part, folder in SPLIT_FOLDERS.items():
+        text = io.StringIO()
+        rows = csv.writer(text)
+        rows.writerow(
+            ["filename", "file_size", "region_count", "region_id", *("region_shape_attributes", "region_attributes")]
+        )
+        for stem, (_, _, _, found) in part_of(part).items():
+            for place, (shape, own) in enumerate(via_shapes(found) or [({}, {})]):
+                rows.writerow([f"{stem}.jpg", 100, len(found), place, json.dumps(shape), json.dumps(own)])
+        write(root / folder / "via_region_data.csv", text.getvalue())
+
+
 WRITERS = {
     "voc": (labelimg, voc_devkit),
     "coco": (coco_instances, roboflow_coco),
     "yolo": (ultralytics, roboflow_yolo, darknet, labelimg_yolo, label_studio_yolo),
-    "csv": (csv_files, one_csv),
+    "csv": (csv_files, one_csv, csv_of_sizes, csv_without_header),
     "cvat": (cvat,),
     "label-studio": (label_studio,),
     "create-ml": (create_ml,),
     "labelme": (labelme,),
+    "via": (via, via_csv),
 }
 
 
@@ -562,6 +632,7 @@ def test_an_image_may_be_called_as_a_list_is(tmp_path):
 
 def test_yaml_says_what_it_says(tmp_path):
     draw(tmp_path / "train/images/a.jpg", 100, 50)
+    draw(tmp_path / "test/images/b.jpg", 100, 50)
     write(tmp_path / "train/labels/a.txt", "4 0.5 0.5 0.2 0.2\n")
     yaml = "train: train/images\nnames:\n  1: no\n  4: 2024-01-01\n"
     (tmp_path / "data.yaml").write_text(yaml)
@@ -571,7 +642,7 @@ def test_yaml_says_what_it_says(tmp_path):
         ("train: train/images\nnames: &a [cat]\nother: *a\n", "references"),
         ("train: /etc\nnames: [cat]\n", "must name folders with images below"),
         ("train: ../../../usr/share\nnames: [cat]\n", "must name folders with images below"),
-        ("train: train/images\nval: train/images\nnames: [a, b, c, d, e]\n", "one split"),
+        ("train: train/images\nval: [train/images, test/images]\nnames: [a, b, c, d, e]\n", "one split"),
         ("train: train/images\nnames: !!python/object/apply:os.system ['true']\n", "unknown class: 1"),
         ("train: train/images\nnames: {a: b}\n", "names of data.yaml must be"),
         ("train: " + "[" * 1500 + "\nnames: [a]\n", "must be a YOLO data.yaml"),
@@ -579,6 +650,46 @@ def test_yaml_says_what_it_says(tmp_path):
         (tmp_path / "data.yaml").write_text(text)
         with pytest.raises(DataError, match=words):
             scan_boxes(tmp_path)
+    same = "train: train/images\nval: train/images\ntest: test/images\nnames: [a, b, c, d, e]\n"
+    (tmp_path / "data.yaml").write_text(same)
+    found = scan_boxes(tmp_path)
+    assert dict(zip([path.stem for path in found.paths], found.splits, strict=True)) == {"a": None, "b": "test"}
+    assert any("name the same images" in text for text in found.warnings)
+
+
+def test_tables_of_boxes_say_how_they_are_read(tmp_path):
+    put_images(tmp_path, "{stem}.jpg")
+    write(tmp_path / "boxes.csv", "image,left,top,width,height,class\na.jpg,5,6,10,20,cat\n")
+    found = scan_boxes(tmp_path / "boxes.csv")
+    assert found.boxes.tolist() == [[5, 6, 15, 26]]
+    assert found.skipped_counts == {}  # a box's size is no image's size
+    assert any("left, top, width, height of boxes.csv are taken as left, top, width" in text for text in found.warnings)
+    write(tmp_path / "boxes.csv", "a.jpg,5,6,15,26,cat\nb.jpg,,,,,\n")
+    found = scan_boxes(tmp_path / "boxes.csv")
+    assert (found.boxes.tolist(), found.classes) == ([[5, 6, 15, 26]], ("cat",))
+    assert any("boxes.csv has no header line" in text for text in found.warnings)
+    write(tmp_path / "boxes.csv", "image,kind\na.jpg,cat\n")
+    with pytest.raises(DataError, match=r"must have columns such as path,label.* Received: \['image', 'kind'\]"):
+        scan_boxes(tmp_path / "boxes.csv")
+
+
+def test_regions_of_via_by_their_shapes_and_attributes(tmp_path):
+    draw(tmp_path / "a.jpg", 100, 80)
+    shapes = [
+        {"name": "circle", "cx": 30, "cy": 40, "r": 10},
+        {"name": "ellipse", "cx": 50, "cy": 40, "rx": 20, "ry": 10, "theta": np.pi / 2},
+        {"name": "point", "cx": 5, "cy": 5},
+    ]
+    kinds = [{"kind": {"cell": True, "dirt": False}, "sure": "yes"}, {"kind": {"dirt": True}}, {"kind": {"cell": True}}]
+    regions = [{"shape_attributes": one, "region_attributes": own} for one, own in zip(shapes, kinds, strict=True)]
+    write(tmp_path / "via.json", {"a.jpg1": {"filename": "a.jpg", "size": 1, "regions": regions}})
+    found = scan_boxes(tmp_path, max_skipped=1)
+    np.testing.assert_allclose(found.boxes, [[20, 30, 40, 50], [40, 20, 60, 60]], atol=1e-4)
+    assert [found.classes[label] for label in found.labels] == ["cell", "dirt"]
+    assert found.skipped_counts == {"unreadable annotation": 1}
+    assert any("'kind' of via.json is taken as the class, not 'sure'" in text for text in found.warnings)
+    other = scan_boxes(tmp_path, max_skipped=1, columns={"label": "sure"})
+    assert other.counts() == {"object": 1, "yes": 1}
 
 
 def test_hostile_annotations_are_refused(tmp_path):

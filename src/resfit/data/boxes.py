@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from resfit.data import containers, decode, members
-from resfit.data.annotations import coco, create_ml, cvat, label_studio, tabular, voc, yolo
+from resfit.data.annotations import coco, create_ml, cvat, label_studio, tabular, via, voc, yolo
 from resfit.data.annotations.files import FileList
 from resfit.data.annotations.table import (
     FORMATS,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["REASONS", "BoxSet", "SkippedBox", "SkippedBoxesError", "find_box_formats", "format_title", "scan_boxes"]
 
-_READERS = (coco, voc, cvat, yolo, label_studio, tabular, create_ml)  # imported, they are registered
+_READERS = (coco, voc, cvat, yolo, label_studio, tabular, create_ml, via)  # imported, they are registered
 
 #: Why a box or an image is left out.
 REASONS = {
@@ -249,8 +249,8 @@ def scan_boxes(
     Args:
         source: A folder as a labelling tool exports it, or a zip or tar file of one; or its annotation file (COCO or
             Label Studio JSON, CVAT XML, ``data.yaml``, CSV); or a pandas DataFrame with the columns of the CSV file.
-        format: ``"coco"``, ``"voc"``, ``"cvat"``, ``"yolo"``, ``"label-studio"``, ``"csv"``, ``"create-ml"`` or
-            ``"labelme"``; ``"auto"`` takes the first of these that the folder holds, and warns of others.
+        format: ``"coco"``, ``"voc"``, ``"cvat"``, ``"yolo"``, ``"label-studio"``, ``"csv"``, ``"create-ml"``,
+            ``"labelme"`` or ``"via"``; ``"auto"`` takes the first of these that the folder holds, and warns of others.
         images: Folder in which the images are looked for. Default: the source, or the folder around the file.
         classes: Names of the classes in the order to use, such as those of a detector that is to be measured. Boxes of
             others are left out. Default: all classes, in the order of
@@ -424,6 +424,7 @@ def _read(
         raise DataError(
             f"source must hold boxes: {', '.join(kind.title for kind in formats())}. Received: {str(source)!r} with "
             f"{len(files.images)} images and {len(files.others)} other files, none of which is such an annotation."
+            + (tabular.expected(source) if source.suffix.lower() in (".csv", ".tsv") else "")
         )
     name = next(iter(found)) if format == "auto" else format
     if name not in found:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit.data.annotations.files import FileList, UnreadableError, head_and_tail, read_bytes, split_of, whole
+from resfit.data.annotations.files import FileList, UnreadableError, head_and_tail, number, read_bytes, split_of, whole
 from resfit.data.annotations.table import AnnotationTable, ReadOptions, SkippedBox, StatedImage, annotation_format
 from resfit.errors import DataError, closest
 
@@ -36,29 +36,79 @@ COLUMNS = {
     "ymin": ("ymin", "y1", "top", "ytl", "bboxymin"),
     "xmax": ("xmax", "x2", "right", "xbr", "bboxxmax"),
     "ymax": ("ymax", "y2", "bottom", "ybr", "bboxymax"),
+    "x": ("x", "bboxx", "boxx"),
+    "y": ("y", "bboxy", "boxy"),
+    "xcenter": ("xcenter", "xcentre", "centerx", "centrex", "cx"),
+    "ycenter": ("ycenter", "ycentre", "centery", "centrey", "cy"),
+    "boxwidth": ("w", "boxwidth", "bboxwidth", "bboxw", "boxw"),
+    "boxheight": ("h", "boxheight", "bboxheight", "bboxh", "boxh"),
     "width": ("width", "imagewidth", "imgwidth"),
     "height": ("height", "imageheight", "imgheight"),
     "split": ("split", "set", "subset"),
     "group": ("group", "patient", "patientid"),
     "crowd": ("iscrowd", "crowd", "isgroupof"),
 }
-_NEEDED = ("path", "label", "xmin", "ymin", "xmax", "ymax")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _FORMS = "path,label,xmin,ymin,xmax,ymax or filename,width,height,class,xmin,ymin,xmax,ymax"
+#: The columns of a table without a header line, in the order of Keras RetinaNet.
+_UNNAMED = ("path", *_CORNERS, "label")
+_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".dcm")
 
 
 def find(files: FileList) -> list[Path]:
-    """Returns the CSV files whose header names boxes."""
+    """Returns the CSV files whose header names boxes, or whose first line without one is a box."""
     found = []
     for path in files.with_suffix(".csv", ".tsv"):
-        head = next(iter(_decoded(head_and_tail(path, 8192)).splitlines()), "")
-        try:
-            fields = next(csv.reader([head], delimiter=_delimiter(head)), [])
-        except csv.Error:
-            continue
-        if all(name in _columns(fields, {}) for name in _NEEDED):
+        fields = _first_line(path)
+        if _is_unnamed(fields) or states_boxes(fields):
             found.append(path)
     return found
+
+
+def states_boxes(fields: Sequence[str]) -> bool:
+    """Returns whether columns of these names state images, classes and boxes.
+
+    Args:
+        fields: Names of columns.
+    """
+    columns = _columns(fields, {})
+    return "path" in columns and "label" in columns and _edges(columns) is not None
+
+
+def expected(path: Path) -> str:
+    """Returns what a CSV file in which no boxes were found needs, as a sentence.
+
+    Args:
+        path: The file.
+    """
+    return f" A CSV file must have columns such as {_FORMS}. Received: {_first_line(path)[:30]}."
+
+
+def _first_line(path: Path) -> list[str]:
+    head = next(iter(_decoded(head_and_tail(path, 8192)).splitlines()), "")
+    try:
+        return next(csv.reader([head], delimiter=_delimiter(head)), [])
+    except csv.Error:
+        return []
+
+
+def _is_unnamed(fields: Sequence[str]) -> bool:
+    """Whether the first line of a table is a box, or an image without boxes, in Keras RetinaNet's order."""
+    if len(fields) != len(_UNNAMED) or not fields[0].strip().lower().endswith(_ENDINGS):
+        return False
+    edges = [field.strip() for field in fields[1:5]]
+    return not any((*edges, fields[5].strip())) or all(np.isfinite(number(edge)) for edge in edges)
+
+
+def _edges(columns: Mapping[str, str]) -> tuple[str, ...] | None:
+    """The four columns that state a box: its corners, or a corner or the centre and the size; ``None`` for none."""
+    if all(role in columns for role in _CORNERS):
+        return _CORNERS
+    size = ("boxwidth", "boxheight") if "boxwidth" in columns else ("width", "height")
+    for place in (("xmin", "ymin"), ("x", "y"), ("xcenter", "ycenter")):
+        if all(role in columns for role in (*place, *size)):
+            return (*place, *size)
+    return None
 
 
 @annotation_format("csv", "a CSV file", find, rank=5)
@@ -72,10 +122,14 @@ def read(files: FileList, sources: Sequence[Path], table: AnnotationTable, optio
         except UnreadableError as error:
             raise DataError(f"{source.name} must be a CSV file. Received: {error}.") from error
         header = next(iter(text[:65_536].splitlines()), "")
+        unnamed = _is_unnamed(_first_line(source))
+        if unnamed:
+            table.notes.append(f"{source.name} has no header line: its columns are taken as {', '.join(_UNNAMED)}")
         try:
             frame = pd.read_csv(
                 io.StringIO(text),
                 sep=_delimiter(header),
+                **({"header": None, "names": list(_UNNAMED)} if unnamed else {}),
                 dtype=str,
                 keep_default_na=False,
                 index_col=False,
@@ -85,7 +139,7 @@ def read(files: FileList, sources: Sequence[Path], table: AnnotationTable, optio
             raise DataError(
                 f"{source.name} must be a CSV file. Received: {' '.join(str(error).split())[:200]}."
             ) from error
-        read_frame(files, frame, source, table, options, first_line=2)
+        read_frame(files, frame, source, table, options, first_line=1 if unnamed else 2)
 
 
 def read_frame(
@@ -113,13 +167,15 @@ def read_frame(
     import pandas as pd
 
     columns = _columns([str(name) for name in frame.columns], options.columns)
-    for name in _NEEDED:
-        if name not in columns:
+    edges = _edges(columns)
+    for name in ("path", "label", *_CORNERS):
+        if name not in columns and (edges is None or name not in _CORNERS):
             given = [str(name) for name in frame.columns]
             raise DataError(
                 f"{source.name} must have columns such as {_FORMS}. Received: none for {name!r} among "
                 f"{given[:30]}.{closest(name, given)} columns={{{name!r}: 'NAME'}} names it."
             )
+    assert edges is not None
     by_name = {str(name): name for name in frame.columns}
     series = {name: frame[by_name[column]] for name, column in columns.items()}
     texts = {
@@ -127,13 +183,21 @@ def read_frame(
         for name in ("path", "label")
     }
     corners = np.stack(
-        [pd.to_numeric(series[name], errors="coerce").to_numpy(np.float64, na_value=np.nan) for name in _CORNERS],
+        [pd.to_numeric(series[name], errors="coerce").to_numpy(np.float64, na_value=np.nan) for name in edges],
         axis=1,
     )
+    if edges != _CORNERS:
+        centred = "xcenter" in edges
+        corners[:, :2] -= corners[:, 2:] / 2 if centred else 0
+        corners[:, 2:] += corners[:, :2]
+        named = ", ".join(columns[role] for role in edges)
+        what = "centre" if centred else "left, top"
+        other = "xmin,ymin,xmax,ymax are corners" + ("" if centred else "; x_center,y_center are centres")
+        table.notes.append(f"{named} of {source.name} are taken as {what}, width and height of boxes ({other})")
     empty = np.stack(
         [
             (series[name].isna() | (series[name].astype(object).astype(str).str.strip() == "")).to_numpy()
-            for name in _CORNERS
+            for name in edges
         ],
         axis=1,
     )
@@ -144,7 +208,8 @@ def read_frame(
             table.skip(SkippedBox("", "image missing", "no name of an image", source.name, int(row) + first_line))
     codes, names = pd.factorize(texts["path"], sort=False)
     splits, groups, widths, heights = (
-        _by_image(name, series, codes, len(names), source) for name in ("split", "group", "width", "height")
+        _by_image(name, {} if name in edges else series, codes, len(names), source)
+        for name in ("split", "group", "width", "height")
     )
     fractions = _fractions(corners, options, table, source)
     images = np.full(len(names), -1)

@@ -53,7 +53,7 @@ def read(files: FileList, sources: Sequence[Path], table: AnnotationTable, optio
     """Reads YOLO's labels. A number stands for the name that the file of names gives it; an image without labels is a
     negative."""
     if sources[0].suffix.lower() in (".yaml", ".yml"):
-        names, chosen = _from_yaml(files, sources)
+        names, chosen = _from_yaml(files, sources, table)
     else:
         names, chosen = _from_names(files, sources, options), None
     if chosen is None:
@@ -144,7 +144,9 @@ def _labels(path: Path, image: int, numbers: dict[int, int], table: AnnotationTa
     return outlines
 
 
-def _from_yaml(files: FileList, sources: Sequence[Path]) -> tuple[dict[int, str], dict[Path, str | None]]:
+def _from_yaml(
+    files: FileList, sources: Sequence[Path], table: AnnotationTable
+) -> tuple[dict[int, str], dict[Path, str | None]]:
     """The names and the images with their splits of a ``data.yaml``."""
     if len(sources) > 1:
         shown = ", ".join(files.relative(path).as_posix() for path in sources[:5])
@@ -162,7 +164,7 @@ def _from_yaml(files: FileList, sources: Sequence[Path]) -> tuple[dict[int, str]
         raise DataError(
             f"nc must be the number of names ({len(names)}). Received: nc: {str(stated)[:40]} in {source.name}."
         )
-    chosen: dict[Path, str | None] = {}
+    parts: dict[Path, list[str]] = {}
     for key, split in (("train", "train"), ("val", "val"), ("valid", "val"), ("test", "test")):
         places = content.get(key)
         for place in places if isinstance(places, list) else [places]:
@@ -173,11 +175,19 @@ def _from_yaml(files: FileList, sources: Sequence[Path]) -> tuple[dict[int, str]
                     f"{key} of {source.name} must be a folder or a list of folders. Received: {type(place).__name__}."
                 )
             for path in _images_at(files, source, content.get("path"), place):
-                if chosen.setdefault(path, split) != split:
-                    raise DataError(
-                        f"an image must belong to one split. Received: {files.relative(path).as_posix()!r} in "
-                        f"{chosen[path]!r} and {split!r} of {source.name}."
-                    )
+                parts.setdefault(path, []).append(split)
+    train, val = ({path for path, own in parts.items() if split in own} for split in ("train", "val"))
+    if train and train == val:  # as the smallest sets for trying things out have it
+        table.notes.append(f"train and val of {source.name} name the same images: the split is drawn anew")
+        parts = {path: [split for split in own if split not in ("train", "val")] for path, own in parts.items()}
+    chosen: dict[Path, str | None] = {}
+    for path, own in parts.items():
+        if len(set(own)) > 1:
+            raise DataError(
+                f"an image must belong to one split. Received: {files.relative(path).as_posix()!r} in {own[0]!r} and "
+                f"{own[1]!r} of {source.name}. Take it out of one of them."
+            )
+        chosen[path] = own[0] if own else None
     if not chosen:
         raise DataError(
             f"{source.name} must name folders with images as train, val or test. Received: none with images."

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resfit.data.annotations.tabular import states_boxes
 from resfit.data.boxes import BoxSet, find_box_formats, format_title
 from resfit.errors import ArgumentError, DataError
 from resfit.tasks.base import Recognition, Strength, Task, register_task
@@ -33,7 +34,7 @@ class Detection(Task):
         columns = getattr(source, "columns", None)
         if columns is not None:
             known = {str(name).strip().lower() for name in columns}
-            if any(wanted <= known for wanted in _COLUMNS):
+            if any(wanted <= known for wanted in _COLUMNS) or states_boxes([str(name) for name in columns]):
                 return Recognition(Strength.CERTAIN, "the table has columns of boxes")
             return Recognition(Strength.NONE)
         if not isinstance(source, str | os.PathLike):
