@@ -6,6 +6,7 @@ import functools
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from resfit.errors import ResfitError
@@ -47,25 +48,35 @@ MODULES: dict[str, Any] = {
 }
 
 
+def is_refused(name: str, tensors: dict[str, np.ndarray]) -> bool:
+    """Recovers a detector from tensors. Any other error than resfit's own passes through."""
+    try:
+        MODULES[name].is_detector(tensors)
+        translation = MODULES[name].translate(tensors)
+        spec, _ = MODULES[name].identify(translation)
+        layers = kinds.count(spec).layers
+        return bool(completeness.problem(translation.arrays, translation.leftover, layers))
+    except ResfitError:
+        return True
+
+
 def survive(name: str, count: int, seed: int) -> int:
-    """Recovers detectors from mutated tensors; returns how many were refused. Any other error passes through."""
-    generator, refused = random.Random(seed), 0
-    for _ in range(count):
-        tensors = mutated(list(generator.choice(shapes(name))), generator)
-        try:
-            MODULES[name].is_detector(tensors)
-            translation = MODULES[name].translate(tensors)
-            spec, _ = MODULES[name].identify(translation)
-            layers = kinds.count(spec).layers
-            refused += bool(completeness.problem(translation.arrays, translation.leftover, layers))
-        except ResfitError:
-            refused += 1
-    return refused
+    """Recovers detectors from mutated tensors; returns how many were refused."""
+    generator = random.Random(seed)
+    return sum(is_refused(name, mutated(list(generator.choice(shapes(name))), generator)) for _ in range(count))
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_mutated_tensors_are_refused_or_read(name):
     assert 0 < survive(name, 60, 0) <= 60
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (4, 0)])
+def test_a_bias_of_anchors_without_values_is_refused(shape):
+    tensors = {name: np.broadcast_to(np.float32(0), own) for name, own in shapes("dense")[-1]}
+    name = next(name for name in tensors if name.endswith("cls_score.bias"))
+    assert not is_refused("dense", tensors)
+    assert is_refused("dense", {**tensors, name: np.zeros(shape, np.float32)})
 
 
 @pytest.mark.slow

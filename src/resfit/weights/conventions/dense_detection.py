@@ -179,9 +179,10 @@ def _reorder(arrays: dict[str, np.ndarray]) -> None:
     for layer, each in values.items():
         for part in ("kernel", "bias"):
             array = arrays.get(f"{layer}_conv/{part}")
-            if array is None or array.shape[-1] % (sizes * ratios) or (each and array.shape[-1] != 9 * each):
+            last = 0 if array is None or not array.ndim else array.shape[-1]
+            if array is None or not last or last % (sizes * ratios) or (each and last != 9 * each):
                 continue
-            apart = array.reshape(*array.shape[:-1], sizes, ratios, -1)
+            apart = array.reshape(*array.shape[:-1], sizes, ratios, last // (sizes * ratios))
             arrays[f"{layer}_conv/{part}"] = np.swapaxes(apart, -3, -2).reshape(array.shape)
 
 
