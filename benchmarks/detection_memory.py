@@ -1,6 +1,6 @@
 """Peak memory of a detector's fit, of few pictures and of many.
 
-    python benchmarks/detection_memory.py --images 300 20000
+    python benchmarks/detection_memory.py --images 300 20000 [--size 256]
 
 Each count runs in a process of its own, on drawn pictures: two views, one pass of the head on stored maps, validation
 and test. What counts is the process's own memory; pages of mapped files belong to the system.
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 
-def child(count, folder):
+def child(count, folder, size):
     """Draws the pictures and fits; prints the peak in MB by step."""
     from resfit.data import drawn_boxes
     from resfit.data.boxes import scan_boxes
@@ -40,7 +40,7 @@ def child(count, folder):
         scan_boxes(folder / "pictures"),
         strategy="head",
         views=2,
-        size=256,
+        size=size,
         tuning={"epochs": 1},
         cache=folder / "cache",
     )
@@ -53,17 +53,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[300, 3000])
     parser.add_argument("--folder", type=Path, help="Where the pictures and maps lie meanwhile; 20,000 take 20 GB.")
+    parser.add_argument("--size", type=int, default=256, help="Height and width of the detector's input.")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        child(options.child, options.folder)
+        child(options.child, options.folder, options.size)
         return
     root = Path(__file__).parent.parent
     peaks = []
     for count in options.images:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             done = subprocess.run(
-                [sys.executable, __file__, "--child", str(count), "--folder", folder],
+                [sys.executable, __file__, "--child", str(count), "--folder", folder, "--size", str(options.size)],
                 env={**os.environ, "PYTHONPATH": str(root / "src"), "TF_CPP_MIN_LOG_LEVEL": "3"},
                 capture_output=True,
                 text=True,
