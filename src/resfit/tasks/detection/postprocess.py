@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from resfit.data.box_geometry import overlap_matrix
-from resfit.networks.detection.nms import float32_below
+from resfit.numerics import float32_below
 
 
 def suppress(
