@@ -271,6 +271,34 @@ def test_a_rate_that_a_run_has_shown_is_kept(body, tmp_path):
     assert 0 < auto_precision._rate(body, "float32", lambda: images, cache) < 10
 
 
+def test_int8_is_timed_when_it_is_calibrated_and_given_up_where_it_is_no_faster(folder, body, tmp_path, monkeypatch):
+    pytest.importorskip("nncf")
+    seconds, timed = {"fast": 0.08, "slow": 0.4}, []
+    choice = auto_precision.decide(5000, 0.022, {"int8": 0.011})
+    assert (choice.precision, choice.images) == ("int8", 5000)
+    for name, precision in (("fast", "int8"), ("slow", "float32")):
+        speed._known.clear()
+
+        def batch(running, images, name=name):
+            timed.append((running.precision, images.shape))
+            return seconds[name]
+
+        monkeypatch.setattr(speed, "fastest_batch", batch)
+        for expected in ([("int8", (8, 32, 32, 3))], []):  # a second run knows
+            timed.clear()
+            said: list[str] = []
+            worth = auto_precision.worth(body, choice, said.append, tmp_path / name)
+            options = {"precision": "int8", "engine": "openvino", "cache": tmp_path / name}
+            found = feature_store.extract(body, sorted(folder.rglob("*.png")), worth=worth, **options)
+            assert (timed, found.precision) == (expected, precision)
+            line = "features in float32: int8 takes 50.0 ms an image here, float32 22.0 (--precision int8 changes it)"
+            assert said == ([] if precision == "int8" else [line])
+        speed._known.clear()
+        assert auto_precision._rate(body, "int8", no_samples, tmp_path / name) == seconds[name] / 8
+    exact = feature_store.extract(body, sorted(folder.rglob("*.png")), cache=False, engine="openvino")
+    np.testing.assert_array_equal(found.rows, exact.rows)
+
+
 class Logits:
     """A head whose logits are its features."""
 
