@@ -96,7 +96,7 @@ def candidates() -> tuple[str, ...]:
 
 
 def choose(
-    model: keras.Model,
+    model: keras.Model | engines.StoredNetwork,
     images: int,
     samples: Callable[[], np.ndarray],
     *,
@@ -149,7 +149,10 @@ def decide(images: int, exact: float, rates: dict[str, float]) -> PrecisionChoic
 
 
 def worth(
-    model: keras.Model, choice: PrecisionChoice, say: Callable[[str], None], cache: bool | str | Path = True
+    model: keras.Model | engines.StoredNetwork,
+    choice: PrecisionChoice,
+    say: Callable[[str], None],
+    cache: bool | str | Path = True,
 ) -> Callable[[Any, Callable[[], np.ndarray]], bool]:
     """Returns what decides about int8 once it is calibrated, as :func:`resfit.features.extract.extract` asks.
 
@@ -178,7 +181,13 @@ def worth(
     return decided
 
 
-def note(model: keras.Model, precision: str, seconds: float, images: int, cache: bool | str | Path = True) -> None:
+def note(
+    model: keras.Model | engines.StoredNetwork,
+    precision: str,
+    seconds: float,
+    images: int,
+    cache: bool | str | Path = True,
+) -> None:
     """Keeps the rate that a run has shown.
 
     Args:
@@ -193,7 +202,10 @@ def note(model: keras.Model, precision: str, seconds: float, images: int, cache:
 
 
 def _rate(
-    model: keras.Model, precision: str, samples: Callable[[], np.ndarray], cache: bool | str | Path
+    model: keras.Model | engines.StoredNetwork,
+    precision: str,
+    samples: Callable[[], np.ndarray],
+    cache: bool | str | Path,
 ) -> float | None:
     """Returns the seconds of an image; ``None`` for int8 that has not run yet, or what cannot be measured."""
 

@@ -178,13 +178,19 @@ def extract(
         return _extract(job, place.folder, place.folder if place.kept else None)
 
 
-def missing(model: keras.Model, paths: Sequence[Path], cache: bool | str | Path = True) -> int:
+def missing(
+    model: keras.Model | engines.StoredNetwork,
+    paths: Sequence[Path],
+    cache: bool | str | Path = True,
+    input_spec: InputSpec | None = None,
+) -> int:
     """Returns how many images have no features in float32 yet, so far as is known without reading them.
 
     Args:
-        model: A network with an ``input_spec``.
+        model: The network.
         paths: The images.
         cache: As :func:`extract` takes it.
+        input_spec: As :func:`extract` takes it.
     """
     if cache is False:
         return len(paths)
@@ -192,7 +198,7 @@ def missing(model: keras.Model, paths: Sequence[Path], cache: bool | str | Path 
         known = [entry.digest for entry in digests.recall(list(paths)) if entry is not None and not entry.reason]
         if not known:
             return len(paths)
-        contract = _contract(model, None)
+        contract = _contract(model, input_spec)
         (key,) = _keys(model, contract, "float32", [None])
         store = FeatureStore(place.folder / "features", key, math.prod(_row_shape(model, contract, False)), "float32")
         return len(paths) - int((store.find(known) >= 0).sum())
