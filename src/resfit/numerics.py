@@ -61,3 +61,13 @@ def nearest_rows(known: np.ndarray, features: np.ndarray, count: int) -> tuple[n
     cosines = directions(features, centre) @ directions(known, centre).T
     order = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
     return order, np.take_along_axis(cosines, order, axis=1)
+
+
+def float32_below(threshold: float) -> float:
+    """Returns the largest float32 that is not above a threshold: a float32 exceeds the one where it exceeds the other.
+
+    Args:
+        threshold: Any number.
+    """
+    nearest = np.float32(threshold)
+    return float(nearest if float(nearest) <= threshold else np.nextafter(nearest, np.float32(-np.inf)))

@@ -10,6 +10,7 @@ import pytest
 
 from resfit import engines, processors
 from resfit.data.split import Split
+from resfit.embedding import embed_images
 from resfit.engines import auto_precision, speed
 from resfit.errors import ArgumentError, DataError
 from resfit.features import extract as feature_store
@@ -269,6 +270,112 @@ def test_a_rate_that_a_run_has_shown_is_kept(body, tmp_path):
     assert auto_precision._rate(body, "int8", no_samples, tmp_path / "other") is None
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     assert 0 < auto_precision._rate(body, "float32", lambda: images, cache) < 10
+
+
+def test_int8_is_timed_when_it_is_calibrated_and_given_up_where_it_is_no_faster(folder, body, tmp_path, monkeypatch):
+    pytest.importorskip("nncf")
+    seconds, timed = {"fast": 0.08, "slow": 0.4}, []
+    choice = auto_precision.decide(5000, 0.022, {"int8": 0.011})
+    assert (choice.precision, choice.images) == ("int8", 5000)
+    for name, precision in (("fast", "int8"), ("slow", "float32")):
+        speed._known.clear()
+
+        def batch(running, images, name=name):
+            timed.append((running.precision, images.shape))
+            return seconds[name]
+
+        monkeypatch.setattr(speed, "fastest_batch", batch)
+        for expected in ([("int8", (8, 32, 32, 3))], []):  # a second run knows
+            timed.clear()
+            said: list[str] = []
+            worth = auto_precision.worth(body, choice, said.append, tmp_path / name)
+            options = {"precision": "int8", "engine": "openvino", "cache": tmp_path / name}
+            found = feature_store.extract(body, sorted(folder.rglob("*.png")), worth=worth, **options)
+            assert (timed, found.precision) == (expected, precision)
+            line = "features in float32: int8 takes 50.0 ms an image here, float32 22.0 (--precision int8 changes it)"
+            assert said == ([] if precision == "int8" else [line])
+        speed._known.clear()
+        assert auto_precision._rate(body, "int8", no_samples, tmp_path / name) == seconds[name] / 8
+    exact = feature_store.extract(body, sorted(folder.rglob("*.png")), cache=False, engine="openvino")
+    np.testing.assert_array_equal(found.rows, exact.rows)
+
+
+@pytest.fixture
+def chosen_int8(machine, monkeypatch):
+    """A machine on which int8 is worth it for the 300 images of the tests below."""
+    pytest.importorskip("nncf")
+    machine({"avx512_vnni"}, float32=1.0)
+    monkeypatch.setattr(speed, "fastest_batch", lambda running, images: 0.5 * len(images))
+    monkeypatch.setattr(auto_precision, "_SHORT", 0.0)
+    monkeypatch.setattr(reduced_precision, "FEWEST", 200)
+    speed._known.clear()
+    yield
+    speed._known.clear()
+
+
+@pytest.fixture(scope="module")
+def tested(body, tmp_path_factory):
+    """A classifier that was tested on 72 images, and these and the others."""
+    source = write_folder(tmp_path_factory.mktemp("data") / "images", each=48)
+    asked = {"strategy": "probe", "engine": "openvino", "test_share": 0.5, "cache": False, "precision": "float32"}
+    return fit(source, model=body, **asked), sorted(source.rglob("*.png"))
+
+
+def test_predictions_are_in_int8_where_tested_images_get_the_same_answers(chosen_int8, tested, tmp_path, monkeypatch):
+    monkeypatch.setenv("RESFIT_CACHE", str(tmp_path))
+    classifier, paths = tested
+    asked, said = paths * 3, []
+    exact = classifier.predict(asked)
+    found = classifier.predict(asked, precision="auto", say=said.append)
+    assert [item.label for item in found] == [item.label for item in exact]
+    differences = [abs(one.probability - other.probability) for one, other in zip(found, exact, strict=True)]
+    assert 1e-6 < max(differences) < 0.2
+    (line,) = said
+    assert line.startswith("predictions in int8: 432 images are expected to take int8 ")
+    assert line.endswith("; the same answers on 32 images that it was tested on (--precision float32 changes it)")
+    # what is asked for by name is the same network, on other images of which it is calibrated
+    named = classifier.predict(asked, precision="int8")
+    assert max(abs(one.probability - other.probability) for one, other in zip(named, found, strict=True)) < 0.2
+    few = classifier.predict(paths[:20], precision="auto", say=said.append)
+    assert [item.probability for item in few] == pytest.approx([item.probability for item in exact[:20]], abs=1e-6)
+    monkeypatch.setattr(reduced_precision, "LEAST_TESTED", 73)  # too few to compare on
+    exactly = classifier.predict(asked, precision="auto", say=said.append)
+    assert [item.probability for item in exactly] == pytest.approx([item.probability for item in exact], abs=1e-6)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(("wrong", "fine"), [(0, True), (3, False), (32, False)])
+def test_answers_that_change_are_seen(tested, wrong, fine):
+    """Of each 32 images a few have the features of others."""
+    classifier, paths = tested
+    exact, looked = engines.create(classifier.body(), "keras"), []
+
+    class Narrow:
+        def run(self, images):
+            looked.append(len(images))
+            rows = exact.run(images) * 1.001
+            rows[:wrong] = exact.run(np.roll(images[::-1], 1, axis=0))[:wrong]
+            return rows
+
+    random = np.random.default_rng(0).permutation(len(paths))
+    found, text = reduced_precision.same_answers(classifier, exact, Narrow(), [paths[at] for at in random], 64)
+    assert found is fine
+    assert ("the same answers on 32 images" in text) is fine
+    assert sum(looked) <= 64
+
+
+def test_features_are_in_float32_unless_auto_is_asked_for(chosen_int8, tested, body, tmp_path):
+    paths, said = tested[1], []
+    exact = embed_images(body, paths, cache=tmp_path, engine="openvino", say=said.append)
+    assert (exact.machine["precision"], said) == ("float32", [])
+    more = write_folder(tmp_path / "more", each=100)
+    found = embed_images(body, more, cache=tmp_path, engine="openvino", precision="auto", say=said.append)
+    assert found.machine["precision"] == "int8"
+    assert "features in int8: 300 images are expected to take int8 " in said[0]
+    plain = embed_images(body, more, cache=tmp_path, engine="openvino")
+    assert 0.99 < engines.agreement(found.features, plain.features) < 0.9999999
+    again = embed_images(body, more, cache=tmp_path, engine="openvino", precision="auto")  # none is missing now
+    np.testing.assert_array_equal(again.features, plain.features)
 
 
 class Logits:

@@ -16,6 +16,7 @@ from resfit.evaluation.regression import regression_figures
 from resfit.tasks import dispatch
 from resfit.tasks.regression.results import ResidualIntervals
 from resfit.tasks.regression.ridge import fit_ridge
+from tests.tasks.apart import said_apart, spoil
 
 
 def disc(radius, x, y, side=64):
@@ -74,6 +75,34 @@ def test_intervals_cover_as_often_as_they_say(fitted):
     assert fitted.predict(images[0], coverage=None)[0].intervals == {}
     with pytest.raises(ArgumentError, match=r"need at least 999 images .*Received: 95"):
         fitted.predict(images[0], coverage=0.999)
+
+
+def test_a_saved_regressor_predicts_and_serves_without_keras(fitted, discs, tmp_path, monkeypatch):
+    monkeypatch.setenv("RESFIT_CACHE", str(tmp_path / "cache"))
+    out, paths = tmp_path / "discs.resfit", [discs / f"{number}.png" for number in range(4)]
+    fitted.save(out)
+    loaded = dispatch.load(out)
+    assert "model" in vars(loaded)
+    expected = loaded.arrays(loaded.predict(paths, engine="keras"))["values"]
+    loaded.predict(paths[0])  # which keeps the network
+    said = said_apart(out, paths)
+    assert said["imported"] == []
+    assert np.ptp(expected) > 2
+    np.testing.assert_allclose(said["predicted"]["values"], expected, rtol=1e-4)
+    np.testing.assert_allclose(said["served"]["values"], expected, rtol=1e-4)
+    again = dispatch.load(out)
+    kept = again.predict(paths)
+    assert [item.intervals for item in kept] == [
+        {name: pytest.approx(ends, rel=1e-4) for name, ends in item.intervals.items()} for item in loaded.predict(paths)
+    ]
+    measured = again.evaluate(discs / "discs.csv", cache=False)
+    assert "model" not in vars(again)
+    assert measured.predicted[:4] == pytest.approx(expected, rel=1e-4)
+    np.testing.assert_allclose(again.model.predict(np.asarray(Image.open(paths[0]))[None]), expected[:1], rtol=1e-4)
+    spoil(tmp_path / "cache", dispatch.load(out)._origin.record)
+    again = dispatch.load(out)
+    assert "model" in vars(again)
+    assert again.arrays(again.predict(paths))["values"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_it_is_saved_and_read_with_its_checksums(fitted, discs, tmp_path):

@@ -161,7 +161,7 @@ def progress() -> Iterator[Progress | None]:
 
 
 def load_tensorflow_for(source: str | os.PathLike[str]) -> None:
-    """Imports TensorFlow where a model needs it; for a classifier that is when its Keras model is read.
+    """Imports TensorFlow where a model needs it; for a fitted model that is when its Keras model is read.
 
     Args:
         source: A fitted model's folder, or a network.
@@ -170,13 +170,15 @@ def load_tensorflow_for(source: str | os.PathLike[str]) -> None:
 
     from resfit import artifact
 
-    if artifact.kind_of(Path(source)) != artifact.CLASSIFIER.name:
+    if not artifact.kind_of(Path(source)):
         load_tensorflow()
         return
-    from resfit.tasks.classification import saving
+    from resfit.tasks import dispatch, stored_network
 
-    if load_tensorflow not in saving.before_keras:
-        saving.before_keras.append(load_tensorflow)
+    if not dispatch.task_of(Path(source)).reads_lazily:
+        load_tensorflow()
+    elif load_tensorflow not in stored_network.before_keras:
+        stored_network.before_keras.append(load_tensorflow)
 
 
 def load_tensorflow() -> None:

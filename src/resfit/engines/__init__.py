@@ -557,7 +557,7 @@ def agreement(rows: np.ndarray, expected: np.ndarray) -> float:
     return float(cosines.min())
 
 
-def macs_per_image(model: keras.Model, size: tuple[int, int] | None = None) -> float | None:
+def macs_per_image(model: keras.Model | StoredNetwork, size: tuple[int, int] | None = None) -> float | None:
     """Returns the multiply-accumulates of the convolutions for one image; ``None`` for a network not of resfit's.
 
     Args:
@@ -566,6 +566,8 @@ def macs_per_image(model: keras.Model, size: tuple[int, int] | None = None) -> f
     """
     from resfit.networks import arithmetic
 
+    if isinstance(model, StoredNetwork):
+        return None
     architecture = getattr(model, "architecture", None)
     if architecture is None:
         return None

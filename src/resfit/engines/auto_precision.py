@@ -1,7 +1,8 @@
 """Which number format is expected to bring a run of many images to its end first, its checks included.
 
 A processor without instructions for fewer bits, a GPU and a short run cost nothing here: they get float32. Rates are
-measured once for each machine and network and kept; that of int8 is assumed until a run has shown it.
+measured once for each machine and network and kept; that of int8 is assumed until a network has been calibrated, and
+measured then, before anything is computed by it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _MACS = 9e10
 _MARGIN = 1.15
 # seconds before the first image: what is compiled and compared, and for int8 also calibrated
 _BEGINNING = {"bfloat16": 2.0, "int8": 10.0}
-# times as fast int8 is taken to be until a run has shown it
+# times as fast int8 is taken to be until it has been measured
 _INT8 = 2.0
 _TIMED = 8  # images of a batch that is timed
 _LEAST_NOTED = 64  # images of a run whose rate is kept
@@ -50,12 +51,14 @@ class PrecisionChoice:
         reason: In words; empty where nothing had to be chosen.
         seconds: Expected seconds of the whole run by precision; empty where nothing was compared.
         most_checked: Most images that the check in float32 may look at.
+        images: Number of images of the run; 0 for what an earlier version has noted.
     """
 
     precision: str = "float32"
     reason: str = ""
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     most_checked: int = 0
+    images: int = 0
 
     @property
     def line(self) -> str:
@@ -93,7 +96,7 @@ def candidates() -> tuple[str, ...]:
 
 
 def choose(
-    model: keras.Model,
+    model: keras.Model | engines.StoredNetwork,
     images: int,
     samples: Callable[[], np.ndarray],
     *,
@@ -141,10 +144,50 @@ def decide(images: int, exact: float, rates: dict[str, float]) -> PrecisionChoic
         seconds[name] = run + checked[name] * exact
     best = min(seconds, key=lambda name: seconds[name] * (1.0 if name == "float32" else _MARGIN))
     told = ", ".join(f"{name} {value:.0f} s" for name, value in sorted(seconds.items(), key=lambda item: item[1]))
-    return PrecisionChoice(best, f"{images:,} images are expected to take {told}", seconds, checked.get(best, 0))
+    reason = f"{images:,} images are expected to take {told}"
+    return PrecisionChoice(best, reason, seconds, checked.get(best, 0), images)
 
 
-def note(model: keras.Model, precision: str, seconds: float, images: int, cache: bool | str | Path = True) -> None:
+def worth(
+    model: keras.Model | engines.StoredNetwork,
+    choice: PrecisionChoice,
+    say: Callable[[str], None],
+    cache: bool | str | Path = True,
+) -> Callable[[Any, Callable[[], np.ndarray]], bool]:
+    """Returns what decides about int8 once it is calibrated, as :func:`resfit.features.extract.extract` asks.
+
+    A few batches are timed, unless that has been done before, and the rate is kept. What is left of the run, its checks
+    included, must be shorter than in float32.
+
+    Args:
+        model: The network.
+        choice: By which int8 was taken.
+        say: Gets a sentence where int8 is not worth it.
+        cache: As :func:`choose` takes it.
+    """
+    exact = choice.seconds["float32"] / max(1, choice.images)
+
+    def decided(running: Any, samples: Callable[[], np.ndarray]) -> bool:
+        found = speed.kept("engine", model, _about("int8"), lambda: {"seconds": _timed(running, samples())}, cache)
+        rate = float(found["seconds"])
+        if not choice.images or choice.images * rate + choice.most_checked * exact < choice.images * exact:
+            return True
+        say(
+            f"features in float32: int8 takes {1000 * rate:.1f} ms an image here, float32 {1000 * exact:.1f} "
+            "(--precision int8 changes it)"
+        )
+        return False
+
+    return decided
+
+
+def note(
+    model: keras.Model | engines.StoredNetwork,
+    precision: str,
+    seconds: float,
+    images: int,
+    cache: bool | str | Path = True,
+) -> None:
     """Keeps the rate that a run has shown.
 
     Args:
@@ -159,7 +202,10 @@ def note(model: keras.Model, precision: str, seconds: float, images: int, cache:
 
 
 def _rate(
-    model: keras.Model, precision: str, samples: Callable[[], np.ndarray], cache: bool | str | Path
+    model: keras.Model | engines.StoredNetwork,
+    precision: str,
+    samples: Callable[[], np.ndarray],
+    cache: bool | str | Path,
 ) -> float | None:
     """Returns the seconds of an image; ``None`` for int8 that has not run yet, or what cannot be measured."""
 
@@ -169,14 +215,18 @@ def _rate(
         batch = np.asarray(samples())
         if not len(batch):
             raise ArgumentError("a network is timed on images. Received: none that can be read.")
-        running = engines.create(model, "openvino", precision=precision)
-        batch = np.concatenate([batch] * -(-_TIMED // len(batch)))[:_TIMED]
-        return {"seconds": speed.fastest_batch(running, batch) / len(batch)}
+        return {"seconds": _timed(engines.create(model, "openvino", precision=precision), batch)}
 
     try:
         return float(speed.kept("engine", model, _about(precision), measure, cache)["seconds"])
     except ArgumentError:
         return None
+
+
+def _timed(running: Any, images: np.ndarray) -> float:
+    """Returns the seconds of an image in the fastest of a few batches, all of one size."""
+    batch = np.concatenate([images] * -(-_TIMED // len(images)))[:_TIMED]
+    return speed.fastest_batch(running, batch) / len(batch)
 
 
 def _about(precision: str) -> dict[str, Any]:

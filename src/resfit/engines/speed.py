@@ -16,6 +16,7 @@ import numpy as np
 from resfit import processors
 from resfit.engines.cards import KerasCardsEngine
 from resfit.engines.keras import KerasEngine
+from resfit.engines.stored import StoredNetwork
 from resfit.storage.atomic import write_json
 from resfit.storage.locks import folder_of, report_unusable
 
@@ -83,7 +84,7 @@ def forward(model: keras.Model, resolved: Resolved, cache: bool | str | Path = T
 
 def kept(
     what: str,
-    model: keras.Model,
+    model: keras.Model | StoredNetwork,
     about: Mapping[str, Any],
     measure: Callable[[], dict[str, Any]],
     cache: bool | str | Path = True,
@@ -92,7 +93,8 @@ def kept(
 
     Args:
         what: Was measured.
-        model: The network; its weights play no part where its architecture is known.
+        model: The network; its weights play no part where its architecture is known. One that is kept in OpenVINO's
+            form is known by all of it.
         about: What else decides, JSON-ready.
         measure: Returns figures, JSON-ready, with ``"seconds"`` among them.
         cache: As :func:`forward` takes it.
@@ -110,7 +112,11 @@ def kept(
 
 
 def keep(
-    what: str, model: keras.Model, about: Mapping[str, Any], found: dict[str, Any], cache: bool | str | Path = True
+    what: str,
+    model: keras.Model | StoredNetwork,
+    about: Mapping[str, Any],
+    found: dict[str, Any],
+    cache: bool | str | Path = True,
 ) -> None:
     """Keeps a measurement in place of an earlier one.
 
@@ -142,21 +148,31 @@ def fastest_batch(engine: Engine, images: np.ndarray) -> float:
     return min(times)
 
 
-def _described(what: str, model: keras.Model, about: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _described(what: str, model: keras.Model | StoredNetwork, about: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Returns the name of a measurement, and what it is of."""
-    import tensorflow as tf
-
-    spec = getattr(model, "architecture", None)
     described = {
         "format": _FORMAT,
         "what": what,
-        "network": _structure(model) if spec is None else repr(spec),
-        "output": model.layers[-1].name,
+        **(_stored(model) if isinstance(model, StoredNetwork) else _of_keras(model)),
         "cores": processors.available(),
-        "tensorflow": tf.__version__,
         **about,
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:32], described
+
+
+def _of_keras(model: keras.Model) -> dict[str, Any]:
+    import tensorflow as tf
+
+    spec = getattr(model, "architecture", None)
+    return {
+        "network": _structure(model) if spec is None else repr(spec),
+        "output": model.layers[-1].name,
+        "tensorflow": tf.__version__,
+    }
+
+
+def _stored(model: StoredNetwork) -> dict[str, Any]:
+    return {"network": model.fingerprint, "output": model.output_name}
 
 
 def _write(root: Path | None, digest: str, facts: dict[str, Any]) -> None:

@@ -62,7 +62,10 @@ def find(key: str, cache: Path | None = None) -> Record | None:
     if not isinstance(network, dict) or not network or compiled.faults(entry.folder):
         return None
     body = compiled.CompiledEntry(compiled.root(cache) / str(network.get("folder")), {})
-    if not body.exists() or compiled.faults(body.folder):
+    if not body.exists():
+        return None
+    if compiled.faults(body.folder):
+        body.remove()  # it is made again from Keras' model
         return None
     try:
         with np.load(entry.folder / _ARRAYS, allow_pickle=False) as archive:
@@ -74,13 +77,14 @@ def find(key: str, cache: Path | None = None) -> Record | None:
 
 
 def is_settled(key: str, cache: Path | None = None) -> bool:
-    """Says whether it has been tried to keep a fitted model, with success or without.
+    """Says whether it has been tried in vain to keep a fitted model.
 
     Args:
         key: As :func:`find` takes it.
         cache: As :func:`find` takes it.
     """
-    return _entry(key, cache).exists()
+    facts = _entry(key, cache).facts()
+    return bool(facts) and not facts.get("body")
 
 
 def keep(

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Share of the images that int8 was calibrated on that must be among those asked for, to use it again.
 _SAME_IMAGES = 0.5
+# images that a new int8 network is timed on
+_TIMED = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,10 +85,13 @@ def prepared_engine(
     if facts and engines.is_quantized(job.model, resolved.engine, chosen.name):
         if facts.get("precision") == "float32":
             return exactly
-        return PreparedEngine(resolved, narrow, _Lazily(job, chosen.name))
-    running = engines.create(
-        job.model, resolved, samples=_samples(job, chosen), calibration=chosen.name, threads=job.threads
-    )
+        lazily = _Lazily(job, chosen.name)
+        few = dataclasses.replace(chosen, paths=chosen.paths[:_TIMED])
+        if job.worth is not None and not job.worth(lazily, lambda: _samples(job, few)):
+            return exactly
+        return PreparedEngine(resolved, narrow, lazily)
+    samples = _samples(job, chosen)
+    running = engines.create(job.model, resolved, samples=samples, calibration=chosen.name, threads=job.threads)
     # a network that could not be converted, or a runtime that is missing, says nothing about int8
     if chosen.record is not None and engines.is_quantized(job.model, resolved.engine, chosen.name):
         entry = {"precision": running.precision, "digests": chosen.digests}
@@ -95,6 +100,8 @@ def prepared_engine(
         except OSError as error:
             report_unusable(root, error)
     if running.precision == "int8":
+        if job.worth is not None and not job.worth(running, lambda: samples[:_TIMED]):
+            return exactly
         return PreparedEngine(resolved, narrow, running)
     return dataclasses.replace(exactly, running=running)
 

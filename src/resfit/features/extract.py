@@ -23,7 +23,7 @@ from resfit.devices import Device
 from resfit.errors import ArgumentError, DataError, ImageError, ResfitWarning
 from resfit.features import calibrations
 from resfit.features.digests import DigestMemory, FileDigest, digest_bytes, file_state, unreadable
-from resfit.features.job import ExtractionJob
+from resfit.features.job import ExtractionJob, Worth
 from resfit.features.progress import Progress
 from resfit.features.records import DecodeStatistics
 from resfit.features.store import FeatureStore, StoreKey, check_dtype
@@ -96,6 +96,7 @@ def extract(
     records: bool = False,
     thumbnails: Collection[int] = (),
     pixels: DecodedPixels | None = None,
+    worth: Worth | None = None,
 ) -> Features:
     """Runs images through a network, except those whose row is on disk already.
 
@@ -125,6 +126,8 @@ def extract(
             the rows are, whatever the network.
         thumbnails: Positions of images of which a thumbnail is kept too, where they are decoded.
         pixels: The same images, decoded already by this contract; nothing is read then. Not for views or int8.
+        worth: For int8, is asked with the calibrated network whether it is worth it; where not, rows are computed in
+            float32. ``None`` takes it in any case.
 
     Raises:
         ArgumentError: The model does not give one vector for each image, has no input contract, or an argument is
@@ -169,18 +172,25 @@ def extract(
         records=records,
         thumbnails=thumbnails,
         decoded=pixels,
+        worth=worth,
     )
     with engines.unchanged(model), opened(cache) as place:
         return _extract(job, place.folder, place.folder if place.kept else None)
 
 
-def missing(model: keras.Model, paths: Sequence[Path], cache: bool | str | Path = True) -> int:
+def missing(
+    model: keras.Model | engines.StoredNetwork,
+    paths: Sequence[Path],
+    cache: bool | str | Path = True,
+    input_spec: InputSpec | None = None,
+) -> int:
     """Returns how many images have no features in float32 yet, so far as is known without reading them.
 
     Args:
-        model: A network with an ``input_spec``.
+        model: The network.
         paths: The images.
         cache: As :func:`extract` takes it.
+        input_spec: As :func:`extract` takes it.
     """
     if cache is False:
         return len(paths)
@@ -188,7 +198,7 @@ def missing(model: keras.Model, paths: Sequence[Path], cache: bool | str | Path 
         known = [entry.digest for entry in digests.recall(list(paths)) if entry is not None and not entry.reason]
         if not known:
             return len(paths)
-        contract = _contract(model, None)
+        contract = _contract(model, input_spec)
         (key,) = _keys(model, contract, "float32", [None])
         store = FeatureStore(place.folder / "features", key, math.prod(_row_shape(model, contract, False)), "float32")
         return len(paths) - int((store.find(known) >= 0).sum())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 
 from resfit import engines
 from resfit.data.views import Views
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from resfit.data.box_views import BoxViews
     from resfit.features.pixels import DecodedPixels
     from resfit.preprocessing import InputSpec
+
+#: Says whether a calibrated int8 network is worth it. Gets it, and what decodes some images as it takes them.
+Worth: TypeAlias = "Callable[[engines.Engine, Callable[[], np.ndarray]], bool]"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,6 +40,7 @@ class ExtractionJob:
     records: bool
     thumbnails: Collection[int] = ()
     decoded: DecodedPixels | None = None
+    worth: Worth | None = None
 
     def report(self, what: str, done: int, total: int) -> None:
         """Says how far the work is."""

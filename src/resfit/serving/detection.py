@@ -52,7 +52,7 @@ class ServedDetector(Served):
         whole: Any = fitted
         # of each orientation, where the contract turns its box for portraits
         self._at: dict[tuple[int, int], Detector] = {one.input_spec.size: one for one in at_size(whole)}
-        self._runs = {size: engines.for_server(one.joined, engine) for size, one in self._at.items()}
+        self._runs = {size: engines.for_server(one.joined_network(), engine) for size, one in self._at.items()}
 
     @property
     def engine(self) -> str:

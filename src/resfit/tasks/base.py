@@ -418,11 +418,13 @@ class Task(abc.ABC):
         name: What ``task=`` and ``--task`` call it.
         kind: The kind of folder that its fitted models are saved as.
         fitted: What it fits, for ``isinstance`` and messages: the name of the class.
+        reads_lazily: Whether :meth:`load` may do without Keras, as :class:`resfit.tasks.stored_network.LazyModel` does.
     """
 
     name: ClassVar[str]
     kind: ClassVar[ArtifactKind]
     fitted: ClassVar[str]
+    reads_lazily: ClassVar[bool] = False
 
     @abc.abstractmethod
     def recognises(self, source: Any, options: Mapping[str, Any]) -> Recognition:

@@ -387,6 +387,8 @@ def decode(job: FitJob, pictured: Sequence[int] = ()) -> DecodedData:
         if options.precision != "float32":
             journal.note(f"features are computed in float32, not {options.precision}: the training reads the images")
         return DecodedData(UsableImages(pixels), "float32", pixels)
+    if job.choice is not None and options.precision == "int8":
+        shared["worth"] = auto_precision.worth(plan.body, job.choice, journal.note, options.cache)
     extracted = job.extract(images, precision=options.precision, **shared)
     if extracted.engine == "openvino":
         auto_precision.note(

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from resfit.errors import ArgumentError
-from resfit.networks.detection.nms import NonMaxSuppression, best_pairs, float32_below, keep_greedily
+from resfit.networks.detection.nms import NonMaxSuppression, best_pairs, keep_greedily
+from resfit.numerics import float32_below
 from tests.networks.detection import peers
 
 

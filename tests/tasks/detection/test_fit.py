@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from PIL import Image
 import resfit
 from resfit import processors
 from resfit.data.boxes import SkippedBoxesError, scan_boxes
+from resfit.engines.openvino import OpenVinoEngine
 from resfit.errors import ArgumentError, ArtifactError, DataError
 from resfit.tasks import dispatch
 from resfit.tasks.detection.checks import check
 from resfit.tasks.detection.fit import fit, plan
 from resfit.tasks.detection.network import detector_spec
 from tests.cards import AMPERE, cards
+from tests.tasks.apart import said_apart, spoil
 from tests.tasks.detection.drawn import scene, write_set
 
 FAST = {
@@ -132,6 +135,58 @@ def test_the_engine_and_the_suppressed_model_agree_with_keras(detector, folder):
         count = int((whole["scores"][row] >= 0.05).sum())
         assert count == len(one)
         assert np.abs(whole["boxes"][row, :count] - one.boxes).max(initial=0) < 0.05
+
+
+def test_a_saved_detector_predicts_and_serves_without_keras(detector, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("RESFIT_CACHE", str(tmp_path / "cache"))
+    out, pictures = tmp_path / "found.resfit", sorted(folder.glob("test-*.png"))[:3]
+    detector.save(out)
+    loaded = resfit.Detector.load(out)
+    assert "model" in vars(loaded)
+    loaded.predict(pictures[0])  # which keeps the network
+    said = said_apart(out, pictures)
+    assert said["imported"] == []
+    expected = loaded.arrays(loaded.predict(pictures, threshold=0.0, engine="keras"))
+    assert expected["scores"].max() > 0.5
+    assert expected["count"].min() > 1
+    for found in (said["predicted"], said["served"]):
+        np.testing.assert_array_equal(found["count"], expected["count"])
+        np.testing.assert_array_equal(found["classes"], expected["classes"])
+        np.testing.assert_allclose(found["scores"], expected["scores"], atol=1e-4)
+        np.testing.assert_allclose(found["boxes"], expected["boxes"], atol=0.05)
+    images = np.stack([np.asarray(Image.open(path)) for path in pictures])
+    np.testing.assert_allclose(said["features"], np.asarray(loaded.body()(images)), rtol=1e-4, atol=1e-4)
+    again = resfit.Detector.load(out)
+    assert "model" not in vars(again)
+    copied = pickle.loads(pickle.dumps(again)).predict(pictures, threshold=0.0, engine="keras")
+    np.testing.assert_allclose(loaded.arrays(copied)["boxes"], expected["boxes"], atol=1e-4)
+    # another threshold is another detector, and a damaged network is none
+    again.thresholds = {"disc": 0.9, "square": 0.9}
+    again.save(tmp_path / "other.resfit")
+    assert "model" in vars(resfit.Detector.load(tmp_path / "other.resfit"))
+    spoil(tmp_path / "cache", resfit.Detector.load(out)._origin.record)
+    again = resfit.Detector.load(out)
+    assert "model" in vars(again)
+    found = again.arrays(again.predict(pictures, threshold=0.0))
+    np.testing.assert_allclose(found["boxes"], expected["boxes"], atol=0.05)
+    assert "model" not in vars(resfit.Detector.load(out))  # it was made again
+
+
+def test_a_detector_that_disagrees_is_not_kept(detector, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("RESFIT_CACHE", str(tmp_path / "cache"))
+    picture = sorted(folder.glob("test-*.png"))[0]
+    expected = detector.predict(picture, threshold=0.0, engine="keras")
+    detector.save(tmp_path / "found.resfit")
+    # boxes that agree in the cosine of a row, and lie a pixel away
+    convert = OpenVinoEngine.run
+    monkeypatch.setattr(OpenVinoEngine, "run", lambda self, images: convert(self, images) + np.float32(0.2))
+    resfit.Detector.load(tmp_path / "found.resfit").predict(picture)
+    monkeypatch.undo()
+    monkeypatch.setenv("RESFIT_CACHE", str(tmp_path / "cache"))
+    again = resfit.Detector.load(tmp_path / "found.resfit")
+    assert "model" in vars(again)
+    assert not again._can_keep  # tried once
+    np.testing.assert_allclose(again.predict(picture, threshold=0.0).boxes, expected.boxes, atol=1e-3)
 
 
 def test_scores_are_calibrated_without_a_change_of_their_order(detector):

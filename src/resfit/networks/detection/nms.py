@@ -13,23 +13,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from resfit.errors import ArgumentError
 from resfit.networks.detection.boxes import iou_matrix
+from resfit.numerics import float32_below
 
 _register = keras.saving.register_keras_serializable(package="resfit")
-
-
-def float32_below(threshold: float) -> float:
-    """Returns the largest float32 that is not above a threshold: a float32 exceeds the one where it exceeds the other.
-
-    Args:
-        threshold: Any number.
-    """
-    nearest = np.float32(threshold)
-    return float(nearest if float(nearest) <= threshold else np.nextafter(nearest, np.float32(-np.inf)))
 
 
 def keep_greedily(boxes: Any, classes: Any, threshold: float, *, alive: Any = None, rounds: int | None = None) -> Any:

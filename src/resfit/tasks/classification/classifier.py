@@ -30,22 +30,20 @@ from resfit.features.progress import Progress
 from resfit.numerics import tempered
 from resfit.preprocessing import InputSpec
 from resfit.storage.atomic import atomic_open
-from resfit.tasks.base import Exportable, FitRun, FittedModel, TextTable
-from resfit.tasks.classification import saving
+from resfit.tasks.base import Exportable, FitRun, TextTable
+from resfit.tasks.classification import reduced_precision, saving
 from resfit.tasks.classification.heads import base
 from resfit.tasks.classification.heads.linear import LinearHead
 from resfit.tasks.classification.results import FitRecipe, Prediction
 from resfit.tasks.inference import BodyRunner
 from resfit.tasks.preparation import tested
+from resfit.tasks.stored_network import ENGINES, LazyModel, Origin, StoredPart
 
 if TYPE_CHECKING:
     import keras
 
-_KEPT = ("auto", "openvino")  # engines that the network is kept for
-_COMPARED = 4  # images that a network is compared with Keras on
 
-
-class Classifier(FittedModel):
+class Classifier(LazyModel):
     """A network with a head for one's own classes.
 
     Made by :func:`fit` or :meth:`load`.
@@ -64,6 +62,7 @@ class Classifier(FittedModel):
     """
 
     task = "classification"
+    kind = artifact.CLASSIFIER
 
     def __init__(
         self,
@@ -76,11 +75,9 @@ class Classifier(FittedModel):
         versions: dict[str, str],
         attachments: dict[str, bytes] | None = None,
         calibration: Calibration | None = None,
-        origin: saving.Origin | None = None,
+        origin: Origin | None = None,
     ):
-        if model is not None:
-            self.model = model
-        self._origin = origin
+        super().__init__(model, origin)
         self.classes = tuple(classes)
         self.input_spec = input_spec
         self.recipe = recipe
@@ -91,13 +88,6 @@ class Classifier(FittedModel):
         self.run: FitRun | None = None
         self._attachments = dict(attachments or {})
         self._runner = BodyRunner(self)
-
-    @functools.cached_property
-    def model(self) -> keras.Model:
-        """The Keras model: RGB 0..255 in, probabilities ``(batch, classes)`` out; read when it is first needed."""
-        if self._origin is None:
-            raise ArgumentError("a classifier needs a model. Received: model=None.")
-        return self._origin.load()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -146,6 +136,8 @@ class Classifier(FittedModel):
         batch_size: int | None = None,
         progress: Progress | None = None,
         allow_urls: bool = False,
+        precision: str = "float32",
+        say: Callable[[str], None] | None = None,
     ) -> list[Prediction]:
         """Says what is on each image.
 
@@ -167,6 +159,10 @@ class Classifier(FittedModel):
             progress: Called as images get done.
             allow_urls: Whether texts that begin with ``http://`` or ``https://`` are fetched, each within the bounds of
                 :mod:`resfit.data.urls`. Do not allow it for addresses that others choose.
+            precision: ``"float32"``; one of fewer bits, as :func:`resfit.engines.create` takes it; or ``"auto"``: of
+                many images what is expected to end soonest, where the classifier answers the same by it on images that
+                it was tested on (:func:`resfit.tasks.classification.reduced_precision.predicting`).
+            say: Gets a sentence on what ``"auto"`` has chosen.
 
         Returns:
             One prediction an image, in order. An image that cannot be used has an ``error`` in place of a label; so
@@ -189,6 +185,10 @@ class Classifier(FittedModel):
             raise ArgumentError(f"top must be at least 1. Received: {top}.")
         results: list[Prediction] = []
         sets = self._sets(coverage, set_method, class_conditional)
+        if precision != "float32":
+            images = inputs.listed(images, self.input_spec)
+            asked = reduced_precision.predicting(self, images, precision, engine=engine, views=views, say=say)
+            engine = asked or engine  # type: ignore[assignment]  # the runner takes both
         for path, probabilities, unlikeness, error in self._run(images, engine, batch_size, progress, views):
             if probabilities is None:
                 results.append(Prediction(path, None, 0.0, {}, error))
@@ -310,10 +310,10 @@ class Classifier(FittedModel):
             **options: Its further options.
         """
         found = embed_images(self.network(), source, input_spec=self.input_spec, **options)
-        if found.computed and self._can_keep and options.get("engine", "auto") in _KEPT:
+        if found.computed and self._can_keep and options.get("engine", "auto") in ENGINES:
             files = [path for path in found.paths if path is not None and path.is_file()][:1]
             for batch in inputs.batches(inputs.listed(files, self.input_spec), self.input_spec, 1) if files else ():
-                self._keep(batch.images)
+                self.keep_for_later(batch.images)
         return found
 
     def explain(
@@ -404,21 +404,6 @@ class Classifier(FittedModel):
             body.architecture = self.model.architecture
         return body
 
-    def network(self) -> keras.Model | engines.StoredNetwork:
-        """Returns the network without its head, as engines take it: as it is kept in the cache, or the Keras model."""
-        if (record := self._record) is None:
-            return self.body()
-        return engines.StoredNetwork(record, self.body)
-
-    def check_finite(self) -> None:
-        """Makes sure that all weights are numbers.
-
-        Raises:
-            ArtifactError: One is not.
-        """
-        if self._record is None:  # what is kept has been looked at
-            super().check_finite()
-
     def head(self) -> base.Head:
         """Returns the head alone, as numbers, its logits divided by the temperature."""
         activation = "sigmoid" if self.recipe.multilabel else "softmax"
@@ -441,49 +426,9 @@ class Classifier(FittedModel):
         record = self._record
         return self.head() if record is None or self.recipe.head == "linear" else saving.head_of(self, record)
 
-    @property
-    def _record(self) -> Any:
-        """What is kept of it in the cache, where the Keras model has not been read."""
-        return None if self._origin is None or "model" in self.__dict__ else self._origin.record
-
-    @property
-    def _can_keep(self) -> bool:
-        """Whether its network could be kept in the cache and is not yet."""
-        origin = self._origin
-        return origin is not None and origin.record is None and "model" in self.__dict__ and saving.can_keep(origin)
-
-    def keep_network(self, folder: Path, files: Sequence[Path]) -> None:
-        """Keeps the network in the cache as OpenVINO runs it: later programs load this classifier without Keras.
-
-        Predictions are the same. It is kept only where it has agreed with Keras; nothing of the images is kept.
-
-        Args:
-            folder: Where the classifier has been saved.
-            files: Images to compare it on, of which the first few are read.
-        """
-        origin = saving.origin_of(folder)
-        if origin is None or not saving.can_keep(origin):
-            return
-        for batch in inputs.batches(
-            inputs.listed(list(files[:_COMPARED]), self.input_spec), self.input_spec, _COMPARED
-        ):
-            if len(batch.indices):
-                saving.keep(self, origin, batch.images)
-
-    def keep_for_later(self, images: np.ndarray) -> None:
-        """Keeps the network as :meth:`keep_network` does, for the folder that this was loaded from; tried once.
-
-        Args:
-            images: Some as the network takes them, ``(n, height, width, channels)``, to compare on.
-        """
-        if self._can_keep:
-            self._keep(images[:_COMPARED])
-
-    def _keep(self, images: np.ndarray) -> None:
-        """Has later programs start without Keras; tried once."""
-        origin, self._origin = self._origin, None
-        if origin is not None and len(images):
-            saving.keep(self, origin, images)
+    def parts(self) -> Iterator[StoredPart]:
+        """Returns the network without its head, which is kept as numbers."""
+        yield StoredPart(self.body(), lambda images, rows: saving.head_to_keep(self, rows))
 
     def _features(self) -> Any:
         name = self.recipe.features
@@ -611,7 +556,7 @@ class Classifier(FittedModel):
                 found = dict(zip(batch.usable.tolist(), pairs, strict=True))
             for place, path in enumerate(batch.paths):
                 yield path, *found.get(place, (None, None)), batch.errors.get(place, "")
-        if seen_first is not None and engine in _KEPT:
+        if seen_first is not None and engine in ENGINES:
             self.keep_for_later(seen_first)
 
     def _unlikeness(self, rows: np.ndarray) -> list[float | None]:

@@ -178,6 +178,7 @@ def fit(
         },
         calibration=calibration,
     )
+    classifier.metrics["machine"]["precision"]["features"] = pipeline.precision  # not what was given up
     if job.changed_classes:
         classifier.metrics["rare"] = {"choice": rare, "classes": list(job.changed_classes)}
     packaged = steps.package(classifier, job, checked, decoded.used, test=result, tuned=tuned)

@@ -1,27 +1,44 @@
 """Features in few bits: kept where the head loses next to nothing by them, and measured as the classifier computes.
 
 The classifier itself computes in float32. A head that has learned from features in bfloat16 or int8 must do as well on
-features in float32, which the images to be measured on get in any case.
+features in float32, which the images to be measured on get in any case. Predictions on many images may be in few bits
+where the classifier says the same on images that it was tested on.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from resfit import artifact, engines
+from resfit.data import decode, inputs
+from resfit.engines import auto_precision, int8
+from resfit.engines.auto_precision import AUTO
 from resfit.errors import DataError
 from resfit.features.extract import Features
+from resfit.tasks import preparation
 from resfit.tasks.classification.data_preparation import TrainingData
 from resfit.tasks.classification.heads import base
+
+if TYPE_CHECKING:
+    from resfit.preprocessing import InputSpec
 
 #: Most accuracy, as a share, that few bits may cost on held-out images; one image they may cost in any case.
 TOLERANCE = 0.005
 #: Images that are looked at where none is set aside.
 _HELD_OUT = 256
+#: Fewest images of a prediction whose number format is chosen.
+FEWEST = 500
+#: Fewest images that a classifier was tested on, on this machine, to calibrate it and compare its answers on.
+LEAST_TESTED = 64
 # images that are looked at first, where as few as possible shall be
 _STEP = 32
+_TIMED = 8  # images that a network is timed on
+_MOST_TESTED = 304
 
 
 class CorrectedRows:
@@ -136,7 +153,7 @@ def judge_briefly(
     held = data.parts.test
     if not len(held):
         held = np.unique(np.linspace(0, len(rows) - 1, min(_HELD_OUT, len(rows))).round().astype(np.int64))
-    margins = _margins(data, head.logits(rows[held]), held)
+    margins = _margins(data.targets[held], head.logits(rows[held]), multilabel=data.multilabel)
     narrow = float((margins > 0).mean())
     tolerance = max(TOLERANCE, 1 / len(held))
     order = np.random.default_rng(seed).permutation(len(held))[: max(_STEP, most)]
@@ -145,7 +162,7 @@ def judge_briefly(
     while end < len(order):
         begin, end = end, min(len(order), max(_STEP, 2 * end))
         exact = np.concatenate([exact, _exactly(exact_of, held[order[begin:end]])])
-        found = _margins(data, head.logits(exact), held[order[:end]])
+        found = _margins(data.targets[held[order[:end]]], head.logits(exact), multilabel=data.multilabel)
         shifts = found - margins[order[:end]]
         if end == len(held):  # nothing is left to estimate
             wide, error = float((found > 0).mean()), 0.0
@@ -166,10 +183,124 @@ def judge_briefly(
     return Verdict(False, _exactly(exact_of, np.arange(len(rows))), narrow, wide, text)
 
 
-def _margins(data: TrainingData, logits: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def predicting(
+    classifier: Any,
+    sources: inputs.Sources,
+    precision: str,
+    *,
+    engine: str = "auto",
+    views: int = 1,
+    say: Callable[[str], None] | None = None,
+) -> engines.Engine | None:
+    """Returns what computes the features of many images in fewer bits; ``None`` for float32 as always.
+
+    With ``"auto"`` fewer bits are taken where the whole run is expected to end sooner by them, and where the classifier
+    says the same by them on images that it was tested on: as many as decide it, for at most 5 % of the run. Where less
+    than 64 of these are on this machine, or less than 500 images are to be predicted, it is float32.
+
+    Args:
+        classifier: A :class:`resfit.Classifier`.
+        sources: The images.
+        precision: As :func:`resfit.engines.create` takes it, or ``"auto"``.
+        engine: As :func:`resfit.engines.create` takes it.
+        views: Views of each image.
+        say: Gets a sentence on what ``"auto"`` has chosen.
+
+    Raises:
+        ArgumentError: The precision is unknown, or the engine does not have it.
+    """
+    if precision == "float32":
+        return None
+    network, count = classifier.network(), len(sources) * views
+    if precision != AUTO:
+        places = np.unique(np.linspace(0, len(sources) - 1, min(int8.SAMPLES, len(sources))).round().astype(int))
+
+        def samples() -> np.ndarray:
+            return _pixels([sources.items[place] for place in places], classifier.input_spec)
+
+        return engines.create(network, engine, images=count, precision=precision, samples=samples)
+    files = _tested_files(classifier) if count >= FEWEST and auto_precision.candidates() else []
+    if len(files) < LEAST_TESTED:
+        return None
+    say = say or (lambda text: None)
+    few = lambda: _pixels(sources.items[:_TIMED], classifier.input_spec)  # noqa: E731
+    choice = auto_precision.choose(network, count, few, engine=engine)
+    if choice.precision == "float32":
+        if choice.line:
+            say(choice.line)
+        return None
+    exact = engines.create(network, "openvino")
+    calibrating, checking = files[: min(int8.SAMPLES, len(files) // 2)], files[min(int8.SAMPLES, len(files) // 2) :]
+    images = _pixels(calibrating, classifier.input_spec)
+    running = engines.create(network, "openvino", precision=choice.precision, samples=images)
+    if running.precision != choice.precision:  # which a warning has said
+        return None
+    if running.precision == "int8" and not auto_precision.worth(network, choice, say)(running, lambda: images[:_TIMED]):
+        return None
+    fine, text = same_answers(classifier, exact, running, checking, choice.most_checked // 2)
+    taken = choice.precision if fine else "float32"
+    other = "float32" if fine else choice.precision
+    say(f"predictions in {taken}: {choice.reason}; {text} (--precision {other} changes it)")
+    return running if fine else None
+
+
+def same_answers(
+    classifier: Any, exact: engines.Engine, running: engines.Engine, files: Sequence[Path], most: int
+) -> tuple[bool, str]:
+    """Says whether a classifier answers the same in fewer bits, on as few files as it takes.
+
+    The margin of an image is the logit of its class in float32 less the largest of the others. The changes of the
+    margins of files that were looked at, put on the margins of all of these, estimate the share of answers that change.
+    It ends as soon as that is above or below what is allowed by two standard errors.
+
+    Args:
+        classifier: A :class:`resfit.Classifier`.
+        exact: Its network without the head in float32.
+        running: The same in fewer bits.
+        files: Images in random order.
+        most: Most of them to look at, or 32.
+
+    Returns:
+        Whether they are the same but for half a point, or a single image; and that in words.
+    """
+    head, multilabel = classifier.head(), classifier.recipe.multilabel
+    tolerance, margins, shifts, share, looked = max(TOLERANCE, 1 / len(files)), [], [], 0.0, 0
+    while looked < min(len(files), max(_STEP, most)):
+        images = _pixels(files[looked : looked + _STEP], classifier.input_spec)
+        one, other = (head.logits(engine.run(images)) for engine in (exact, running))
+        said = one > 0 if multilabel else np.eye(one.shape[1])[one.argmax(axis=1)]
+        margins.append(_margins(said, one, multilabel=multilabel))
+        shifts.append(_margins(said, other, multilabel=multilabel) - margins[-1])
+        looked += _STEP
+        known, changes = np.concatenate(margins), np.concatenate(shifts)
+        each = np.array([(known + change <= 0).mean() for change in changes])
+        share, error = float(each.mean()), float(each.std(ddof=1) / np.sqrt(len(each)))
+        if share + 2 * error <= tolerance or share - 2 * error > tolerance:
+            break
+    changed = int((known + changes <= 0).any(axis=1).sum())
+    fine = share <= tolerance and changed <= max(1, TOLERANCE * len(known))
+    answers = "the same answers" if changed == 0 else f"{len(known) - changed} of {len(known)} answers the same"
+    return fine, f"{answers} on {len(known)} images that it was tested on"
+
+
+def _tested_files(classifier: Any) -> list[Path]:
+    """Returns files that a classifier was tested on and that are on this machine, in random order."""
+    table = preparation.tested(classifier.attachment(artifact.TEST_PREDICTIONS))
+    files = [path for path, _ in table if path.is_file()]
+    return [files[place] for place in np.random.default_rng(0).permutation(len(files))[:_MOST_TESTED]]
+
+
+def _pixels(items: Sequence[Any], contract: InputSpec) -> np.ndarray:
+    """Returns those of some images that can be used, as the network takes them."""
+    found = [batch.images for batch in decode.decode_many(list(items), contract, batch_size=max(1, len(items)))]
+    return np.concatenate(
+        [batch for batch in found if len(batch)] or [np.zeros((0, *contract.size, contract.channels))]
+    )
+
+
+def _margins(targets: np.ndarray, logits: np.ndarray, *, multilabel: bool) -> np.ndarray:
     """Returns by how much each image is on the right side, ``(n, 1)``, or each of its labels, ``(n, labels)``."""
-    targets = data.targets[positions]
-    if data.multilabel:
+    if multilabel:
         return np.asarray(logits * np.where(targets > 0.5, 1, -1))
     true = targets.argmax(axis=1)
     rows = np.arange(len(logits))

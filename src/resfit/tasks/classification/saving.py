@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import tempfile
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit import artifact, devices, engines
+from resfit import artifact
 from resfit.data import class_names
 from resfit.engines import stored
-from resfit.errors import ArgumentError, ArtifactError, MissingDependencyError
+from resfit.errors import ArgumentError, ArtifactError
+from resfit.tasks import stored_network
 from resfit.tasks.classification import schema
 from resfit.tasks.classification.heads.stored import StoredHead, taken
 from resfit.weights import keras_models
@@ -23,27 +21,8 @@ from resfit.weights import keras_models
 if TYPE_CHECKING:
     import keras
 
-#: Called before a model is read by Keras: what the command line keeps TensorFlow's lines off the terminal with.
-before_keras: list[Callable[[], None]] = []
 # how closely a head in numpy must agree with Keras, in probabilities
 _TOLERANCE = 1e-5
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Origin:
-    """Where a classifier was read from.
-
-    Attributes:
-        folder: Its folder.
-        key: Of what is kept of it in the cache.
-        load: Returns its model, with a check that it is still the one that was there.
-        record: What is kept; ``None`` where that is nothing.
-    """
-
-    folder: Path
-    key: str
-    load: Callable[[], keras.Model]
-    record: stored.Record | None = None
 
 
 def write(folder: Path, classifier: Any, attachments: dict[str, bytes], *, force: bool = False) -> None:
@@ -121,22 +100,10 @@ def read(folder: Path) -> dict[str, Any]:
         found = schema.read(description, strict=description["format"] != 1)
     except ArtifactError as error:
         raise ArtifactError(f"{folder / artifact.DESCRIPTION} cannot be read: {error} Fit it again.") from error
-    expected = sums[artifact.MODEL]
-
-    def load() -> keras.Model:
-        if not artifact.is_model(folder, expected):
-            raise ArtifactError(
-                f"{folder / artifact.MODEL} must be the model that was there when the classifier was loaded. Received: "
-                "another one, or none. Load the classifier again."
-            )
-        return _model(folder, found)
-
-    # the description of the first format has no checksum, so that a key would not cover it
-    described = sums.get(artifact.DESCRIPTION)
-    key = "" if described is None else stored.key_of(expected, described)
-    record = stored.find(key) if key else None
+    origin = stored_network.origin(folder, artifact.CLASSIFIER, sums, lambda: _model(folder, found))
+    kept = origin is not None and origin.record is not None
     return {
-        "model": _model(folder, found) if record is None else None,
+        "model": None if kept else _model(folder, found),
         "classes": found.classes,
         "input_spec": found.input_spec,
         "recipe": found.recipe,
@@ -145,14 +112,13 @@ def read(folder: Path) -> dict[str, Any]:
         "versions": found.versions,
         "attachments": attachments,
         "calibration": found.calibration,
-        "origin": Origin(folder, key, load, record) if key else None,
+        "origin": origin,
     }
 
 
 def _model(folder: Path, found: Any) -> keras.Model:
     """Reads the model of a folder whose description has been read."""
-    for call in before_keras:
-        call()
+    stored_network.prepare_keras()
     from resfit.networks import build, layers
     from resfit.tasks.classification.heads import layers as head_layers
 
@@ -172,56 +138,19 @@ def _model(folder: Path, found: Any) -> keras.Model:
     return model
 
 
-def origin_of(folder: Path) -> Origin | None:
-    """Returns where a classifier that has just been written stands; ``None`` where that cannot be told.
-
-    Args:
-        folder: Its folder.
-    """
-    try:
-        _, _, sums = artifact.read_with_sums(folder)
-        key = stored.key_of(sums[artifact.MODEL], sums[artifact.DESCRIPTION])
-    except (ArtifactError, KeyError):
-        return None
-    return Origin(folder, key, lambda: read(folder)["model"])
-
-
-def keep(classifier: Any, origin: Origin, images: np.ndarray) -> None:
-    """Keeps a classifier's network in OpenVINO's form, so that later programs run it without Keras.
-
-    It is kept only where network and head agree with Keras on these images. Nothing of the images is kept.
+def head_to_keep(classifier: Any, rows: np.ndarray) -> stored_network.Head | None:
+    """Returns the head of a classifier as it is kept; ``None`` where numpy does not compute what Keras does.
 
     Args:
         classifier: A :class:`resfit.Classifier` whose model is there.
-        origin: Where it stands.
-        images: Some images as its network takes them, ``(n, height, width, channels)``; four are enough.
+        rows: Some features, ``(n, features)``.
     """
-    with contextlib.suppress(OSError, ArgumentError, MissingDependencyError, RuntimeError), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the user did not ask for this engine
-        body = classifier.body()
-        with engines.unchanged(body):
-            network = engines.entry_of(body, "openvino")
-            running = engines.create(body, "openvino")
-            rows = running.run(images)
-            fine = running.name == "openvino" and (network.facts().get("agreement") or 0.0) >= engines.AGREEMENT
-            found = taken(classifier.head_model()) if fine and _is_finite(classifier.model) else None
-            if found is not None:
-                head = StoredHead(*found, *_activation(classifier))
-                exact = classifier.head().probabilities(rows)
-                if not np.abs(head.probabilities(rows) - exact).max() <= _TOLERANCE:
-                    found = None
-            steps, arrays = found or (None, {})
-            fingerprint = engines.fingerprint(body)
-        stored.keep(origin.key, body, network if found else None, fingerprint, steps, arrays)
-
-
-def can_keep(origin: Origin) -> bool:
-    """Says whether a classifier's network could be kept, and it has not been tried in vain.
-
-    Args:
-        origin: Where it stands.
-    """
-    return devices.current().kind == "cpu" and stored.can_be_kept() and not stored.is_settled(origin.key)
+    found = taken(classifier.head_model())
+    if found is None:
+        return None
+    head = StoredHead(*found, *_activation(classifier))
+    exact = classifier.head().probabilities(rows)
+    return found if np.abs(head.probabilities(rows) - exact).max() <= _TOLERANCE else None
 
 
 def head_of(classifier: Any, record: stored.Record) -> StoredHead:
@@ -236,7 +165,3 @@ def head_of(classifier: Any, record: stored.Record) -> StoredHead:
 
 def _activation(classifier: Any) -> tuple[str, float]:
     return "sigmoid" if classifier.recipe.multilabel else "softmax", classifier.temperature
-
-
-def _is_finite(model: keras.Model) -> bool:
-    return all(np.isfinite(np.asarray(variable, np.float32)).all() for variable in model.variables)

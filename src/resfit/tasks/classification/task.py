@@ -23,6 +23,7 @@ class Classification(Task):
     name = "classification"
     kind = artifact.CLASSIFIER
     fitted = "Classifier"
+    reads_lazily = True
 
     def recognises(self, source: Any, options: Mapping[str, Any]) -> Recognition:
         """Says that it may be data of this task, which nothing but the labels states."""

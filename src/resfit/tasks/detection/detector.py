@@ -17,6 +17,7 @@ from resfit import artifact, engines
 from resfit.data import decode, inputs, urls
 from resfit.data.box_geometry import Letterbox, placement
 from resfit.data.boxes import BoxSet, scan_boxes
+from resfit.engines import stored
 from resfit.errors import ArgumentError, DataError
 from resfit.evaluation import fitted_images
 from resfit.features import extract as feature_store
@@ -24,14 +25,16 @@ from resfit.features.progress import Progress
 from resfit.networks.detection import kinds
 from resfit.networks.detection.faster_rcnn_spec import FasterRCNNSpec
 from resfit.networks.detection.kinds import AnyDetectorSpec
+from resfit.numerics import logits_of
 from resfit.preprocessing import InputSpec
-from resfit.tasks.base import Exportable, FitRun, FittedModel, TextTable
+from resfit.tasks.base import Exportable, FitRun, TextTable
 from resfit.tasks.detection import orientation, pretrained, saving
 from resfit.tasks.detection.detections import Detections, PredictedPictures
 from resfit.tasks.detection.evaluation import DetectionEvaluation, evaluated
 from resfit.tasks.detection.postprocess import best_classes, suppress
 from resfit.tasks.detection.results import DetectorRecipe
 from resfit.tasks.detection.tiles import OVERLAP, Tiling, predict_in_tiles, sides_of
+from resfit.tasks.stored_network import ENGINES, Head, LazyModel, Origin, StoredPart
 
 if TYPE_CHECKING:
     import keras
@@ -39,9 +42,12 @@ if TYPE_CHECKING:
     from resfit.explain.results import Explanation
 
 _MANY = 64  # pictures from which an engine of its own may be worth it
+_FEATURES = "features"  # name of the network without its head among what is kept
+# how closely a converted network must agree with Keras: in pixels, and in logits of scores within these bounds
+_BOX_TOLERANCE, _LOGIT_TOLERANCE, _CLIPPED = 0.1, 0.02, (1e-6, 1 - 1e-4)
 
 
-class Detector(FittedModel):
+class Detector(LazyModel):
     """A network that finds objects of one's own classes.
 
     Made by :func:`resfit.tasks.detection.fit` or :meth:`load`.
@@ -61,10 +67,11 @@ class Detector(FittedModel):
     """
 
     task = "detection"
+    kind = saving.DETECTOR
 
     def __init__(
         self,
-        model: keras.Model,
+        model: keras.Model | None,
         classes: Sequence[str],
         input_spec: InputSpec,
         spec: AnyDetectorSpec,
@@ -75,8 +82,9 @@ class Detector(FittedModel):
         fingerprint: str = "",
         versions: dict[str, str] | None = None,
         attachments: dict[str, bytes] | None = None,
+        origin: Origin | None = None,
     ):
-        self.model = model
+        super().__init__(model, origin)
         self.classes = tuple(classes)
         self.input_spec = input_spec
         self.spec = spec
@@ -146,14 +154,17 @@ class Detector(FittedModel):
             return self._in_tiles(sources, tiling, progress, own)
         limits = self._limits(threshold)
         found = PredictedPictures()
+        first: list[np.ndarray] = []
         for item, path, boxes, scores, labels, size, error in self._run(
-            sources, engine, batch_size, progress, max_detections
+            sources, engine, batch_size, progress, max_detections, first
         ):
             if error:
                 found.append(Detections.failed(path, self.classes, error))
                 continue
             kept = scores >= limits[labels] if len(labels) else np.zeros(0, bool)
             found.append(Detections(path, boxes[kept], scores[kept], labels[kept], self.classes, size, "", item))
+        if first and engine in ENGINES:
+            self.keep_for_later(first[0])
         return found
 
     def _tiling(self, tiles: int | Sequence[int] | bool | None, overlap: float | None) -> Tiling | None:
@@ -277,8 +288,12 @@ class Detector(FittedModel):
         batch_size: int | None,
         progress: Progress | None,
         max_detections: int | None,
+        first: list[np.ndarray] | None = None,
     ) -> Iterator[tuple[Any, Path | None, np.ndarray, np.ndarray, np.ndarray, tuple[int, int], str]]:
-        """Yields for each picture what it was, boxes, scores and labels, its size, and what went wrong."""
+        """Yields for each picture what it was, boxes, scores and labels, its size, and what went wrong.
+
+        The first batch is added to ``first``.
+        """
         if self.input_spec.resize_mode == "fit":
             yield from orientation.run(self._letterboxed, sources, engine, batch_size, progress, max_detections)
             return
@@ -297,6 +312,8 @@ class Detector(FittedModel):
         decoded = decode.decode_many(sources.items, self.input_spec, batch_size=size, looks=looks)
         for batch, rows in self._computed(decoded, engine, len(sources)):
             results: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+            if first is not None and not first and len(batch.images):
+                first.append(batch.images)
             for row, position in zip(rows, batch.indices.tolist(), strict=True):
                 fitted = self.letterbox_of(sizes.get(position, self.input_spec.size))
                 results[position] = self.placed(row, fitted, spec)[:3]
@@ -464,10 +481,37 @@ class Detector(FittedModel):
         """The engine, made once."""
         if not isinstance(engine, str):
             return engine
-        name = "keras" if engine == "auto" and images < _MANY else engine
+        network = self.joined_network()
+        few = images < _MANY and not isinstance(network, engines.StoredNetwork)
+        name = "keras" if engine == "auto" and few else engine
         if name not in self._engines:
-            self._engines[name] = engines.create(self.joined, name, images=images)
+            self._engines[name] = engines.create(network, name, images=images)
         return self._engines[name]
+
+    def joined_network(self) -> keras.Model | engines.StoredNetwork:
+        """Returns :attr:`joined` as engines take it: as it is kept in the cache, or the Keras model."""
+        if (record := self._record) is None:
+            return self.joined
+        return engines.StoredNetwork(record, lambda: self.joined)
+
+    def network(self) -> keras.Model | engines.StoredNetwork:
+        """Returns :meth:`body` as engines take it: as it is kept in the cache, or the Keras model."""
+        origin = self._origin
+        record = stored.find(origin.key(_FEATURES)) if origin is not None and self._record is not None else None
+        return self.body() if record is None else engines.StoredNetwork(record, self.body)
+
+    def parts(self) -> Iterator[StoredPart]:
+        """Returns boxes and scores in one output, and the residual network; nothing where boxes are turned."""
+        if self.input_spec.resize_mode != "fit":
+            yield StoredPart(self.joined, self._agreed)
+            yield StoredPart(self.body(), lambda images, rows: ({}, {}), _FEATURES)
+
+    def _agreed(self, images: np.ndarray, rows: np.ndarray) -> Head | None:
+        """Returns an empty head where all boxes and scores are those of Keras, whatever the threshold."""
+        expected = np.asarray(self.joined(np.asarray(images, np.float32), training=False))
+        boxes = np.abs(rows[..., :4] - expected[..., :4]).max(initial=0)
+        one, other = (logits_of(np.clip(array[..., 4:], *_CLIPPED), "sigmoid") for array in (rows, expected))
+        return ({}, {}) if boxes <= _BOX_TOLERANCE and np.abs(one - other).max(initial=0) <= _LOGIT_TOLERANCE else None
 
     def suppressed(self, *, rounds: int | None = None, size: tuple[int, int] | None = None) -> keras.Model:
         """Returns the model with non-maximum suppression: RGB 0..255 of any size to boxes, scores, classes and count.

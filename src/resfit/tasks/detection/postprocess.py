@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from resfit.networks.detection.nms import float32_below
+from resfit.numerics import float32_below
 
 
 def suppress(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resfit import artifact
 from resfit.data import class_names
 from resfit.errors import ArgumentError, ArtifactError
+from resfit.tasks import stored_network
 from resfit.tasks.detection import schema
 from resfit.weights import keras_models
+
+if TYPE_CHECKING:
+    import keras
 
 #: What detectors are saved as.
 DETECTOR = artifact.ArtifactKind("detector")
@@ -53,11 +57,20 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: It is missing, incomplete, damaged, of another kind or format.
     """
-    description, attachments = artifact.read(folder, DETECTOR)
+    description, attachments, sums = artifact.read_with_sums(folder, DETECTOR)
     try:
         found = schema.read(description)
     except ArtifactError as error:
         raise ArtifactError(f"{folder / DETECTOR.description} cannot be read: {error} Fit it again.") from error
+    origin = stored_network.origin(folder, DETECTOR, sums, lambda: _model(folder, found))
+    kept = origin is not None and origin.record is not None
+    model = None if kept else _model(folder, found)
+    return {"model": model, **found, "attachments": attachments, "origin": origin}
+
+
+def _model(folder: Path, found: dict[str, Any]) -> keras.Model:
+    """Reads the model of a folder whose description has been read."""
+    stored_network.prepare_keras()
     from resfit.networks.detection import build
 
     del build  # imported so that the layers of all detectors are registered
@@ -73,4 +86,4 @@ def read(folder: Path) -> dict[str, Any]:
     except Exception as error:
         raise ArtifactError(f"the detector {str(folder)!r} cannot be read: {error} Fit it again.") from error
     model.architecture, model.input_spec = found["spec"], found["input_spec"]
-    return {"model": model, **found, "attachments": attachments}
+    return model

@@ -26,6 +26,7 @@ class Detection(Task):
     name = "detection"
     kind = DETECTOR
     fitted = "Detector"
+    reads_lazily = True
 
     def recognises(self, source: Any, options: Mapping[str, Any]) -> Recognition:
         """Says whether there are annotations with boxes."""

@@ -149,7 +149,10 @@ def fit(source: Any, *, loss: str = "huber", **options: Any) -> Regressor:
             **({} if tuned is None else tuned.files),
         },
     )
-    return steps.package(regressor, job, data, decoded.used, test=result, tuned=tuned)
+    packaged = steps.package(regressor, job, data, decoded.used, test=result, tuned=tuned)
+    if job.options.folder is not None and decoded.used.engine == "openvino":  # which has been converted already
+        packaged.keep_network(job.options.folder, images.paths)
+    return packaged
 
 
 @takes_numbers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,13 @@ from resfit.features import extract as feature_store
 from resfit.features.progress import Progress
 from resfit.networks.spec import ArchitectureSpec
 from resfit.preprocessing import InputSpec
-from resfit.tasks.base import Exportable, FitRun, FittedModel, TextTable
+from resfit.tasks import stored_network
+from resfit.tasks.base import Exportable, FitRun, TextTable
 from resfit.tasks.inference import BodyRunner
 from resfit.tasks.preparation import tested
 from resfit.tasks.regression.results import NumberPrediction, RegressionEvaluation, ResidualIntervals
 from resfit.tasks.regression.ridge import RidgeHead
+from resfit.tasks.stored_network import ENGINES, Head, LazyModel, Origin, StoredPart
 from resfit.weights import keras_models
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ class RegressionRecipe:
     tuning: dict[str, Any] | None = None
 
 
-class Regressor(FittedModel):
+class Regressor(LazyModel):
     """A network with a head for one's own numbers.
 
     Made by :func:`resfit.fit` with ``task="regression"`` or by :meth:`load`.
@@ -89,10 +91,11 @@ class Regressor(FittedModel):
     """
 
     task = "regression"
+    kind = KIND
 
     def __init__(
         self,
-        model: keras.Model,
+        model: keras.Model | None,
         columns: Sequence[str],
         input_spec: InputSpec,
         recipe: RegressionRecipe,
@@ -101,8 +104,10 @@ class Regressor(FittedModel):
         fingerprint: str,
         versions: dict[str, str],
         attachments: dict[str, bytes] | None = None,
+        origin: Origin | None = None,
     ):
-        self.model, self.columns, self.input_spec = model, tuple(columns), input_spec
+        super().__init__(model, origin)
+        self.columns, self.input_spec = tuple(columns), input_spec
         self.recipe, self.residuals, self.metrics = recipe, residuals, metrics
         self.fingerprint, self.versions = fingerprint, versions
         self.run: FitRun | None = None
@@ -120,8 +125,22 @@ class Regressor(FittedModel):
 
     def head(self) -> RidgeHead:
         """Returns the head alone."""
-        kernel, bias = (np.asarray(weight) for weight in self.model.layers[-1].get_weights())
+        record = self._record
+        kept = None if record is None else (record.arrays["kernel"], record.arrays["bias"])
+        kernel, bias = kept or (np.asarray(weight) for weight in self.model.layers[-1].get_weights())
         return RidgeHead(kernel, bias, self.recipe.penalty, self.recipe.folds)
+
+    def parts(self) -> Iterator[StoredPart]:
+        """Returns the network without its head, which is kept as numbers."""
+        yield StoredPart(self.body(), lambda images, rows: self._head_to_keep())
+
+    def _head_to_keep(self) -> Head | None:
+        """Returns kernel and bias of the last layer, where it is what :meth:`head` takes it for."""
+        layer = self.model.layers[-1]
+        config, weights = layer.get_config(), layer.get_weights()
+        if type(layer).__name__ != "Dense" or config["activation"] != "linear" or len(weights) != 2:
+            return None
+        return {}, {"kernel": np.asarray(weights[0], np.float32), "bias": np.asarray(weights[1], np.float32)}
 
     def predict(
         self,
@@ -159,7 +178,9 @@ class Regressor(FittedModel):
         halves = self.half_widths(coverage)
         head = self.head()
         results: list[NumberPrediction] = []
+        seen_first = None
         for batch in self._runner.batches(images, engine, batch_size, progress, views):
+            seen_first = batch.first if seen_first is None else seen_first
             found: dict[int, np.ndarray] = {}
             if batch.rows:
                 values = np.mean([head(rows) for rows in batch.rows], axis=0)
@@ -173,6 +194,8 @@ class Regressor(FittedModel):
                     name: (value - half, value + half) for (name, value), half in zip(own.items(), halves, strict=False)
                 }
                 results.append(NumberPrediction(path, own, ends, coverage if halves else None))
+        if seen_first is not None and engine in ENGINES:
+            self.keep_for_later(seen_first)
         return results
 
     def half_widths(self, coverage: float | None) -> tuple[float, ...]:
@@ -224,7 +247,7 @@ class Regressor(FittedModel):
         """
         images = self.labelled(source, part=part, **scan_options)
         extracted = feature_store.extract(
-            self.body(),
+            self.network(),
             images,
             input_spec=self.input_spec,
             engine=engine,
@@ -309,26 +332,13 @@ class Regressor(FittedModel):
             ArtifactError: It is missing, incomplete, damaged, of another kind or format.
         """
         folder = Path(path)
-        description, attachments = artifact.read(folder, KIND)
+        description, attachments, sums = artifact.read_with_sums(folder, KIND)
         found = _described(folder, description)
-        from resfit.networks import build, layers
-
-        del layers  # imported so that the layers of its own are registered
-        try:
-            contract = InputSpec.from_dict(found.input)
-            model = keras_models.load(folder / artifact.MODEL)
-            if found.architecture is not None:
-                build.attach(model, ArchitectureSpec.from_dict(found.architecture), contract)
-            if tuple(model.output_shape)[1:] != (len(found.columns),):
-                raise ArtifactError(
-                    f"the model must have {len(found.columns)} outputs. Received: {model.output_shape}."
-                )
-            if found.recipe.features not in {layer.name for layer in model.layers}:
-                raise ArtifactError(f"the model must have a layer {found.recipe.features!r:.100}. Received: none.")
-        except Exception as error:
-            raise ArtifactError(f"the regressor {str(folder)!r} cannot be read: {error} Fit it again.") from error
+        contract = _contract(folder, found)
+        place = stored_network.origin(folder, KIND, sums, lambda: _model(folder, found, contract))
+        kept = place is not None and place.record is not None
         return cls(
-            model,
+            None if kept else _model(folder, found, contract),
             found.columns,
             contract,
             found.recipe,
@@ -337,6 +347,7 @@ class Regressor(FittedModel):
             found.data,
             found.versions,
             attachments,
+            place,
         )
 
     def exportable(self) -> Exportable:
@@ -481,6 +492,33 @@ def _described(folder: Path, description: dict[str, Any]) -> _Description:
     except (msgspec.ValidationError, ValueError, TypeError) as error:
         raise ArtifactError(f"{folder / KIND.description} cannot be read: {error} Fit the regressor again.") from error
     return found
+
+
+def _contract(folder: Path, found: _Description) -> InputSpec:
+    """Returns how images become the input, its fields checked."""
+    try:
+        return InputSpec.from_dict(found.input)
+    except Exception as error:
+        raise ArtifactError(f"the regressor {str(folder)!r} cannot be read: {error} Fit it again.") from error
+
+
+def _model(folder: Path, found: _Description, contract: InputSpec) -> keras.Model:
+    """Reads the model of a folder whose description has been read."""
+    stored_network.prepare_keras()
+    from resfit.networks import build, layers
+
+    del layers  # imported so that the layers of its own are registered
+    try:
+        model = keras_models.load(folder / artifact.MODEL)
+        if found.architecture is not None:
+            build.attach(model, ArchitectureSpec.from_dict(found.architecture), contract)
+        if tuple(model.output_shape)[1:] != (len(found.columns),):
+            raise ArtifactError(f"the model must have {len(found.columns)} outputs. Received: {model.output_shape}.")
+        if found.recipe.features not in {layer.name for layer in model.layers}:
+            raise ArtifactError(f"the model must have a layer {found.recipe.features!r:.100}. Received: none.")
+    except Exception as error:
+        raise ArtifactError(f"the regressor {str(folder)!r} cannot be read: {error} Fit it again.") from error
+    return model
 
 
 def _number(value: float | None) -> str:

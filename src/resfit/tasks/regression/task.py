@@ -20,6 +20,7 @@ class Regression(Task):
     name = "regression"
     kind = ArtifactKind("regressor")
     fitted = "Regressor"
+    reads_lazily = True
 
     def recognises(self, source: Any, options: Mapping[str, Any]) -> Recognition:
         """Says that it is asked for by name: numbers may be classes, which a table does not state.
