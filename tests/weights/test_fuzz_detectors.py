@@ -79,6 +79,13 @@ def test_a_bias_of_anchors_without_values_is_refused(shape):
     assert is_refused("dense", {**tensors, name: np.zeros(shape, np.float32)})
 
 
+def test_queries_of_a_single_number_are_refused():
+    tensors = {name: np.broadcast_to(np.float32(0), own) for name, own in shapes("deformable_detr")[0]}
+    (name,) = (name for name in tensors if name.endswith("query_position_embeddings.weight"))
+    assert not is_refused("deformable_detr", tensors)
+    assert is_refused("deformable_detr", {**tensors, name: np.zeros((), np.float32)})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_many_mutated_tensors(name):

@@ -249,6 +249,10 @@ def _told(shapes: Mapping[str, tuple[int, ...]], heads: Any) -> dict[str, Any]:
     """Fields of the detector that stand in its tensors."""
     axes = {"encoder_input_1_conv/kernel": 4, "encoder_1_weights/kernel": 2, "decoder_1_weights/kernel": 2}
     axes |= {"encoder_1_hidden/kernel": 2, "encoder_levels/embeddings": 2}
+    if (queries := shapes.get("decoder_queries/embeddings")) is not None:
+        axes["decoder_queries/embeddings"] = 2
+    if not isinstance(heads, int) or heads < 1:
+        raise CheckpointError(f"heads must be a positive integer. Received: {heads!r}.")
     for name, count in axes.items():
         if len(shapes.get(name, ())) != count:
             raise CheckpointError(
@@ -266,13 +270,12 @@ def _told(shapes: Mapping[str, tuple[int, ...]], heads: Any) -> dict[str, Any]:
         raise CheckpointError(f"a Deformable DETR must have a head for classes. Received: {head}.")
     points = {}
     for part in ("encoder", "decoder"):
-        sampled, each = shapes[f"{part}_1_weights/kernel"][-1], max(int(heads), 1) * inputs
+        sampled, each = shapes[f"{part}_1_weights/kernel"][-1], heads * inputs
         points[part], rest = divmod(sampled, each)
         if rest or not points[part]:
             raise CheckpointError(
                 f"the {part} must have {each} weights for each point. Received: {sampled}. Pass heads=."
             )
-    queries = shapes.get("decoder_queries/embeddings")
     return {
         "levels": tuple(range(6 - taps, 6)),
         "extra_levels": inputs - taps,
