@@ -22,16 +22,13 @@ from safetensors.numpy import load_file
 
 from resfit.data.pixel_store import open_store
 from resfit.errors import ArgumentError, DataError, ResfitError
-from resfit.networks import catalog
-from resfit.networks.spec import ArchitectureSpec, StemConv
 from resfit.training import loop
 from resfit.training import pretrain as module
 from resfit.training.loop import decays
 from resfit.training.pretrain import PretrainSettings, augment, parse_sizes, pretrain
+from tests.training.networks import TWO_BLOCKS, two_blocks
 
 COLOURS = {"blue": (40, 60, 220), "green": (60, 200, 60), "red": (220, 50, 40)}
-#: A row of the catalog for these tests alone: half as many layers to trace for each run as the smallest that is there.
-TWO_BLOCKS = "two_blocks"
 SMALL = PretrainSettings(
     model=TWO_BLOCKS,
     size=32,
@@ -45,18 +42,7 @@ SMALL = PretrainSettings(
 
 @pytest.fixture(autouse=True, scope="module")
 def _two_blocks():
-    spec = ArchitectureSpec(
-        depths=(1, 1),
-        widths=(16, 32),
-        inner_widths=(16, 32),
-        stage_strides=(1, 2),
-        block="basic",
-        stem=(StemConv(16, 3, 2),),
-        stem_pool="none",
-        input_size=(32, 32),
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(catalog.rows(), TWO_BLOCKS, catalog.CatalogRow(TWO_BLOCKS, "tests", spec, "none"))
+    with two_blocks():
         yield
 
 
