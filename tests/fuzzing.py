@@ -22,7 +22,7 @@ from typing import Any
 
 SECONDS = 10
 #: Copies in a default test of one reader; the slow tests read 50,000.
-FEW = 400
+FEW = 200
 BYTES = 1 << 30
 
 _NUMBERS = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 40, 0x7FFFFFFFFFFFFFFF, (1 << 64) - 1]

@@ -391,7 +391,7 @@ def fine_tuned(applications):
     return keras.Model(base.input, keras.layers.Dense(10, activation="softmax")(base.layers[-2].output))
 
 
-@pytest.mark.parametrize("script", [frozen_backbone, fine_tuned])
+@pytest.mark.parametrize("script", [pytest.param(frozen_backbone, marks=pytest.mark.slow), fine_tuned])
 def test_scripts_run_with_only_the_import_changed(script):
     results = []
     x, y = images(8, 32, 32, 3).astype("float32"), np.arange(8) % 10

@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pytest
+
+#: A network that :func:`two_blocks` puts into the catalog.
+TWO_BLOCKS = "two_blocks"
+
+
+@contextlib.contextmanager
+def two_blocks() -> Iterator[None]:
+    """Puts a row into the catalog whose training steps have half as many layers as those of the smallest network."""
+    from resfit.networks import catalog
+    from resfit.networks.spec import ArchitectureSpec, StemConv
+
+    spec = ArchitectureSpec(
+        depths=(1, 1),
+        widths=(16, 32),
+        inner_widths=(16, 32),
+        stage_strides=(1, 2),
+        block="basic",
+        stem=(StemConv(16, 3, 2),),
+        stem_pool="none",
+        input_size=(32, 32),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(catalog.rows(), TWO_BLOCKS, catalog.CatalogRow(TWO_BLOCKS, "tests", spec, "none"))
+        yield
 
 
 def small_body(seed: int = 0, *, block: str = "bottleneck", preactivation: bool = False, **changes: Any):

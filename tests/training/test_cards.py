@@ -17,7 +17,7 @@ from resfit.training import trainer as finetune
 from resfit.training.settings import Tuning
 from tests.cards import AMPERE, VOLTA, cards
 from tests.pictures import write_folder
-from tests.training.networks import coloured, small_body, with_head
+from tests.training.networks import TWO_BLOCKS, coloured, small_body, two_blocks, with_head
 from tests.training.test_trainer import cached, class_trainer, one_hot, trainer_of
 
 HALF = Tuning(epochs=2, batch_size=16, trainable_from="stage3", precision="mixed_float16", learning_rate=1e-3)
@@ -162,11 +162,12 @@ def test_networks_from_scratch_take_their_steps_in_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain.PretrainSettings, "tuning", fixed)
     store = open_store(write_folder(tmp_path / "images", each=6), 32)
     settings = pretrain.PretrainSettings(
-        size=32, epochs=1, batch_size=6, repeats=2, mixup=0.3, warmup=0.0, learning_rate=0.05
+        model=TWO_BLOCKS, size=32, epochs=1, batch_size=6, repeats=2, mixup=0.3, warmup=0.0, learning_rate=0.05
     )
     found, told = [], []
     for room in (99, 2):
-        trainer = pretrain.trainer_of(settings, store)
+        with two_blocks():
+            trainer = pretrain.trainer_of(settings, store)
         cramped = Cramped(trainer, room)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -182,7 +183,8 @@ def test_networks_from_scratch_take_their_steps_in_parts(tmp_path, monkeypatch):
     for one, other in zip(found[0][1], found[1][1], strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-5)
     trainer.save(tmp_path / "run")
-    again = pretrain.trainer_of(settings, store)
+    with two_blocks():
+        again = pretrain.trainer_of(settings, store)
     assert again.restore(tmp_path / "run")
     assert again.parts == 4
 
@@ -298,15 +300,15 @@ def test_maps_are_stored_where_reading_is_faster_than_computing(body, monkeypatc
         assert frozen._worth_reading(room, body, (14, 14, 1024), running) is room
 
 
-def test_a_whole_fit_on_a_card_says_so(tmp_path, monkeypatch):
+def test_a_whole_fit_on_a_card_says_so(body, tmp_path, monkeypatch):
     """The device, its driver and the precisions stand in the result, and the plan has what was measured."""
     import resfit
 
     cards(monkeypatch, AMPERE)
     source = write_folder(tmp_path / "images", each=12)
     found = resfit.fit(
-        source, out=tmp_path / "out", strategy="finetune", budget="5m", tuning={"epochs": 1}, cache=tmp_path / "cache",
-        check=False, tensorboard=False,
+        source, model=body, out=tmp_path / "out", strategy="finetune", budget="5m", tuning={"epochs": 1},
+        cache=tmp_path / "cache", check=False, tensorboard=False,
     )  # fmt: skip
     assert found.metrics["machine"] == {
         "device": "gpu:0",
@@ -318,7 +320,7 @@ def test_a_whole_fit_on_a_card_says_so(tmp_path, monkeypatch):
     assert found.run.device["device"] == "gpu:0"
     assert found.metrics["plan"]["hardware"]["training"] > 0
     assert any("measured on gpu:0" in note for note in found.run.notes)
-    on_processor = resfit.fit(source, cache=tmp_path / "cache", device="cpu", check=False)
+    on_processor = resfit.fit(source, model=body, cache=tmp_path / "cache", device="cpu", check=False)
     assert on_processor.metrics["machine"]["device"] == "cpu"
     assert on_processor.run.engine in ("keras", "openvino")
     assert devices.current() == AMPERE

@@ -8,6 +8,7 @@ import inspect
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,11 +26,24 @@ from resfit.training import loop
 from resfit.training import pretrain as module
 from resfit.training.loop import decays
 from resfit.training.pretrain import PretrainSettings, augment, parse_sizes, pretrain
+from tests.training.networks import TWO_BLOCKS, two_blocks
 
 COLOURS = {"blue": (40, 60, 220), "green": (60, 200, 60), "red": (220, 50, 40)}
 SMALL = PretrainSettings(
-    size=32, sizes=((0.0, 16), (0.5, 32)), epochs=3, batch_size=16, learning_rate=0.05, ema_decay=0.5
+    model=TWO_BLOCKS,
+    size=32,
+    sizes=((0.0, 16), (0.5, 32)),
+    epochs=3,
+    batch_size=16,
+    learning_rate=0.05,
+    ema_decay=0.5,
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _two_blocks():
+    with two_blocks():
+        yield
 
 
 def write_images(root, count=32, seed=0):
@@ -51,6 +65,15 @@ def images(tmp_path_factory):
 def undisturbed(images, tmp_path_factory):
     output = tmp_path_factory.mktemp("undisturbed")
     return pretrain(images, output, validation=images, settings=SMALL, tensorboard=False)
+
+
+@pytest.fixture(scope="module")
+def stopped(images, tmp_path_factory):
+    """A run that was stopped inside its second epoch."""
+    output = tmp_path_factory.mktemp("stopped")
+    stop = {"checkpoint_minutes": 0.0, "stop": lambda step: step >= 9}
+    pretrain(images, output, validation=images, settings=SMALL, tensorboard=False, **stop)
+    return output
 
 
 def test_it_learns_what_is_there_to_learn(images, tmp_path):
@@ -125,8 +148,8 @@ def test_stopped_with_everything_that_helps_it_ends_with_the_same_weights(images
         pretrain(images, tmp_path / "parts", **{**run, "teacher": tmp_path / "whole" / "model.safetensors"})
 
 
-def test_a_run_from_before_a_setting_existed_goes_on(images, undisturbed, tmp_path):
-    pretrain(images, tmp_path, settings=SMALL, tensorboard=False, checkpoint_minutes=0.0, stop=lambda step: step >= 9)
+def test_a_run_from_before_a_setting_existed_goes_on(images, undisturbed, stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     facts = json.loads((tmp_path / "config.json").read_text())
     for name in ("mixup", "cutmix", "repeats", "distillation"):
         del facts["settings"][name]
@@ -136,8 +159,8 @@ def test_a_run_from_before_a_setting_existed_goes_on(images, undisturbed, tmp_pa
     assert whole.loss == undisturbed.loss
 
 
-def test_a_run_of_an_earlier_version_is_not_begun_afresh(images, tmp_path):
-    pretrain(images, tmp_path, settings=SMALL, tensorboard=False, checkpoint_minutes=0.0, stop=lambda step: step >= 2)
+def test_a_run_of_an_earlier_version_is_not_begun_afresh(images, stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     found = loop.load_checkpoint(tmp_path)
     loop.save_checkpoint(tmp_path, found.state, {"velocity/0": found.arrays["slot/0"], **found.arrays})
     with pytest.raises(ResfitError, match="one that an earlier version of resfit began"):
@@ -145,27 +168,29 @@ def test_a_run_of_an_earlier_version_is_not_begun_afresh(images, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_with_the_same_weights(images, undisturbed, tmp_path):
+def test_killed_at_random_moments_it_ends_with_the_same_weights(images, tmp_path):
+    settings = dataclasses.replace(SMALL, model="resnet10_tiny")
+    undisturbed = pretrain(images, tmp_path / "whole", validation=images, settings=settings, tensorboard=False)
     code = (
         "import sys; from resfit.training.pretrain import *;"
         "pretrain(sys.argv[1], sys.argv[2], validation=sys.argv[1], tensorboard=False, checkpoint_minutes=0.0,"
-        "settings=Settings(size=32, sizes=((0.0, 16), (0.5, 32)), epochs=3, batch_size=16, learning_rate=0.05,"
-        "ema_decay=0.5))"
+        f"settings={settings})"
     )
+    output = tmp_path / "parts"
     generator = np.random.default_rng(0)
     for _ in range(5):
-        process = subprocess.Popen([sys.executable, "-c", code, str(images), str(tmp_path)], stderr=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, "-c", code, str(images), str(output)], stderr=subprocess.DEVNULL)
         time.sleep(generator.uniform(5, 15))
         process.send_signal(signal.SIGKILL)
         process.wait()
-    pretrain(images, tmp_path, validation=images, settings=SMALL, tensorboard=False)
-    expected, received = (load_file(folder / "model.safetensors") for folder in (undisturbed.output, tmp_path))
+    pretrain(images, output, validation=images, settings=settings, tensorboard=False)
+    expected, received = (load_file(folder / "model.safetensors") for folder in (undisturbed.output, output))
     for name, array in expected.items():
         np.testing.assert_array_equal(received[name], array, err_msg=name)
 
 
-def test_a_damaged_checkpoint_is_passed_over(images, undisturbed, tmp_path):
-    pretrain(images, tmp_path, settings=SMALL, tensorboard=False, checkpoint_minutes=0.0, stop=lambda step: step >= 9)
+def test_a_damaged_checkpoint_is_passed_over(images, undisturbed, stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     newest = tmp_path / "checkpoint.npz"
     newest.write_bytes(newest.read_bytes()[:1000])
     whole = pretrain(images, tmp_path, validation=images, settings=SMALL, tensorboard=False)
@@ -211,7 +236,15 @@ def test_the_schedule():
 def steps_taken(images, count, **changes):
     """Weights before, after each step, velocities after each step, and the averages at the end."""
     # no warm-up: a rate of zero would move nothing and prove nothing
-    fields = {"size": 32, "epochs": 9, "batch_size": 16, "learning_rate": 0.1, "warmup": 0.0, "ema_decay": 0.15}
+    fields = {
+        "model": TWO_BLOCKS,
+        "size": 32,
+        "epochs": 9,
+        "batch_size": 16,
+        "learning_rate": 0.1,
+        "warmup": 0.0,
+        "ema_decay": 0.15,
+    }
     settings = PretrainSettings(**{**fields, **changes})
     trainer = module.trainer_of(settings, open_store(images, 32))
     weights = [[v.numpy() for v in trainer.state]]
@@ -260,7 +293,7 @@ class _Uniform:
 def test_with_the_whole_loss_from_the_teacher_the_labels_have_no_part(images):
     def velocity(shares, distillation, labels):
         settings = PretrainSettings(
-            size=32, epochs=9, batch_size=16, distillation=distillation, weight_decay=0.0, warmup=0.0
+            model=TWO_BLOCKS, size=32, epochs=9, batch_size=16, distillation=distillation, weight_decay=0.0, warmup=0.0
         )
         store = open_store(images, 32)
         trainer = module.trainer_of(settings, dataclasses.replace(store, labels=labels(store.labels)), _Uniform(shares))
@@ -327,7 +360,7 @@ def test_weight_decay_pulls_on_kernels_alone(images):
         np.testing.assert_allclose(decayed[slot] - plain[slot], pull, rtol=1e-3, atol=1e-5)
         assert decays(trainer.state[i]) == (old.ndim > 1)
         kernels += decays(trainer.state[i])
-    assert kernels == 1 + 8 + 3 + 1
+    assert kernels == 1 + 4 + 1 + 1
     assert any(weights[0][i].ndim == 1 and weights[0][i].any() for i in learned)  # gammas, which could have been pulled
 
 
@@ -342,7 +375,7 @@ def test_a_network_that_says_nothing_is_never_right(images, value):
 
 
 def test_a_run_that_diverges_ends_with_the_reason(images, tmp_path):
-    settings = PretrainSettings(size=32, epochs=3, batch_size=16, learning_rate=1e30, warmup=0.0)
+    settings = PretrainSettings(model=TWO_BLOCKS, size=32, epochs=3, batch_size=16, learning_rate=1e30, warmup=0.0)
     with pytest.raises(ResfitError, match="loss must stay finite"):
         pretrain(images, tmp_path, settings=settings, tensorboard=False)
     assert not (tmp_path / "model.safetensors").exists()
@@ -357,9 +390,8 @@ def test_a_row_that_no_checkpoint_knows_is_not_written_twice(images, tmp_path):
     assert [row["epoch"] for row in rows] == ["1"]
 
 
-def test_validation_may_be_left_out_of_a_resumed_run(images, tmp_path):
-    stop = {"checkpoint_minutes": 0.0, "stop": lambda step: step >= 7}
-    pretrain(images, tmp_path, validation=images, settings=SMALL, tensorboard=False, **stop)
+def test_validation_may_be_left_out_of_a_resumed_run(images, stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     pretrain(images, tmp_path, settings=SMALL, tensorboard=False)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "log.csv").read_text())))
     assert [bool(row["val_top1"]) for row in rows] == [True, False, False]
@@ -372,7 +404,7 @@ def test_other_images_in_the_same_folder_are_refused(undisturbed, tmp_path):
 
 
 def test_a_run_by_the_clock_ends_when_the_time_is_up(images, tmp_path):
-    settings = PretrainSettings(size=32, minutes=1e-3, batch_size=16, epochs=1000)
+    settings = PretrainSettings(model=TWO_BLOCKS, size=32, minutes=1e-3, batch_size=16, epochs=1000)
     result = pretrain(images, tmp_path, settings=settings, tensorboard=False)
     assert result.seconds >= 0.06
     assert result.steps < 1000  # the first step, which compiles, takes longer than that

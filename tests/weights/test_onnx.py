@@ -183,12 +183,13 @@ def test_tf2onnx_computes_the_same(name, size, tmp_path):
     assert relative_error(model(images, training=False), network(images, training=False)) < TOLERANCE
 
 
-def test_keras_applications_resnet50(tmp_path):
-    keras = pytest.importorskip("keras")
-    network = randomize(keras.applications.ResNet50(weights=None, input_shape=(64, 64, 3), classes=11), seed=2)
+@pytest.mark.parametrize("depths", [(1, 1, 1, 1), pytest.param((3, 4, 6, 3), marks=pytest.mark.slow)])
+def test_keras_applications_resnet50(depths, tmp_path):
+    """Few of its blocks show the same; tests/networks/test_keras_applications.py compares all of them."""
+    published = catalog.get("resnet50").spec.replace(depths=depths)
+    network = randomize(build(published.replace(classes=11), input_shape=(64, 64, 3)), seed=2)
     path = sources.export_keras(network, tmp_path / "resnet50.onnx")
     model = compared(path, (64, 64), channels_last=True, activation="softmax")
-    published = catalog.get("resnet50").spec
     unfolded = model.architecture.replace(norm="batch", classes=1000, input_size=(224, 224), norm_momentum=0.99)
     assert unfolded.replace(norm_epsilon=published.norm_epsilon) == published
     assert model.input_spec == dataclasses.replace(CAFFE, size=(64, 64))

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from resfit.cli import main
+from resfit.networks import catalog
+from resfit.networks.build import build
 from resfit.weights import load, verify
 from resfit.weights.formats import safetensors
 from tests.weights.keras_networks import small
@@ -94,7 +96,8 @@ def test_a_graph_of_onnx_is_run_by_onnxruntime(tmp_path):
 
 
 def test_a_saved_model_is_run_by_tensorflow_unless_it_reaches_out(tmp_path):
-    model = keras.applications.ResNet50(weights=None, input_shape=(64, 64, 3), classes=3)
+    few_blocks = catalog.get("resnet50").spec.replace(depths=(1, 1, 1, 1), classes=3)
+    model = build(few_blocks, input_shape=(64, 64, 3))
     model.export(tmp_path / "module", verbose=False)
     source = load.read_source(tmp_path / "module")
     network = load.load_source(source, preprocess=False, input_shape=(64, 64, 3))

@@ -48,8 +48,15 @@ def run_torch(module, x: np.ndarray) -> np.ndarray:
 # --- Keras --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "theirs"), [("resnet50", "ResNet50"), ("resnet50v2", "ResNet50V2")])
-@pytest.mark.parametrize("suffix", [".weights.h5", ".h5"])
+@pytest.mark.parametrize(
+    ("name", "theirs", "suffix"),
+    [
+        ("resnet50", "ResNet50", ".weights.h5"),
+        ("resnet50v2", "ResNet50V2", ".h5"),
+        pytest.param("resnet50", "ResNet50", ".h5", marks=pytest.mark.slow),
+        pytest.param("resnet50v2", "ResNet50V2", ".weights.h5", marks=pytest.mark.slow),
+    ],
+)
 def test_weights_are_those_of_keras_applications(tmp_path, name, theirs, suffix):
     model = network(name)
     write.write(model, tmp_path / f"a{suffix}")
@@ -70,7 +77,14 @@ def test_a_whole_network_for_keras(tmp_path):
 # --- PyTorch's libraries ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50v1.5", "resnext50_32x4d", "wide_resnet50_2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "resnext50_32x4d",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet50v1.5", "wide_resnet50_2")),
+    ],
+)
 def test_torchvision_reads_its_names(tmp_path, name):
     torchvision = library("torchvision")
     from safetensors.torch import load_file
@@ -87,15 +101,15 @@ def test_torchvision_reads_its_names(tmp_path, name):
     [
         ("resnet18", {}),
         ("resnet50v1.5", {"in_channels": 1}),
-        ("seresnet50", {}),
-        ("resnet50d", {}),
         ("resnetblur50", {}),
-        ("ecaresnet50t", {}),
-        ("resnetrs50", {}),
-        ("resnet50_gn", {}),
+        ("ecaresnet50t", {}),  # whose stem and shortcuts are resnet50d's
+        ("resnetrs50", {}),  # and its attention seresnet50's
         ("resnetv2_50", {}),
-        ("resnetv2_50x1_bit", {}),
         ("resnetv2_50d_gn", {}),
+        *(
+            pytest.param(name, {}, marks=pytest.mark.slow)
+            for name in ("seresnet50", "resnet50d", "resnet50_gn", "resnetv2_50x1_bit")
+        ),
     ],
 )
 def test_timm_loads_the_folder(tmp_path, name, options):
@@ -118,7 +132,7 @@ def test_timm_loads_the_folder(tmp_path, name, options):
         assert getattr(again.input_spec, field) == pytest.approx(getattr(model.input_spec, field)), field
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50v1.5", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50v1.5", marks=pytest.mark.slow), "resnet50"])
 def test_transformers_loads_the_folder(tmp_path, name):
     """Even keras.applications' v1, whose stride lies elsewhere and whose convolutions have biases."""
     transformers = library("transformers")

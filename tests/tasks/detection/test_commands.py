@@ -21,7 +21,7 @@ def run(*arguments):
 def test_fit_says_the_task_and_writes_a_detector(tmp_path):
     folder = write_set(tmp_path / "set", {"train": 8, "val": 4, "test": 3})
     out = tmp_path / "out.resfit"
-    settings = ("--strategy", "probe", "--budget", "4s", "--size", "64", "--no-cache")
+    settings = ("--strategy", "probe", "--budget", "2s", "--size", "64", "--no-cache")
     found = run("fit", folder, "-o", out, *settings, "--json")
     assert "task: detection (the data has boxes: " in found.stderr
     said = json.loads(found.stdout)
@@ -55,7 +55,7 @@ def test_check_refuses_options_of_boxes_for_classes(tmp_path):
 
 def test_the_demo_ends_in_a_picture_with_boxes(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "_SHAPES", {"train": 8, "val": 4, "test": 6})
-    monkeypatch.setattr(demo, "_DETECTION_BUDGET", "4s")
+    monkeypatch.setattr(demo, "_DETECTION_BUDGET", "2s")
     found = run("demo", "--detection", "-o", tmp_path / "demo")
     assert "AP50" in found.stdout
     with Image.open(tmp_path / "demo" / "shapes.png") as picture:

@@ -250,16 +250,25 @@ class Killed(BaseException):
     pass
 
 
-def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(folder, tmp_path):
-    when = 13  # in the second phase: two epochs of five steps come before it
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """Enough pictures for two steps an epoch."""
+    return write_set(tmp_path_factory.mktemp("boxes") / "few", {"train": 16, "val": 4, "test": 4}, seed=3)
+
+
+def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(few, tmp_path):
+    when = 5  # in the second phase: two epochs of two steps come before it
     tuning = {"epochs": 2, "batch_size": 8, "head": {"epochs": 2}}
     options = {**FAST, "strategy": "last", "tuning": tuning, "cache": tmp_path / "cache"}
-    whole = fit(folder, out=tmp_path / "whole", **options)
+    whole = fit(few, out=tmp_path / "whole", **options)
+    last = whole.run.history[-1]
+    assert last["phase"] == "body"
+    assert last["step"] > when
     with pytest.raises(KeyboardInterrupt):
-        fit(folder, out=tmp_path / "killed", stop=lambda step: step == when, **options)
+        fit(few, out=tmp_path / "killed", stop=lambda step: step == when, **options)
     assert not (tmp_path / "killed").exists()
     said = []
-    again = fit(folder, out=tmp_path / "killed", say=said.append, stop=lambda step: False, **options)
+    again = fit(few, out=tmp_path / "killed", say=said.append, stop=lambda step: False, **options)
     assert any("interrupted" in line for line in said)
     assert again.metrics["validation"]["ap"] == whole.metrics["validation"]["ap"]
     for one, other in zip(again.model.get_weights(), whole.model.get_weights(), strict=True):
@@ -267,7 +276,8 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(folder, tmp_path
     assert not (tmp_path / "killed.run").exists()
 
 
-def test_callbacks_see_every_validation_and_end_the_training(folder, tmp_path):
+def test_callbacks_see_every_validation_and_end_the_training(few):
+    """Of maps that are not stored, too."""
     import keras
 
     class Told(keras.callbacks.Callback):
@@ -287,7 +297,9 @@ def test_callbacks_see_every_validation_and_end_the_training(folder, tmp_path):
 
     told = Told()
     tuning = {"epochs": 4, "batch_size": 8}
-    found = fit(folder, **{**FAST, "strategy": "last", "tuning": tuning, "cache": tmp_path, "callbacks": [told]})
+    options = {**FAST, "strategy": "last", "tuning": tuning, "cache": False, "views": 0}
+    found = fit(few, **{**options, "callbacks": [told]})
+    assert found.recipe.views == 0
     rows = found.run.history
     assert [(row["epoch"], row["phase"]) for row in rows] == [(0, "head"), (1, "head")]  # the body's did not begin
     batches = [call[1] for call in told.calls if call[0] == "batch"]
@@ -297,13 +309,13 @@ def test_callbacks_see_every_validation_and_end_the_training(folder, tmp_path):
     assert (logs["loss"], logs["val_ap"]) == (rows[1]["train_loss"], rows[1]["val_ap"])
     assert told.calls[-1][0] == "over"
     with pytest.raises(ArgumentError, match="callbacks must be keras"):
-        fit(folder, **{**FAST, "callbacks": [print]})
+        fit(few, **{**FAST, "callbacks": [print]})
 
 
-def test_the_budget_is_kept_and_what_was_better_before_is_kept(folder, tmp_path):
+def test_the_budget_is_kept_and_what_was_better_before_is_kept(few, tmp_path):
     ticks = iter(range(10**9))
     found = fit(
-        folder,
+        few,
         cache=tmp_path,
         budget=1,
         clock=lambda: next(ticks) * 0.5,
@@ -316,40 +328,30 @@ def test_the_budget_is_kept_and_what_was_better_before_is_kept(folder, tmp_path)
     assert found.run.history[found.recipe.best_epoch]["val_ap"] == best
 
 
-def test_pictures_without_boxes_and_a_set_of_one_class(tmp_path):
-    folder = write_set(tmp_path / "set", {"train": 6, "val": 3}, seed=4, shapes=("disc",))
+def test_pictures_without_boxes_bad_boxes_and_a_set_of_one_class(tmp_path):
+    folder = write_set(tmp_path / "set", {"train": 12, "val": 3}, seed=4, shapes=("disc",))
     with open(folder / "labels.csv", "a", newline="") as file:
+        rows = csv.writer(file)
         for number in range(6):
             name = f"empty-{number}.png"
             Image.new("RGB", (40, 160), (100, 100, 100)).save(folder / name)
-            csv.writer(file).writerow([name, "", "", "", "", "", "train" if number < 5 else "val"])
-    found = fit(folder, cache=tmp_path / "cache", test_share=0.0, tuning={"epochs": 1, "batch_size": 2}, **FAST)
+            rows.writerow([name, "", "", "", "", "", "train" if number < 5 else "val"])
+        rows.writerow(["train-0.png", "disc", 5, 5, 5, 20, "train"])
+    options = {**FAST, "cache": tmp_path / "cache", "test_share": 0.0, "tuning": {"epochs": 1, "batch_size": 2}}
+    found = fit(folder, out=tmp_path / "out", **options)
     assert all(np.isfinite(row["train_loss"]) for row in found.run.history)
     assert found.classes == ("disc",)
     assert found.run.test is None
     assert "test" not in found.metrics
-
-
-def test_bad_boxes_are_listed_and_too_many_stop_the_run(tmp_path):
-    folder = write_set(tmp_path / "set", {"train": 12, "val": 4, "test": 2}, seed=4)
-    with open(folder / "labels.csv", "a", newline="") as file:
-        csv.writer(file).writerow(["train-0.png", "disc", 5, 5, 5, 20, "train"])
-    found = fit(folder, cache=tmp_path / "cache", out=tmp_path / "out", tuning={"epochs": 1}, **FAST)
     assert "degenerate" in (tmp_path / "out" / "skipped.csv").read_text()
     assert any("degenerate" in note for note in found.run.notes)
     with open(folder / "labels.csv", "a", newline="") as file:
         for number in range(12):
             csv.writer(file).writerow([f"train-{number}.png", "disc", 500, 500, 600, 600, "train"])
     with pytest.raises(SkippedBoxesError):
-        fit(folder, cache=tmp_path / "cache", out=tmp_path / "new", **FAST)
+        fit(folder, out=tmp_path / "new", **options)
     assert "outside" in (tmp_path / "new" / "skipped.csv").read_text()
     assert not (tmp_path / "new" / "model.json").exists()
-
-
-def test_maps_that_are_not_stored_give_a_run_as_well(folder, tmp_path):
-    found = fit(folder, cache=False, tuning={"epochs": 1}, **{**FAST, "views": 0})
-    assert found.recipe.views == 0
-    assert len(found.run.history) == 2
 
 
 def test_the_plan_says_what_is_chosen_and_why(folder):
