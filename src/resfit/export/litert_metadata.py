@@ -96,20 +96,28 @@ def foreign_operations(model: bytes) -> list[str]:
 
 
 def operations(model: bytes) -> list[tuple[str, bool]]:
-    """Returns the name of each operation, in order, and whether it is a convolution.
+    """Returns the name of each operation, and whether it is a convolution.
 
     Args:
         model: The model.
+
+    Returns:
+        In the order of their computation, but those that no convolution needs last: of a detector what makes boxes of
+        one level stands before the convolutions of the next.
     """
     parsed = _parsed(model)
     graph = parsed.subgraphs[0]
-    return [
-        (
-            graph.tensors[operation.outputs[0]].name.decode(),
-            parsed.operatorCodes[operation.opcodeIndex].builtinCode in _CONVOLUTIONS,
-        )
-        for operation in graph.operators
-    ]
+    found, behind = [], []
+    wanted: set[int] = set()
+    for operation in reversed(graph.operators):
+        convolves = parsed.operatorCodes[operation.opcodeIndex].builtinCode in _CONVOLUTIONS
+        entry = graph.tensors[operation.outputs[0]].name.decode(), convolves
+        if convolves or not wanted.isdisjoint(operation.outputs):
+            wanted.update(operation.inputs)
+            found.append(entry)
+        else:
+            behind.append(entry)
+    return [*reversed(found), *reversed(behind)]
 
 
 def _parsed(model: bytes) -> Any:
