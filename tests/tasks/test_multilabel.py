@@ -18,6 +18,7 @@ from resfit.errors import DataError
 from resfit.quality import checking
 from resfit.tasks.classification import Classifier, fit
 from tests.pictures import tiny_body, write_folder
+from tests.tasks.apart import said_apart
 
 LABELS = {"red": ["red", "warm"], "green": ["green"], "blue": []}  # blue pictures are negatives
 
@@ -186,6 +187,19 @@ def test_columns_for_embed(data, tmp_path, capsys):
     assert (labels[0], labels[20], labels[40]) == ("", "green", "red|warm")
     run(capsys, "embed", data / "flags.csv", "-o", tmp_path / "g.npz", "--label-column", "green")
     assert set(np.load(tmp_path / "g.npz")["label"].tolist()) == {"0", "1"}
+
+
+def test_labels_are_predicted_without_keras(data, fitted, tmp_path, monkeypatch):
+    monkeypatch.setenv("RESFIT_CACHE", str(tmp_path))
+    loaded = Classifier.load(data / "tags.resfit")
+    paths = [data / "images" / name / "003.png" for name in ("red", "blue", "green")]
+    expected = loaded.predict_proba(paths, engine="keras")
+    loaded.predict(paths)  # which keeps the network
+    said = said_apart(data / "tags.resfit", paths)
+    assert said["imported"] == []
+    assert expected.sum(axis=1).max() > 1.5  # labels, not classes
+    for what in ("predicted", "served"):
+        np.testing.assert_allclose(said[what]["scores"], expected, atol=1e-5)
 
 
 def test_the_server_answers_with_all_labels(fitted, data):
