@@ -144,8 +144,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory):
 def pytest_collection_finish() -> None:
     """Leaves the million objects of the imported libraries out of each collection of garbage that follows.
 
-    Tracing a network makes some hundred thousand more, of which nothing is garbage: Python's own 700 objects from one
-    collection to the next cost a tenth of the tests' time.
+    Tracing a network makes many more that are no garbage. With 700 objects from one collection to the next, which is
+    Python's own setting, a test of the trainer collected for 1.6 of 13 s of processor time, with these for 0.8 s.
     """
     gc.collect()
     gc.freeze()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.resources
 import io
+import itertools
 import math
 
 import keras
@@ -16,8 +18,6 @@ from resfit.networks.build import build
 from resfit.networks.spec import ArchitectureSpec, StemConv
 from resfit.weights.keras_models import shapes_alone
 from tests.numeric import randomize, relative_error
-
-PADDED = ("resnet50_simclr", "resnet50_haiku")  # two rows of those that differ from others in paddings alone
 
 
 def convolutions(name: str) -> int:
@@ -109,6 +109,27 @@ FOLDED = {
 }
 KINDS = kinds() | FOLDED
 
+#: Fields that make no kind of layer of their own.
+AMOUNTS = frozenset({"depths", "widths", "inner_widths", "norm_epsilon", "norm_momentum", "attention_sizes"})
+#: Fields whose combinations decide which layers follow each other.
+STRUCTURE = ("block", "preactivation", "shortcut", "attention", "antialias", "norm", "groups", "stem_pool")
+
+
+def covering(pairs: tuple[str, ...] = ()) -> list:
+    """Kinds that together have each value of each field, and each two values of the fields in ``pairs``.
+
+    The others are for the slow run.
+    """
+    seen: set[tuple] = set()
+    found = []
+    for name, spec in KINDS.items():
+        values = {field.name: repr(getattr(spec, field.name)) for field in dataclasses.fields(spec)}
+        own: set[tuple] = {(field, value) for field, value in values.items() if field not in AMOUNTS}
+        own |= {((one, two), (values[one], values[two])) for one, two in itertools.combinations(pairs, 2)}
+        found.append(pytest.param(name, marks=pytest.mark.slow if own <= seen else ()))
+        seen |= own
+    return found
+
 
 @pytest.mark.usefixtures("forget_networks")
 @pytest.mark.parametrize("name", [*marked(), "folded", "folded v2"])
@@ -132,7 +153,7 @@ def test_parameters_macs_and_shapes_are_those_of_the_keras_model(name):
 
 
 @pytest.mark.usefixtures("forget_networks")
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", covering(STRUCTURE))
 def test_each_kind_runs_saves_and_taps(name, tmp_path):
     spec = KINDS[name]
     stages = [f"stage{number}" for number in range(1, len(spec.depths) + 2)]
@@ -165,9 +186,7 @@ def test_each_kind_runs_saves_and_taps(name, tmp_path):
 
 
 @pytest.mark.usefixtures("forget_networks")
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in PADDED else ()) for name in KINDS]
-)
+@pytest.mark.parametrize("name", covering())
 def test_each_kind_runs_in_mixed_precision(name):
     spec = KINDS[name]
     model = randomize(build(spec, input_shape=(64, 48, 3), classifier_activation=None))
