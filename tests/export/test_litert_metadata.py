@@ -6,10 +6,13 @@ import json
 import struct
 import zipfile
 
+import keras
 import numpy as np
 import pytest
 
 from resfit import export as exports
+from resfit.engines import int8, litert
+from resfit.export import litert_metadata
 from tests.export import networks
 
 pytest.importorskip("ai_edge_litert")
@@ -119,3 +122,16 @@ def test_weights_stay_aligned_and_of_one_size(made):
     (entry,) = interpreter.get_input_details()
     assert entry["shape"].tolist() == [1, 32, 32, 3]
     assert entry["dtype"] is np.float32
+
+
+def test_operations_that_no_convolution_needs_come_last():
+    """A detector's boxes of one level are made before the convolutions of the next: in int8 they stay in float32."""
+    inputs = keras.Input((8, 8, 3))
+    first = keras.layers.Conv2D(4, 3, name="a")(inputs)
+    second = keras.layers.Conv2D(4, 3, name="b")(keras.ops.tanh(first))
+    outputs = {"first": keras.ops.exp(keras.ops.sigmoid(first) * 2.0), "second": keras.ops.exp(second)}
+    found = litert_metadata.operations(litert.converted(keras.Model(inputs, outputs)))
+    names = [name.split("/")[1] if "/" in name else name for name, _ in found]
+    assert [name.removesuffix("_1") for name in names] == ["a", "Tanh", "b", "Sigmoid", "Mul", "Identity", "Identity"]
+    assert [convolves for _, convolves in found] == [True, False, True, *[False] * 4]
+    assert int8.sensitive(found, 0.0) == ([name for name, _ in found[3:]], 0)
