@@ -78,10 +78,9 @@ def main() -> None:
             ratios = [plain["seconds"] / auto["seconds"] for plain, auto in pairs]
             seconds = {way: statistics.median(one["seconds"] for one in found[way]) for way in WAYS}
             accuracies = {way: statistics.median(one["accuracy"] for one in found[way]) for way in WAYS}
-            print(
-                f"{count} images: float32 to auto {spread(ratios)}; seconds {seconds}; accuracy {accuracies}",
-                flush=True,
-            )
+            least, middle, most = min(ratios), statistics.median(ratios), max(ratios)
+            told = f"float32 to auto {least:.2f}, {middle:.2f}, {most:.2f}; seconds {seconds}; accuracy {accuracies}"
+            print(f"{count} images: {told}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
 
