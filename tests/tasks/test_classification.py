@@ -851,6 +851,7 @@ def test_saved_again_it_is_the_same(out, tmp_path):
         "classifier.json",
         "references.npz",
         "unlike.npz",
+        "fitted_images.bin",
         "skipped.csv",
         "test_predictions.csv",
         "SHA256SUMS",
