@@ -143,7 +143,8 @@ def resfit_side(folder: Path, network: str) -> float:
     keras.utils.set_random_seed(0)
     body = resfit.load(network, weights=None, include_top=False, pooling="avg")
     with tempfile.TemporaryDirectory() as work:
-        found = resfit.fit(folder, model=body, strategy="probe", cache=Path(work) / "cache", out=Path(work) / "out")
+        options: dict[str, Any] = {"strategy": "probe", "allow_leakage": True}  # drawn images may be alike by chance
+        found = resfit.fit(folder, model=body, cache=Path(work) / "cache", out=Path(work) / "out", **options)
     return float(found.run.test.accuracy)
 
 
