@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -103,8 +104,12 @@ def test_wandb_has_parameters_epochs_and_figures(fitted, tmp_path, monkeypatch):
     figures = tracking.log_fit(model, "wandb", out, {"seed": 3})
     (file,) = tmp_path.rglob("*.wandb")
     losses, told, artifacts = {}, {}, 0
-    for data in records_of(file.read_bytes()):
-        record = wandb_internal_pb2.Record.FromString(data)
+    for _ in range(600):  # a process of its own writes the file
+        records = [wandb_internal_pb2.Record.FromString(data) for data in records_of(file.read_bytes())]
+        if any(record.HasField("exit") for record in records):
+            break
+        time.sleep(0.1)
+    for record in records:
         row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
         told |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
         told |= {item.key: json.loads(item.value_json) for item in record.config.update} | row
