@@ -23,7 +23,7 @@ def test_images_are_known_by_their_content(tmp_path):
     again.write_bytes(paths[2].read_bytes())
     assert fitted_images.count(found, [again, paths[1], paths[4], tmp_path / "missing.png"], False) == 1
     (said,) = fitted_images.notes(found, [again, paths[1]], False)
-    assert said.startswith("1 of 2 images is, byte for byte, one of the training and validation images")
+    assert said.startswith("1 of 2 images was used to fit the model")
     assert fitted_images.notes(found, [paths[1], paths[4]], False) == ()
     assert fitted_images.notes(b"", paths, False) == ()
     with pytest.raises(ArtifactError, match="damaged"):

@@ -115,7 +115,7 @@ def test_training_images_are_noticed(out, data):
     assert found.familiar == len(found.judged.images) - images["test"] >= images["train"]
     (said,) = found.classifier.evaluate(data).notes
     assert said.startswith(f"{found.familiar} of {len(found.judged.images)} images")
-    assert "training images</strong>" in report.render(found)
+    assert "were used to fit the classifier</strong>" in report.render(found)
 
 
 def test_pictures_differ_in_their_identifiers(findings):

@@ -115,7 +115,7 @@ def test_it_is_saved_and_read_with_its_checksums(fitted, discs, tmp_path):
     measured = loaded.evaluate(discs / "discs.csv")
     assert measured.r2 > 0.9  # its own column is known
     seen = 120 - fitted.metrics["images"]["test"]
-    assert any(note.startswith(f"{seen} of 120 images are, byte for byte") for note in measured.notes)
+    assert any(note.startswith(f"{seen} of 120 images were used to fit") for note in measured.notes)
     assert dict(loaded.card())["predicts"] == "radius in px"
     with pytest.raises(ArtifactError, match=r"must hold a classifier\. Received: a regressor"):
         resfit.Classifier.load(out)

@@ -424,7 +424,7 @@ def _read(
         raise DataError(
             f"source must hold boxes: {', '.join(kind.title for kind in formats())}. Received: {str(source)!r} with "
             f"{len(files.images)} images and {len(files.others)} other files, none of which is such an annotation."
-            + (tabular.expected(source) if source.suffix.lower() in (".csv", ".tsv") else "")
+            + (tabular.columns_hint(source) if source.suffix.lower() in (".csv", ".tsv") else "")
         )
     name = next(iter(found)) if format == "auto" else format
     if name not in found:

@@ -69,10 +69,10 @@ def told(found: int, images: int) -> str:
         found: How many they are, at least 1.
         images: How many it is measured on.
     """
-    are = "is, byte for byte, one" if found == 1 else "are, byte for byte, some"
+    was = "was" if found == 1 else "were"
     return (
-        f"{found} of {counted(images, 'image')} {are} of the training and validation images that the model was fitted "
-        "on: the figures are too good to be true of new images"
+        f"{found} of {counted(images, 'image')} {was} used to fit the model (training or validation files with the "
+        "same content): the figures overstate what to expect on new images"
     )
 
 

@@ -34,7 +34,7 @@ def data_card(findings: Findings) -> Rows:
         ("images of the fit", learned or "not recorded"),
         ("SHA-256 of the training data", findings.classifier.fingerprint),
         ("groups", _groups(findings)),
-        ("also among the images that it was fitted on", _familiar(findings)),
+        ("also used to fit the classifier", _familiar(findings)),
     ]
     rows += [(f"skipped: {plain(item.reason)}", str(count)) for item, count in _reasons(judged.skipped)]
     rows += _checks(metrics)

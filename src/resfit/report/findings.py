@@ -61,7 +61,7 @@ class Findings:
         delong: With two classes, the AUROC of the second with DeLong's interval.
         operating: With two classes, the threshold of least cost.
         flagged: Share of the images that are flagged as out-of-distribution; ``None`` if it cannot tell.
-        familiar: How many of the images are, byte for byte, among those that the classifier was fitted on.
+        familiar: How many of the images were used to fit the classifier, by the content of their files.
         source: Name of the folder or table.
         part: Which part of a split was measured.
         seed: Of all that is random.

@@ -118,14 +118,29 @@ class LazyModel(FittedModel):
     Args:
         model: The Keras model; ``None`` reads it from where it stands.
         origin: Where it was loaded from.
+        attachments: Further files of its folder by their names.
     """
 
     kind: ArtifactKind
 
-    def __init__(self, model: keras.Model | None, origin: Origin | None = None):
+    def __init__(
+        self,
+        model: keras.Model | None,
+        origin: Origin | None = None,
+        attachments: Mapping[str, bytes] | None = None,
+    ):
         if model is not None:
             self.model = model
         self._origin = origin
+        self._attachments = dict(attachments or {})
+
+    def attachment(self, name: str) -> bytes:
+        """Returns a further file of the model's folder, such as ``"skipped.csv"``; empty if it has none.
+
+        Args:
+            name: Relative to the folder.
+        """
+        return self._attachments.get(name, b"")
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what a copy is made of: the model itself, not where it was read from."""

@@ -51,7 +51,7 @@ COLUMNS = {
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _FORMS = "path,label,xmin,ymin,xmax,ymax or filename,width,height,class,xmin,ymin,xmax,ymax"
 #: The columns of a table without a header line, in the order of Keras RetinaNet.
-_UNNAMED = ("path", *_CORNERS, "label")
+_HEADERLESS = ("path", *_CORNERS, "label")
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".dcm")
 
 
@@ -60,7 +60,7 @@ def find(files: FileList) -> list[Path]:
     found = []
     for path in files.with_suffix(".csv", ".tsv"):
         fields = _first_line(path)
-        if _is_unnamed(fields) or states_boxes(fields):
+        if _lacks_header(fields) or states_boxes(fields):
             found.append(path)
     return found
 
@@ -75,7 +75,7 @@ def states_boxes(fields: Sequence[str]) -> bool:
     return "path" in columns and "label" in columns and _edges(columns) is not None
 
 
-def expected(path: Path) -> str:
+def columns_hint(path: Path) -> str:
     """Returns what a CSV file in which no boxes were found needs, as a sentence.
 
     Args:
@@ -92,9 +92,9 @@ def _first_line(path: Path) -> list[str]:
         return []
 
 
-def _is_unnamed(fields: Sequence[str]) -> bool:
+def _lacks_header(fields: Sequence[str]) -> bool:
     """Whether the first line of a table is a box, or an image without boxes, in Keras RetinaNet's order."""
-    if len(fields) != len(_UNNAMED) or not fields[0].strip().lower().endswith(_ENDINGS):
+    if len(fields) != len(_HEADERLESS) or not fields[0].strip().lower().endswith(_ENDINGS):
         return False
     edges = [field.strip() for field in fields[1:5]]
     return not any((*edges, fields[5].strip())) or all(np.isfinite(number(edge)) for edge in edges)
@@ -122,14 +122,14 @@ def read(files: FileList, sources: Sequence[Path], table: AnnotationTable, optio
         except UnreadableError as error:
             raise DataError(f"{source.name} must be a CSV file. Received: {error}.") from error
         header = next(iter(text[:65_536].splitlines()), "")
-        unnamed = _is_unnamed(_first_line(source))
-        if unnamed:
-            table.notes.append(f"{source.name} has no header line: its columns are taken as {', '.join(_UNNAMED)}")
+        headerless = _lacks_header(_first_line(source))
+        if headerless:
+            table.notes.append(f"{source.name} has no header line: its columns are taken as {', '.join(_HEADERLESS)}")
         try:
             frame = pd.read_csv(
                 io.StringIO(text),
                 sep=_delimiter(header),
-                **({"header": None, "names": list(_UNNAMED)} if unnamed else {}),
+                **({"header": None, "names": list(_HEADERLESS)} if headerless else {}),
                 dtype=str,
                 keep_default_na=False,
                 index_col=False,
@@ -139,7 +139,7 @@ def read(files: FileList, sources: Sequence[Path], table: AnnotationTable, optio
             raise DataError(
                 f"{source.name} must be a CSV file. Received: {' '.join(str(error).split())[:200]}."
             ) from error
-        read_frame(files, frame, source, table, options, first_line=1 if unnamed else 2)
+        read_frame(files, frame, source, table, options, first_line=1 if headerless else 2)
 
 
 def read_frame(

@@ -77,7 +77,7 @@ class Classifier(LazyModel):
         calibration: Calibration | None = None,
         origin: Origin | None = None,
     ):
-        super().__init__(model, origin)
+        super().__init__(model, origin, attachments)
         self.classes = tuple(classes)
         self.input_spec = input_spec
         self.recipe = recipe
@@ -86,7 +86,6 @@ class Classifier(LazyModel):
         self.versions = versions
         self.calibration = calibration or Calibration()
         self.run: FitRun | None = None
-        self._attachments = dict(attachments or {})
         self._runner = BodyRunner(self)
 
     @property
@@ -521,14 +520,6 @@ class Classifier(LazyModel):
             ("network", f"{self.recipe.model}, {self.recipe.strategy}"),
             ("input", f"{self.input_spec.channel_order.upper()} at {'x'.join(map(str, self.input_spec.size))}"),
         ]
-
-    def attachment(self, name: str) -> bytes:
-        """Returns a further file of the classifier's folder, such as ``"test_predictions.csv"``; empty if it has none.
-
-        Args:
-            name: Relative to the folder.
-        """
-        return self._attachments.get(name, b"")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Classifier:

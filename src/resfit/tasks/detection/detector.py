@@ -84,7 +84,7 @@ class Detector(LazyModel):
         attachments: dict[str, bytes] | None = None,
         origin: Origin | None = None,
     ):
-        super().__init__(model, origin)
+        super().__init__(model, origin, attachments)
         self.classes = tuple(classes)
         self.input_spec = input_spec
         self.spec = spec
@@ -94,7 +94,6 @@ class Detector(LazyModel):
         self.fingerprint = fingerprint
         self.versions = versions or {}
         self.run: FitRun | None = None
-        self._attachments = dict(attachments or {})
         self._engines: dict[str, engines.Engine] = {}
 
     def __repr__(self) -> str:
@@ -250,7 +249,7 @@ class Detector(LazyModel):
                 f"{predicted[0].error if predicted else 'none'}."
             )
         found = evaluated(boxes, predicted, self.thresholds, intervals=intervals, seed=seed)
-        said = fitted_images.notes(self._attachments.get(artifact.FITTED_IMAGES, b""), found.paths, cache)
+        said = fitted_images.notes(self.attachment(artifact.FITTED_IMAGES), found.paths, cache)
         return dataclasses.replace(found, notes=(*found.notes, *said))
 
     def labelled(self, source: Any, *, part: str | None = None, **scan_options: Any) -> BoxSet:

@@ -106,12 +106,11 @@ class Regressor(LazyModel):
         attachments: dict[str, bytes] | None = None,
         origin: Origin | None = None,
     ):
-        super().__init__(model, origin)
+        super().__init__(model, origin, attachments)
         self.columns, self.input_spec = tuple(columns), input_spec
         self.recipe, self.residuals, self.metrics = recipe, residuals, metrics
         self.fingerprint, self.versions = fingerprint, versions
         self.run: FitRun | None = None
-        self._attachments = dict(attachments or {})
         self._runner = BodyRunner(self)
 
     def __repr__(self) -> str:
@@ -400,14 +399,6 @@ class Regressor(LazyModel):
             *quality,
             ("intervals", intervals if self.can_state_intervals else "none: too few images were held out"),
         ]
-
-    def attachment(self, name: str) -> bytes:
-        """Returns a further file of the regressor's folder, such as ``"test_predictions.csv"``; empty if it has none.
-
-        Args:
-            name: Relative to the folder.
-        """
-        return self._attachments.get(name, b"")
 
 
 def measured(
